@@ -1,0 +1,462 @@
+"""The settings of a run: what can be set, within which bounds, and what it means.
+
+A `Config` is frozen and complete. It is read from TOML, changed by `--set key=value`
+(default < file < `--set`) and written back in full before the first step, so a run
+folder always says what made it. Nothing here reads images or imports torch; whether a
+model name exists is checked by `tumorlens.models`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tumorlens.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pydantic_core import ErrorDetails
+
+Protocol = Literal["as-given", "grouped", "grouped-kfold"]
+Fit = Literal["squash", "pad"]
+Precision = Literal["auto", "fp32", "bf16"]
+Policy = Literal["none", "basic", "random-resized-crop", "auto-augment", "mri"]
+
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    # Strict: `epochs = true` or `lr = "1e-3"` is a mistake, not a number.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataConfig(_Section):
+    """Which images, and how they become train, val and test."""
+
+    path: str | None = Field(
+        None, description="Folder of class folders, or a CSV/Parquet table."
+    )
+    metadata: str | None = Field(
+        None,
+        description="CSV with path, patient, source and source_label columns. Unset: "
+        "DATA/metadata.csv where it exists; 'none' ignores that file too.",
+    )
+    protocol: Protocol = Field(
+        "grouped",
+        description="How the subsets are made: 'as-given' keeps the folders' own "
+        "Training and Testing, the others keep patients and copies together.",
+    )
+    split: str | None = Field(
+        None,
+        description="A split.csv to use as it stands instead of making one; refused "
+        "when it puts a group on two sides, unless protocol is 'as-given'.",
+    )
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.15, description="Share of the training images kept back as val, by group."
+    )
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="Share of all images that become test under 'grouped'."
+    )
+    num_folds: Annotated[int, Field(ge=2, le=20)] = Field(
+        5, description="Folds under 'grouped-kfold'; each image is tested once."
+    )
+    fit: Fit = Field(
+        "pad",
+        description="How an image becomes square: 'squash' resizes it as it is, 'pad' "
+        "crops the black border, pads to a square and keeps proportions.",
+    )
+    max_unreadable: Fraction = Field(
+        0.05, description="Stop when a larger share of the files cannot be read."
+    )
+    max_file_mib: Positive = Field(
+        64.0, description="Files larger than this are not opened, in MiB."
+    )
+    max_pixels: Annotated[int, Field(gt=0)] = Field(
+        100_000_000, description="Images with more pixels are not decoded."
+    )
+    cache_dir: str | None = Field(
+        None,
+        description="Where decoded images are kept between runs. Unset: tumorlens in "
+        "the user's cache folder.",
+    )
+    cache_limit_mib: NotNegative = Field(
+        8192.0,
+        description="Sets whose decoded size is larger, in MiB, are decoded anew in "
+        "each epoch by the loader's workers.",
+    )
+
+
+class ModelConfig(_Section):
+    """The network, its weights, and what it sees."""
+
+    name: str = Field("resnet18", description="Any image classifier of timm.")
+    pretrained: str = Field(
+        "auto",
+        description="'auto' and 'yes' fetch the weights of the model hub, 'no' starts "
+        "from random ones; anything else is a .safetensors or .pth file.",
+    )
+    drop_rate: Fraction = Field(0.0, description="Dropout before the last layer.")
+    drop_path_rate: Fraction = Field(
+        0.0, description="Stochastic depth, for the networks that have it."
+    )
+    global_pool: str | None = Field(
+        None, description="'avg', 'max' or another of timm's; unset: the model's own."
+    )
+    in_chans: Literal[1, 3] = Field(3, description="1 for grey input, 3 for RGB.")
+    size_px: Annotated[int, Field(ge=16, le=2048)] | None = Field(
+        None, description="Side of the square input, in pixels; unset: the weights'."
+    )
+    mean: list[float] | None = Field(
+        None, description="Per channel, of values in [0, 1]; unset: the weights'."
+    )
+    std: list[Positive] | None = Field(
+        None, description="Per channel, of values in [0, 1]; unset: the weights'."
+    )
+    mirror: bool = Field(
+        False,
+        description="Average the probabilities of each image and its left-right "
+        "mirror image wherever the model is evaluated or used. Doubles the cost.",
+    )
+    extra: dict[str, Any] = Field(
+        default_factory=dict,
+        description="More arguments for timm.create_model, such as pad_type.",
+    )
+
+    @model_validator(mode="after")
+    def _one_mean_and_std_per_channel(self) -> Self:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.in_chans:
+                raise ValueError(
+                    f"expected model.{name} with {self.in_chans} value(s), as "
+                    f"model.in_chans says, got {values}"
+                )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("expected model.mean and model.std together, got one")
+        return self
+
+
+class AugmentConfig(_Section):
+    """What is done to training images, and to them only."""
+
+    policy: str = Field(
+        "mri",
+        description="A named policy, or several joined by '+': none, basic, "
+        "random-resized-crop, auto-augment, mri.",
+    )
+    crop_scale: list[Positive] = Field(
+        [0.5, 1.0],
+        description="Smallest and largest share of the area that "
+        "'random-resized-crop' keeps; timm's own default is [0.08, 1].",
+    )
+    auto_augment: str = Field(
+        "original",
+        description="timm's name of the policy behind 'auto-augment': 'original', "
+        "'v0', '3a', or a RandAugment such as 'rand-m9-n2'.",
+    )
+    strength: Positive = Field(
+        1.0, description="Scales every range of the 'mri' policy; 1 is as documented."
+    )
+    random_erasing: Fraction = Field(
+        0.0, description="Probability that a rectangle of an image is blanked."
+    )
+    mixup: NotNegative = Field(0.0, description="Mixup alpha; 0 is off.")
+    cutmix: NotNegative = Field(0.0, description="CutMix alpha; 0 is off.")
+    mix_probability: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="Share of the batches that are mixed, where mixing is on."
+    )
+
+    @model_validator(mode="after")
+    def _policy_is_known_and_scale_is_a_range(self) -> Self:
+        known = get_args(Policy)
+        for name in self.policies:
+            if name not in known:
+                raise ValueError(
+                    f"unknown augment.policy {name!r}; {did_you_mean(name, known)}"
+                )
+        if len(self.crop_scale) != 2 or not (
+            self.crop_scale[0] <= self.crop_scale[1] <= 1
+        ):
+            raise ValueError(
+                f"expected augment.crop_scale as [low, high] with low <= high <= 1, "
+                f"got {self.crop_scale}"
+            )
+        return self
+
+    @property
+    def policies(self) -> list[str]:
+        """The names in `policy`, in the order in which they are applied."""
+        return [name.strip() for name in self.policy.split("+")]
+
+
+class OptimConfig(_Section):
+    """The optimizer and its learning rate over time."""
+
+    name: str = Field(
+        "adamw", description="Any optimizer of timm's factory: adam, adamw, sgd, ..."
+    )
+    lr: Positive = Field(1e-3, description="Highest learning rate.")
+    weight_decay: NotNegative = Field(0.05, description="Not applied to biases.")
+    momentum: Fraction = Field(0.9, description="For the optimizers that have one.")
+    epochs: Annotated[int, Field(gt=0, le=100_000)] = Field(
+        12, description="Passes over the training images."
+    )
+    scheduler: Literal["constant", "step", "cosine", "exponential", "onecycle"] = Field(
+        "cosine",
+        description="StepLR, CosineAnnealingLR and ExponentialLR step after each "
+        "epoch as in the torch tutorials when warmup_epochs is 0; OneCycle steps "
+        "after each batch.",
+    )
+    step_size: Annotated[int, Field(gt=0)] = Field(
+        5, description="Epochs between two steps of 'step'."
+    )
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1,
+        description="Factor of one step of 'step', or of one epoch of 'exponential'.",
+    )
+    min_lr: NotNegative = Field(0.0, description="Where 'cosine' ends.")
+    warmup_epochs: NotNegative = Field(
+        0.0, description="Epochs in which the learning rate grows linearly from 1 %."
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Factor on the learning rate per layer towards the input."
+    )
+    clip_grad_norm: Positive | None = Field(
+        None, description="Longest L2 norm of the gradient; unset: not clipped."
+    )
+
+    @model_validator(mode="after")
+    def _lr_bounds_are_ordered(self) -> Self:
+        if self.min_lr > self.lr:
+            raise ValueError(
+                f"expected optim.min_lr <= optim.lr, got {self.min_lr} > {self.lr}"
+            )
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
+            raise ValueError(
+                f"expected optim.warmup_epochs < optim.epochs, got "
+                f"{self.warmup_epochs} >= {self.epochs}"
+            )
+        return self
+
+
+class TrainConfig(_Section):
+    """The loop: batches, loss, precision, and which epoch is kept."""
+
+    batch_size: Annotated[int, Field(gt=0, le=65_536)] = Field(
+        32, description="Images per step and per process."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        42, description="Of the split, the weights, the order and the augmentation."
+    )
+    precision: Precision = Field(
+        "auto",
+        description="'auto' is bf16 where the device is fast at it (CUDA from Ampere "
+        "on, CPUs with AVX-512 bf16 or AMX), else fp32.",
+    )
+    workers: Count = Field(
+        0,
+        description="Loader processes. 0 decodes and augments in the main one, the "
+        "fastest choice for a cached set on few cores.",
+    )
+    label_smoothing: Fraction = Field(0.0, description="Of the cross-entropy.")
+    class_weights: Literal["none", "sqrt", "balanced"] = Field(
+        "none",
+        description="Weight of a class in the loss: equal, or the inverse of its "
+        "(square root of) frequency, mean 1 over the images.",
+    )
+    sampler: Literal["shuffle", "balanced"] = Field(
+        "shuffle", description="'balanced' draws every class equally often."
+    )
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Keep and use an average of the weights; unset: off."
+    )
+    freeze_backbone_epochs: Count = Field(
+        0, description="First epochs in which only the last layer is trained."
+    )
+    early_stop_epochs: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Stop after so many epochs without a better val measure."
+    )
+    best_by: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss", "last"] = (
+        Field(
+            "accuracy",
+            description="The val measure that picks the epoch whose weights are kept; "
+            "'last' keeps those of the last epoch.",
+        )
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="'auto' is the GPU where torch sees one."
+    )
+
+    @model_validator(mode="after")
+    def _weights_or_sampling(self) -> Self:
+        if self.sampler == "balanced" and self.class_weights != "none":
+            raise ValueError(
+                "expected one remedy for rare classes, got train.sampler = 'balanced' "
+                f"and train.class_weights = {self.class_weights!r}"
+            )
+        return self
+
+
+class Config(_Section):
+    """All settings of one run."""
+
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+
+
+def load_config(path: Path | None = None, *, assignments: Iterable[str] = ()) -> Config:
+    """Return the settings of a TOML file with `--set` assignments on top.
+
+    Args:
+        path: A TOML file; `None` starts from the defaults.
+        assignments: Texts such as `optim.lr=1e-4`. The value is read as TOML where it
+            is TOML, else as plain text, so that `model.name=resnet50` needs no quotes;
+            `none` unsets a setting that can be unset.
+
+    Returns:
+        The complete settings.
+
+    Raises:
+        ConfigError: The file cannot be read, or a setting is unknown, mistyped, out of
+            range or contradicts another.
+
+    Example:
+        >>> config = load_config(assignments=["optim.lr=1e-4", "model.name=resnet50"])
+        >>> config.optim.lr, config.model.name, config.train.batch_size
+        (0.0001, 'resnet50', 32)
+    """
+    settings: dict[str, Any] = {}
+    if path is not None:
+        settings = _read_toml(path)
+    for assignment in assignments:
+        _assign(settings, assignment)
+    return parse_config(settings)
+
+
+def parse_config(settings: Mapping[str, Any]) -> Config:
+    """Return the complete settings for nested dictionaries, as read from TOML.
+
+    Raises:
+        ConfigError: A setting is unknown, mistyped, out of range or contradicts
+            another. The first such setting is named.
+    """
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        raise _config_error(error.errors()[0]) from None
+
+
+def dump_config(config: Config) -> str:
+    """Return the settings as TOML that `load_config` reads back to an equal `Config`.
+
+    TOML has no null: a setting that is unset is left out.
+    """
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def setting_names() -> dict[str, str]:
+    """Return every setting as `section.name` with its description."""
+    return {
+        f"{section}.{name}": field.description or ""
+        for section, outer in Config.model_fields.items()
+        for name, field in _section(outer.annotation).model_fields.items()
+    }
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the config {path}: {error.strerror}",
+            hint="give the path of a TOML file, or leave it out and use --data",
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} is not TOML: {error}", hint="see configs/ for files that work"
+        ) from None
+
+
+def _assign(settings: dict[str, Any], assignment: str) -> None:
+    key, equals, text = assignment.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and name):
+        raise ConfigError(
+            f"expected --set section.name=value, got {assignment!r}",
+            hint="for example --set optim.lr=1e-4",
+        )
+    inner = settings.setdefault(section, {})
+    if not isinstance(inner, dict):
+        raise ConfigError(
+            f"expected a table for {section!r} in the config, got {inner!r}",
+            hint=f"write [{section}] and the settings below it",
+        )
+    # `model.extra.pad_type=same` sets one key of a table.
+    *tables, name = name.split(".")
+    for table in tables:
+        inner = inner.setdefault(table, {})
+    if text.strip() == "none" and _can_be_unset(section, name):
+        inner.pop(name, None)
+    else:
+        inner[name] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _can_be_unset(section: str, name: str) -> bool:
+    outer = Config.model_fields.get(section)
+    field = outer and _section(outer.annotation).model_fields.get(name)
+    # data.metadata is the exception: 'none' is one of its values.
+    return (
+        field is not None
+        and type(None) in get_args(field.annotation)
+        and (section, name) != ("data", "metadata")
+    )
+
+
+def _section(annotation: Any) -> type[_Section]:
+    assert isinstance(annotation, type)
+    assert issubclass(annotation, _Section)
+    return annotation
+
+
+def _config_error(error: ErrorDetails) -> ConfigError:
+    place = [str(part) for part in error["loc"]]
+    key = ".".join(place)
+    if error["type"] == "extra_forbidden":
+        known = setting_names()
+        return ConfigError(
+            f"unknown setting {key!r}",
+            hint=did_you_mean(key, known)
+            if len(place) > 1
+            else did_you_mean(key, Config.model_fields),
+        )
+    if error["type"] == "value_error":
+        return ConfigError(
+            str(error["ctx"]["error"]), hint="change one of the settings named"
+        )
+    description = setting_names().get(".".join(place[:2]), "")
+    return ConfigError(
+        f"{key}: {_lower_first(error['msg'])}, got {error['input']!r}",
+        hint=description or "see the settings in docs/settings.md",
+    )
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

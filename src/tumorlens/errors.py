@@ -1,0 +1,72 @@
+"""Every error that a user of this package can cause.
+
+    TumorlensError             base; the command line prints it and exits with status 2
+    |- ConfigError        a setting is unknown, of the wrong type or out of range
+    |- DataError          the image folder or one of its files cannot be used
+    |- RunError           a run folder is missing, incomplete or from another version
+    `- MissingExtraError  an optional dependency is not installed
+
+A broken promise inside our own code is not in this list. It stays an
+`AssertionError` with its traceback, because the user cannot repair it.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class TumorlensError(Exception):
+    """An error with a cause that the user can remove.
+
+    Args:
+        problem: What is wrong: the offending value, and where it came from.
+        hint: What to do next, as an instruction. Printed on its own line.
+    """
+
+    def __init__(self, problem: str, *, hint: str = "") -> None:
+        super().__init__(f"{problem}\n  hint: {hint}" if hint else problem)
+        self.problem = problem
+        self.hint = hint
+
+
+class ConfigError(TumorlensError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class DataError(TumorlensError):
+    """The image folder or one of its files cannot be used."""
+
+
+class RunError(TumorlensError):
+    """A run folder is missing, incomplete or from another version."""
+
+
+class MissingExtraError(TumorlensError, ImportError):
+    """An optional dependency is not installed."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the hint for a misspelt name.
+
+    Args:
+        name: What the user wrote.
+        known: The names that would have been accepted.
+
+    Returns:
+        A sentence with the closest name, or with every name when none is close.
+
+    Example:
+        >>> did_you_mean("weight_decy", ["lr", "weight_decay"])
+        "did you mean 'weight_decay'?"
+        >>> did_you_mean("momentum", ["lr", "weight_decay"])
+        'choose from: lr, weight_decay'
+    """
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1)
+    return (
+        f"did you mean {close[0]!r}?" if close else f"choose from: {', '.join(names)}"
+    )

@@ -1,0 +1,69 @@
+"""Optional libraries: importing them, and the message when one is missing.
+
+Usage data of every library that sends some is switched off here, before its import: a
+medical tool must not tell anybody what it is used on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING
+
+from tumorlens.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_EXTRA_OF = {
+    "accelerate": "train",
+    "faiss": "train",
+    "gdcm": "dicom",
+    "imagehash": "train",
+    "jinja2": "train",
+    "matplotlib": "train",
+    "nibabel": "demo",
+    "nilearn": "demo",
+    "pyarrow": "parquet",
+    "safetensors": "train",
+    "scipy": "train",
+    "sklearn": "train",
+    "timm": "train",
+    "torch": "train",
+    "torchmetrics": "train",
+    "torchvision": "train",
+}
+"""Import name -> the extra that installs it."""
+
+
+def switch_off_usage_data() -> None:
+    """Tell every library that reports its use not to, and not to ask for updates."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["DO_NOT_TRACK"] = "1"
+
+
+def require(module: str) -> ModuleType:
+    """Import a module of this package or of an optional library.
+
+    Args:
+        module: A dotted name, such as `tumorlens.train` or `nilearn.datasets`.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingExtraError: The library, or one that a module of this package needs, is
+            in an extra that is not installed.
+    """
+    switch_off_usage_data()
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        extra = _EXTRA_OF.get(missing)
+        if not extra:
+            raise
+        raise MissingExtraError(
+            f"{module} needs the library {missing!r}, which is not installed",
+            hint=f'pip install "tumorlens[{extra}]"',
+        ) from error
