@@ -1,0 +1,108 @@
+# Needs Python 3.11 or later, make and, for the first installation, a network.
+# Every target works from a clean clone, and again after that.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The first Python on the path that is new enough; `make PYTHON=... test` picks another.
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	if $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	then command -v $$name; break; fi; done)
+
+BIN := .venv/bin
+WITH_DEMO := .venv/.installed-demo
+WITH_TEST := .venv/.installed-test
+CODE := src tests examples benchmarks docs
+# Tests that need what this machine may not have are asked for by name.
+TESTS := -m "not (gpu or network or real)"
+
+.PHONY: help
+help: ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
+
+.PHONY: demo
+demo: $(WITH_DEMO) ## The main job on built-in images: audit, train, evaluate, report (5 minutes)
+	@rm -rf demo
+	@echo "==> 1/5 images made from a brain template, with planted faults"
+	$(BIN)/tumorlens phantom demo/images
+	@echo "==> 2/5 audit: what is wrong with them"
+	$(BIN)/tumorlens audit demo/images --out demo/audit
+	@echo "==> 3/5 train, on a split that keeps patients and copies together"
+	$(BIN)/tumorlens train configs/demo.toml --data demo/images --out demo/run
+	@echo "==> 4/5 evaluate on the test subset"
+	$(BIN)/tumorlens evaluate demo/run
+	@echo "==> 5/5 report: one page"
+	$(BIN)/tumorlens report demo/run --data demo/images
+	@echo "==> what came of it"
+	@$(BIN)/python examples/demo_summary.py demo
+
+.PHONY: test
+test: $(WITH_TEST) ## The tests
+	@echo "==> tests"
+	$(BIN)/python -m pytest -q $(TESTS)
+
+.PHONY: lint
+lint: $(WITH_TEST) ## Format check, lint, types
+	@echo "==> format"
+	$(BIN)/ruff format --check $(wildcard $(CODE))
+	@echo "==> lint"
+	$(BIN)/ruff check $(wildcard $(CODE))
+	@echo "==> types"
+	$(BIN)/mypy
+
+.PHONY: check
+check: lint test ## Format check, lint, types, tests: what CI runs
+
+.PHONY: format
+format: $(WITH_TEST) ## Put the code in its format
+	$(BIN)/ruff format $(wildcard $(CODE))
+	$(BIN)/ruff check --fix $(wildcard $(CODE))
+
+.PHONY: coverage
+coverage: $(WITH_TEST) ## The tests, with the branches that they do not reach
+	$(BIN)/python -m pytest -q $(TESTS) --cov --cov-report=term-missing:skip-covered
+
+.PHONY: real
+real: $(WITH_TEST) ## Slow checks on the real images in ../shared (skipped without them)
+	$(BIN)/python -m pytest -q -m real
+
+.PHONY: bench-train
+bench-train: $(WITH_TEST) ## Training speed against the plain loop
+	$(BIN)/python benchmarks/train_speed.py
+
+.PHONY: bench-copies
+bench-copies: $(WITH_TEST) ## The search for copies on 10k, 100k and 1M hashes
+	$(BIN)/python benchmarks/copies_scale.py
+
+.PHONY: docs
+docs: $(WITH_TEST) ## Write docs/settings.md anew from the settings
+	$(BIN)/python docs/make_settings.py > docs/settings.md
+
+.PHONY: clean
+clean: ## Remove .venv, the demo and every cache
+	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "error: tumorlens needs Python 3.11 or later, found $$(python3 --version 2>&1)" >&2; \
+		echo "hint: install it, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; \
+		exit 2; fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: tumorlens needs Python 3.11 or later, $(PYTHON) is $$($(PYTHON) --version 2>&1)" >&2; \
+		echo "hint: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@echo "==> making .venv with $(PYTHON)"
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 2; }
+
+# What is installed follows pyproject.toml: a change there installs again.
+$(WITH_DEMO): .venv/bin/python pyproject.toml
+	@echo "==> installing tumorlens with what the demo needs (the first time: some GB, a minute or more)"
+	@$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	@touch $@
+
+$(WITH_TEST): .venv/bin/python pyproject.toml
+	@echo "==> installing tumorlens with what the tests need (the first time: some GB, a minute or more)"
+	@$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@touch $@
