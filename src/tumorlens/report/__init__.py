@@ -1,0 +1,10 @@
+"""Pages for people: one self-contained HTML file per run and per audit.
+
+This package reads files that other stages wrote and computes nothing, so a page can be
+made again years later, without the model. A newcomer would look for plots of a live
+training here; those are in the progress bar and in `history.jsonl`.
+"""
+
+from tumorlens.report.run_page import write_run_report
+
+__all__ = ["write_run_report"]

@@ -1,0 +1,462 @@
+"""Figures of a run as SVG and PNG, drawn from numbers that are already there.
+
+Every figure has a title, a line that says what it was measured on and, when the test
+images leak into training, the words of that leak: a figure that is cut out of its page
+still carries them. Newcomers reach for pyplot here; it keeps global state and a window
+system, so figures are made from `matplotlib.figure.Figure` alone.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import textwrap
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from tumorlens.report.palette import LIGHT, SERIES, themed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from matplotlib.axes import Axes
+
+# The first import of the font manager announces that it builds a cache; nobody who
+# asked for a report wants to read that.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+
+_PANEL_INCHES = 4.8
+"""Width of a panel: 345 points, so that on a phone a point is about a pixel."""
+
+_DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
+_MARKERS = ("o", "s", "^", "D")
+
+_STYLE: dict[str, Any] = {
+    "axes.edgecolor": LIGHT["muted"],
+    "axes.facecolor": LIGHT["surface"],
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelcolor": LIGHT["muted"],
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.unicode_minus": False,
+    "figure.facecolor": LIGHT["surface"],
+    "font.family": ["DejaVu Sans"],
+    "font.size": 10.5,
+    "grid.color": LIGHT["line"],
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.labelcolor": LIGHT["ink"],
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "savefig.facecolor": LIGHT["surface"],
+    # Text stays text: it can be searched, read aloud and set in the reader's own font.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tumorlens",
+    "text.color": LIGHT["ink"],
+    # A class or file name with two dollar signs is not a formula.
+    "text.parse_math": False,
+    "xtick.color": LIGHT["muted"],
+    "ytick.color": LIGHT["muted"],
+}
+
+
+@dataclass(frozen=True)
+class Heading:
+    """The words above a figure."""
+
+    title: str
+    """What is shown."""
+
+    subtitle: str
+    """Model, protocol, subset, number of images."""
+
+    warning: str = ""
+    """The words of the leak; empty when there is none."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One finished figure."""
+
+    svg: str
+    """A whole SVG file, in the light colours."""
+
+    png: bytes
+    """The same as PNG, at 200 dots per inch."""
+
+    def inline(self, name: str) -> str:
+        """Return the SVG for use inside a page: themed, with ids of its own.
+
+        Args:
+            name: Put before every id, so that two figures of a page cannot take each
+                other's clip paths.
+        """
+        svg = self.svg[self.svg.index("<svg") :]
+        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+        svg = re.sub(r'\b(id="|href="#)|(url\(#)', rf"\g<0>{name}-", svg)
+        # Width and height belong to the style sheet; the view box keeps proportions.
+        svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
+        svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
+        svg = svg.replace("'DejaVu Sans'", "var(--font)")
+        return themed(svg)
+
+
+def draw_curves(
+    histories: Sequence[Sequence[Mapping[str, Any]]],
+    heading: Heading,
+    *,
+    measures: Sequence[str] = ("loss", "accuracy"),
+) -> Drawing:
+    """Draw loss and accuracy over the epochs, one panel each, train and val in both.
+
+    Several histories are folds: a thin line each, and a thick one for their mean over
+    the epochs that all of them reached.
+
+    Args:
+        histories: Rows of `history.jsonl`, one sequence per run or fold.
+        heading: The words above it.
+        measures: Which of "loss" and "accuracy" to draw, from left to right.
+    """
+
+    def draw(panels: Sequence[Axes]) -> None:
+        for axes, measure in zip(panels, measures, strict=True):
+            for subset, color, marker, dash in (
+                ("train", SERIES[1], "s", _DASHES[1]),
+                ("val", SERIES[0], "o", "-"),
+            ):
+                _draw_subset(
+                    axes,
+                    histories,
+                    f"{subset}_{measure}",
+                    label=subset,
+                    style={"color": LIGHT[color], "marker": marker, "linestyle": dash},
+                )
+            _mark_kept_epoch(axes, histories)
+            axes.set_xlabel("epoch")
+            axes.set_ylabel(measure)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+            if measure == "accuracy":
+                axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            else:
+                axes.set_ylim(bottom=0)
+            _legend_above(axes)
+
+    return _render(draw, heading, columns=len(measures), body_inches=3.1)
+
+
+def draw_confusion(
+    matrix: Sequence[Sequence[int]], classes: Sequence[str], heading: Heading
+) -> Drawing:
+    """Draw the confusion matrix: in each cell the count and its share of the row."""
+    counts = np.asarray(matrix, dtype=float)  # (C, C), rows are true classes
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+    # Beyond some ten classes the figure grows; a cell stays large enough to be read.
+    inches = max(_PANEL_INCHES, 0.52 * len(classes) + 1.6)
+
+    def draw(panels: Sequence[Axes]) -> None:
+        (axes,) = panels
+        axes.grid(visible=False)
+        for row, column in np.ndindex(*counts.shape):
+            share = shares[row, column]
+            # At most 0.65 opaque: ink stays readable on the darkest cell.
+            axes.add_patch(
+                mpl.patches.Rectangle(
+                    (column - 0.49, row - 0.49),
+                    0.98,
+                    0.98,
+                    facecolor=LIGHT["heat"],
+                    alpha=0.03 + 0.62 * share,
+                    linewidth=0,
+                )
+            )
+            axes.text(
+                column,
+                row - 0.04,
+                f"{counts[row, column]:.0f}",
+                ha="center",
+                va="bottom",
+                fontsize=12,
+                fontweight="bold" if row == column else "normal",
+            )
+            axes.text(
+                column,
+                row + 0.08,
+                f"{100 * share:.1f} %",
+                ha="center",
+                va="top",
+                fontsize=8.5,
+            )
+        names = [_shortened(name) for name in classes]
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(length=0, labelcolor=LIGHT["ink"], labelsize=9.5)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("label")
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+
+    return _render(draw, heading, panel_inches=inches, body_inches=0.78 * inches)
+
+
+def draw_roc(
+    roc: Mapping[str, Mapping[str, Sequence[float]] | None],
+    auroc: Mapping[str, float | None],
+    heading: Heading,
+) -> Drawing:
+    """Draw the ROC curve of each class against the rest, with its AUROC in the legend.
+
+    Args:
+        roc: Class name -> "fpr" and "tpr"; `None` where a curve is not defined because
+            every image, or none, is of that class.
+        auroc: Class name -> area under the curve.
+        heading: The words above it.
+    """
+
+    def draw(panels: Sequence[Axes]) -> None:
+        (axes,) = panels
+        axes.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=0.9, linestyle=":")
+        handles, labels = [], []
+        for number, (name, points) in enumerate(roc.items()):
+            if not points:
+                continue
+            handles += axes.plot(
+                points["fpr"],
+                points["tpr"],
+                color=LIGHT[SERIES[number % len(SERIES)]],
+                linestyle=_DASHES[number % len(_DASHES)],
+                # Room for a line on the border of the square.
+                clip_on=False,
+            )
+            area = auroc.get(name)
+            area_text = "n/a" if area is None else f"{area:.3f}"
+            labels.append(f"{area_text}  {_shortened(name)}")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_aspect("equal")
+        axes.set_xlabel("false positive rate")
+        axes.set_ylabel("true positive rate")
+        if handles:
+            axes.legend(
+                handles,
+                labels,
+                title="AUROC, class against the rest",
+                loc="lower right",
+                fontsize=9.5,
+                title_fontsize=9,
+                alignment="left",
+                handlelength=2.6,
+                frameon=True,
+                framealpha=0.9,
+                facecolor=LIGHT["surface"],
+                edgecolor="none",
+            )
+
+    return _render(draw, heading, body_inches=4.3)
+
+
+def draw_calibration(
+    calibration: Mapping[str, Sequence[float | None]], heading: Heading
+) -> Drawing:
+    """Draw accuracy over confidence per bin, and below it the images in each bin.
+
+    Args:
+        calibration: "confidence", "accuracy" and "count", one entry per bin; bins
+            without images are left out of the drawing.
+        heading: The words above it.
+    """
+    bins = [
+        (confidence, accuracy, int(count))
+        for confidence, accuracy, count in zip(
+            calibration["confidence"],
+            calibration["accuracy"],
+            calibration["count"],
+            strict=True,
+        )
+        if count and confidence is not None and accuracy is not None
+    ]
+
+    def draw(panels: Sequence[Axes]) -> None:
+        upper, lower = panels
+        upper.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=0.9, linestyle=":")
+        upper.annotate(
+            "as sure as right",
+            (0.06, 0.09),
+            rotation=45,
+            rotation_mode="anchor",
+            transform_rotates_text=True,
+            fontsize=8.5,
+            color=LIGHT["muted"],
+        )
+        upper.plot(
+            [one[0] for one in bins],
+            [one[1] for one in bins],
+            color=LIGHT[SERIES[0]],
+            marker="o",
+            clip_on=False,
+        )
+        upper.set_ylim(0, 1)
+        upper.set_ylabel("accuracy")
+        upper.tick_params(labelbottom=False)
+        lower.vlines(
+            [one[0] for one in bins],
+            0,
+            [one[2] for one in bins],
+            color=LIGHT["heat"],
+            linewidth=9,
+        )
+        for confidence, _, count in bins:
+            lower.annotate(
+                str(count),
+                (confidence, count),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color=LIGHT["ink"],
+            )
+        lower.set_ylim(0, 1.2 * max([one[2] for one in bins], default=1))
+        lower.set_ylabel("images")
+        lower.set_xlabel("confidence: probability of the predicted class")
+        lower.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+        for axes in panels:
+            axes.set_xlim(0, 1.02)
+
+    return _render(draw, heading, rows=(3, 1.1), body_inches=4.3)
+
+
+def _draw_subset(
+    axes: Axes,
+    histories: Sequence[Sequence[Mapping[str, Any]]],
+    key: str,
+    *,
+    label: str,
+    style: dict[str, Any],
+) -> None:
+    lines = [
+        np.array([np.nan if row[key] is None else row[key] for row in rows], float)
+        for rows in histories
+    ]
+    if len(lines) == 1:
+        axes.plot(np.arange(1, len(lines[0]) + 1), lines[0], label=label, **style)
+        return
+    for line in lines:
+        thin = {**style, "marker": "", "linewidth": 0.8, "alpha": 0.55}
+        axes.plot(np.arange(1, len(line) + 1), line, **thin)
+    shared = min(len(line) for line in lines)
+    mean = np.mean([line[:shared] for line in lines], axis=0)
+    axes.plot(
+        np.arange(1, shared + 1), mean, label=f"{label}, mean of folds", **style
+    )
+
+
+def _mark_kept_epoch(
+    axes: Axes, histories: Sequence[Sequence[Mapping[str, Any]]]
+) -> None:
+    """Show which epoch's weights were kept; with folds there is one each, so none."""
+    if len(histories) != 1:
+        return
+    kept = [row["epoch"] for row in histories[0] if row.get("is_best")]
+    if kept:
+        axes.axvline(
+            kept[-1],
+            color=LIGHT["muted"],
+            linewidth=0.9,
+            linestyle=":",
+            label=f"kept: epoch {kept[-1]}",
+        )
+
+
+def _legend_above(axes: Axes) -> None:
+    """Put the legend between title and panel, where it covers no line."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=3,
+        fontsize=9.5,
+        borderpad=0.2,
+        borderaxespad=0.2,
+        columnspacing=1.4,
+        handlelength=2.4,
+    )
+
+
+def _render(
+    draw: Callable[[Sequence[Axes]], None],
+    heading: Heading,
+    *,
+    columns: int = 1,
+    rows: tuple[float, ...] = (1,),
+    panel_inches: float = _PANEL_INCHES,
+    body_inches: float,
+) -> Drawing:
+    """Make the panels below the heading, let `draw` fill them, and save the figure.
+
+    Deterministic: no dates, no versions, and ids from a fixed salt.
+    """
+    width = columns * panel_inches
+    lines = _heading_lines(heading, width)
+    head_inches = 0.12 + sum(line.inches for line in lines)
+    height = head_inches + body_inches
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # A class name in a script that the font lacks: the SVG, being text, is right.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = Figure(figsize=(width, height), layout="constrained")
+        engine = figure.get_layout_engine()
+        assert engine is not None
+        engine.set(rect=(0, 0, 1, 1 - head_inches / height))
+        y = height - 0.08
+        for line in lines:
+            figure.text(0.1 / width, y / height, line.text, va="top", **line.style)
+            y -= line.inches
+        panels = figure.subplots(
+            len(rows), columns, squeeze=False, height_ratios=rows
+        )
+        draw(list(panels.flat))
+        svg, png = io.StringIO(), io.BytesIO()
+        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(svg, format="svg", metadata=nothing)
+        figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
+    return Drawing(svg.getvalue(), png.getvalue())
+
+
+@dataclass(frozen=True)
+class _Line:
+    text: str
+    inches: float
+    style: dict[str, Any]
+
+
+def _heading_lines(heading: Heading, width: float) -> list[_Line]:
+    # DejaVu Sans is wide: at 9 points an inch holds about 13 letters.
+    per_inch = 13
+    parts = [
+        (heading.title, 0.24, per_inch * 0.72, {"fontsize": 12, "fontweight": "bold"}),
+        (heading.subtitle, 0.18, per_inch, {"fontsize": 9, "color": LIGHT["muted"]}),
+        (
+            heading.warning,
+            0.18,
+            per_inch * 0.9,
+            {"fontsize": 9, "fontweight": "bold", "color": LIGHT["warn"]},
+        ),
+    ]
+    return [
+        _Line(text, inches, style)
+        for words, inches, letters, style in parts
+        for text in textwrap.wrap(words, int(letters * width))
+    ]
+
+
+def _shortened(name: str, *, num_letters: int = 22) -> str:
+    return name if len(name) <= num_letters else name[: num_letters - 1] + "…"

@@ -1,0 +1,350 @@
+"""The page of a run: `report.html` and its figures, from the files of the run folder.
+
+Nothing is measured here. Numbers come from `metrics.json`, curves from `history.jsonl`;
+`predictions.csv` is only sorted, to show the most confident mistakes.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from tumorlens.config import Config
+from tumorlens.errors import RunError
+from tumorlens.files import write_bytes, write_text
+from tumorlens.images import ImageLimits
+from tumorlens.report.figures import (
+    Drawing,
+    Heading,
+    draw_calibration,
+    draw_confusion,
+    draw_curves,
+    draw_roc,
+)
+from tumorlens.report.pages import render_page, write_count, write_percent
+from tumorlens.report.pictures import Picture, data_root, load_picture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from tumorlens.runs import Run
+
+METRICS_FORMAT = 1
+"""The format of `metrics.json` that this page knows."""
+
+MAX_MISTAKES = 12
+"""How many mistakes are shown as pictures."""
+
+_PERCENTAGES = (
+    ("Balanced accuracy", "balanced_accuracy"),
+    ("Macro F1", "macro_f1"),
+)
+_DECIMALS = (
+    ("Macro AUROC", "macro_auroc"),
+    ("Log loss", "log_loss"),
+    ("Brier score", "brier"),
+    ("Calibration error", "ece"),
+)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image that was given another class than its label."""
+
+    picture: Picture
+    label: str
+    predicted: str
+    probs: tuple[tuple[str, float], ...]
+    """Every class with its probability, the largest first."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    svg: Markup
+    alt: str
+
+
+def write_run_report(run: Run, *, data: Path | None = None) -> Path:
+    """Write `report.html` and the folder `figures` of an evaluated run.
+
+    Args:
+        run: An ordinary run or one with folds.
+        data: Where the images are now; `None` looks where `data.path` says. Images that
+            are gone are named in the page instead of shown.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RunError: The run is not evaluated yet, or one of its files cannot be read.
+        DataError: The page cannot be written.
+    """
+    metrics = _read_metrics(run)
+    mistakes, num_mistakes = _read_mistakes(run, metrics["classes"], data)
+    drawings, curves = _draw(run, metrics)
+    for name, drawing in drawings.items():
+        write_text(run.figures_dir / f"{name}.svg", drawing.svg)
+        write_bytes(run.figures_dir / f"{name}.png", drawing.png)
+
+    alts = _alternatives(metrics)
+    environment = run.environment()
+    page = render_page(
+        "run.html.j2",
+        {
+            "name": run.name,
+            "model": run.config.model.name,
+            "metrics": metrics,
+            "leak": metrics["leak"],
+            "percentages": [(label, metrics[key]) for label, key in _PERCENTAGES],
+            "decimals": [(label, metrics[key]) for label, key in _DECIMALS],
+            "looks": [
+                look for look in run.looks() if look["subset"] == metrics["subset"]
+            ],
+            "curves": [
+                _Shown(
+                    Markup(drawing.inline(f"curve-{measure}")),  # noqa: S704
+                    f"{measure} on train and val over the epochs",
+                )
+                for measure, drawing in curves.items()
+            ],
+            **{
+                name: _Shown(
+                    Markup(drawings[name].inline(name)),  # noqa: S704
+                    alt,
+                )
+                for name, alt in alts.items()
+            },
+            "training_words": _training_words(run),
+            "folds": metrics.get("folds") or [],
+            "mistakes": mistakes,
+            "num_mistakes": num_mistakes,
+            "command": _command(environment),
+            "repeat": f"tumorlens train {run.path / 'config.toml'} --out {run.path}-2",
+            "settings": _settings(run.config),
+            "environment": _environment(environment),
+        },
+    )
+    write_text(run.report_path, page)
+    return run.report_path
+
+
+def _read_metrics(run: Run) -> dict[str, Any]:
+    hint = f"run: tumorlens evaluate {run.path}"
+    try:
+        metrics = json.loads(run.metrics_path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{run.path} is not evaluated yet", hint=hint) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(
+            f"cannot read {run.metrics_path}: {error}", hint=hint
+        ) from None
+    found = metrics.get("format") if isinstance(metrics, dict) else metrics
+    if found != METRICS_FORMAT:
+        raise RunError(
+            f"expected format {METRICS_FORMAT} in {run.metrics_path}, got {found!r}",
+            hint=hint,
+        )
+    return dict(metrics)
+
+
+def _read_mistakes(
+    run: Run, classes: Sequence[str], data: Path | None
+) -> tuple[list[Mistake], int]:
+    """Return the most confident mistakes, and how many mistakes there are."""
+    hint = f"run: tumorlens evaluate {run.path}"
+    try:
+        with run.predictions_path.open(encoding="utf-8", newline="") as file:
+            rows = [
+                (
+                    row,
+                    {name: float(row[f"prob_{name}"]) for name in classes},
+                )
+                for row in csv.DictReader(file)
+                if row["label"] != row["predicted"]
+            ]
+    except OSError as error:
+        raise RunError(
+            f"cannot read {run.predictions_path}: {error.strerror}", hint=hint
+        ) from None
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise RunError(
+            f"{run.predictions_path} is not a table of predictions: {error!r}",
+            hint=hint,
+        ) from None
+    # The path breaks ties, so that the page is the same each time.
+    rows.sort(key=lambda one: (-one[1].get(one[0]["predicted"], 0.0), one[0]["path"]))
+    root = data_root(data, run.config.data.path)
+    limits = ImageLimits(
+        max_bytes=int(run.config.data.max_file_mib * 2**20),
+        max_pixels=run.config.data.max_pixels,
+    )
+    mistakes = [
+        Mistake(
+            picture=load_picture(root, row["path"], limits=limits),
+            label=row["label"],
+            predicted=row["predicted"],
+            probs=tuple(sorted(probs.items(), key=lambda one: -one[1])),
+        )
+        for row, probs in rows[:MAX_MISTAKES]
+    ]
+    return mistakes, len(rows)
+
+
+def _draw(
+    run: Run, metrics: Mapping[str, Any]
+) -> tuple[dict[str, Drawing], dict[str, Drawing]]:
+    """Return the figures by file name, and one curve per measure for the page.
+
+    The file has both curves side by side; the page puts them below each other on a
+    phone, which one drawing cannot do.
+    """
+    model, protocol = run.config.model.name, metrics["protocol"]
+    warning = metrics["leak"]["words"] if metrics["leak"]["leaks"] else ""
+    tested = (
+        f"{model} · {protocol} · {metrics['subset']} · "
+        f"{write_count(metrics['num_images'])} images"
+    )
+    trained = f"{model} · {protocol} · train and val"
+    histories = [one.history() for one in run.folds() or (run,)]
+    histories = [rows for rows in histories if rows]
+    roc = metrics["curves"]["roc"]
+    auroc = {name: one["auroc"] for name, one in metrics["per_class"].items()}
+
+    drawings = {
+        "confusion": draw_confusion(
+            metrics["confusion_matrix"],
+            metrics["classes"],
+            Heading("Confusion matrix", tested, warning),
+        ),
+        "roc": draw_roc(roc, auroc, Heading("ROC curves", tested, warning)),
+        "calibration": draw_calibration(
+            metrics["curves"]["calibration"], Heading("Calibration", tested, warning)
+        ),
+    }
+    curves: dict[str, Drawing] = {}
+    if histories:
+        drawings["curves"] = draw_curves(
+            histories, Heading("Loss and accuracy over the epochs", trained, warning)
+        )
+        curves = {
+            measure: draw_curves(
+                histories,
+                Heading(f"{measure.capitalize()} over the epochs", trained, warning),
+                measures=(measure,),
+            )
+            for measure in ("loss", "accuracy")
+        }
+    return drawings, curves
+
+
+def _alternatives(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return what each figure says, in words, for those who cannot see it."""
+    classes = metrics["classes"]
+    rows = [
+        f"{name}: "
+        + ", ".join(
+            f"{number} as {other}"
+            for other, number in zip(classes, row, strict=True)
+            if number
+        )
+        for name, row in zip(classes, metrics["confusion_matrix"], strict=True)
+    ]
+    areas = [
+        f"{name} {one['auroc']:.3f}"
+        for name, one in metrics["per_class"].items()
+        if one["auroc"] is not None
+    ]
+    bins = metrics["curves"]["calibration"]
+    points = [
+        f"{write_percent(accuracy)} right at confidence {write_percent(confidence)}"
+        for confidence, accuracy, count in zip(
+            bins["confidence"], bins["accuracy"], bins["count"], strict=True
+        )
+        if count
+    ]
+    return {
+        "confusion": f"Confusion matrix. {'; '.join(rows)}.",
+        "roc": f"ROC curves of each class against the rest. AUROC: {', '.join(areas)}.",
+        "calibration": f"Calibration. {'; '.join(points)}.",
+    }
+
+
+def _training_words(run: Run) -> str:
+    folds = run.folds()
+    if folds:
+        lengths = [len(fold.history()) for fold in folds]
+        return f"{len(folds)} folds, {_range(lengths)} epochs each."
+    history = run.history()
+    if not history:
+        return "No history: the weights were not trained here."
+    kept = [row["epoch"] for row in history if row.get("is_best")]
+    words = f"{len(history)} of {run.config.optim.epochs} epochs"
+    by = run.config.train.best_by
+    if not kept:
+        return f"{words}."
+    if by == "last":
+        return f"{words}; the weights of the last one were kept."
+    return f"{words}; the weights of epoch {kept[-1]} were kept, the best val {by}."
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _command(environment: Mapping[str, Any]) -> str:
+    command = environment.get("command", "")
+    return command if isinstance(command, str) else " ".join(map(str, command))
+
+
+def _settings(config: Config) -> list[tuple[str, list[dict[str, Any]]]]:
+    default = Config().model_dump(mode="json")
+    return [
+        (
+            section,
+            [
+                {
+                    "name": name,
+                    "value": _as_written(value),
+                    "changed": value != default[section][name],
+                }
+                for name, value in pairs.items()
+            ],
+        )
+        for section, pairs in config.model_dump(mode="json").items()
+    ]
+
+
+def _environment(
+    environment: Mapping[str, Any],
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return nested dictionaries as titled groups, everything else in a first one."""
+    plain = {
+        key: value
+        for key, value in environment.items()
+        if key != "command" and not isinstance(value, Mapping)
+    }
+    groups = [("", plain)] if plain else []
+    groups += [
+        (key, dict(value))
+        for key, value in environment.items()
+        if isinstance(value, Mapping) and value
+    ]
+    return [(title, _pairs(values.items())) for title, values in groups]
+
+
+def _pairs(items: Iterable[tuple[str, Any]]) -> list[tuple[str, str]]:
+    return [(str(key).replace("_", " "), _as_written(value)) for key, value in items]
+
+
+def _as_written(value: Any) -> str:
+    """Return a value as it is written in TOML, texts without their quotes."""
+    if value is None:
+        return "unset"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
