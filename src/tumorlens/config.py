@@ -68,6 +68,11 @@ class DataConfig(_Section):
     num_folds: Annotated[int, Field(ge=2, le=20)] = Field(
         5, description="Folds under 'grouped-kfold'; each image is tested once."
     )
+    fold: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Under 'grouped-kfold': train this fold only, from 0; unset: all "
+        "of them.",
+    )
     fit: Fit = Field(
         "pad",
         description="How an image becomes square: 'squash' resizes it as it is, 'pad' "
@@ -92,6 +97,20 @@ class DataConfig(_Section):
         description="Sets whose decoded size is larger, in MiB, are decoded anew in "
         "each epoch by the loader's workers.",
     )
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_the_folds(self) -> Self:
+        if self.fold is not None and self.protocol != "grouped-kfold":
+            raise ValueError(
+                f"expected data.protocol = 'grouped-kfold' with data.fold, got "
+                f"{self.protocol!r}"
+            )
+        if self.fold is not None and self.fold >= self.num_folds:
+            raise ValueError(
+                f"expected data.fold < data.num_folds, got {self.fold} >= "
+                f"{self.num_folds}"
+            )
+        return self
 
 
 class ModelConfig(_Section):
@@ -121,7 +140,7 @@ class ModelConfig(_Section):
         None, description="Per channel, of values in [0, 1]; unset: the weights'."
     )
     mirror: bool = Field(
-        False,
+        default=False,
         description="Average the probabilities of each image and its left-right "
         "mirror image wherever the model is evaluated or used. Doubles the cost.",
     )
@@ -308,11 +327,11 @@ class TrainConfig(_Section):
 class Config(_Section):
     """All settings of one run."""
 
-    data: DataConfig = Field(default_factory=DataConfig)
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    augment: AugmentConfig = Field(default_factory=AugmentConfig)
-    optim: OptimConfig = Field(default_factory=OptimConfig)
-    train: TrainConfig = Field(default_factory=TrainConfig)
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
 
 
 def load_config(path: Path | None = None, *, assignments: Iterable[str] = ()) -> Config:
@@ -354,7 +373,8 @@ def parse_config(settings: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        raise _config_error(error.errors()[0]) from None
+        problem, hint = _explain(error.errors()[0])
+        raise ConfigError(problem, hint=hint) from None
 
 
 def dump_config(config: Config) -> str:
@@ -436,27 +456,15 @@ def _section(annotation: Any) -> type[_Section]:
     return annotation
 
 
-def _config_error(error: ErrorDetails) -> ConfigError:
+def _explain(error: ErrorDetails) -> tuple[str, str]:
+    """Return problem and hint for one of pydantic's errors, in the user's words."""
     place = [str(part) for part in error["loc"]]
     key = ".".join(place)
     if error["type"] == "extra_forbidden":
-        known = setting_names()
-        return ConfigError(
-            f"unknown setting {key!r}",
-            hint=did_you_mean(key, known)
-            if len(place) > 1
-            else did_you_mean(key, Config.model_fields),
-        )
+        known = setting_names() if len(place) > 1 else Config.model_fields
+        return f"unknown setting {key!r}", did_you_mean(key, known)
     if error["type"] == "value_error":
-        return ConfigError(
-            str(error["ctx"]["error"]), hint="change one of the settings named"
-        )
-    description = setting_names().get(".".join(place[:2]), "")
-    return ConfigError(
-        f"{key}: {_lower_first(error['msg'])}, got {error['input']!r}",
-        hint=description or "see the settings in docs/settings.md",
-    )
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
+        return str(error["ctx"]["error"]), "change one of the settings named"
+    description = setting_names().get(".".join(place[:2]), "see docs/settings.md")
+    message = error["msg"][:1].lower() + error["msg"][1:]
+    return f"{key}: {message}, got {error['input']!r}", description

@@ -54,6 +54,7 @@ def require(module: str) -> ModuleType:
     Raises:
         MissingExtraError: The library, or one that a module of this package needs, is
             in an extra that is not installed.
+        ModuleNotFoundError: No extra of ours has the library: a mistake of ours.
     """
     switch_off_usage_data()
     try:

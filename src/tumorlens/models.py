@@ -1,0 +1,402 @@
+"""A timm name becomes a network with its own preprocessing; weights go in and out.
+
+`infer` is the only inference pass of the package: validation, evaluation and
+prediction call it, so the three cannot differ. It always computes in fp32: a
+probability must not depend on whether the processor at hand knows bf16.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as save_safetensors
+from timm.data.config import resolve_model_data_config
+from timm.models import adapt_input_conv, load_state_dict
+from torch import Tensor, nn
+
+from tumorlens.config import ModelConfig
+from tumorlens.errors import ConfigError, RunError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+    from tumorlens.runs import ModelCard
+
+_HUB_TIMEOUT_S = 10
+_FROM_HUB = ("auto", "yes")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network expects of its input."""
+
+    size_px: int
+    """Side of the square image."""
+    mean: tuple[float, ...]
+    """Per channel, of values in [0, 1]."""
+    std: tuple[float, ...]
+
+
+def create_model(
+    config: ModelConfig, *, num_classes: int
+) -> tuple[nn.Module, Preprocessing]:
+    """Return a network for so many classes, with the weights that `config` asks for.
+
+    Args:
+        config: Names the network, its weights and its variations.
+        num_classes: Size of the last layer. A last layer of another size in the
+            weights is replaced by a new one.
+
+    Returns:
+        The network on the CPU, and the preprocessing of its weights. Values that
+        `config` sets go before those in a weights file's metadata, and these before
+        timm's.
+
+    Raises:
+        ConfigError: The network does not exist or does not take an argument, the
+            weights cannot be had, or do not fit.
+    """
+    name = config.name
+    if not timm.is_model(name):
+        known = timm.list_models(f"*{name.split('.')[0]}*") or timm.list_models()
+        raise ConfigError(
+            f"unknown model.name {name!r}: timm {timm.__version__} has no such network",
+            hint=did_you_mean(name, known[:40] if len(known) < 200 else known),
+        )
+    is_file = config.pretrained not in (*_FROM_HUB, "no")
+    metadata = _read_metadata(Path(config.pretrained), name) if is_file else {}
+    arguments = model_arguments(config)
+    if "pad_type" in metadata:
+        arguments.setdefault("pad_type", metadata["pad_type"])
+    from_hub = config.pretrained in _FROM_HUB
+    if from_hub:
+        _check_hub(name)
+    model = _build(name, num_classes, config.in_chans, arguments, pretrained=from_hub)
+    if is_file:
+        _load_weights(model, Path(config.pretrained), in_chans=config.in_chans)
+    return model, _preprocessing(model, config, metadata)
+
+
+def model_arguments(config: ModelConfig) -> dict[str, Any]:
+    """Return what `config` changes in timm's defaults, as arguments for timm."""
+    arguments: dict[str, Any] = dict(config.extra)
+    if config.drop_rate:
+        arguments["drop_rate"] = config.drop_rate
+    if config.drop_path_rate:
+        arguments["drop_path_rate"] = config.drop_path_rate
+    if config.global_pool is not None:
+        arguments["global_pool"] = config.global_pool
+    return arguments
+
+
+def load_model(card: ModelCard, weights: Path) -> nn.Module:
+    """Return the network of a run with its weights, on the CPU, ready for `infer`.
+
+    Raises:
+        RunError: The weights do not fit the network that the card describes.
+    """
+    try:
+        model = _build(
+            card.name,
+            len(card.classes),
+            card.in_chans,
+            card.arguments,
+            pretrained=False,
+        )
+        model.load_state_dict(load_file(weights))
+    except (ConfigError, RuntimeError, SafetensorError) as error:
+        first = str(error).splitlines()[0]
+        raise RunError(
+            f"{weights} does not fit the network of its model.json: {first}",
+            hint="restore the run folder or train it again",
+        ) from None
+    return model.eval()
+
+
+def weights_as_bytes(model: nn.Module) -> bytes:
+    """Return the weights as a safetensors file: a copy, not a live view."""
+    tensors = {
+        name: tensor.detach().to("cpu").contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    return save_safetensors(tensors, metadata={"format": "pt"})
+
+
+def classifier_parameters(model: nn.Module) -> list[nn.Module]:
+    """Return the last layers: those that depend on the number of classes."""
+    names = _classifier_names(model)
+    return [model.get_submodule(name) for name in names]
+
+
+def normalize(
+    images: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tensor:
+    """Return what the network takes for decoded images.
+
+    Args:
+        images: Shape (N, 1, S, S) or (N, C, S, S), uint8, on any device.
+        mean: C values of the [0, 1] range. One-channel images are repeated to C.
+        std: C values.
+
+    Returns:
+        Shape (N, C, S, S), float32, channels last in memory.
+    """
+    shift = torch.tensor(mean, device=images.device).view(1, -1, 1, 1)
+    scale = torch.tensor(std, device=images.device).view(1, -1, 1, 1)
+    values = (images.float() / 255 - shift) / scale  # (N, C, S, S)
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def infer(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device,
+    mirror: bool,
+) -> NDArray[np.float32]:
+    """Return the network's answer for every image: the one inference pass.
+
+    Args:
+        model: Returns logits. Set to evaluation mode; must be on `device`.
+        batches: Decoded images, shape (N, 1 or C, S, S), uint8.
+        mean: Per channel, of values in [0, 1].
+        std: Per channel.
+        device: Where to compute.
+        mirror: Whether to average the probabilities with those of the left-right
+            mirror image. The logarithm of the average is then returned.
+
+    Returns:
+        Log-probabilities, shape (N, C), float32, in the order of the images. Their
+        exponentials sum to 1.
+    """
+    model.eval()
+    parts = []
+    for batch in batches:
+        images = normalize(batch.to(device, non_blocking=True), mean=mean, std=std)
+        log_probs = model(images).float().log_softmax(dim=1)  # (N, C)
+        if mirror:
+            mirrored = model(images.flip(3)).float().log_softmax(dim=1)
+            log_probs = torch.logaddexp(log_probs, mirrored) - math.log(2)
+        parts.append(log_probs.cpu())
+    return torch.cat(parts).numpy() if parts else np.empty((0, 0), np.float32)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device for `train.device`.
+
+    Raises:
+        ConfigError: A GPU is asked for and torch sees none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "train.device is 'cuda' and torch sees no GPU",
+            hint="use train.device=auto or cpu, or install torch with CUDA",
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Return 'bf16' or 'fp32' for `train.precision` on a device.
+
+    'auto' is bf16 where the hardware multiplies it natively. A CPU that only emulates
+    it (AVX-512 without the bf16 instructions) is slower with it than without.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        able = torch.cpu.get_capabilities()
+        fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return "bf16" if fast else "fp32"
+
+
+def _build(
+    name: str,
+    num_classes: int,
+    in_chans: int,
+    arguments: Mapping[str, Any],
+    *,
+    pretrained: bool,
+) -> nn.Module:
+    try:
+        return timm.create_model(
+            name,
+            pretrained=pretrained,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            **arguments,
+        )
+    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+        # timm passes arguments on to the network's own constructor, so what it does
+        # not know, or knows in another range, surfaces as one of these.
+        asked = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise ConfigError(
+            f"{name} cannot be made with {asked or 'its defaults'}: {error}",
+            hint="not every network takes every argument; remove model."
+            + (next(iter(arguments), "extra")),
+        ) from None
+
+
+def _check_hub(name: str) -> None:
+    # timm itself would try for a minute and then print a page.
+    pretrained = timm.get_pretrained_cfg(name)
+    ways_out = (
+        "set model.pretrained to a .safetensors or .pth file of its weights, or to "
+        "'no' for random ones"
+    )
+    repository = pretrained.hf_hub_id if pretrained else None
+    if pretrained is None or not (repository or pretrained.url or pretrained.file):
+        raise ConfigError(
+            f"there are no pretrained weights for model.name {name!r}", hint=ways_out
+        )
+    if not repository:
+        return
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if repository == "timm/":
+        repository += f"{pretrained.architecture}.{pretrained.tag}"
+    if isinstance(try_to_load_from_cache(repository, "model.safetensors"), str):
+        return
+    url = f"{constants.ENDPOINT}/{repository}/resolve/main/config.json"
+    try:
+        request = urllib.request.Request(url, method="HEAD")
+        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S).close()
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConfigError(
+            f"the pretrained weights of {name} cannot be fetched from the model hub: "
+            f"{reason}",
+            hint=ways_out,
+        ) from None
+
+
+def _read_metadata(path: Path, name: str) -> dict[str, str]:
+    # {} for the formats that cannot say anything about themselves.
+    if not path.is_file():
+        raise ConfigError(
+            f"model.pretrained: no such file: {str(path)!r}",
+            hint="expected 'auto', 'yes', 'no' or the path of a .safetensors or .pth "
+            "file",
+        )
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ConfigError(
+            f"model.pretrained: {path} is not a safetensors file: {error}",
+            hint="download it again, or give another file",
+        ) from None
+    architecture = metadata.get("architecture", name)
+    if architecture.split(".")[0] != name.split(".")[0]:
+        raise ConfigError(
+            f"model.pretrained: {path} holds weights of {architecture!r}, and "
+            f"model.name is {name!r}",
+            hint=f"set model.name to {architecture!r} or give another file",
+        )
+    return metadata
+
+
+def _load_weights(model: nn.Module, path: Path, *, in_chans: int) -> None:
+    # Only the last layer may differ.
+    state = _read_state(path)
+    if in_chans != 3:
+        first = _pretrained_cfg(model)["first_conv"]
+        for conv in [first] if isinstance(first, str) else first or []:
+            key = f"{conv}.weight"
+            if key in state and state[key].shape[1] != in_chans:
+                state[key] = adapt_input_conv(in_chans, state[key])
+    expected = model.state_dict()
+    heads = tuple(f"{name}." for name in _classifier_names(model))
+    for key in [key for key in state if key.startswith(heads)]:
+        if key in expected and state[key].shape != expected[key].shape:
+            # A new last layer: keep the random one that timm made.
+            state[key] = expected[key]
+    wrong = [f"{key} is missing" for key in sorted(expected.keys() - state.keys())] + [
+        f"{key} is not part of it" for key in sorted(state.keys() - expected.keys())
+    ]
+    wrong += [
+        f"{key} is {tuple(state[key].shape)} and not {tuple(expected[key].shape)}"
+        for key in sorted(expected.keys() & state.keys())
+        if state[key].shape != expected[key].shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ConfigError(
+            f"the weights in {path} do not fit the network: {'; '.join(wrong[:3])}"
+            f"{more}",
+            hint="set model.name (and model.extra) to what the weights were made for",
+        )
+    model.load_state_dict(state)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        state = load_state_dict(str(path), device="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ConfigError(
+            f"model.pretrained: {path} is a pickle with code in it, or no weights file",
+            hint="it was not run; ask for a .safetensors file, or a .pth that holds "
+            "tensors only",
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise ConfigError(
+            f"model.pretrained: {path} cannot be read: {str(error).splitlines()[0]}",
+            hint="download it again, or give another file",
+        ) from None
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
+        raise ConfigError(
+            f"model.pretrained: {path} holds something else than named tensors",
+            hint="give a file that torch.save(model.state_dict(), ...) wrote",
+        )
+    return dict(state)
+
+
+def _classifier_names(model: nn.Module) -> list[str]:
+    names = _pretrained_cfg(model)["classifier"]
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _pretrained_cfg(model: nn.Module) -> dict[str, Any]:
+    # A plain attribute that timm sets; nn.Module's annotations hide it.
+    config: Any = model.pretrained_cfg
+    return dict(config)
+
+
+def _preprocessing(
+    model: nn.Module, config: ModelConfig, metadata: Mapping[str, str]
+) -> Preprocessing:
+    data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    mean, std = (
+        tuple(
+            getattr(config, name)
+            or (map(float, metadata[name].split(",")) if name in metadata else ())
+            or data[name]
+        )
+        for name in ("mean", "std")
+    )
+    if config.in_chans == 1 and len(mean) == 3:
+        # timm sums the first layer over its inputs: one mean, one std.
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    return Preprocessing(config.size_px or data["input_size"][1], mean, std)
