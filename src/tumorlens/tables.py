@@ -93,7 +93,7 @@ def _read_csv(
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
             positions = _positions(path, header, required, optional)
-            for number, cells in enumerate(reader):
+            for number, cells in enumerate(reader, start=1):
                 line = reader.line_num
                 if not cells:
                     continue
