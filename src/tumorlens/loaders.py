@@ -204,9 +204,11 @@ def train_batches(
     if len(batches) > 1 and len(batches[-1]) == 1:
         # Batch norm has no variance over one image: leave it for another epoch.
         batches.pop()
+    # An item is a pair of image and number here, and a batch a pair of tensors: the
+    # default collation makes one of the other.
     return DataLoader(
-        images,
-        batch_sampler=batches[first_batch:],  # type: ignore[arg-type]
+        images,  # type: ignore[arg-type]
+        batch_sampler=batches[first_batch:],
         num_workers=workers,
         pin_memory=pin_memory,
     )

@@ -134,7 +134,7 @@ def weights_as_bytes(model: nn.Module) -> bytes:
     return save_safetensors(tensors, metadata={"format": "pt"})
 
 
-def classifier_parameters(model: nn.Module) -> list[nn.Module]:
+def classifier_layers(model: nn.Module) -> list[nn.Module]:
     """Return the last layers: those that depend on the number of classes."""
     names = _classifier_names(model)
     return [model.get_submodule(name) for name in names]

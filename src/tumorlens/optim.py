@@ -1,0 +1,129 @@
+"""The optimizer and the learning rate over time, both from timm and torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from timm.optim import create_optimizer_v2, list_optimizers
+from torch.optim import lr_scheduler
+
+from tumorlens.config import OptimConfig
+from tumorlens.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+_WARMUP_START = 0.01
+"""Share of the learning rate at the first step of a warm-up."""
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
+    """Return the optimizer that `config` names, over all parameters of `model`.
+
+    Weight decay is not applied to biases and normalization layers, and the learning
+    rate falls by `layer_decay` per layer towards the input where that is set; both as
+    in timm.
+
+    Raises:
+        ConfigError: timm has no such optimizer, or it does not take these settings.
+    """
+    known = [str(name) for name in list_optimizers()]
+    if config.name.lower() not in known:
+        raise ConfigError(
+            f"unknown optim.name {config.name!r}",
+            hint=did_you_mean(config.name.lower(), known),
+        )
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=config.name,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            layer_decay=config.layer_decay,
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"optim.name {config.name!r} cannot be made with lr={config.lr}, "
+            f"weight_decay={config.weight_decay}, momentum={config.momentum}: {error}",
+            hint="choose another optimizer or other values",
+        ) from None
+
+
+class Schedule:
+    """The learning rate over the run: stepped after each batch and each epoch.
+
+    `step`, `cosine`, `exponential` and `constant` are torch's StepLR,
+    CosineAnnealingLR, ExponentialLR and ConstantLR and move once per epoch, after the
+    warm-up, which moves after each batch. `onecycle` is torch's OneCycleLR, moves after
+    each batch and brings its own warm-up.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, config: OptimConfig, *, batches_per_epoch: int
+    ) -> None:
+        self._warmup_batches = round(config.warmup_epochs * batches_per_epoch)
+        self._batches = 0
+        self._by_batch: lr_scheduler.LRScheduler | None = None
+        self._by_epoch: lr_scheduler.LRScheduler | None = None
+        if config.scheduler == "onecycle":
+            # `lr` of a group, not of the config: layer decay has scaled it.
+            self._by_batch = lr_scheduler.OneCycleLR(
+                optimizer,
+                max_lr=[group["lr"] for group in optimizer.param_groups],
+                total_steps=config.epochs * batches_per_epoch,
+                pct_start=max(config.warmup_epochs / config.epochs, 0.0) or 0.3,
+                cycle_momentum=False,
+            )
+            return
+        self._by_epoch = _by_epoch(optimizer, config)
+        if self._warmup_batches:
+            self._by_batch = lr_scheduler.LinearLR(
+                optimizer, _WARMUP_START, total_iters=self._warmup_batches
+            )
+
+    def after_batch(self) -> None:
+        """Move on by one batch."""
+        self._batches += 1
+        if self._by_batch is not None and (
+            self._by_epoch is None or self._batches <= self._warmup_batches
+        ):
+            self._by_batch.step()
+
+    def after_epoch(self) -> None:
+        """Move on by one epoch."""
+        if self._by_epoch is not None and self._batches > self._warmup_batches:
+            self._by_epoch.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that `load_state_dict` needs."""
+        return {
+            "batches": self._batches,
+            "by_batch": self._by_batch and self._by_batch.state_dict(),
+            "by_epoch": self._by_epoch and self._by_epoch.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
+        self._batches = state["batches"]
+        for scheduler, name in (
+            (self._by_batch, "by_batch"),
+            (self._by_epoch, "by_epoch"),
+        ):
+            if scheduler is not None:
+                scheduler.load_state_dict(state[name])
+
+
+def _by_epoch(optimizer: Optimizer, config: OptimConfig) -> lr_scheduler.LRScheduler:
+    match config.scheduler:
+        case "step":
+            return lr_scheduler.StepLR(optimizer, config.step_size, config.gamma)
+        case "cosine":
+            # Whole epochs that the warm-up leaves.
+            epochs = max(1, config.epochs - int(config.warmup_epochs))
+            return lr_scheduler.CosineAnnealingLR(optimizer, epochs, config.min_lr)
+        case "exponential":
+            return lr_scheduler.ExponentialLR(optimizer, config.gamma)
+    assert config.scheduler == "constant"
+    return lr_scheduler.ConstantLR(optimizer, factor=1.0)

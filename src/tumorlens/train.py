@@ -1,0 +1,650 @@
+"""Config and data become a run folder; the loop is one function read from the top.
+
+`train` prepares the run folder and its folds, `fit` trains one network, `train_epoch`
+takes one pass over the images. There are no hooks and no callbacks beyond a `Listener`
+that is told what happened. Nothing here looks at the test subset.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list, set_seed
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+import tumorlens
+from tumorlens import metrics
+from tumorlens.augment import make_policy
+from tumorlens.checkpoints import TrainState, get_random_state
+from tumorlens.config import Config
+from tumorlens.datasets import (
+    PreparedData,
+    Subset,
+    image_limits,
+    load_subset,
+    prepare_data,
+    rows_of_fold,
+)
+from tumorlens.environment import describe_environment
+from tumorlens.errors import ConfigError, RunError
+from tumorlens.files import sha256_of_bytes
+from tumorlens.loaders import Decoding, TrainImages, plain_batches, train_batches
+from tumorlens.models import (
+    Preprocessing,
+    classifier_layers,
+    create_model,
+    infer,
+    model_arguments,
+    normalize,
+    resolve_device,
+    resolve_precision,
+    weights_as_bytes,
+)
+from tumorlens.optim import Schedule, make_optimizer
+from tumorlens.runs import FORMAT, ModelCard, Run, create_run, open_run
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+PrepareBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Listener:
+    """What is told of a training as it goes. Every method may be overridden."""
+
+    def stage(self, text: str) -> None:
+        """A part of the work begins, such as decoding, or one fold of several."""
+
+    def files(self, done: int, total: int) -> None:
+        """So many of the stage's files are done."""
+
+    def batch(self, epoch: int, done: int, total: int) -> None:
+        """So many of the epoch's batches are done."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """An epoch is over; `row` is its line of `history.jsonl`."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training ended."""
+
+    run: Run
+    is_finished: bool
+    """False when it was interrupted; `--resume` goes on."""
+    num_unreadable: int
+    """Files of the set that could not be read and were left out."""
+    best: dict[str, Any] | None = None
+    """The history row of the kept weights; `None` for a k-fold run."""
+
+
+@dataclass(frozen=True)
+class EpochStats:
+    """What one pass over the training subset produced."""
+
+    loss: float
+    """Mean loss over images, not over batches."""
+    accuracy: float
+    """Share of the augmented images that were predicted right, while learning. Under
+    mixup and cutmix the heavier of the two labels counts as the right one."""
+    num_images: int
+    is_complete: bool
+    """False when it was interrupted."""
+
+
+def train(
+    config: Config | None,
+    *,
+    out: Path,
+    resume: bool = False,
+    command: str = "",
+    listener: Listener | None = None,
+) -> TrainResult:
+    """Train one network, or one per fold, and leave a run folder.
+
+    Args:
+        config: The settings; `None` only with `resume`, which takes those of the run.
+        out: The run folder. Must not exist, unless `resume`.
+        resume: Go on with an interrupted run. A finished one is left as it is.
+        command: What the user typed, for the record.
+        listener: Told of the progress.
+
+    Returns:
+        How it ended. An interrupt (Ctrl-C) ends it after the batch, with everything
+        kept.
+
+    Raises:
+        ConfigError: A setting does not fit the data or the network.
+        DataError: The data cannot be used, or the disk is full.
+        RunError: `out` exists, or cannot be resumed, or the loss is not finite.
+    """
+    listener = listener or Listener()
+    if resume:
+        run = open_run(out)
+    else:
+        assert config is not None
+        run = _start(config, out, command=command)
+    try:
+        listener.stage("reading the data")
+        data = prepare_data(run, progress=listener.files)
+        if not run.is_kfold:
+            is_finished = fit(run, data, listener=listener)
+            best = [row for row in run.history() if row["is_best"]]
+            return TrainResult(
+                run, is_finished, data.num_unreadable, best[-1] if best else None
+            )
+        for fold in range(run.config.data.num_folds):
+            fold_run, fold_data = _fold_of(run, data, fold, command=command)
+            listener.stage(f"fold {fold + 1} of {run.config.data.num_folds}")
+            if not fit(fold_run, fold_data, listener=listener):
+                return TrainResult(
+                    run, is_finished=False, num_unreadable=data.num_unreadable
+                )
+        return TrainResult(run, is_finished=True, num_unreadable=data.num_unreadable)
+    except Exception:
+        # Settings that turn out not to fit leave no folder behind; once an epoch is
+        # over, or in the middle of one, there is something to keep.
+        if not resume and not any(run.path.rglob("checkpoint.pt")):
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+def fit(run: Run, data: PreparedData, *, listener: Listener) -> bool:
+    """Train the network of an ordinary run until its end or an interrupt.
+
+    Args:
+        run: Its folder has settings and split, and a checkpoint when interrupted.
+        data: The files and their subsets.
+        listener: Told of the progress.
+
+    Returns:
+        Whether the run is finished.
+
+    Raises:
+        ConfigError: A setting does not fit the network.
+        DataError: A file cannot be read, or the disk is full.
+        RunError: The checkpoint is damaged, or the loss is not finite.
+    """
+    if run.is_finished:
+        return True
+    config = run.config
+    accelerator = _make_accelerator(config)
+    is_main = accelerator.is_main_process
+    set_seed(config.train.seed)
+
+    network, preprocessing = create_model(
+        config.model, num_classes=len(data.index.classes)
+    )
+    with accelerator.main_process_first():
+        subsets = _load_subsets(data, config, preprocessing, listener=listener)
+    network.to(accelerator.device).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(network, config.optim)
+    # What validation sees and what is kept: the weights, or their running average.
+    decay = config.train.ema_decay
+    ema = ModelEmaV3(network, decay=decay, use_warmup=True) if decay else None
+    kept: nn.Module = ema.module if ema else network
+    model = accelerator.prepare_model(network)
+    batches = _Batches(subsets["train"], config, preprocessing, accelerator)
+    schedule = Schedule(optimizer, config.optim, batches_per_epoch=batches.per_epoch)
+    state = TrainState(network, optimizer, schedule, ema)
+    state.restore(run.checkpoint_path)
+    state.sums = state.sums.to(accelerator.device)
+
+    with _interruptible(accelerator) as should_stop:
+        while not _is_over(state, config):
+            if state.batches_done == 0:
+                set_seed(_epoch_seed(config, state.epoch, accelerator.process_index))
+            else:
+                listener.stage(f"going on in epoch {state.epoch}")
+            start = time.perf_counter()
+            lr = max(group["lr"] for group in optimizer.param_groups)
+            stats = train_epoch(
+                model,
+                batches.of(state.epoch, first=state.batches_done),
+                sums=state.sums,
+                prepare_batch=batches.prepare,
+                loss_fn=_make_loss(subsets["train"], config).to(accelerator.device),
+                optimizer=optimizer,
+                schedule=schedule,
+                accelerator=accelerator,
+                use_bf16=_precision(config, accelerator) == "bf16",
+                max_grad_norm=config.optim.clip_grad_norm,
+                freeze_backbone=state.epoch <= config.train.freeze_backbone_epochs,
+                after_batch=_after_batch(state, ema, network, listener, batches),
+                should_stop=should_stop,
+            )
+            state.seconds += time.perf_counter() - start
+            if not stats.is_complete:
+                if is_main:
+                    state.save(run.checkpoint_path, random=get_random_state())
+                return False
+            schedule.after_epoch()
+            row = _row(state, stats, lr) | validate(
+                kept, subsets["val"], config, preprocessing, accelerator.device
+            )
+            # Processes may differ in their batch norm: all follow the first.
+            row = broadcast_object_list([row])[0]
+            row["is_best"] = _is_best(row, state.history, by=config.train.best_by)
+            state.finish_epoch(row)
+            if is_main:
+                if row["is_best"]:
+                    _keep(run, kept, data, preprocessing, epoch=row["epoch"])
+                state.save(run.checkpoint_path)
+                run.write_history(state.history)
+            listener.epoch(row)
+    if is_main:
+        run.mark_finished()
+    return True
+
+
+def train_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    sums: Tensor,
+    prepare_batch: PrepareBatch,
+    loss_fn: nn.Module,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    accelerator: Accelerator,
+    use_bf16: bool,
+    max_grad_norm: float | None = None,
+    freeze_backbone: bool = False,
+    after_batch: Callable[[], None] = lambda: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> EpochStats:
+    """Take one optimizer step per batch, for one pass over `batches`.
+
+    Args:
+        model: Returns logits, shape (N, C).
+        batches: Pairs of decoded images (N, C, S, S), uint8, and labels (N,), int64.
+        sums: Loss, right predictions and images of the batches of this epoch that came
+            before an interrupt, shape (3,), float64. Added to in place.
+        prepare_batch: Gives what the network takes, float32, and the targets: labels,
+            or class probabilities (N, C) after mixing.
+        loss_fn: Returns the mean loss over the images of a batch.
+        optimizer: Holds the parameters of `model`.
+        schedule: Moved on after each batch, after the optimizer.
+        accelerator: Runs the backward pass, and adds up over processes.
+        use_bf16: Whether to compute under bf16 autocast.
+        max_grad_norm: The gradient is scaled down to this L2 norm if it is longer.
+        freeze_backbone: Train the last layer only. Batch norm and dropout before it
+            then behave as in evaluation.
+        after_batch: Called after each step.
+        should_stop: Asked after each batch.
+
+    Returns:
+        Mean loss and accuracy, of all processes together.
+
+    Raises:
+        RunError: The mean loss is not finite, so the weights are spoilt. The
+            checkpoint of the epoch before is still on disk.
+    """
+    network = accelerator.unwrap_model(model)
+    _set_frozen(network, frozen=freeze_backbone)
+    is_complete = True
+    for decoded, numbers in batches:
+        images, targets = prepare_batch(decoded, numbers)
+        device_type = images.device.type
+        with torch.autocast(device_type, torch.bfloat16, enabled=use_bf16):
+            logits = model(images).float()  # (N, C)
+        loss = loss_fn(logits, targets)
+        optimizer.zero_grad(set_to_none=True)
+        accelerator.backward(loss)
+        if max_grad_norm is not None:
+            accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+        optimizer.step()
+        schedule.after_batch()
+
+        # Summed on the device, weighted by the batch's size: reading a value here
+        # would wait for a GPU, and the last batch can be short.
+        labels = targets if targets.ndim == 1 else targets.argmax(1)
+        correct = (logits.detach().argmax(1) == labels).sum()
+        batch_sums = torch.stack([loss.detach() * len(images), correct]).double()
+        sums[:2] += batch_sums
+        sums[2] += len(images)
+        after_batch()
+        if should_stop():
+            is_complete = False
+            break
+
+    total = accelerator.reduce(sums.clone(), reduction="sum").tolist()
+    loss_sum, num_correct, num_images = total
+    mean_loss = loss_sum / num_images
+    if not math.isfinite(mean_loss):
+        raise RunError(
+            f"the mean training loss is {mean_loss}: the training has diverged",
+            hint="lower optim.lr, set optim.clip_grad_norm=1.0 or use "
+            "train.precision=fp32; the checkpoint of the epoch before is kept",
+        )
+    return EpochStats(mean_loss, num_correct / num_images, int(num_images), is_complete)
+
+
+def validate(
+    model: nn.Module,
+    subset: Subset,
+    config: Config,
+    preprocessing: Preprocessing,
+    device: torch.device,
+) -> dict[str, float]:
+    """Return the val columns of a history row, from the one inference pass.
+
+    The loss is the plain cross-entropy: without smoothing, class weights or mixing, so
+    that it can be compared between runs.
+    """
+    log_probs = infer(
+        model,
+        plain_batches(subset.plain(), batch_size=config.train.batch_size),
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        device=device,
+        mirror=config.model.mirror,
+    )
+    labels = subset.labels
+    matrix = metrics.confusion_matrix(
+        labels, log_probs.argmax(axis=1), num_classes=log_probs.shape[1]
+    )
+    return {
+        "val_loss": float(-log_probs[np.arange(len(labels)), labels].mean()),
+        "val_accuracy": float(metrics.accuracy(matrix)),
+        "val_balanced_accuracy": float(metrics.balanced_accuracy(matrix)),
+        "val_macro_f1": float(metrics.macro_f1(matrix)),
+    }
+
+
+def _start(config: Config, out: Path, *, command: str) -> Run:
+    if config.data.path is None:
+        raise ConfigError(
+            "no data was named", hint="give --data DIR, or set data.path in the config"
+        )
+    # A run must find its data from any folder.
+    paths = {
+        name: str(Path(value).resolve())
+        for name in ("path", "split", "cache_dir")
+        if (value := getattr(config.data, name)) is not None
+    }
+    config = config.model_copy(update={"data": config.data.model_copy(update=paths)})
+    run = create_run(out, config)
+    run.write_environment(describe_environment(command=command, seed=config.train.seed))
+    return run
+
+
+def _fold_of(
+    run: Run, data: PreparedData, fold: int, *, command: str
+) -> tuple[Run, PreparedData]:
+    """Return one fold of a k-fold run as an ordinary run, made where it is missing."""
+    path = run.fold_path(fold)
+    config = run.config.model_copy(
+        update={"data": run.config.data.model_copy(update={"fold": fold})}
+    )
+    fold_data = replace(data, rows=rows_of_fold(run, data.rows, fold))
+    fold_run = Run(path, config)
+    if not fold_run.leak_path.is_file():
+        # Killed while the folder was made: nothing in it is worth keeping.
+        shutil.rmtree(path, ignore_errors=True)
+        fold_run = _start(config, path, command=command)
+        fold_run.write_split(fold_data.rows)
+        fold_run.write_leak(run.leak())
+    return fold_run, fold_data
+
+
+def _make_accelerator(config: Config) -> Accelerator:
+    # Mixed precision is `train_epoch`'s: Accelerate keeps it for the whole process,
+    # and a process may train several runs.
+    return Accelerator(
+        cpu=resolve_device(config.train.device).type == "cpu",
+        kwargs_handlers=[
+            # The parameters of a frozen backbone get no gradient.
+            DistributedDataParallelKwargs(
+                find_unused_parameters=config.train.freeze_backbone_epochs > 0
+            )
+        ],
+    )
+
+
+def _precision(config: Config, accelerator: Accelerator) -> str:
+    return resolve_precision(config.train.precision, accelerator.device)
+
+
+def _load_subsets(
+    data: PreparedData,
+    config: Config,
+    preprocessing: Preprocessing,
+    *,
+    listener: Listener,
+) -> dict[str, Subset]:
+    decoding = Decoding(
+        preprocessing.size_px,
+        config.data.fit,
+        config.model.in_chans,
+        image_limits(config.data),
+    )
+    listener.stage("decoding")
+    return {
+        subset: load_subset(
+            data,
+            subset,
+            decoding=decoding,
+            config=config.data,
+            progress=listener.files,
+        )
+        for subset in ("train", "val")
+    }
+
+
+class _Batches:
+    """The batches of each epoch, and what is done to one on the device."""
+
+    def __init__(
+        self,
+        subset: Subset,
+        config: Config,
+        preprocessing: Preprocessing,
+        accelerator: Accelerator,
+    ) -> None:
+        self._images = TrainImages(
+            subset.images,
+            subset.positions,
+            subset.labels.tolist(),
+            make_policy(config.augment, size_px=preprocessing.size_px),
+        )
+        self._config = config
+        self._preprocessing = preprocessing
+        self._accelerator = accelerator
+        self.per_epoch = len(self.of(1))
+        augment = config.augment
+        self._mixup = (
+            Mixup(  # type: ignore[no-untyped-call]
+                mixup_alpha=augment.mixup,
+                cutmix_alpha=augment.cutmix,
+                prob=augment.mix_probability,
+                label_smoothing=0.0,  # the loss smooths
+                num_classes=len(np.unique(subset.labels)),
+            )
+            if augment.mixup or augment.cutmix
+            else None
+        )
+        self._erasing = (
+            RandomErasing(  # type: ignore[no-untyped-call]
+                augment.random_erasing, device=str(accelerator.device)
+            )
+            if augment.random_erasing
+            else None
+        )
+
+    def of(self, epoch: int, *, first: int = 0) -> Any:
+        """Return the batches of an epoch, from number `first` on."""
+        train = self._config.train
+        return train_batches(
+            self._images,
+            batch_size=train.batch_size,
+            seed=train.seed,
+            epoch=epoch,
+            balanced=train.sampler == "balanced",
+            first_batch=first,
+            rank=self._accelerator.process_index,
+            num_ranks=self._accelerator.num_processes,
+            workers=train.workers,
+            pin_memory=self._accelerator.device.type == "cuda",
+        )
+
+    def prepare(self, decoded: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normalized, erased and mixed images and their targets."""
+        device = self._accelerator.device
+        images = normalize(
+            decoded.to(device, non_blocking=True),
+            mean=self._preprocessing.mean,
+            std=self._preprocessing.std,
+        )
+        targets = labels.to(device, non_blocking=True)
+        if self._erasing is not None:
+            images = self._erasing(images)
+        # timm mixes pairs: a last batch of an odd size stays as it is.
+        if self._mixup is not None and len(images) % 2 == 0:
+            images, targets = self._mixup(images, targets)
+        return images, targets
+
+
+def _make_loss(subset: Subset, config: Config) -> nn.Module:
+    power = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}[config.train.class_weights]
+    counts = np.bincount(subset.labels)
+    weights = (1 / counts) ** power  # (C,)
+    weights /= (weights * counts).sum() / counts.sum()
+    return nn.CrossEntropyLoss(
+        weight=torch.tensor(weights, dtype=torch.float32) if power else None,
+        label_smoothing=config.train.label_smoothing,
+    )
+
+
+def _set_frozen(network: nn.Module, *, frozen: bool) -> None:
+    network.train(not frozen)
+    network.requires_grad_(not frozen)
+    for layer in classifier_layers(network):
+        layer.train()
+        layer.requires_grad_()
+
+
+def _epoch_seed(config: Config, epoch: int, rank: int) -> int:
+    sequence = np.random.SeedSequence([config.train.seed, epoch, rank])
+    return int(sequence.generate_state(1)[0])
+
+
+def _after_batch(
+    state: TrainState,
+    ema: ModelEmaV3 | None,
+    network: nn.Module,
+    listener: Listener,
+    batches: _Batches,
+) -> Callable[[], None]:
+    def after() -> None:
+        state.batches_done += 1
+        state.num_steps += 1
+        if ema is not None:
+            ema.update(network, step=state.num_steps)
+        listener.batch(state.epoch, state.batches_done, batches.per_epoch)
+
+    return after
+
+
+def _row(state: TrainState, stats: EpochStats, lr: float) -> dict[str, Any]:
+    return {
+        "epoch": state.epoch,
+        "train_loss": stats.loss,
+        "train_accuracy": stats.accuracy,
+        "lr": lr,
+        "images_per_second": stats.num_images / state.seconds,
+        "seconds": state.seconds,
+    }
+
+
+def _is_best(row: dict[str, Any], before: list[dict[str, Any]], *, by: str) -> bool:
+    """Whether an epoch is better than all before; equal measures go by the loss."""
+    if by == "last":
+        return True
+
+    def worth(of: dict[str, Any]) -> tuple[float, float]:
+        measure = 0.0 if by == "loss" else of[f"val_{by}"]
+        return (measure, -of["val_loss"])
+
+    return all(worth(row) > worth(earlier) for earlier in before)
+
+
+def _is_over(state: TrainState, config: Config) -> bool:
+    patience = config.train.early_stop_epochs
+    best = [row["epoch"] for row in state.history if row["is_best"]]
+    is_stale = bool(patience and best and state.epoch - 1 - best[-1] >= patience)
+    return state.epoch > config.optim.epochs or is_stale
+
+
+def _keep(
+    run: Run,
+    model: nn.Module,
+    data: PreparedData,
+    preprocessing: Preprocessing,
+    *,
+    epoch: int,
+) -> None:
+    weights = weights_as_bytes(model)
+    config = run.config
+    card = ModelCard(
+        format=FORMAT,
+        tumorlens=tumorlens.__version__,
+        name=config.model.name,
+        arguments=model_arguments(config.model),
+        classes=data.index.classes,
+        in_chans=config.model.in_chans,
+        size_px=preprocessing.size_px,
+        fit=config.data.fit,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        mirror=config.model.mirror,
+        epoch=epoch,
+        weights_sha256=sha256_of_bytes(weights),
+    )
+    run.write_weights(weights, card)
+
+
+@contextmanager
+def _interruptible(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and a polite kill into a flag; a second Ctrl-C ends at once."""
+    flag = threading.Event()
+
+    def should_stop() -> bool:
+        if accelerator.num_processes == 1:
+            return flag.is_set()
+        # All processes must leave the loop after the same batch.
+        mine = torch.tensor(float(flag.is_set()), device=accelerator.device)
+        return bool(accelerator.reduce(mine, reduction="sum") > 0)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield should_stop
+        return
+
+    def on_signal(number: int, _frame: object) -> None:
+        flag.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {
+        number: signal.signal(number, on_signal)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield should_stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
