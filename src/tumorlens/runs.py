@@ -11,6 +11,7 @@
         finished             an empty file: training came to its end
         folds/0 ...          of a k-fold run: ordinary run folders, one per fold
         predictions.csv, metrics.json, looks.jsonl, report.html, figures/
+        predictions-val.csv, metrics-val.json   where val (or train) was evaluated
 
 A newcomer would expect `open_run` to load the weights. It loads nothing: it answers
 questions about the folder, without torch, and checks what it reads.
@@ -119,6 +120,14 @@ class Run:
     def metrics_path(self) -> Path:
         """Measures with their intervals, as JSON."""
         return self.path / "metrics.json"
+
+    def predictions_of(self, subset: str) -> Path:
+        """Return where the probabilities of a subset are; test has the plain name."""
+        return _with_subset(self.predictions_path, subset)
+
+    def metrics_of(self, subset: str) -> Path:
+        """Return where the measures of a subset are; test has the plain name."""
+        return _with_subset(self.metrics_path, subset)
 
     @property
     def report_path(self) -> Path:
@@ -310,6 +319,10 @@ def open_run(path: Path) -> Run:
             f"is {tumorlens.__version__}",
         ) from None
     return Run(path, config)
+
+
+def _with_subset(path: Path, subset: str) -> Path:
+    return path if subset == "test" else path.with_stem(f"{path.stem}-{subset}")
 
 
 def _read_json(path: Path, *, hint: str) -> Any:
