@@ -1,0 +1,464 @@
+"""A run becomes `predictions.csv`, and that alone becomes `metrics.json`.
+
+`evaluate` asks the network once per image and writes what it answered. Every figure is
+then computed from that table by `metrics_from_predictions`, so that anyone can do it
+again with another tool. What the newcomer would get wrong: looking at the test subset
+is an event. It is logged in the run, and its figures choose nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tumorlens import metrics
+from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
+from tumorlens.files import write_json
+from tumorlens.images import ImageLimits
+from tumorlens.index import read_index
+from tumorlens.intervals import (
+    NUM_RESAMPLES,
+    group_bootstrap,
+    group_sums,
+    image_weight_bootstrap,
+    perfect_score_interval,
+    ratio,
+    wilson_interval,
+)
+from tumorlens.loaders import (
+    Decoding,
+    ImageFile,
+    PlainImages,
+    decoded_images,
+    plain_batches,
+)
+from tumorlens.models import infer, load_model, resolve_device
+from tumorlens.predictions import (
+    Predictions,
+    pool_predictions,
+    read_predictions,
+    round_probs,
+    write_predictions,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from tumorlens.index import Index, SplitRow
+    from tumorlens.intervals import Interval
+    from tumorlens.runs import ModelCard, Run
+
+Progress = Callable[[int, int], None]
+
+FORMAT = 1
+"""Number of the layout of `metrics.json`."""
+
+SEED = 42
+"""Of the bootstrap. Not a setting: an interval is not to be chosen."""
+
+SUBSETS = ("test", "val", "train")
+
+_BATCH_SIZE = 32
+
+
+def evaluate(
+    run: Run,
+    *,
+    subset: str = "test",
+    data: Path | None = None,
+    device: str = "auto",
+    command: str = "",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Ask a run's network for every image of a subset; write predictions and metrics.
+
+    A run with folds evaluates each fold as a run of its own and pools their test
+    images, each answered by the network that did not train on it.
+
+    Args:
+        run: A finished run; `val` and `train` can be had of an unfinished one.
+        subset: `test`, `val` or `train`. A look at `test` is logged in the run.
+        data: Where the images are now; `None` looks where `data.path` says.
+        device: `auto`, `cpu` or `cuda`.
+        command: What the user typed, for the log of looks.
+        progress: Called with images done and images in all, first for decoding where
+            the cache does not have them, then for the network.
+
+    Returns:
+        The content of `metrics.json`.
+
+    Raises:
+        ConfigError: The subset is unknown, or not one of a run with folds.
+        DataError: The images are gone, have changed, or cannot be read any more. They
+            could be when the split was made, so nothing is skipped.
+        RunError: The run is not finished, has no weights, or no image in the subset.
+    """
+    if subset not in SUBSETS:
+        raise ConfigError(
+            f"unknown subset {subset!r}", hint=did_you_mean(subset, SUBSETS)
+        )
+    if subset == "test" and not run.is_finished:
+        raise RunError(
+            f"the training of {run.path} is not finished, and the test subset is for "
+            "the end",
+            hint=f"finish it with: tumorlens train --resume --out {run.path}",
+        )
+    if run.is_kfold and subset != "test":
+        raise ConfigError(
+            f"a run with folds has no subset {subset!r} of its own: every image is in "
+            "that subset of several folds",
+            hint=f"evaluate one fold: tumorlens evaluate {run.fold_path(0)} --subset "
+            f"{subset}",
+        )
+    index = _read_data(run, data)
+    if not run.is_kfold:
+        answers = _ask(run, index, subset, device=device, progress=progress)
+        return _write_results(run, answers, subset, command=command)
+
+    parts = []
+    for number, fold in enumerate(run.folds()):
+        answers = _ask(fold, index, subset, device=device, progress=progress)
+        _write_results(fold, answers, subset, command=command)
+        parts.append(replace(answers, folds=(number,) * len(answers.paths)))
+    return _write_results(run, pool_predictions(parts), subset, command=command)
+
+
+def metrics_from_predictions(path: Path) -> dict[str, Any]:
+    """Return every figure that follows from `predictions.csv` alone.
+
+    Headline figures have an interval: 95 %, percentile bootstrap over groups, 2,000
+    resamples, seed 42. It is null where it would say nothing, as with one group only;
+    for a perfect accuracy, balanced accuracy or macro F1 it is Wilson's, with groups
+    as units. The calibration error has none, see
+    `metrics.expected_calibration_error`. Recalls have Wilson's over images. What is
+    undefined, such as the recall of a class without images, is null.
+
+    Args:
+        path: The table, which may have been edited: it is checked.
+
+    Returns:
+        JSON-ready values, the part of `metrics.json` that is measured.
+
+    Raises:
+        RunError: The file is missing or not a table of predictions.
+    """
+    table = read_predictions(path)
+    groups, num_groups = _numbered(table.groups)
+    interval = (
+        f"95 %, percentile bootstrap over {num_groups} groups, {NUM_RESAMPLES} "
+        f"resamples, seed {SEED}; Wilson for recalls"
+    )
+    return {
+        "num_images": len(table.paths),
+        "num_groups": num_groups,
+        "classes": list(table.classes),
+        **_headline(table, groups),
+        **_of_probabilities(table, groups),
+        "per_class": _per_class(table),
+        "confusion_matrix": _matrix(table).tolist(),
+        "by_source": _by_source(table),
+        "folds": _by_fold(table),
+        "curves": _curves(table),
+        "interval": interval,
+    }
+
+
+def _read_data(run: Run, data: Path | None) -> Index:
+    config = run.config.data
+    if data is None and config.path is None:
+        raise DataError(
+            f"{run.path} does not say where its images are", hint="give --data"
+        )
+    return read_index(data or Path(str(config.path)), metadata=config.metadata)
+
+
+def _ask(
+    run: Run, index: Index, subset: str, *, device: str, progress: Progress | None
+) -> Predictions:
+    """Return the answers of an ordinary run's network.
+
+    Raises:
+        RunError: No image is in the subset.
+    """
+    card = run.card()
+    rows = [row for row in run.split() if row.subset == subset]
+    if not rows:
+        raise RunError(
+            f"{run.path} has no image in subset {subset!r}",
+            hint=f"{run.split_path} says which image is in which subset",
+        )
+    sources = _check_rows(rows, index, card)
+    config = run.config
+    images = decoded_images(
+        [ImageFile(index.root / row.path, row.sha256) for row in rows],
+        Decoding(
+            size_px=card.size_px,
+            fit=card.fit,
+            in_chans=card.in_chans,
+            limits=ImageLimits(
+                max_bytes=int(config.data.max_file_mib * 2**20),
+                max_pixels=config.data.max_pixels,
+            ),
+        ),
+        cache_dir=Path(config.data.cache_dir) if config.data.cache_dir else None,
+        cache_limit_mib=config.data.cache_limit_mib,
+        progress=progress,
+    )
+    batches = plain_batches(
+        PlainImages(images, range(len(rows))),
+        batch_size=_BATCH_SIZE,
+        workers=config.train.workers,
+    )
+    torch_device = resolve_device(device)
+    log_probs = infer(
+        load_model(card, run.weights_path).to(torch_device),
+        _counted(batches, len(rows), progress),
+        mean=card.mean,
+        std=card.std,
+        device=torch_device,
+        mirror=card.mirror,
+    )
+    return Predictions(
+        classes=card.classes,
+        paths=tuple(row.path for row in rows),
+        labels=np.array([card.classes.index(row.label) for row in rows]),
+        probs=round_probs(np.exp(log_probs.astype(np.float64))),
+        groups=tuple(row.group for row in rows),
+        sources=tuple(sources),
+        folds=(None,) * len(rows),
+    )
+
+
+def _check_rows(rows: Iterable[SplitRow], index: Index, card: ModelCard) -> list[str]:
+    """Return the source of each row's file, after checking that it is the same file.
+
+    Raises:
+        DataError: It is not, or its label is not a class of the network.
+    """
+    records = {record.path: record for record in index.records}
+    sources = []
+    for row in rows:
+        record = records.get(row.path)
+        if record is None or record.sha256 != row.sha256:
+            raise DataError(
+                f"{index.root / row.path} is "
+                + ("gone" if record is None else "not the file that was split"),
+                hint="restore the images, or give --data where they are now",
+            )
+        if row.label not in card.classes:
+            raise DataError(
+                f"{row.path} has label {row.label!r}, which the network does not know",
+                hint=f"its classes: {', '.join(card.classes)}",
+            )
+        sources.append(record.source or "")
+    return sources
+
+
+def _counted(
+    batches: Iterable[Tensor], total: int, progress: Progress | None
+) -> Iterator[Tensor]:
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch)
+        if progress is not None:
+            progress(done, total)
+
+
+def _write_results(
+    run: Run, answers: Predictions, subset: str, *, command: str
+) -> dict[str, Any]:
+    leak = run.leak()
+    if subset == "test":
+        # Before the figures exist, so that none can be seen without a note of it.
+        run.log_look(subset=subset, command=command)
+    path = run.predictions_of(subset)
+    write_predictions(path, answers)
+    content = {
+        "format": FORMAT,
+        "protocol": run.config.data.protocol,
+        "subset": subset,
+        "leak": leak,
+        "settings": _settings(run),
+        **metrics_from_predictions(path),
+    }
+    write_json(run.metrics_of(subset), content)
+    return content
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    card = (run.folds() or (run,))[0].card(check_weights=False)
+    return {
+        "model": card.name,
+        "size_px": card.size_px,
+        "fit": card.fit,
+        "mirror": card.mirror,
+        "seed": run.config.train.seed,
+    }
+
+
+def _numbered(names: Sequence[str]) -> tuple[NDArray[np.int64], int]:
+    """Return a number for each name, from 0 without a gap, and how many differ."""
+    unique, numbers = np.unique(np.array(names, dtype=object), return_inverse=True)
+    return numbers.astype(np.int64), len(unique)
+
+
+def _matrix(table: Predictions) -> NDArray[np.int64]:
+    return metrics.confusion_matrix(
+        table.labels, table.predicted, num_classes=len(table.classes)
+    )
+
+
+def _headline(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Any]:
+    """Return what follows from the confusion matrix of each group."""
+    confusions = metrics.group_confusions(
+        table.labels, table.predicted, groups, num_classes=len(table.classes)
+    )
+    groups_of_class = (confusions.sum(axis=2) > 0).sum(axis=0)
+    units = {
+        "accuracy": [len(confusions)],
+        "balanced_accuracy": [int(number) for number in groups_of_class if number],
+        "macro_f1": [int(number) for number in groups_of_class if number],
+    }
+    figures = {}
+    for name, num_groups in units.items():
+        measure = getattr(metrics, name)
+        value = float(measure(confusions.sum(axis=0)))
+        interval = group_bootstrap(confusions, measure, seed=SEED)
+        if value == 1 and len(confusions) > 1:
+            interval = perfect_score_interval(num_groups)
+        figures[name] = _figure(value, interval)
+    return figures
+
+
+def _of_probabilities(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Any]:
+    probs, labels = table.probs, table.labels
+    figures = {
+        name: _figure(
+            float(values.mean()),
+            group_bootstrap(group_sums(values, groups), ratio, seed=SEED),
+        )
+        for name, values in (
+            ("log_loss", metrics.log_losses(probs, labels)),
+            ("brier", metrics.brier_scores(probs, labels)),
+        )
+    }
+    figures["ece"] = _figure(metrics.expected_calibration_error(probs, labels), None)
+    figures["macro_auroc"] = _figure(
+        metrics.macro_auroc(probs, labels),
+        image_weight_bootstrap(
+            groups,
+            lambda weights: metrics.weighted_macro_auroc(probs, labels, weights),
+            seed=SEED,
+        ),
+    )
+    return figures
+
+
+def _per_class(table: Predictions) -> dict[str, Any]:
+    matrix = _matrix(table)
+    precision, specificity, f1 = (
+        measure(matrix)
+        for measure in (metrics.precision, metrics.specificity, metrics.f1)
+    )
+    return {
+        name: {
+            "num_images": int(matrix[number].sum()),
+            "precision": _defined(precision[number]),
+            "recall": _recall(matrix, number),
+            "specificity": _defined(specificity[number]),
+            "f1": _defined(f1[number]),
+            "auroc": _defined(
+                metrics.auroc(table.probs[:, number], table.labels == number)
+            ),
+        }
+        for number, name in enumerate(table.classes)
+    }
+
+
+def _recall(matrix: NDArray[np.int64], number: int) -> dict[str, float | None]:
+    num_right, num_images = int(matrix[number, number]), int(matrix[number].sum())
+    if not num_images:
+        return _figure(math.nan, None)
+    return _figure(num_right / num_images, wilson_interval(num_right, num_images))
+
+
+def _by_source(table: Predictions) -> dict[str, Any]:
+    """Return the counted figures of each source; none when no source is known."""
+    if not any(table.sources):
+        return {}
+    figures = {}
+    # Sources by name, those without one last.
+    for source in sorted(set(table.sources), key=lambda name: (not name, name)):
+        part = table.rows(
+            [row for row, name in enumerate(table.sources) if name == source]
+        )
+        groups, num_groups = _numbered(part.groups)
+        matrix = _matrix(part)
+        figures[source or "unknown"] = {
+            "num_images": len(part.paths),
+            "num_groups": num_groups,
+            **_headline(part, groups),
+            "recall": {
+                name: {
+                    **_recall(matrix, number),
+                    "num_images": int(matrix[number].sum()),
+                }
+                for number, name in enumerate(table.classes)
+            },
+        }
+    return figures
+
+
+def _by_fold(table: Predictions) -> list[dict[str, Any]]:
+    folds = sorted({fold for fold in table.folds if fold is not None})
+    parts = [
+        table.rows([row for row, one in enumerate(table.folds) if one == fold])
+        for fold in folds
+    ]
+    return [
+        {
+            "fold": fold,
+            "num_images": len(part.paths),
+            "accuracy": float(metrics.accuracy(_matrix(part))),
+        }
+        for fold, part in zip(folds, parts, strict=True)
+    ]
+
+
+def _curves(table: Predictions) -> dict[str, Any]:
+    roc = {}
+    for number, name in enumerate(table.classes):
+        positive = table.labels == number
+        x, y = (
+            metrics.roc_curve(table.probs[:, number], positive)
+            if positive.any() and not positive.all()
+            else (np.array([]), np.array([]))
+        )
+        roc[name] = {"fpr": x.tolist(), "tpr": y.tolist()}
+    confidence, accuracy, count = metrics.calibration_bins(table.probs, table.labels)
+    return {
+        "roc": roc,
+        "calibration": {
+            "confidence": confidence.tolist(),
+            "accuracy": accuracy.tolist(),
+            "count": count.tolist(),
+        },
+    }
+
+
+def _figure(value: float, interval: Interval | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {"value": _defined(value), "low": low, "high": high}
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
