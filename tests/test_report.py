@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 import json
 import math
+import re
+from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from conftest import draw_image
 from PIL import Image
 
-from conftest import draw_image
-from tumorlens.config import parse_config
+from tumorlens.config import parse_config, setting_names
+from tumorlens.errors import RunError
+from tumorlens.images import ImageLimits
 from tumorlens.report import write_run_report
+from tumorlens.report.palette import DARK, LIGHT, SERIES
+from tumorlens.report.pictures import data_root, load_picture
 from tumorlens.runs import Run, create_run
 
 if TYPE_CHECKING:
@@ -85,8 +95,7 @@ def metrics(*, leaks: bool, classes: tuple[str, ...]) -> dict[str, Any]:
                 "num_images": 12,
                 "accuracy": measure(0.6667),
                 "recall": {
-                    name: {**measure(0.5432), "num_images": 3}
-                    for name in classes[:3]
+                    name: {**measure(0.5432), "num_images": 3} for name in classes[:3]
                 },
             },
         },
@@ -102,7 +111,8 @@ def metrics(*, leaks: bool, classes: tuple[str, ...]) -> dict[str, Any]:
                 "count": [4, 8, 20],
             },
         },
-        "interval": "95 %, percentile bootstrap over 21 groups, 2000 resamples, seed 42",
+        "interval": "95 %, percentile bootstrap over 21 groups, 2000 resamples, "
+        "seed 42; Wilson for recalls",
     }
 
 
@@ -128,7 +138,27 @@ def history(num_epochs: int, *, offset: float = 0.0) -> list[dict[str, Any]]:
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Run]:
     """Return a function that writes an evaluated run by hand, with its images."""
+    return _run_maker(tmp_path)
 
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """Three runs with their pages, for tests that only read: drawing takes a second."""
+    runs = {}
+    for kind in ("ordinary", "leaking", "folds"):
+        make = _run_maker(tmp_path_factory.mktemp(kind))
+        runs[kind] = make(
+            leaks=kind == "leaking", num_folds=3 if kind == "folds" else 0
+        )
+        assert write_run_report(runs[kind]) == runs[kind].path / "report.html"
+    return runs
+
+
+def page_of(run: Run) -> str:
+    return run.report_path.read_text(encoding="utf-8")
+
+
+def _run_maker(tmp_path: Path) -> Callable[..., Run]:
     def write(
         *,
         leaks: bool = False,
@@ -177,10 +207,8 @@ def write_predictions(run: Run, data: Path, classes: tuple[str, ...]) -> None:
     """Write predictions that agree with `SUBSET_COUNTS`, and the images they name."""
     rng = np.random.default_rng(0)
     lines = [
-        ",".join(
-            ["path", "label", "predicted", "group", "source", "fold"]
-            + [f"prob_{name}" for name in classes]
-        )
+        ["path", "label", "predicted", "group", "source", "fold"]
+        + [f"prob_{name}" for name in classes]
     ]
     for row, label in enumerate(CLASSES):
         number = 0
@@ -193,10 +221,369 @@ def write_predictions(run: Run, data: Path, classes: tuple[str, ...]) -> None:
                 probs = np.sort(probs)
                 probs[[column, -1]] = probs[[-1, column]]
                 lines.append(
-                    ",".join(
-                        [path, classes[row], classes[column], path, "figshare", ""]
-                        + [f"{prob:.6f}" for prob in probs]
-                    )
+                    [path, classes[row], classes[column], path, "figshare", ""]
+                    + [f"{prob:.9g}" for prob in probs]
                 )
                 number += 1
-    run.predictions_path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with run.predictions_path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(lines)
+
+
+class _Tags(HTMLParser):
+    """What a browser would see: elements with their attributes, and texts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {key: value or "" for key, value in attrs}))
+        self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._open:
+            while self._open.pop() != tag:
+                pass
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).replace("\xa0", " ").split())
+
+
+LOADING = {"src", "srcset", "href", "xlink:href", "data", "poster", "action", "ping"}
+
+
+def assert_self_contained(page: str) -> None:
+    """Fail if opening the page would fetch or run anything."""
+    tags = _Tags(page)
+    assert not {name for name, _ in tags.elements} & {
+        *("script", "link", "iframe", "object", "embed", "base", "form")
+    }
+    for name, attributes in tags.elements:
+        for key, value in attributes.items():
+            assert not key.startswith("on"), (name, key)
+            if key in LOADING and name != "a":
+                assert value.startswith(("#", "data:image/jpeg;base64,")), value
+            assert not re.search(r"url\((?!#)", value), value
+    style = re.findall(r"<style>(.*?)</style>", page, flags=re.DOTALL)
+    assert len(style) == 1
+    assert "url(" not in style[0]
+    assert "@import" not in style[0]
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "leaking", "folds"])
+def test_a_run_page_loads_nothing_from_anywhere(
+    written: dict[str, Run], kind: str
+) -> None:
+    assert_self_contained(page_of(written[kind]))
+
+
+def test_ids_of_a_page_are_unique_and_every_reference_has_its_target(
+    written: dict[str, Run],
+) -> None:
+    page = page_of(written["ordinary"])
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) > 100
+    assert len(ids) == len(set(ids))
+    targets = re.findall(r'url\(#([^)]*)\)|href="#([^"]*)"', page)
+    assert {one or other for one, other in targets} <= set(ids)
+
+
+def test_a_run_page_shows_every_measure_as_people_write_it(
+    written: dict[str, Run],
+) -> None:
+    run = written["ordinary"]
+    text = _Tags(page_of(run)).text
+    content = json.loads(run.metrics_path.read_text(encoding="utf-8"))
+    for key in ("accuracy", "balanced_accuracy", "macro_f1"):
+        value, low, high = (content[key][part] for part in ("value", "low", "high"))
+        assert f"{value:.1%}".replace("%", " %") in text, key
+        assert f"{100 * low:.1f} to {100 * high:.1f} %" in text, key
+    for key in ("macro_auroc", "log_loss", "brier", "ece"):
+        assert f"{content[key]['value']:.3f}" in text, key
+        low, high = content[key]["low"], content[key]["high"]
+        assert f"{low:.3f} to {high:.3f}" in text, key
+    for name, one in content["per_class"].items():
+        recall = one["recall"]
+        shown = [recall["value"], one["precision"], one["specificity"], one["f1"]]
+        row = (
+            f"{name} 8 {100 * shown[0]:.1f} % "
+            f"{100 * recall['low']:.1f} to {100 * recall['high']:.1f} % "
+            + " ".join(f"{100 * number:.1f} %" for number in shown[1:])
+            + f" {one['auroc']:.3f}"
+        )
+        assert row in text
+    assert "figshare 20 90.1 % 85.0 to 93.3 % 87.6 %" in text
+    assert "unknown 12 66.7 % 61.6 to 69.9 % 54.3 %" in text
+    assert content["interval"] in text
+    assert "Looks at test 1" in text
+
+
+def test_a_run_page_says_what_it_is_not_and_how_to_repeat_it(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run(name="my run")
+    text = _Tags(write_run_report(run).read_text(encoding="utf-8")).text
+    assert "Not a medical device; research use only" in text
+    assert "tumorlens train --data data --out run" in text
+    assert f"tumorlens train '{run.path}/config.toml' --out '{run.path}-again'" in text
+    assert "torch 2.11.0" in text
+    for name in setting_names():
+        assert f" {name.partition('.')[2]} " in text
+
+
+def test_every_figure_and_table_of_a_leaking_run_carries_the_words_of_the_leak(
+    written: dict[str, Run],
+) -> None:
+    run = written["leaking"]
+    page = page_of(run)
+    images = [part.split("</svg>")[0] for part in page.split("<svg")[1:]]
+    files = [path.read_text(encoding="utf-8") for path in run.figures_dir.glob("*.svg")]
+    assert len(images) == 5
+    assert len(files) == 4
+    for svg in images + files:
+        # Wrapped into lines, in order.
+        text = " ".join(_Tags(f"<svg{svg}").texts)
+        assert LEAK_WORDS in " ".join(text.split())
+    text = _Tags(page).text
+    headline, _, rest = text.partition("Balanced accuracy")
+    assert "Leak: the test images are known from training" in headline
+    assert LEAK_WORDS in headline
+    for section in ("Calibration in numbers", "By class", "By source"):
+        assert LEAK_WORDS in rest.partition(section)[2][:350], section
+    assert LEAK_WORDS in rest.partition("The most confident mistakes")[2][:350]
+
+
+def test_a_clean_run_is_not_warned_of(written: dict[str, Run]) -> None:
+    page = page_of(written["ordinary"])
+    text = _Tags(page).text
+    assert "No leak found" in text
+    assert "Leak:" not in text
+    assert 'class="banner"' not in page
+
+
+def test_the_words_of_the_leak_are_drawn_into_the_png(
+    written: dict[str, Run],
+) -> None:
+    # PNG holds no text: the colour of the warning must be there, and only then.
+    for leaks, kind in ((True, "leaking"), (False, "ordinary")):
+        run = written[kind]
+        for name in ("curves", "confusion", "roc", "calibration"):
+            with Image.open(run.figures_dir / f"{name}.png") as image:
+                colors = image.convert("RGB").getcolors(1 << 24) or []
+            wanted = tuple(bytes.fromhex(LIGHT["warn"][1:]))
+            count = sum(number for number, color in colors if color == wanted)
+            assert (count > 500) == leaks, name
+
+
+def test_names_of_the_user_are_text_and_never_markup(
+    make_run: Callable[..., Run],
+) -> None:
+    hostile = '<script>alert("$x$")</script>'
+    run = make_run(classes=(hostile, "_hidden", "b&b", "</svg><b>"))
+    page = write_run_report(run).read_text(encoding="utf-8")
+    assert_self_contained(page)
+    tags = _Tags(page)
+    assert not [name for name, _ in tags.elements if name == "b"]
+    assert hostile in tags.text
+    # The figures' own files are XML, and parse as such.
+    for path in run.figures_dir.glob("*.svg"):
+        ElementTree.fromstring(path.read_text(encoding="utf-8"))
+
+
+def test_the_same_run_gives_the_same_bytes(written: dict[str, Run]) -> None:
+    run = written["folds"]
+
+    def content() -> dict[str, bytes]:
+        files = [run.report_path, *sorted(run.figures_dir.iterdir())]
+        return {path.name: path.read_bytes() for path in files}
+
+    first = content()
+    assert {name for name in first if name != "report.html"} == {
+        f"{name}.{suffix}"
+        for name in ("curves", "confusion", "roc", "calibration")
+        for suffix in ("svg", "png")
+    }
+    write_run_report(run)
+    assert content() == first
+
+
+def test_the_most_confident_mistakes_come_first_with_all_their_probabilities(
+    written: dict[str, Run],
+) -> None:
+    run = written["ordinary"]
+    with run.predictions_path.open(encoding="utf-8", newline="") as file:
+        wrong = [
+            row for row in csv.DictReader(file) if row["label"] != row["predicted"]
+        ]
+    wrong.sort(key=lambda row: -float(row[f"prob_{row['predicted']}"]))
+    page = page_of(run)
+    cards = page.split('<article class="picture">')[1:]
+    assert len(cards) == len(wrong) == 6
+    for card, row in zip(cards, wrong, strict=True):
+        tags = _Tags(card)
+        (image,) = [one for name, one in tags.elements if name == "img"]
+        assert image["alt"] == (
+            f"Image {row['path']}, label {row['label']}, predicted {row['predicted']}"
+        )
+        for name in CLASSES:
+            assert f"{name} {100 * float(row[f'prob_{name}']):.1f} %" in tags.text
+
+
+def test_pictures_are_made_small_and_keep_their_proportions(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((600, 900), np.uint8)).save(tmp_path / "a.png")
+    picture = load_picture(tmp_path, "a.png")
+    assert (picture.width, picture.height) == (224, 149)
+    encoded = picture.uri.removeprefix("data:image/jpeg;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+        assert image.size == (224, 149)
+
+
+def test_an_image_over_the_limits_is_not_opened(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((600, 900), np.uint8)).save(tmp_path / "a.png")
+    picture = load_picture(tmp_path, "a.png", limits=ImageLimits(max_pixels=1000))
+    assert picture.why_not == "not shown: the file cannot be read as an image"
+
+
+def test_images_that_are_gone_or_broken_are_said_to_be(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = make_run()
+    elsewhere = tmp_path / "moved"
+    (tmp_path / "data").rename(elsewhere)
+    text = _Tags(write_run_report(run).read_text(encoding="utf-8")).text
+    assert text.count("not shown: the file is gone") == 6
+
+    for path in elsewhere.rglob("*.png"):
+        path.write_bytes(b"no image")
+    page = write_run_report(run, data=elsewhere).read_text(encoding="utf-8")
+    text = _Tags(page).text
+    assert text.count("not shown: the file cannot be read as an image") == 6
+
+
+def test_a_table_as_data_means_the_folder_it_lies_in(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("path,label\n", encoding="utf-8")
+    assert data_root(table, None) == data_root(None, str(table)) == tmp_path
+    assert data_root(tmp_path, "elsewhere") == tmp_path
+    assert data_root(None, None) is None
+    assert load_picture(None, "a.png").why_not.endswith("the data folder is not known")
+
+
+def test_folds_are_listed_and_their_curves_drawn(written: dict[str, Run]) -> None:
+    page = page_of(written["folds"])
+    text = _Tags(page).text
+    assert "0 6 80.3 % 1 6 81.3 % 2 6 82.3 %" in text
+    assert "3 folds, 5 to 6 epochs each" in text
+    # Thin lines for three folds in train and in val, in each of the two panels.
+    assert page.count("stroke-opacity: 0.55") == 2 * 2 * 3
+
+
+def test_settings_that_differ_from_the_defaults_are_marked(
+    written: dict[str, Run],
+) -> None:
+    page = page_of(written["ordinary"])
+    changed = re.findall(r'<dd class="changed">([^<]*)</dd>', page)
+    assert changed[1:] == ["6"]
+    assert changed[0].endswith("/data")
+
+
+def test_a_run_without_figures_to_show_says_what_to_do(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run()
+    run.metrics_path.unlink()
+    with pytest.raises(RunError, match="run is not evaluated yet") as caught:
+        write_run_report(run)
+    assert caught.value.hint == f"run: tumorlens evaluate {run.path}"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('{"format": 2}', r"expected format 1 in .*metrics\.json, got 2"),
+        ("[]", r"expected format 1 in .*metrics\.json, got \[\]"),
+        ("{", r"cannot read .*metrics\.json: Expecting property name"),
+    ],
+)
+def test_metrics_that_are_not_ours_are_refused(
+    make_run: Callable[..., Run], content: str, problem: str
+) -> None:
+    run = make_run()
+    run.metrics_path.write_text(content, encoding="utf-8")
+    with pytest.raises(RunError, match=problem):
+        write_run_report(run)
+
+
+def test_predictions_that_are_not_a_table_are_refused(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run()
+    table = run.predictions_path.read_text(encoding="utf-8")
+    run.predictions_path.write_text(
+        table.replace("path,label", "path,tag"), encoding="utf-8"
+    )
+    with pytest.raises(RunError, match="got path, tag, predicted"):
+        write_run_report(run)
+
+
+def test_measures_that_are_not_defined_are_left_open(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run()
+    content = json.loads(run.metrics_path.read_text(encoding="utf-8"))
+    content["macro_auroc"] = {"value": None, "low": None, "high": None}
+    content["accuracy"].update(low=None, high=None)
+    one = content["per_class"]["glioma"]
+    one.update(num_images=0, precision=None, auroc=None)
+    one["recall"] = {"value": None, "low": None, "high": None}
+    content["curves"]["roc"]["glioma"] = {"fpr": [], "tpr": []}
+    content["curves"]["calibration"] = {
+        "confidence": [None, 0.9],
+        "accuracy": [None, 0.8],
+        "count": [0, 32],
+    }
+    run.metrics_path.write_text(json.dumps(content), encoding="utf-8")
+    text = _Tags(write_run_report(run).read_text(encoding="utf-8")).text
+    assert "Macro AUROC n/a n/a" in text
+    assert "glioma 0 n/a n/a n/a 95.8 % 80.0 % n/a" in text
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+def test_texts_have_the_contrast_of_wcag_aa(palette: dict[str, str]) -> None:
+    def luminance(color: str) -> float:
+        parts = [byte / 255 for byte in bytes.fromhex(color[1:])]
+        linear = [
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+            for part in parts
+        ]
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+    def contrast(one: str, other: str) -> float:
+        low, high = sorted([luminance(palette[one]), luminance(palette[other])])
+        return (high + 0.05) / (low + 0.05)
+
+    pairs = [
+        (text, ground)
+        for text in ("ink", "muted", "accent")
+        for ground in ("page", "surface")
+    ]
+    pairs += [("warn", "warn-fill"), ("good", "good-fill"), ("warn", "surface")]
+    pairs += [("ink", "warn-fill"), ("ink", "good-fill")]
+    pairs += [(name, "surface") for name in SERIES]
+    too_faint = {pair: contrast(*pair) for pair in pairs if contrast(*pair) < 4.5}
+    assert not too_faint
+
+
+def test_both_themes_know_the_same_colors_and_none_is_used_for_two_things() -> None:
+    assert LIGHT.keys() == DARK.keys()
+    # A figure's colours are found by their value when it goes into a page.
+    assert len(set(LIGHT.values())) == len(LIGHT)

@@ -13,18 +13,20 @@ import logging
 import re
 import textwrap
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tumorlens.report.palette import LIGHT, SERIES, themed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from matplotlib.axes import Axes
 
@@ -38,7 +40,7 @@ _PANEL_INCHES = 4.8
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
 _MARKERS = ("o", "s", "^", "D")
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "axes.edgecolor": LIGHT["muted"],
     "axes.facecolor": LIGHT["surface"],
     "axes.grid": True,
@@ -90,8 +92,17 @@ class Drawing:
     svg: str
     """A whole SVG file, in the light colours."""
 
-    png: bytes
-    """The same as PNG, at 200 dots per inch."""
+    figure: Figure
+    """What it was made from, already laid out."""
+
+    def png(self) -> bytes:
+        """Return the same as a PNG file, at 200 dots per inch."""
+        content = io.BytesIO()
+        with _styled():
+            self.figure.savefig(
+                content, format="png", dpi=200, metadata={"Software": None}
+            )
+        return content.getvalue()
 
     def inline(self, name: str) -> str:
         """Return the SVG for use inside a page: themed, with ids of its own.
@@ -102,12 +113,18 @@ class Drawing:
         """
         svg = self.svg[self.svg.index("<svg") :]
         svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-        svg = re.sub(r'\b(id="|href="#)|(url\(#)', rf"\g<0>{name}-", svg)
+        # The rule is for the whole page, which has it in its own style sheet.
+        svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
         # Width and height belong to the style sheet; the view box keeps proportions.
         svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
         svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
-        svg = svg.replace("'DejaVu Sans'", "var(--font)")
-        return themed(svg)
+
+        def own(tag: re.Match[str]) -> str:
+            text = re.sub(r'\bid="|href="#|url\(#', rf"\g<0>{name}-", tag[0])
+            return themed(text.replace("'DejaVu Sans'", "var(--font)"))
+
+        # Tags only: the words between them are the user's.
+        return re.sub(r"<[^>]+>", own, svg)
 
 
 def draw_curves(
@@ -145,7 +162,9 @@ def draw_curves(
             axes.set_ylabel(measure)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
             if measure == "accuracy":
-                axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+                axes.yaxis.set_major_formatter(
+                    PercentFormatter(1.0, decimals=0, symbol=" %")
+                )
             else:
                 axes.set_ylim(bottom=0)
             _legend_above(axes)
@@ -187,11 +206,12 @@ def draw_confusion(
                 va="bottom",
                 fontsize=12,
                 fontweight="bold" if row == column else "normal",
+                color=LIGHT["ink" if share else "muted"],
             )
             axes.text(
                 column,
                 row + 0.08,
-                f"{100 * share:.1f} %",
+                f"{100 * share:.1f} %" if share else "",
                 ha="center",
                 va="top",
                 fontsize=8.5,
@@ -211,14 +231,14 @@ def draw_confusion(
 
 
 def draw_roc(
-    roc: Mapping[str, Mapping[str, Sequence[float]] | None],
+    roc: Mapping[str, Mapping[str, Sequence[float]]],
     auroc: Mapping[str, float | None],
     heading: Heading,
 ) -> Drawing:
     """Draw the ROC curve of each class against the rest, with its AUROC in the legend.
 
     Args:
-        roc: Class name -> "fpr" and "tpr"; `None` where a curve is not defined because
+        roc: Class name -> "fpr" and "tpr", empty where a curve is not defined because
             every image, or none, is of that class.
         auroc: Class name -> area under the curve.
         heading: The words above it.
@@ -229,7 +249,7 @@ def draw_roc(
         axes.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=0.9, linestyle=":")
         handles, labels = [], []
         for number, (name, points) in enumerate(roc.items()):
-            if not points:
+            if not points["fpr"]:
                 continue
             handles += axes.plot(
                 points["fpr"],
@@ -356,9 +376,7 @@ def _draw_subset(
         axes.plot(np.arange(1, len(line) + 1), line, **thin)
     shared = min(len(line) for line in lines)
     mean = np.mean([line[:shared] for line in lines], axis=0)
-    axes.plot(
-        np.arange(1, shared + 1), mean, label=f"{label}, mean of folds", **style
-    )
+    axes.plot(np.arange(1, shared + 1), mean, label=f"{label}, mean of folds", **style)
 
 
 def _mark_kept_epoch(
@@ -409,26 +427,33 @@ def _render(
     lines = _heading_lines(heading, width)
     head_inches = 0.12 + sum(line.inches for line in lines)
     height = head_inches + body_inches
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # A class name in a script that the font lacks: the SVG, being text, is right.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = Figure(figsize=(width, height), layout="constrained")
-        engine = figure.get_layout_engine()
-        assert engine is not None
-        engine.set(rect=(0, 0, 1, 1 - head_inches / height))
+    with _styled():
+        layout = ConstrainedLayoutEngine(
+            rect=(0, 0, 1, 1 - head_inches / height), w_pad=0.1, h_pad=0.08
+        )
+        figure = Figure(figsize=(width, height), layout=layout)
         y = height - 0.08
         for line in lines:
             figure.text(0.1 / width, y / height, line.text, va="top", **line.style)
             y -= line.inches
-        panels = figure.subplots(
-            len(rows), columns, squeeze=False, height_ratios=rows
-        )
+        panels = figure.subplots(len(rows), columns, squeeze=False, height_ratios=rows)
         draw(list(panels.flat))
-        svg, png = io.StringIO(), io.BytesIO()
+        # Laid out once: left to itself, each format would do it again, twice.
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)
+        svg = io.StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(svg, format="svg", metadata=nothing)
-        figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
-    return Drawing(svg.getvalue(), png.getvalue())
+    return Drawing(svg.getvalue(), figure)
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    """Draw in the style of this package, and leave matplotlib as it was."""
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # A class name in a script that the font lacks: the SVG, being text, is right.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
 
 
 @dataclass(frozen=True)

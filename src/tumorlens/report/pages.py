@@ -39,6 +39,7 @@ def render_page(template: str, content: Mapping[str, Any]) -> str:
     )
     environment.filters.update(
         count=write_count,
+        css=_write_css_length,
         decimal=write_decimal,
         interval=write_interval,
         percent=write_percent,
@@ -110,7 +111,11 @@ def write_count(number: int) -> str:
     return f"{number:,}"
 
 
+def _write_css_length(fraction: float) -> str:
+    return f"{100 * min(max(fraction, 0.0), 1.0):.2f}%"
+
+
 def _style() -> Markup:
     sheet = resources.files("tumorlens.report") / "templates" / "style.css"
     # Ours, and free of "</style>": the one text here that needs no escaping.
-    return Markup(css_variables() + sheet.read_text(encoding="utf-8"))  # noqa: S704
+    return Markup(css_variables() + sheet.read_text(encoding="utf-8"))

@@ -89,6 +89,4 @@ def _small_copy(path: str, pixels: NDArray[np.uint8]) -> Picture:
     # A page may hold a hundred of these, and they are for recognising, not measuring.
     image.save(content, "JPEG", quality=85, subsampling=0)
     encoded = base64.b64encode(content.getvalue()).decode("ascii")
-    return Picture(
-        path, f"data:image/jpeg;base64,{encoded}", image.width, image.height
-    )
+    return Picture(path, f"data:image/jpeg;base64,{encoded}", image.width, image.height)

@@ -6,18 +6,20 @@ Nothing is measured here. Numbers come from `metrics.json`, curves from `history
 
 from __future__ import annotations
 
-import csv
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup
 
 from tumorlens.config import Config
 from tumorlens.errors import RunError
 from tumorlens.files import write_bytes, write_text
 from tumorlens.images import ImageLimits
+from tumorlens.predictions import read_predictions
 from tumorlens.report.figures import (
     Drawing,
     Heading,
@@ -86,13 +88,14 @@ def write_run_report(run: Run, *, data: Path | None = None) -> Path:
         DataError: The page cannot be written.
     """
     metrics = _read_metrics(run)
-    mistakes, num_mistakes = _read_mistakes(run, metrics["classes"], data)
+    mistakes, num_mistakes = _read_mistakes(run, data)
     drawings, curves = _draw(run, metrics)
     for name, drawing in drawings.items():
         write_text(run.figures_dir / f"{name}.svg", drawing.svg)
-        write_bytes(run.figures_dir / f"{name}.png", drawing.png)
+        write_bytes(run.figures_dir / f"{name}.png", drawing.png())
 
     alts = _alternatives(metrics)
+    bins = metrics["curves"]["calibration"]
     environment = run.environment()
     page = render_page(
         "run.html.j2",
@@ -108,24 +111,36 @@ def write_run_report(run: Run, *, data: Path | None = None) -> Path:
             ],
             "curves": [
                 _Shown(
-                    Markup(drawing.inline(f"curve-{measure}")),  # noqa: S704
+                    Markup(drawing.inline(f"curve-{measure}")),
                     f"{measure} on train and val over the epochs",
                 )
                 for measure, drawing in curves.items()
             ],
             **{
                 name: _Shown(
-                    Markup(drawings[name].inline(name)),  # noqa: S704
+                    Markup(drawings[name].inline(name)),
                     alt,
                 )
                 for name, alt in alts.items()
             },
+            "bins": [
+                one
+                for one in zip(
+                    bins["confidence"], bins["accuracy"], bins["count"], strict=True
+                )
+                if one[2]
+            ],
             "training_words": _training_words(run),
             "folds": metrics.get("folds") or [],
             "mistakes": mistakes,
             "num_mistakes": num_mistakes,
             "command": _command(environment),
-            "repeat": f"tumorlens train {run.path / 'config.toml'} --out {run.path}-2",
+            "repeat": shlex.join(
+                [
+                    *("tumorlens", "train", f"{run.path / 'config.toml'}"),
+                    *("--out", f"{run.path}-again"),
+                ]
+            ),
             "settings": _settings(run.config),
             "environment": _environment(environment),
         },
@@ -141,9 +156,7 @@ def _read_metrics(run: Run) -> dict[str, Any]:
     except FileNotFoundError:
         raise RunError(f"{run.path} is not evaluated yet", hint=hint) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(
-            f"cannot read {run.metrics_path}: {error}", hint=hint
-        ) from None
+        raise RunError(f"cannot read {run.metrics_path}: {error}", hint=hint) from None
     found = metrics.get("format") if isinstance(metrics, dict) else metrics
     if found != METRICS_FORMAT:
         raise RunError(
@@ -153,32 +166,19 @@ def _read_metrics(run: Run) -> dict[str, Any]:
     return dict(metrics)
 
 
-def _read_mistakes(
-    run: Run, classes: Sequence[str], data: Path | None
-) -> tuple[list[Mistake], int]:
-    """Return the most confident mistakes, and how many mistakes there are."""
-    hint = f"run: tumorlens evaluate {run.path}"
-    try:
-        with run.predictions_path.open(encoding="utf-8", newline="") as file:
-            rows = [
-                (
-                    row,
-                    {name: float(row[f"prob_{name}"]) for name in classes},
-                )
-                for row in csv.DictReader(file)
-                if row["label"] != row["predicted"]
-            ]
-    except OSError as error:
-        raise RunError(
-            f"cannot read {run.predictions_path}: {error.strerror}", hint=hint
-        ) from None
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise RunError(
-            f"{run.predictions_path} is not a table of predictions: {error!r}",
-            hint=hint,
-        ) from None
+def _read_mistakes(run: Run, data: Path | None) -> tuple[list[Mistake], int]:
+    """Return the most confident mistakes, and how many mistakes there are.
+
+    Raises what `predictions.read_predictions` raises.
+    """
+    table = read_predictions(run.predictions_path)
+    predicted = table.predicted
+    wrong = np.flatnonzero(predicted != table.labels)
     # The path breaks ties, so that the page is the same each time.
-    rows.sort(key=lambda one: (-one[1].get(one[0]["predicted"], 0.0), one[0]["path"]))
+    order = sorted(
+        wrong.tolist(),
+        key=lambda row: (-table.probs[row, predicted[row]], table.paths[row]),
+    )
     root = data_root(data, run.config.data.path)
     limits = ImageLimits(
         max_bytes=int(run.config.data.max_file_mib * 2**20),
@@ -186,14 +186,19 @@ def _read_mistakes(
     )
     mistakes = [
         Mistake(
-            picture=load_picture(root, row["path"], limits=limits),
-            label=row["label"],
-            predicted=row["predicted"],
-            probs=tuple(sorted(probs.items(), key=lambda one: -one[1])),
+            picture=load_picture(root, table.paths[row], limits=limits),
+            label=table.classes[table.labels[row]],
+            predicted=table.classes[predicted[row]],
+            probs=tuple(
+                sorted(
+                    zip(table.classes, table.probs[row].tolist(), strict=True),
+                    key=lambda one: -one[1],
+                )
+            ),
         )
-        for row, probs in rows[:MAX_MISTAKES]
+        for row in order[:MAX_MISTAKES]
     ]
-    return mistakes, len(rows)
+    return mistakes, len(order)
 
 
 def _draw(
@@ -279,7 +284,10 @@ def _training_words(run: Run) -> str:
     folds = run.folds()
     if folds:
         lengths = [len(fold.history()) for fold in folds]
-        return f"{len(folds)} folds, {_range(lengths)} epochs each."
+        return (
+            f"{len(folds)} folds, {_range(lengths)} epochs each. Thin lines are folds, "
+            f"thick ones their mean over the epochs that all of them reached."
+        )
     history = run.history()
     if not history:
         return "No history: the weights were not trained here."
@@ -300,7 +308,7 @@ def _range(numbers: Sequence[int]) -> str:
 
 def _command(environment: Mapping[str, Any]) -> str:
     command = environment.get("command", "")
-    return command if isinstance(command, str) else " ".join(map(str, command))
+    return command if isinstance(command, str) else shlex.join(map(str, command))
 
 
 def _settings(config: Config) -> list[tuple[str, list[dict[str, Any]]]]:
