@@ -1,0 +1,369 @@
+"""The command line: each command parses, calls the stages, and prints.
+
+Nothing is computed here. The stages are loaded inside the commands, because
+`tumorlens --help` must not wait for torch; a newcomer who moves such an import to the
+top makes every call slower by seconds, and a test says so.
+
+Exit status: 0; 2 for an error that the user can remove (one `error:` and one `hint:`
+line); 3 when `predict` met files that cannot be read; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import tumorlens
+from tumorlens import terminal
+from tumorlens.errors import ConfigError, TumorlensError
+from tumorlens.extras import require
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+STATUS_ERROR = 2
+STATUS_UNREADABLE = 3
+STATUS_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="tumorlens",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Protocol(StrEnum):
+    """The protocols as choices of an option: those of `config.Protocol`."""
+
+    AS_GIVEN = "as-given"
+    GROUPED = "grouped"
+    GROUPED_KFOLD = "grouped-kfold"
+
+
+DataArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help="Folder of class folders, with or without Training and Testing above "
+        "them, or a CSV or Parquet table.",
+    ),
+]
+MetadataOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CSV",
+        help="Table with path and any of patient, source, source_label. Default: "
+        "metadata.csv in DATA, where there is one; 'none' ignores that too.",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a setting, such as optim.lr=1e-4; repeatable. "
+        "docs/settings.md has them all.",
+    ),
+]
+MovedOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DATA", help="Where the images are, if they moved."),
+]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder named by train --out.")
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status.
+
+    Args:
+        arguments: What follows the program's name; `None` takes it from the shell.
+
+    Returns:
+        One of those at the top of this module.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        status = app(
+            list(arguments) or ["--help"],
+            prog_name="tumorlens",
+            standalone_mode=False,
+            # What was typed, for the record of a run.
+            obj=shlex.join(["tumorlens", *arguments]),
+        )
+    except typer.TyperException as error:
+        command = arguments[0] if arguments[0] in _command_names() else ""
+        words = shlex.join(["tumorlens", *command.split(), "--help"])
+        terminal.say_error(error.format_message(), f"see {words}")
+        return STATUS_ERROR
+    except TumorlensError as error:
+        terminal.say_error(error.problem, error.hint)
+        return STATUS_ERROR
+    except KeyboardInterrupt:
+        status = STATUS_INTERRUPTED
+    if status == STATUS_INTERRUPTED:
+        print("stopped", file=sys.stderr)
+    return int(status or 0)
+
+
+def _print_version(version: bool) -> None:  # noqa: FBT001 - Typer passes it so
+    if version:
+        print(f"tumorlens {tumorlens.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version and leave.",
+        ),
+    ] = False,
+) -> None:
+    """From a folder of brain MRI images to a classifier that can be trusted.
+
+    For research and teaching; not a medical device.
+    """
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    *,
+    patients: Annotated[int, typer.Option(help="How many, 8 slices of each.")] = 48,
+    seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 42,
+) -> None:
+    """Make a synthetic set with planted faults, to try things on."""
+    stage = require("tumorlens.phantom")
+    with terminal.counting("drawing patients") as progress:
+        made = stage.make_phantom(out, patients=patients, seed=seed, progress=progress)
+    counts = ", ".join(f"{count} {name}" for name, count in made.by_class.items())
+    terminal.say(
+        f"{made.num_images} synthetic images of {made.num_patients} invented patients "
+        f"({counts}). They are no evidence about real ones."
+    )
+    terminal.say_next(
+        f"images, metadata.csv and planted.json are in {out}",
+        *("tumorlens", "audit", out, "--out", out.with_name(f"{out.name}-audit")),
+    )
+
+
+@app.command()
+def audit(
+    data: DataArgument,
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for both files.")],
+    metadata: MetadataOption = None,
+) -> None:
+    """Say what is wrong with a set of images."""
+    index = require("tumorlens.index").read_index(data, metadata=metadata)
+    pages = require("tumorlens.report")
+    with terminal.counting("reading") as progress:
+        copies = require("tumorlens.copies").find_copies(index, progress=progress)
+    found = require("tumorlens.audit").audit(index, copies)
+    page = pages.write_audit_page(found, index, out)
+    terminal.say_audit(found)
+    terminal.say_next(f"the page with the pictures is {page}", *_train_words(data))
+
+
+@app.command()
+def split(
+    data: DataArgument,
+    *,
+    out: Annotated[Path, typer.Option(metavar="CSV", help="File to write.")],
+    protocol: Annotated[
+        Protocol, typer.Option(help="How the subsets are made.")
+    ] = Protocol.GROUPED,
+    metadata: MetadataOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Write the subset of every file, to look at or to edit."""
+    config = _config(
+        None, settings, ("data.protocol", protocol), ("data.metadata", metadata)
+    )
+    index = require("tumorlens.index").read_index(data, metadata=config.data.metadata)
+    with terminal.counting("reading") as progress:
+        copies = require("tumorlens.copies").find_copies(index, progress=progress)
+    rows = require("tumorlens.split").make_split(
+        index,
+        copies,
+        protocol=config.data.protocol,
+        val_fraction=config.data.val_fraction,
+        test_fraction=config.data.test_fraction,
+        num_folds=config.data.num_folds,
+        seed=config.train.seed,
+    )
+    require("tumorlens.index").write_split(out, rows)
+    verdict = require("tumorlens.audit").judge_leak(rows, index, copies)
+    terminal.say_split(rows, index.classes)
+    terminal.say(verdict.words)
+    terminal.say_next(
+        f"the split is in {out}",
+        *_train_words(data, f"data.protocol={protocol}", f"data.split={out}"),
+    )
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    config_path: Annotated[
+        Path | None,
+        typer.Argument(metavar="CONFIG", help="TOML file. Default: good settings."),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to make.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="The same as data.path.")
+    ] = None,
+    settings: SetOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = False,
+) -> int:
+    """Train one network, or one for each fold, into a run folder."""
+    if resume:
+        _refuse_settings(out, config_path, data, settings)
+    config = None if resume else _config(config_path, settings, ("data.path", data))
+    stage = require("tumorlens.train")
+    with terminal.training() as listener:
+        result = stage.train(
+            config, out=out, resume=resume, command=context.obj, listener=listener
+        )
+    terminal.say_training(result)
+    if not result.is_finished:
+        terminal.say_next(
+            f"everything so far is in {out}",
+            *("tumorlens", "train", "--resume", "--out", out),
+        )
+        return STATUS_INTERRUPTED
+    terminal.say_next(f"the run is in {out}", "tumorlens", "evaluate", out)
+    return 0
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    path: RunArgument,
+    *,
+    subset: Annotated[
+        str, typer.Option(help="test, or val while choices are being made.")
+    ] = "test",
+    data: MovedOption = None,
+) -> None:
+    """Measure a run on images that it was not trained on."""
+    run = require("tumorlens.runs").open_run(path)
+    stage = require("tumorlens.evaluate")
+    with terminal.counting("predicting") as progress:
+        measures = stage.evaluate(
+            run, subset=subset, data=data, command=context.obj, progress=progress
+        )
+    terminal.say_measures(measures)
+    terminal.say_next(
+        f"predictions.csv and metrics.json are in {path}", "tumorlens", "report", path
+    )
+
+
+@app.command()
+def report(
+    path: RunArgument,
+    *,
+    data: MovedOption = None,
+) -> None:
+    """Write the page of an evaluated run and its figures."""
+    run = require("tumorlens.runs").open_run(path)
+    page = require("tumorlens.report").write_run_report(run, data=data)
+    terminal.say_next(
+        f"the page is {page}, its figures are in {run.figures_dir}",
+        *("tumorlens", "predict", path, "IMAGE"),
+    )
+
+
+@app.command()
+def predict(
+    path: RunArgument,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Files and folders.")
+    ],
+    *,
+    more_runs: Annotated[
+        list[Path] | None,
+        typer.Option("--run", metavar="RUN", help="One more run; repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write .csv, .json or .parquet instead."),
+    ] = None,
+) -> int:
+    """Give the probability of every class for images."""
+    stage = require("tumorlens.predict")
+    if out:
+        stage.check_output(out)
+    files = stage.find_images(images)
+    answers = []
+    for run_path in (path, *(more_runs or [])):
+        predictor = stage.Predictor.open(run_path)
+        with terminal.counting(predictor.name) as progress:
+            predictions = list(predictor.predict_files(files, progress=progress))
+        answers.append((predictor.name, predictor.classes, predictions))
+    if out:
+        stage.save_predictions(out, answers)
+        print(f"the probabilities are in {out}")
+    else:
+        terminal.say_predictions(answers)
+    num_unreadable = sum(not answer.predicted for answer in answers[0][2])
+    if num_unreadable:
+        noun = "file" if num_unreadable == 1 else "files"
+        print(f"{num_unreadable} {noun} could not be read", file=sys.stderr)
+        return STATUS_UNREADABLE
+    return 0
+
+
+def _refuse_settings(out: Path, *given: object) -> None:
+    """Refuse to resume with settings: they would be ignored.
+
+    Raises:
+        ConfigError: Any of `given` is there.
+    """
+    if any(given):
+        raise ConfigError(
+            f"--resume continues {out} with the settings it was started with",
+            hint="leave out CONFIG, --data and --set, or start another run",
+        )
+
+
+def _config(
+    path: Path | None, settings: list[str] | None, *options: tuple[str, Any]
+) -> Any:
+    """Return the settings of file and --set, with options of their own on top."""
+    # An option's value is text, whatever it looks like: "2024" is a folder.
+    assignments = [
+        f"{key}={json.dumps(str(value), ensure_ascii=False)}"
+        for key, value in options
+        if value is not None
+    ]
+    load_config = require("tumorlens.config").load_config
+    return load_config(path, assignments=[*(settings or []), *assignments])
+
+
+def _train_words(data: Path, *settings: str) -> list[object]:
+    words: list[object] = ["tumorlens", "train", "--data", data]
+    for setting in settings:
+        words += ["--set", setting]
+    return [*words, "--out", "runs/first"]
+
+
+def _command_names() -> set[str]:
+    return {info.callback.__name__ for info in app.registered_commands if info.callback}
