@@ -17,9 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tumorlens import metrics
+from tumorlens.datasets import (
+    PreparedData,
+    check_unchanged,
+    image_limits,
+    load_subset,
+)
 from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
 from tumorlens.files import write_json
-from tumorlens.images import ImageLimits
 from tumorlens.index import read_index
 from tumorlens.intervals import (
     NUM_RESAMPLES,
@@ -30,13 +35,7 @@ from tumorlens.intervals import (
     ratio,
     wilson_interval,
 )
-from tumorlens.loaders import (
-    Decoding,
-    ImageFile,
-    PlainImages,
-    decoded_images,
-    plain_batches,
-)
+from tumorlens.loaders import Decoding, plain_batches
 from tumorlens.models import infer, load_model, resolve_device
 from tumorlens.predictions import (
     Predictions,
@@ -52,9 +51,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tumorlens.index import Index, SplitRow
+    from tumorlens.index import Index
     from tumorlens.intervals import Interval
-    from tumorlens.runs import ModelCard, Run
+    from tumorlens.runs import Run
 
 Progress = Callable[[int, int], None]
 
@@ -97,9 +96,10 @@ def evaluate(
 
     Raises:
         ConfigError: The subset is unknown, or not one of a run with folds.
-        DataError: The images are gone, have changed, or cannot be read any more. They
-            could be when the split was made, so nothing is skipped.
-        RunError: The run is not finished, has no weights, or no image in the subset.
+        DataError: There is no data, or an image cannot be read any more. It could be
+            when the split was made, so nothing is skipped.
+        RunError: The run is not finished, has no weights or no image in the subset, or
+            the data is not what it was made with.
     """
     if subset not in SUBSETS:
         raise ConfigError(
@@ -172,12 +172,18 @@ def metrics_from_predictions(path: Path) -> dict[str, Any]:
 
 
 def _read_data(run: Run, data: Path | None) -> Index:
+    """Return the files of a run, wherever they are now.
+
+    Raises:
+        DataError: Nobody said where.
+    """
     config = run.config.data
-    if data is None and config.path is None:
+    place = data or (Path(config.path) if config.path else None)
+    if place is None:
         raise DataError(
             f"{run.path} does not say where its images are", hint="give --data"
         )
-    return read_index(data or Path(str(config.path)), metadata=config.metadata)
+    return read_index(place, metadata=config.metadata)
 
 
 def _ask(
@@ -186,36 +192,37 @@ def _ask(
     """Return the answers of an ordinary run's network.
 
     Raises:
-        RunError: No image is in the subset.
+        RunError: No image is in the subset, or the network has other classes.
     """
     card = run.card()
-    rows = [row for row in run.split() if row.subset == subset]
+    data = PreparedData(index, run.split())
+    check_unchanged(data.rows, index)
+    rows = data.of(subset)
     if not rows:
         raise RunError(
             f"{run.path} has no image in subset {subset!r}",
             hint=f"{run.split_path} says which image is in which subset",
         )
-    sources = _check_rows(rows, index, card)
-    config = run.config
-    images = decoded_images(
-        [ImageFile(index.root / row.path, row.sha256) for row in rows],
-        Decoding(
+    if card.classes != index.classes:
+        raise RunError(
+            f"the network of {run.path} knows {', '.join(card.classes)}, the data has "
+            f"{', '.join(index.classes)}",
+            hint="give the data that the run was made with",
+        )
+    images = load_subset(
+        data,
+        subset,
+        decoding=Decoding(
             size_px=card.size_px,
             fit=card.fit,
             in_chans=card.in_chans,
-            limits=ImageLimits(
-                max_bytes=int(config.data.max_file_mib * 2**20),
-                max_pixels=config.data.max_pixels,
-            ),
+            limits=image_limits(run.config.data),
         ),
-        cache_dir=Path(config.data.cache_dir) if config.data.cache_dir else None,
-        cache_limit_mib=config.data.cache_limit_mib,
+        config=run.config.data,
         progress=progress,
     )
     batches = plain_batches(
-        PlainImages(images, range(len(rows))),
-        batch_size=_BATCH_SIZE,
-        workers=config.train.workers,
+        images.plain(), batch_size=_BATCH_SIZE, workers=run.config.train.workers
     )
     torch_device = resolve_device(device)
     log_probs = infer(
@@ -226,40 +233,16 @@ def _ask(
         device=torch_device,
         mirror=card.mirror,
     )
+    sources = {record.path: record.source or "" for record in index.records}
     return Predictions(
         classes=card.classes,
         paths=tuple(row.path for row in rows),
-        labels=np.array([card.classes.index(row.label) for row in rows]),
+        labels=images.labels,
         probs=round_probs(np.exp(log_probs.astype(np.float64))),
         groups=tuple(row.group for row in rows),
-        sources=tuple(sources),
+        sources=tuple(sources[row.path] for row in rows),
         folds=(None,) * len(rows),
     )
-
-
-def _check_rows(rows: Iterable[SplitRow], index: Index, card: ModelCard) -> list[str]:
-    """Return the source of each row's file, after checking that it is the same file.
-
-    Raises:
-        DataError: It is not, or its label is not a class of the network.
-    """
-    records = {record.path: record for record in index.records}
-    sources = []
-    for row in rows:
-        record = records.get(row.path)
-        if record is None or record.sha256 != row.sha256:
-            raise DataError(
-                f"{index.root / row.path} is "
-                + ("gone" if record is None else "not the file that was split"),
-                hint="restore the images, or give --data where they are now",
-            )
-        if row.label not in card.classes:
-            raise DataError(
-                f"{row.path} has label {row.label!r}, which the network does not know",
-                hint=f"its classes: {', '.join(card.classes)}",
-            )
-        sources.append(record.source or "")
-    return sources
 
 
 def _counted(
