@@ -18,17 +18,18 @@ import re
 import stat
 import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tumorlens import dicom
 from tumorlens.errors import DataError, TumorlensError
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -46,7 +47,7 @@ a folder: what a file is, its content says."""
 _PILLOW_FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
 
 _BLACK_BORDER = 12
-"""Grey values up to this count as border: JPEG leaves noise of about this size in it."""
+"""Grey values up to this count as border: JPEG leaves noise of such a size in it."""
 
 _MIN_CONTENT_PX = 16
 """A crop smaller than this on one side is a speck in the dark, not a head."""
@@ -97,159 +98,61 @@ def read_image(
             `dicom`.
     """
     try:
-        with path.open("rb") as file:
-            _check_size(path, file, limits)
-            with _decoder_warnings_silenced():
-                return _read(path, file, limits, frame)
+        # Before opening: to open a pipe waits for somebody to write to it.
+        _check_file(path, path.stat(), limits)
+        with path.open("rb") as file, _decoder_warnings_silenced():
+            return _read(path, file, limits, frame)
     except OSError as error:
         raise DataError(
             f"cannot open {path}: {error.strerror or error}",
-            hint="check that the file exists and can be read",
+            hint="check that it is a file and can be read",
         ) from error
-
-
-def _check_size(path: Path, file: IO[bytes], limits: ImageLimits) -> None:
-    import os
-
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path} is not a regular file", hint="give an image file")
-    if status.st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes)", hint="copy the file again")
-    if status.st_size > limits.max_bytes:
-        raise DataError(
-            f"{path} has {status.st_size} bytes, more than the limit of "
-            f"{limits.max_bytes}",
-            hint="raise data.max_file_mib if the file is what it claims to be",
-        )
-
-
-def _read(
-    path: Path, file: IO[bytes], limits: ImageLimits, frame: int | None
-) -> NDArray[np.uint8]:
-    try:
-        if dicom.is_dicom(file):
-            return _collapse_grey(
-                dicom.read_frame(
-                    file,
-                    name=str(path),
-                    frame=frame,
-                    max_bytes=limits.max_bytes,
-                    max_pixels=limits.max_pixels,
-                    max_frames=limits.max_frames,
-                )
-            )
-        return _collapse_grey(_read_with_pillow(path, file, limits, frame))
-    except TumorlensError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{path} cannot be read as an image: {error}",
-            hint="open it in a viewer; if it is damaged, copy it again or remove it",
-        ) from error
-
-
-def _read_with_pillow(
-    path: Path, file: IO[bytes], limits: ImageLimits, frame: int | None
-) -> NDArray[np.uint8]:
-    file.seek(0)
-    try:
-        image = Image.open(file, formats=_PILLOW_FORMATS)
-    except Image.DecompressionBombError as error:
-        found = re.search(r"(\d+) pixels", str(error))
-        raise _too_many_pixels(
-            path, found[1] if found else "too many", limits
-        ) from None
-    with image:
-        _choose_page(path, image, limits, frame)
-        if image.width * image.height > limits.max_pixels:
-            raise _too_many_pixels(path, image.width * image.height, limits)
-        image.load()
-        return _to_array(ImageOps.exif_transpose(image))
-
-
-def _too_many_pixels(path: Path, found: Any, limits: ImageLimits) -> DataError:
-    return DataError(
-        f"{path} has {found} pixels, more than the limit of {limits.max_pixels}",
-        hint="raise data.max_pixels if the image is really that large",
-    )
-
-
-def _choose_page(
-    path: Path, image: Image.Image, limits: ImageLimits, frame: int | None
-) -> None:
-    num_frames = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-    if num_frames > limits.max_frames:
-        raise DataError(f"{path} has {num_frames} pages")
-    chosen = num_frames // 2 if frame is None else frame
-    if not 0 <= chosen < num_frames:
-        raise DataError(f"{path} has {num_frames} frame(s), got frame {frame}")
-    if num_frames > 1:
-        image.seek(chosen)
-
-
-def _to_array(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I") or image.mode == "F":
-        return _scale_to_uint8(np.asarray(image, dtype=np.float64))
-    if image.mode in ("1", "L") and "transparency" not in image.info:
-        return np.asarray(image.convert("L"))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image)
-    return np.asarray(image.convert("RGB"))
-
-
-def _scale_to_uint8(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    finite = np.isfinite(values)
-    values = np.where(finite, values, values[finite].min() if finite.any() else 0)
-    low, high = float(values.min()), float(values.max())
-    if high <= low:
-        return np.zeros(values.shape, np.uint8)
-    return np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
-
-
-def _collapse_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if image.ndim == 3 and (image[..., :1] == image).all():
-        return np.ascontiguousarray(image[..., 0])
-    return image
-
-
-_silencing = threading.Lock()
-_num_silenced = 0
-_saved: Any = None
-
-
-@contextmanager
-def _decoder_warnings_silenced() -> Iterator[None]:
-    # `warnings.catch_warnings` restores a process-wide list, so two threads that enter
-    # and leave in turns would leave it wrong: the first in saves, the last out restores.
-    global _num_silenced, _saved
-    with _silencing:
-        if _num_silenced == 0:
-            _saved = warnings.catch_warnings()
-            _saved.__enter__()
-            warnings.filterwarnings("ignore", module=r"(PIL|pydicom|tumorlens)(\.|$)")
-        _num_silenced += 1
-    try:
-        yield
-    finally:
-        with _silencing:
-            _num_silenced -= 1
-            if _num_silenced == 0:
-                _saved.__exit__(None, None, None)
 
 
 def fit_square(
     image: NDArray[np.uint8], *, size_px: int, fit: Fit
 ) -> NDArray[np.uint8]:
-    """Return the image as a square of `size_px`, (S, S) or (S, S, 3)."""
+    """Return an image as a square.
+
+    `squash` resizes it as it is, so a portrait becomes broader. `pad` first crops the
+    black border, which differs from source to source, then adds black at the shorter
+    sides until the image is square, so proportions are kept and the file's own shape
+    stops giving the class away. The border is where fewer than 2 % as many pixels are
+    brighter than 12 as in the fullest row (column): JPEG noise does not stop the crop,
+    and black around an image changes nothing.
+
+    Resized by Pillow's bilinear filter, which averages over all pixels when it shrinks:
+    torchvision's `Resize` gives the same values within rounding, but this needs no
+    torch where a model is only used.
+
+    Args:
+        image: (H, W) or (H, W, 3).
+        size_px: Side of the square, S.
+        fit: `squash` or `pad`.
+
+    Returns:
+        (S, S) or (S, S, 3).
+
+    Raises:
+        ValueError: `fit` is none of the two, or `size_px` is not positive.
+
+    Example:
+        >>> portrait = np.full((40, 20), 200, np.uint8)
+        >>> fit_square(portrait, size_px=4, fit="pad")[0]
+        array([  0, 200, 200,   0], dtype=uint8)
+        >>> fit_square(portrait, size_px=4, fit="squash")[0]
+        array([200, 200, 200, 200], dtype=uint8)
+    """
+    if fit not in ("squash", "pad") or size_px < 1:
+        raise ValueError(
+            f"expected fit 'squash' or 'pad' and size_px > 0, got {fit!r}, {size_px}"
+        )
     if fit == "pad":
         image = _pad_to_square(_crop_black_border(image))
-    resized = Image.fromarray(image).resize(
+    square = Image.fromarray(image).resize(
         (size_px, size_px), Image.Resampling.BILINEAR
     )
-    return np.asarray(resized)
+    return np.array(square)
 
 
 def load_square(
@@ -261,14 +164,155 @@ def load_square(
     limits: ImageLimits = DEFAULT_LIMITS,
     frame: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Return the file as model input, (S, S, in_chans)."""
-    image = fit_square(
-        read_image(path, limits=limits, frame=frame), size_px=size_px, fit=fit
-    )
-    mode = "L" if in_chans == 1 else "RGB"
-    return np.asarray(Image.fromarray(image).convert(mode)).reshape(
+    """Return a file as what a model is given before normalization.
+
+    Args:
+        path: As for `read_image`.
+        size_px: Side of the square, S.
+        fit: As for `fit_square`.
+        in_chans: 1 turns colour into grey (ITU-R 601 luma), 3 repeats grey.
+        limits: As for `read_image`.
+        frame: As for `read_image`.
+
+    Returns:
+        (S, S, in_chans), writable.
+
+    Raises:
+        DataError: The file cannot be read, see `read_image`.
+        MissingExtraError: See `read_image`.
+        ValueError: `in_chans` is neither 1 nor 3, or see `fit_square`.
+    """
+    if in_chans not in (1, 3):
+        raise ValueError(f"expected in_chans 1 or 3, got {in_chans}")
+    image = read_image(path, limits=limits, frame=frame)
+    square = Image.fromarray(fit_square(image, size_px=size_px, fit=fit))
+    return np.array(square.convert("L" if in_chans == 1 else "RGB")).reshape(
         size_px, size_px, in_chans
     )
+
+
+def _check_file(path: Path, status: os.stat_result, limits: ImageLimits) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path} is not a regular file", hint="give an image file")
+    if status.st_size == 0:
+        raise DataError(f"{path} is empty (0 bytes)", hint="fetch the file again")
+    if status.st_size > limits.max_bytes:
+        raise DataError(
+            f"{path} has {status.st_size} bytes, more than the limit of "
+            f"{limits.max_bytes}",
+            hint="raise data.max_file_mib if the file is what it claims to be",
+        )
+
+
+def _read(
+    path: Path, file: IO[bytes], limits: ImageLimits, frame: int | None
+) -> NDArray[np.uint8]:
+    # Broad on purpose, and only around the decoders: on a damaged file they raise
+    # whatever their parsing trips over. Seen on mutated files: OSError, SyntaxError,
+    # ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
+    # OverflowError, RuntimeError, NotImplementedError, struct.error, zlib.error.
+    try:
+        if dicom.is_dicom(file):
+            image = dicom.read_frame(
+                path,
+                frame=frame,
+                max_bytes=limits.max_bytes,
+                max_pixels=limits.max_pixels,
+                max_frames=limits.max_frames,
+            )
+        else:
+            image = _read_with_pillow(path, file, limits, frame)
+    except TumorlensError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError(
+            f"{path} is not a JPEG, PNG, TIFF, BMP or DICOM file",
+            hint="convert it, or move it out of the class folder",
+        ) from None
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{path} is damaged: {why or 'nothing more is known'} "
+            f"({type(error).__name__})",
+            hint="fetch the file again, or remove it",
+        ) from error
+    return _without_equal_channels(image)
+
+
+def _read_with_pillow(
+    path: Path, file: IO[bytes], limits: ImageLimits, frame: int | None
+) -> NDArray[np.uint8]:
+    try:
+        image = Image.open(file, formats=_PILLOW_FORMATS)
+    except Image.DecompressionBombError as error:
+        # Pillow's own bound, below ours where `limits` allows more.
+        found = re.search(r"\((\d+) pixels\)", str(error))
+        raise _too_many_pixels(
+            path, found[1] if found else "too many", limits
+        ) from None
+    with image:
+        num_pages = 1
+        if image.format == "TIFF":
+            num_pages = _num_pages(image, limits.max_frames)
+        chosen = dicom.choose_frame(
+            path, frame, num_frames=num_pages, max_frames=limits.max_frames
+        )
+        if num_pages > 1:
+            image.seek(chosen)
+        num_pixels = image.width * image.height
+        if num_pixels > limits.max_pixels:
+            raise _too_many_pixels(path, num_pixels, limits)
+        return _to_array(ImageOps.exif_transpose(image))
+
+
+def _too_many_pixels(path: Path, found: object, limits: ImageLimits) -> DataError:
+    return DataError(
+        f"{path} has {found} pixels, more than the limit of {limits.max_pixels}",
+        hint="raise data.max_pixels if the image is really that large",
+    )
+
+
+def _num_pages(image: Image.Image, limit: int) -> int:
+    # Not `n_frames`: it follows the file's chain of pages to its end, however long.
+    num_pages = 1
+    with suppress(EOFError):
+        while num_pages <= limit:
+            image.seek(num_pages)
+            num_pages += 1
+    return num_pages
+
+
+def _to_array(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I") or image.mode == "F":
+        deep = np.array(image)
+        grey = _scale_to_uint8(deep)
+        if isinstance(key := image.info.get("transparency"), int):
+            grey[deep == key] = 0
+        return grey
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image.convert("RGBA"))
+    return np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+
+
+def _scale_to_uint8(deep: NDArray[Any]) -> NDArray[np.uint8]:
+    values = deep.astype(np.float64)
+    finite = np.isfinite(values)  # floating-point TIFF can hold NaN
+    low = values.min(where=finite, initial=np.inf)
+    high = values.max(where=finite, initial=-np.inf)
+    if not low < high:
+        return np.zeros(deep.shape, np.uint8)
+    values[~finite] = low
+    values -= low
+    values *= 255
+    values /= high - low
+    return np.rint(values).astype(np.uint8)
+
+
+def _without_equal_channels(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if image.ndim == 3 and (image[..., :1] == image).all():
+        return np.ascontiguousarray(image[..., 0])
+    return image
 
 
 def _crop_black_border(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -295,3 +339,30 @@ def _pad_to_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     top, left = (side - height) // 2, (side - width) // 2
     padded[top : top + height, left : left + width] = image
     return padded
+
+
+_silencing = threading.Lock()
+_num_silencing = 0
+_filters_before: warnings.catch_warnings[None] | None = None
+
+
+@contextmanager
+def _decoder_warnings_silenced() -> Iterator[None]:
+    # What Pillow and pydicom warn of either ends as an error here or does not matter.
+    # `warnings.catch_warnings` alone puts back a list of the whole process: of two
+    # threads that enter and leave in turns, the later one would put back the other's.
+    # So the first one in saves the list, and the last one out puts it back.
+    global _num_silencing, _filters_before
+    with _silencing:
+        if _num_silencing == 0:
+            _filters_before = warnings.catch_warnings()
+            _filters_before.__enter__()
+            warnings.filterwarnings("ignore", module=r"(PIL|pydicom|gdcm)(\.|$)")
+        _num_silencing += 1
+    try:
+        yield
+    finally:
+        with _silencing:
+            _num_silencing -= 1
+            if _num_silencing == 0 and _filters_before is not None:
+                _filters_before.__exit__(None, None, None)
