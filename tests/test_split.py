@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tumorlens.copies import Copies
+from tumorlens.copies import Copies, NearPair
 from tumorlens.errors import DataError
 from tumorlens.index import Index, Record, SplitRow
 from tumorlens.split import check_split, fold_splits, make_split
@@ -49,6 +49,7 @@ def copies_of(
     *,
     same: Sequence[Sequence[str]] = (),
     unreadable: Sequence[str] = (),
+    near: Sequence[tuple[str, str]] = (),
 ) -> Copies:
     """Return copies in which the paths of each list in `same` show one picture."""
     pictures = {
@@ -63,7 +64,7 @@ def copies_of(
         facts={},
         pixels={},
         pictures=pictures,
-        near_pairs=(),
+        near_pairs=tuple(NearPair(a, b, 0.99, "same") for a, b in near),
     )
 
 
@@ -172,6 +173,27 @@ def test_a_picture_under_two_labels_is_left_out_with_all_its_copies() -> None:
     assert {rows[path].subset for path in same} == {"left-out"}
     assert rows["a/2.png"].reason == ("conflicting labels: same picture as b/3.png (b)")
     assert rows["b/3.png"].reason == ("conflicting labels: same picture as a/1.png (a)")
+
+
+def test_a_copy_of_a_copy_under_another_label_is_a_conflict_too() -> None:
+    # a/1 and a/2 are one picture; b/3 is a near copy of a/2 but not of a/1.
+    index = singles(10)
+    copies = copies_of(
+        index, same=[["a/1.png", "a/2.png"]], near=[("a/2.png", "b/3.png")]
+    )
+    rows = split(index, copies)
+    left_out = [path for path, subset in subsets(rows).items() if subset == "left-out"]
+    assert left_out == ["a/1.png", "a/2.png", "b/3.png"]
+    assert rows["b/3.png"].reason.endswith("same picture as a/1.png (a)")
+
+
+def test_near_copies_under_one_label_are_two_pictures_of_one_group() -> None:
+    index = singles(10)
+    copies = copies_of(index, near=[("a/2.png", "a/5.png")])
+    rows = split(index, copies)
+    assert "left-out" not in subsets(rows).values()
+    assert rows["a/2.png"].group == rows["a/5.png"].group
+    assert rows["a/2.png"].subset == rows["a/5.png"].subset
 
 
 def test_a_source_label_that_disagrees_leaves_nothing_out() -> None:

@@ -229,15 +229,22 @@ def _conflicts_and_copies(records: list[Record], copies: Copies) -> dict[str, st
     for record in records:
         if record.path not in copies.unreadable:
             members[copies.pictures[record.path]].append(record)
+    # A copy of a copy can be a picture of its own and still contradict its neighbour.
+    alike = {picture: list(same) for picture, same in members.items()}
+    for pair in copies.near_pairs:
+        a, b = copies.pictures[pair.a], copies.pictures[pair.b]
+        if a != b:
+            alike[a] += members[b]
+            alike[b] += members[a]
 
     reasons: dict[str, str] = {}
-    for same in members.values():
+    for picture, same in members.items():
         first = same[0]  # records are sorted by path
-        if len({record.label for record in same}) == 1:
+        if len({record.label for record in alike[picture]}) == 1:
             reasons |= {record.path: f"copy of {first.path}" for record in same[1:]}
             continue
         for record in same:
-            other = next(other for other in same if other.label != record.label)
+            other = next(o for o in alike[picture] if o.label != record.label)
             reasons[record.path] = (
                 f"conflicting labels: same picture as {other.path} ({other.label})"
             )
