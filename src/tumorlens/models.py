@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _HUB_TIMEOUT_S = 10
 _FROM_HUB = ("auto", "yes")
+_HEAD_STD = 0.01
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def create_model(
     if from_hub:
         _check_hub(name)
     model = _build(name, num_classes, config.in_chans, arguments, pretrained=from_hub)
+    if from_hub and num_classes != _pretrained_cfg(model)["num_classes"]:
+        _start_head_small(model)
     if is_file:
         _load_weights(model, Path(config.pretrained), in_chans=config.in_chans)
     return model, _preprocessing(model, config, metadata)
@@ -327,10 +330,11 @@ def _load_weights(model: nn.Module, path: Path, *, in_chans: int) -> None:
                 state[key] = adapt_input_conv(in_chans, state[key])
     expected = model.state_dict()
     heads = tuple(f"{name}." for name in _classifier_names(model))
+    has_new_head = False
     for key in [key for key in state if key.startswith(heads)]:
         if key in expected and state[key].shape != expected[key].shape:
-            # A new last layer: keep the random one that timm made.
             state[key] = expected[key]
+            has_new_head = True
     wrong = [f"{key} is missing" for key in sorted(expected.keys() - state.keys())] + [
         f"{key} is not part of it" for key in sorted(state.keys() - expected.keys())
     ]
@@ -347,6 +351,20 @@ def _load_weights(model: nn.Module, path: Path, *, in_chans: int) -> None:
             hint="set model.name (and model.extra) to what the weights were made for",
         )
     model.load_state_dict(state)
+    if has_new_head:
+        _start_head_small(model)
+
+
+def _start_head_small(model: nn.Module) -> None:
+    # A new last layer on pretrained features must begin near "all classes alike".
+    # timm draws that of mobilenetv2_100 from +-0.5: the first loss is then 16 instead
+    # of log(4) = 1.4, and its gradient wrecks the features before the layer has learnt.
+    for layer in classifier_layers(model):
+        for name, parameter in layer.named_parameters():
+            if name == "bias":
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=_HEAD_STD)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -247,7 +246,8 @@ def check_output(out: Path) -> None:
     """
     if out.suffix.lower() not in OUTPUT_SUFFIXES:
         raise ConfigError(
-            f"expected --out with one of {', '.join(OUTPUT_SUFFIXES)}, got {out.name!r}",
+            f"expected --out ending in one of {', '.join(OUTPUT_SUFFIXES)}, "
+            f"got {out.name!r}",
             hint=f"for example --out {out.stem or 'predictions'}.csv",
         )
 

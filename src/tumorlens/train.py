@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import math
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +19,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, set_seed
-from timm.data import Mixup
-from timm.data.random_erasing import RandomErasing
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 import tumorlens
-from tumorlens import metrics
-from tumorlens.augment import make_policy
+from tumorlens.batches import Batches, make_loss
 from tumorlens.checkpoints import TrainState, get_random_state
 from tumorlens.config import Config
 from tumorlens.datasets import (
@@ -43,20 +37,20 @@ from tumorlens.datasets import (
 from tumorlens.environment import describe_environment
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import sha256_of_bytes
-from tumorlens.loaders import Decoding, TrainImages, plain_batches, train_batches
+from tumorlens.interrupts import interruptible
+from tumorlens.loaders import Decoding
 from tumorlens.models import (
     Preprocessing,
     classifier_layers,
     create_model,
-    infer,
     model_arguments,
-    normalize,
     resolve_device,
     resolve_precision,
     weights_as_bytes,
 )
 from tumorlens.optim import Schedule, make_optimizer
 from tumorlens.runs import FORMAT, ModelCard, Run, create_run, open_run
+from tumorlens.selection import is_best, is_over, validate
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -199,14 +193,15 @@ def fit(run: Run, data: PreparedData, *, listener: Listener) -> bool:
     ema = ModelEmaV3(network, decay=decay, use_warmup=True) if decay else None
     kept: nn.Module = ema.module if ema else network
     model = accelerator.prepare_model(network)
-    batches = _Batches(subsets["train"], config, preprocessing, accelerator)
+    batches = Batches(subsets["train"], config, preprocessing, accelerator)
+    loss_fn = make_loss(subsets["train"], config).to(accelerator.device)
     schedule = Schedule(optimizer, config.optim, batches_per_epoch=batches.per_epoch)
     state = TrainState(network, optimizer, schedule, ema)
     state.restore(run.checkpoint_path)
     state.sums = state.sums.to(accelerator.device)
 
-    with _interruptible(accelerator) as should_stop:
-        while not _is_over(state, config):
+    with interruptible() as is_interrupted:
+        while not is_over(state.history, config):
             if state.batches_done == 0:
                 set_seed(_epoch_seed(config, state.epoch, accelerator.process_index))
             else:
@@ -218,7 +213,7 @@ def fit(run: Run, data: PreparedData, *, listener: Listener) -> bool:
                 batches.of(state.epoch, first=state.batches_done),
                 sums=state.sums,
                 prepare_batch=batches.prepare,
-                loss_fn=_make_loss(subsets["train"], config).to(accelerator.device),
+                loss_fn=loss_fn,
                 optimizer=optimizer,
                 schedule=schedule,
                 accelerator=accelerator,
@@ -226,7 +221,7 @@ def fit(run: Run, data: PreparedData, *, listener: Listener) -> bool:
                 max_grad_norm=config.optim.clip_grad_norm,
                 freeze_backbone=state.epoch <= config.train.freeze_backbone_epochs,
                 after_batch=_after_batch(state, ema, network, listener, batches),
-                should_stop=should_stop,
+                should_stop=lambda: _any_process(accelerator, mine=is_interrupted()),
             )
             state.seconds += time.perf_counter() - start
             if not stats.is_complete:
@@ -239,7 +234,7 @@ def fit(run: Run, data: PreparedData, *, listener: Listener) -> bool:
             )
             # Processes may differ in their batch norm: all follow the first.
             row = broadcast_object_list([row])[0]
-            row["is_best"] = _is_best(row, state.history, by=config.train.best_by)
+            row["is_best"] = is_best(row, state.history, by=config.train.best_by)
             state.finish_epoch(row)
             if is_main:
                 if row["is_best"]:
@@ -335,38 +330,6 @@ def train_epoch(
     return EpochStats(mean_loss, num_correct / num_images, int(num_images), is_complete)
 
 
-def validate(
-    model: nn.Module,
-    subset: Subset,
-    config: Config,
-    preprocessing: Preprocessing,
-    device: torch.device,
-) -> dict[str, float]:
-    """Return the val columns of a history row, from the one inference pass.
-
-    The loss is the plain cross-entropy: without smoothing, class weights or mixing, so
-    that it can be compared between runs.
-    """
-    log_probs = infer(
-        model,
-        plain_batches(subset.plain(), batch_size=config.train.batch_size),
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        device=device,
-        mirror=config.model.mirror,
-    )
-    labels = subset.labels
-    matrix = metrics.confusion_matrix(
-        labels, log_probs.argmax(axis=1), num_classes=log_probs.shape[1]
-    )
-    return {
-        "val_loss": float(-log_probs[np.arange(len(labels)), labels].mean()),
-        "val_accuracy": float(metrics.accuracy(matrix)),
-        "val_balanced_accuracy": float(metrics.balanced_accuracy(matrix)),
-        "val_macro_f1": float(metrics.macro_f1(matrix)),
-    }
-
-
 def _start(config: Config, out: Path, *, command: str) -> Run:
     if config.data.path is None:
         raise ConfigError(
@@ -447,90 +410,6 @@ def _load_subsets(
     }
 
 
-class _Batches:
-    """The batches of each epoch, and what is done to one on the device."""
-
-    def __init__(
-        self,
-        subset: Subset,
-        config: Config,
-        preprocessing: Preprocessing,
-        accelerator: Accelerator,
-    ) -> None:
-        self._images = TrainImages(
-            subset.images,
-            subset.positions,
-            subset.labels.tolist(),
-            make_policy(config.augment, size_px=preprocessing.size_px),
-        )
-        self._config = config
-        self._preprocessing = preprocessing
-        self._accelerator = accelerator
-        self.per_epoch = len(self.of(1))
-        augment = config.augment
-        self._mixup = (
-            Mixup(  # type: ignore[no-untyped-call]
-                mixup_alpha=augment.mixup,
-                cutmix_alpha=augment.cutmix,
-                prob=augment.mix_probability,
-                label_smoothing=0.0,  # the loss smooths
-                num_classes=len(np.unique(subset.labels)),
-            )
-            if augment.mixup or augment.cutmix
-            else None
-        )
-        self._erasing = (
-            RandomErasing(  # type: ignore[no-untyped-call]
-                augment.random_erasing, device=str(accelerator.device)
-            )
-            if augment.random_erasing
-            else None
-        )
-
-    def of(self, epoch: int, *, first: int = 0) -> Any:
-        """Return the batches of an epoch, from number `first` on."""
-        train = self._config.train
-        return train_batches(
-            self._images,
-            batch_size=train.batch_size,
-            seed=train.seed,
-            epoch=epoch,
-            balanced=train.sampler == "balanced",
-            first_batch=first,
-            rank=self._accelerator.process_index,
-            num_ranks=self._accelerator.num_processes,
-            workers=train.workers,
-            pin_memory=self._accelerator.device.type == "cuda",
-        )
-
-    def prepare(self, decoded: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return normalized, erased and mixed images and their targets."""
-        device = self._accelerator.device
-        images = normalize(
-            decoded.to(device, non_blocking=True),
-            mean=self._preprocessing.mean,
-            std=self._preprocessing.std,
-        )
-        targets = labels.to(device, non_blocking=True)
-        if self._erasing is not None:
-            images = self._erasing(images)
-        # timm mixes pairs: a last batch of an odd size stays as it is.
-        if self._mixup is not None and len(images) % 2 == 0:
-            images, targets = self._mixup(images, targets)
-        return images, targets
-
-
-def _make_loss(subset: Subset, config: Config) -> nn.Module:
-    power = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}[config.train.class_weights]
-    counts = np.bincount(subset.labels)
-    weights = (1 / counts) ** power  # (C,)
-    weights /= (weights * counts).sum() / counts.sum()
-    return nn.CrossEntropyLoss(
-        weight=torch.tensor(weights, dtype=torch.float32) if power else None,
-        label_smoothing=config.train.label_smoothing,
-    )
-
-
 def _set_frozen(network: nn.Module, *, frozen: bool) -> None:
     network.train(not frozen)
     network.requires_grad_(not frozen)
@@ -549,7 +428,7 @@ def _after_batch(
     ema: ModelEmaV3 | None,
     network: nn.Module,
     listener: Listener,
-    batches: _Batches,
+    batches: Batches,
 ) -> Callable[[], None]:
     def after() -> None:
         state.batches_done += 1
@@ -570,25 +449,6 @@ def _row(state: TrainState, stats: EpochStats, lr: float) -> dict[str, Any]:
         "images_per_second": stats.num_images / state.seconds,
         "seconds": state.seconds,
     }
-
-
-def _is_best(row: dict[str, Any], before: list[dict[str, Any]], *, by: str) -> bool:
-    """Whether an epoch is better than all before; equal measures go by the loss."""
-    if by == "last":
-        return True
-
-    def worth(of: dict[str, Any]) -> tuple[float, float]:
-        measure = 0.0 if by == "loss" else of[f"val_{by}"]
-        return (measure, -of["val_loss"])
-
-    return all(worth(row) > worth(earlier) for earlier in before)
-
-
-def _is_over(state: TrainState, config: Config) -> bool:
-    patience = config.train.early_stop_epochs
-    best = [row["epoch"] for row in state.history if row["is_best"]]
-    is_stale = bool(patience and best and state.epoch - 1 - best[-1] >= patience)
-    return state.epoch > config.optim.epochs or is_stale
 
 
 def _keep(
@@ -619,32 +479,9 @@ def _keep(
     run.write_weights(weights, card)
 
 
-@contextmanager
-def _interruptible(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and a polite kill into a flag; a second Ctrl-C ends at once."""
-    flag = threading.Event()
-
-    def should_stop() -> bool:
-        if accelerator.num_processes == 1:
-            return flag.is_set()
-        # All processes must leave the loop after the same batch.
-        mine = torch.tensor(float(flag.is_set()), device=accelerator.device)
-        return bool(accelerator.reduce(mine, reduction="sum") > 0)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield should_stop
-        return
-
-    def on_signal(number: int, _frame: object) -> None:
-        flag.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {
-        number: signal.signal(number, on_signal)
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield should_stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _any_process(accelerator: Accelerator, *, mine: bool) -> bool:
+    """Whether the flag is up in any process: all must leave after the same batch."""
+    if accelerator.num_processes == 1:
+        return mine
+    flag = torch.tensor(float(mine), device=accelerator.device)
+    return bool(accelerator.reduce(flag, reduction="sum") > 0)
