@@ -315,7 +315,9 @@ def _headline(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Any]:
     for name, num_groups in units.items():
         measure = getattr(metrics, name)
         value = float(measure(confusions.sum(axis=0)))
-        interval = group_bootstrap(confusions, measure, seed=SEED)
+        interval = group_bootstrap(
+            confusions, measure, num_resamples=NUM_RESAMPLES, seed=SEED
+        )
         if value == 1 and len(confusions) > 1:
             interval = perfect_score_interval(num_groups)
         figures[name] = _figure(value, interval)
@@ -327,7 +329,12 @@ def _of_probabilities(table: Predictions, groups: NDArray[np.int64]) -> dict[str
     figures = {
         name: _figure(
             float(values.mean()),
-            group_bootstrap(group_sums(values, groups), ratio, seed=SEED),
+            group_bootstrap(
+                group_sums(values, groups),
+                ratio,
+                num_resamples=NUM_RESAMPLES,
+                seed=SEED,
+            ),
         )
         for name, values in (
             ("log_loss", metrics.log_losses(probs, labels)),
@@ -340,6 +347,7 @@ def _of_probabilities(table: Predictions, groups: NDArray[np.int64]) -> dict[str
         image_weight_bootstrap(
             groups,
             lambda weights: metrics.weighted_macro_auroc(probs, labels, weights),
+            num_resamples=NUM_RESAMPLES,
             seed=SEED,
         ),
     )

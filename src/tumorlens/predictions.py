@@ -97,15 +97,18 @@ def pool_predictions(parts: Sequence[Predictions]) -> Predictions:
 
 
 def round_probs(probs: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return probabilities with the digits that the table has room for.
+    """Return probabilities as the table holds them, with nine digits.
 
-    Nine digits hold a float32, which is what the network returns, to the bit.
+    A softmax in float32 is off 1 by 1e-7, about which scikit-learn warns whoever
+    recomputes a figure, so each row is first made to add up in float64.
 
     Example:
-        >>> round_probs(np.array([[2 / 3, 1 / 3]]))
+        >>> round_probs(np.array([[2 / 3, 1 / 3]], dtype=np.float32))
         array([[0.66666667, 0.33333333]])
     """
-    return np.array([[float(_digits(prob)) for prob in row] for row in probs])
+    exact = probs.astype(np.float64)
+    exact /= exact.sum(axis=1, keepdims=True)
+    return np.array([[float(_digits(prob)) for prob in row] for row in exact])
 
 
 def write_predictions(path: Path, table: Predictions) -> None:

@@ -366,10 +366,11 @@ def _deal_groups(
 ) -> NDArray[np.int64]:
     """Return the subset of each group.
 
-    Large groups go first, and each goes to where the largest part of its classes'
-    places is still free. All subsets therefore fill at the same pace: the large groups
-    do not gather in the largest subset, and single-class groups reach every subset
-    before any subset gets its second.
+    Large groups go first, and each goes to the subset that would be filled least with
+    half of it: Sainte-Lague's rule for sharing out seats, which favours neither large
+    subsets nor small ones. All subsets fill at the same pace, so large groups do not
+    gather in train. A subset without the class counts as not filled at all, so that
+    groups of one class reach every subset before any subset gets its second.
 
     Args:
         counts: Images per group and class, shape (G, C).
@@ -389,8 +390,9 @@ def _deal_groups(
     sizes = np.log2(counts[shuffled].sum(axis=1)).astype(np.int64)
     ties = rng.random((len(counts), len(shares))) * 1e-9
     for group in shuffled[np.argsort(-sizes, kind="stable")]:
-        free = (1 - filled / places) @ (counts[group] / totals)  # (S,)
-        dealt[group] = (free + ties[group]).argmax()
+        half = np.where(filled > 0, counts[group] / 2, 0)  # (S, C)
+        level = (filled + half) / places @ (counts[group] / totals)  # (S,)
+        dealt[group] = (level + ties[group]).argmin()
         filled[dealt[group]] += counts[group]
     return dealt
 
