@@ -16,14 +16,21 @@ import tumorlens
 
 ROWS = [
     {"errors"},
-    {"files", "config", "metrics", "augment", "extras"},
-    {"dicom"},
-    {"images"},
-    {"index", "models"},
-    {"runs", "copies", "loaders"},
-    {"predict"},
-    {"split", "audit", "phantom_anatomy"},
-    {"phantom"},
+    {
+        "files",
+        "extras",
+        "config",
+        "metrics",
+        "intervals",
+        "dicom",
+        "environment",
+        "terminal",
+    },
+    {"tables", "images", "augment", "optim", "predictions", "phantom_atlas"},
+    {"index", "loaders", "checkpoints", "phantom_patient"},
+    {"runs", "copies", "phantom"},
+    {"models", "split", "audit"},
+    {"datasets", "predict"},
     {"train", "evaluate"},
     {"report"},
     {"cli"},
@@ -203,7 +210,8 @@ def test_a_missing_module_of_our_own_is_no_missing_extra() -> None:
 def test_the_command_line_names_the_missing_extra() -> None:
     done = without(
         {"torch"},
-        "import sys; from tumorlens import cli; sys.exit(cli.main(['predict', 'r', 'x']))",
+        "import sys; from tumorlens import cli;"
+        "sys.exit(cli.main(['train', '--out', 'nowhere']))",
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == 'hint: pip install "tumorlens[train]"'
