@@ -195,6 +195,7 @@ def _run_maker(tmp_path: Path) -> Callable[..., Run]:
             }
         )
         run.write_leak(content["leak"])
+        run.log_look(subset="val", command="tumorlens evaluate run --subset val")
         run.log_look(subset="test", command="tumorlens evaluate run")
         run.metrics_path.write_text(json.dumps(content), encoding="utf-8")
         write_predictions(run, data, classes)
@@ -396,7 +397,10 @@ def test_names_of_the_user_are_text_and_never_markup(
     assert hostile in tags.text
     # The figures' own files are XML, and parse as such.
     for path in run.figures_dir.glob("*.svg"):
-        ElementTree.fromstring(path.read_text(encoding="utf-8"))
+        tree = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+        if path.stem in ("roc", "confusion"):
+            # As it stands, dollars included: it is no formula.
+            assert '<script>alert("$x$")' in " ".join(tree.itertext())
 
 
 def test_the_same_run_gives_the_same_bytes(written: dict[str, Run]) -> None:
@@ -553,8 +557,12 @@ def test_measures_that_are_not_defined_are_left_open(
     }
     run.metrics_path.write_text(json.dumps(content), encoding="utf-8")
     text = _Tags(write_run_report(run).read_text(encoding="utf-8")).text
-    assert "Macro AUROC n/a n/a" in text
-    assert "glioma 0 n/a n/a n/a 95.8 % 80.0 % n/a" in text
+    assert "0.931 meningioma" in text
+    assert "0.942 glioma" not in text
+    assert "n/a glioma" not in text
+    assert "Macro AUROC n/a Log loss" in text
+    assert "Accuracy on test 81.3 % 95 %, percentile" in text
+    assert "glioma 0 n/a n/a 95.8 % 80.0 % n/a" in text
 
 
 @pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])

@@ -64,30 +64,26 @@ def write_percent(fraction: float | None) -> str:
     return f"{100 * fraction:.1f}{_SPACE}%"
 
 
-def write_interval(measure: Mapping[str, float | None]) -> str:
-    """Return the bounds of a measure as percentages.
+def write_interval(measure: Mapping[str, float]) -> str:
+    """Return the bounds of a measure as percentages. It must have bounds.
 
     Example:
         >>> write_interval({"value": 0.5, "low": 0.401, "high": 0.6}).replace(
         ...     chr(160), " ")
         '40.1 to 60.0 %'
     """
-    low, high = measure.get("low"), measure.get("high")
-    if low is None or high is None:
-        return _NOT_DEFINED
+    low, high = measure["low"], measure["high"]
     return f"{100 * low:.1f} to {100 * high:.1f}{_SPACE}%"
 
 
-def write_range(measure: Mapping[str, float | None]) -> str:
-    """Return the bounds of a measure that is no fraction.
+def write_range(measure: Mapping[str, float]) -> str:
+    """Return the bounds of a measure that is no fraction. It must have bounds.
 
     Example:
         >>> write_range({"value": 0.5, "low": 0.4, "high": 1.25})
         '0.400 to 1.250'
     """
-    low, high = measure.get("low"), measure.get("high")
-    if low is None or high is None:
-        return _NOT_DEFINED
+    low, high = measure["low"], measure["high"]
     return f"{low:.3f} to {high:.3f}"
 
 
