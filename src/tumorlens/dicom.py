@@ -17,12 +17,12 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from contextlib import suppress
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from tumorlens import gdcm_process
 from tumorlens.errors import DataError, MissingExtraError
 
 # pydicom takes half a second to import, so only functions that meet a DICOM file do.
@@ -70,9 +70,8 @@ _TAGS = [
 
 _PERCENTILES = (0.5, 99.5)
 
-# The two decoders that need no extra come first, so that the same file gives the same
-# pixels whether gdcm is installed or not.
 _PLUGINS = ("pydicom", "pillow", "gdcm")
+"""Decoders of compressed frames, in the order in which they are taken."""
 
 _START_OF_J2K = re.compile(rb"\xff\x4f\xff\x51.{4}(.{16})", re.DOTALL)
 _JPEG_FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
@@ -141,7 +140,9 @@ def read_frame(
         return _palette(values, dataset)
     if values.ndim == 3:
         return _upper_byte(values, dataset.BitsStored)
-    return _grey(values, dataset)
+    # Floating-point pixels may be NaN or huge; what comes of it is clipped at the end.
+    with np.errstate(all="ignore"):
+        return _grey(values, dataset)
 
 
 def choose_frame(
@@ -223,6 +224,7 @@ def _use_settings_of_frame(dataset: Dataset, frame: int) -> None:
 
 def _decode(path: Path, dataset: Dataset, frame: int) -> NDArray[Any]:
     from pydicom.pixels import get_decoder, pixel_array
+    from pydicom.pixels.utils import as_pixel_options
 
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
@@ -237,13 +239,19 @@ def _decode(path: Path, dataset: Dataset, frame: int) -> NDArray[Any]:
     plugins = [name for name in _PLUGINS if name in decoder.available_plugins]
     if not plugins:
         raise _no_decoder(path, decoder)
-    _check_codestream(path, dataset, frame)
-    for plugin in plugins[:-1]:
-        # What one cannot do, such as 12-bit colour, the next perhaps can; the last
-        # one's error is the file's.
-        with suppress(Exception):
-            return pixel_array(dataset, index=frame, decoding_plugin=plugin)
-    return pixel_array(dataset, index=frame, decoding_plugin=plugins[-1])
+    content = _compressed_frame(dataset, frame)
+    _check_size_inside(path, dataset, content)
+    # pydicom's RLE and Pillow need no extra, so the same file gives the same pixels
+    # whether gdcm is there or not. Pillow has no colour of more than 8 bits.
+    is_wide_color = dataset.SamplesPerPixel > 1 and dataset.BitsStored > 8
+    plugin = plugins[0] if not (is_wide_color and "gdcm" in plugins) else "gdcm"
+    if plugin != "gdcm":
+        return pixel_array(dataset, index=frame, decoding_plugin=plugin)
+    options = as_pixel_options(dataset, number_of_frames=1)
+    options.pop("extended_offsets", None)
+    return gdcm_process.decode(
+        content, syntax=str(syntax), options={**options, "pixel_keyword": "PixelData"}
+    )
 
 
 def _no_decoder(path: Path, decoder: Decoder) -> DataError | MissingExtraError:
@@ -259,31 +267,41 @@ def _no_decoder(path: Path, decoder: Decoder) -> DataError | MissingExtraError:
     )
 
 
-def _check_codestream(path: Path, dataset: Dataset, frame: int) -> None:
-    # The decoders take the size from the compressed data, not from Rows and Columns.
+def _compressed_frame(dataset: Dataset, frame: int) -> bytes:
     from pydicom.encaps import get_frame
-    from pydicom.uid import RLELossless
 
     table = None
     if "ExtendedOffsetTable" in dataset:
         table = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
-    content = get_frame(
+    return get_frame(
         dataset.PixelData,
         frame,
         number_of_frames=int(dataset.get("NumberOfFrames") or 1),
         extended_offsets=table,
     )
+
+
+def _check_size_inside(path: Path, dataset: Dataset, content: bytes) -> None:
+    # The decoders take the size from the compressed data, not from Rows and Columns.
+    from pydicom.uid import RLELossless
+
     expected = (dataset.Columns, dataset.Rows)
+    found = ""
     if dataset.file_meta.TransferSyntaxUID == RLELossless:
-        too_long = _rle_is_too_long(content, dataset.Columns * dataset.Rows)
-        sizes = {(0, 0)} if too_long else {expected}
+        if _rle_is_too_long(content, dataset.Columns * dataset.Rows):
+            found = "more than that"
     else:
-        sizes = set(_sizes_in_codestream(content))
-    if sizes != {expected}:
-        found = ", ".join(f"{width} x {height}" for width, height in sorted(sizes))
+        # JPEG and JPEG 2000 have the same end mark. Without it the data is cut short,
+        # and gdcm would fill up what is missing and say nothing.
+        if not content.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
+            found = "fewer: it is cut short"
+        sizes = sorted(set(_sizes_in_codestream(content)))
+        if sizes != [expected]:
+            found = " and ".join(f"{size[0]} x {size[1]}" for size in sizes) or "none"
+    if found:
         raise DataError(
             f"{path} should hold {expected[0]} x {expected[1]} pixels, but its "
-            f"compressed data says {found or 'nothing'}",
+            f"compressed data holds {found}",
             hint="fetch the file again",
         )
 
@@ -310,12 +328,13 @@ def _sizes_in_codestream(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _rle_is_too_long(content: bytes, num_pixels: int) -> bool:
-    # A segment may be padded to an even length, hence the one byte more.
+    # Some writers pad a segment; far more than the pixels is what must not be unpacked.
+    most = 2 * num_pixels + 64
     num_segments, *starts = struct.unpack_from("<16L", content)
     ends = [*starts[1:num_segments], len(content)]
     for at, end in zip(starts[:num_segments], ends, strict=True):
         length = 0
-        while at < end and length <= num_pixels + 1:
+        while at < end and length <= most:
             run = content[at]
             if run < 128:
                 length += run + 1
@@ -323,7 +342,7 @@ def _rle_is_too_long(content: bytes, num_pixels: int) -> bool:
             else:
                 length += 257 - run if run > 128 else 0
                 at += 2 if run > 128 else 1
-        if length > num_pixels + 1:
+        if length > most:
             return True
     return False
 
@@ -408,8 +427,7 @@ def _windowed(
     values: NDArray[np.float64], center: float, width: float, function: str
 ) -> NDArray[np.float64]:
     if function == "SIGMOID":
-        with np.errstate(over="ignore"):
-            return 1 / (1 + np.exp(-4 * (values - center) / width))
+        return 1 / (1 + np.exp(-4 * (values - center) / width))
     if function == "LINEAR":
         # The standard counts the window in whole grey values, hence the halves.
         center, width = center - 0.5, max(width - 1, 1e-9)

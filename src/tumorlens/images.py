@@ -138,10 +138,10 @@ def fit_square(
 
     Example:
         >>> portrait = np.full((40, 20), 200, np.uint8)
-        >>> fit_square(portrait, size_px=4, fit="pad")[0]
-        array([  0, 200, 200,   0], dtype=uint8)
-        >>> fit_square(portrait, size_px=4, fit="squash")[0]
-        array([200, 200, 200, 200], dtype=uint8)
+        >>> fit_square(portrait, size_px=8, fit="pad")[0].tolist()
+        [0, 24, 176, 200, 200, 176, 24, 0]
+        >>> fit_square(portrait, size_px=8, fit="squash")[0].tolist()
+        [200, 200, 200, 200, 200, 200, 200, 200]
     """
     if fit not in ("squash", "pad") or size_px < 1:
         raise ValueError(
@@ -296,7 +296,8 @@ def _to_array(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _scale_to_uint8(deep: NDArray[Any]) -> NDArray[np.uint8]:
-    values = deep.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN complains when converted
+        values = deep.astype(np.float64)
     finite = np.isfinite(values)  # floating-point TIFF can hold NaN
     low = values.min(where=finite, initial=np.inf)
     high = values.max(where=finite, initial=-np.inf)
