@@ -15,7 +15,7 @@ import pytest
 import tumorlens
 
 ROWS = [
-    {"errors"},
+    {"errors", "gdcm_process"},
     {
         "files",
         "extras",
