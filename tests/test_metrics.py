@@ -125,6 +125,7 @@ def test_group_confusions_add_up_and_hold_each_group() -> None:
     groups = np.arange(50) % 7
     predicted = probs.argmax(axis=1)
     got = group_confusions(labels, predicted, groups, num_classes=4)
+    assert got.shape == (7, 4, 4)
     total = confusion_matrix(labels, predicted, num_classes=4)
     assert got.sum(axis=0).tolist() == total.tolist()
     third = confusion_matrix(labels[3::7], predicted[3::7], num_classes=4)
@@ -262,10 +263,11 @@ def test_ece_bins_are_closed_on_the_right() -> None:
     assert got == pytest.approx(0.55)
 
 
-def test_ece_counts_a_confidence_of_one_in_the_last_bin() -> None:
+@pytest.mark.parametrize("certain", [1.0, 1 + 1e-7], ids=["one", "rounded up"])
+def test_ece_counts_a_confidence_of_one_in_the_last_bin(certain: float) -> None:
     # Right at 0.98 (gap +0.02), wrong at 1.0 (gap -1.0). In one bin they partly
-    # cancel; an extra bin for exactly 1.0 would give 0.51.
-    probs = np.array([[0.98, 0.02], [1.0, 0.0]])
+    # cancel; an extra bin for 1.0 would give 0.51.
+    probs = np.array([[0.98, 0.02], [certain, 0.0]])
     got = expected_calibration_error(probs, np.array([0, 1]), num_bins=10)
     assert got == pytest.approx(0.49)
 
