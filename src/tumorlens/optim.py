@@ -35,7 +35,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
             hint=did_you_mean(config.name.lower(), known),
         )
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             opt=config.name,
             lr=config.lr,
@@ -49,6 +49,10 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
             f"weight_decay={config.weight_decay}, momentum={config.momentum}: {error}",
             hint="choose another optimizer or other values",
         ) from None
+    for group in optimizer.param_groups:
+        # timm only notes the factor of a layer, for its own schedulers to apply.
+        group["lr"] *= group.get("lr_scale", 1.0)
+    return optimizer
 
 
 class Schedule:
@@ -68,12 +72,17 @@ class Schedule:
         self._by_batch: lr_scheduler.LRScheduler | None = None
         self._by_epoch: lr_scheduler.LRScheduler | None = None
         if config.scheduler == "onecycle":
+            num_batches = config.epochs * batches_per_epoch
+            share = config.warmup_epochs / config.epochs or 0.3
+            if share * num_batches <= 1:
+                # torch divides by the warm-up's length less one batch.
+                share = min(2 / num_batches, 0.3)
             # `lr` of a group, not of the config: layer decay has scaled it.
             self._by_batch = lr_scheduler.OneCycleLR(
                 optimizer,
                 max_lr=[group["lr"] for group in optimizer.param_groups],
-                total_steps=config.epochs * batches_per_epoch,
-                pct_start=max(config.warmup_epochs / config.epochs, 0.0) or 0.3,
+                total_steps=num_batches,
+                pct_start=share,
                 cycle_momentum=False,
             )
             return
