@@ -131,12 +131,12 @@ class Predictor:
         self, paths: list[Path], limits: ImageLimits, pool: ThreadPoolExecutor
     ) -> list[Prediction]:
         errors: dict[int, str] = {}
-        total: NDArray[np.float64] | float = 0.0
+        answers: list[NDArray[np.float64]] = []  # (N, C) of each network
         for network in self._networks:
             images, errors = _decode(paths, network.card, limits, pool)
             if len(images):
-                total = total + self._probs(network, images)
-        mean = iter(np.asarray(total / len(self._networks), dtype=np.float32))
+                answers.append(self._probs(network, images))
+        mean = iter(np.mean(answers, axis=0).astype(np.float32) if answers else ())
         return [
             Prediction(path, None, None, errors[number])
             if number in errors
