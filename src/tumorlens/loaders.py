@@ -16,7 +16,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tumorlens.augment import Step, apply_policy
 from tumorlens.config import Fit
+from tumorlens.errors import DataError
 from tumorlens.files import replacing
 from tumorlens.images import ImageLimits, load_square
 
@@ -117,7 +118,10 @@ def decoded_images(
     if not path.is_file():
         _make_room(folder, cache_limit_mib - worst_mib)
         _fill_cache(path, files, decoding, progress)
-    path.touch()
+    # What was used last is removed last. A cache that is shared and belongs to somebody
+    # else is still good to read.
+    with suppress(PermissionError):
+        os.utime(path)
     return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
 
 
@@ -211,6 +215,9 @@ def train_batches(
         batch_sampler=batches[first_batch:],
         num_workers=workers,
         pin_memory=pin_memory,
+        # A generator of its own: each new iterator would else draw from the global
+        # one, and entering an epoch in the middle would shift all that follows.
+        generator=torch.Generator(),
     )
 
 
@@ -219,7 +226,11 @@ def plain_batches(
 ) -> DataLoader[Tensor]:
     """Return batches (N, C, S, S) uint8, in order, each image once."""
     return DataLoader(
-        images, batch_size=batch_size, num_workers=workers, pin_memory=pin_memory
+        images,
+        batch_size=batch_size,
+        generator=torch.Generator(),
+        num_workers=workers,
+        pin_memory=pin_memory,
     )
 
 
@@ -315,7 +326,14 @@ def _fill_cache(
     decoding: Decoding,
     progress: Progress | None,
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise DataError(
+            f"cannot write to the cache folder {path.parent}: {error.strerror}",
+            hint="set data.cache_dir to a folder that can be written, or "
+            "data.cache_limit_mib=0 to do without a cache",
+        ) from None
     try:
         _decode_into(path, files, decoding, channels=1, progress=progress)
     except _ColourFoundError:
@@ -338,13 +356,17 @@ def _decode_into(
         ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
     ):
         array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-        for done, image in enumerate(pool.map(decoding, (file.path for file in files))):
-            if image.shape[2] > channels:
-                pool.shutdown(cancel_futures=True)
-                raise _ColourFoundError
-            array[done] = image
-            if progress is not None:
-                progress(done + 1, len(files))
+        decoded = pool.map(decoding, (file.path for file in files))
+        try:
+            for done, image in enumerate(decoded):
+                if image.shape[2] > channels:
+                    raise _ColourFoundError
+                array[done] = image
+                if progress is not None:
+                    progress(done + 1, len(files))
+        finally:
+            # Else Ctrl-C would wait until the pool has decoded all that is left.
+            pool.shutdown(cancel_futures=True)
         array.flush()
 
 
