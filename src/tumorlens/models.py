@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 _HUB_TIMEOUT_S = 10
 _FROM_HUB = ("auto", "yes")
 _HEAD_STD = 0.01
+_WAYS_OUT = (
+    "set model.pretrained to a .safetensors or .pth file of its weights, or to 'no' "
+    "for random ones"
+)
 
 
 @dataclass(frozen=True)
@@ -76,25 +80,32 @@ def create_model(
             f"unknown model.name {name!r}: timm {timm.__version__} has no such network",
             hint=did_you_mean(name, known[:40] if len(known) < 200 else known),
         )
-    is_file = config.pretrained not in (*_FROM_HUB, "no")
-    metadata = _read_metadata(Path(config.pretrained), name) if is_file else {}
-    arguments = model_arguments(config)
-    if "pad_type" in metadata:
-        arguments.setdefault("pad_type", metadata["pad_type"])
     from_hub = config.pretrained in _FROM_HUB
     if from_hub:
         _check_hub(name)
+    arguments = model_arguments(config)
     model = _build(name, num_classes, config.in_chans, arguments, pretrained=from_hub)
     if from_hub and num_classes != _pretrained_cfg(model)["num_classes"]:
         _start_head_small(model)
-    if is_file:
+    if _is_file(config):
         _load_weights(model, Path(config.pretrained), in_chans=config.in_chans)
-    return model, _preprocessing(model, config, metadata)
+    return model, _preprocessing(model, config)
 
 
 def model_arguments(config: ModelConfig) -> dict[str, Any]:
-    """Return what `config` changes in timm's defaults, as arguments for timm."""
-    arguments: dict[str, Any] = dict(config.extra)
+    """Return what `config` changes in timm's defaults, as arguments for timm.
+
+    A weights file that was made for another `pad_type` says so in its metadata. That
+    is part of the answer, because a run must be rebuilt without the file.
+
+    Raises:
+        ConfigError: The weights file does not exist or is damaged.
+    """
+    arguments: dict[str, Any] = {}
+    metadata = _read_metadata(config)
+    if "pad_type" in metadata:
+        arguments["pad_type"] = metadata["pad_type"]
+    arguments |= config.extra
     if config.drop_rate:
         arguments["drop_rate"] = config.drop_rate
     if config.drop_path_rate:
@@ -247,6 +258,10 @@ def _build(
             in_chans=in_chans,
             **arguments,
         )
+    except OSError as error:
+        if not pretrained:
+            raise
+        raise _unreachable(name, error) from None
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
         # timm passes arguments on to the network's own constructor, so what it does
         # not know, or knows in another range, surfaces as one of these.
@@ -261,38 +276,46 @@ def _build(
 def _check_hub(name: str) -> None:
     # timm itself would try for a minute and then print a page.
     pretrained = timm.get_pretrained_cfg(name)
-    ways_out = (
-        "set model.pretrained to a .safetensors or .pth file of its weights, or to "
-        "'no' for random ones"
-    )
-    repository = pretrained.hf_hub_id if pretrained else None
-    if pretrained is None or not (repository or pretrained.url or pretrained.file):
+    if pretrained is None or not (pretrained.hf_hub_id or pretrained.url):
         raise ConfigError(
-            f"there are no pretrained weights for model.name {name!r}", hint=ways_out
+            f"there are no pretrained weights for model.name {name!r}", hint=_WAYS_OUT
         )
-    if not repository:
-        return
-    from huggingface_hub import constants, try_to_load_from_cache
+    if pretrained.hf_hub_id:
+        from huggingface_hub import constants, try_to_load_from_cache
 
-    if repository == "timm/":
-        repository += f"{pretrained.architecture}.{pretrained.tag}"
-    if isinstance(try_to_load_from_cache(repository, "model.safetensors"), str):
-        return
-    url = f"{constants.ENDPOINT}/{repository}/resolve/main/config.json"
+        repository = pretrained.hf_hub_id
+        if isinstance(try_to_load_from_cache(repository, "model.safetensors"), str):
+            return
+        url = f"{constants.ENDPOINT}/{repository}/resolve/main/config.json"
+    else:
+        url = str(pretrained.url)
+        if (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file():
+            return
     try:
         request = urllib.request.Request(url, method="HEAD")
         urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S).close()
     except OSError as error:
-        reason = getattr(error, "reason", None) or error
-        raise ConfigError(
-            f"the pretrained weights of {name} cannot be fetched from the model hub: "
-            f"{reason}",
-            hint=ways_out,
-        ) from None
+        raise _unreachable(name, error) from None
 
 
-def _read_metadata(path: Path, name: str) -> dict[str, str]:
-    # {} for the formats that cannot say anything about themselves.
+def _unreachable(name: str, error: OSError) -> ConfigError:
+    reason = str(getattr(error, "reason", None) or error).splitlines()
+    return ConfigError(
+        f"the pretrained weights of {name} cannot be fetched from the model hub: "
+        f"{reason[0] if reason else type(error).__name__}",
+        hint=_WAYS_OUT,
+    )
+
+
+def _is_file(config: ModelConfig) -> bool:
+    return config.pretrained not in (*_FROM_HUB, "no")
+
+
+def _read_metadata(config: ModelConfig) -> dict[str, str]:
+    # {} for what cannot say anything about itself.
+    if not _is_file(config):
+        return {}
+    path, name = Path(config.pretrained), config.name
     if not path.is_file():
         raise ConfigError(
             f"model.pretrained: no such file: {str(path)!r}",
@@ -323,7 +346,7 @@ def _load_weights(model: nn.Module, path: Path, *, in_chans: int) -> None:
     # Only the last layer may differ.
     state = _read_state(path)
     if in_chans != 3:
-        first = _pretrained_cfg(model)["first_conv"]
+        first = _pretrained_cfg(model).get("first_conv")
         for conv in [first] if isinstance(first, str) else first or []:
             key = f"{conv}.weight"
             if key in state and state[key].shape[1] != in_chans:
@@ -368,32 +391,38 @@ def _start_head_small(model: nn.Module) -> None:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
+    # The unpickler answers damaged bytes with KeyError, IndexError, struct.error,
+    # AttributeError and more: every kind that was tried ended in the last branch.
     try:
         state = load_state_dict(str(path), device="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except Exception as error:
+        # timm wraps torch's refusal to run what is in a pickle.
+        if isinstance(error.__cause__ or error, pickle.UnpicklingError):
+            raise ConfigError(
+                f"model.pretrained: {path} is a pickle with code in it, or no weights "
+                "file",
+                hint="it was not run; ask for a .safetensors file, or a .pth that "
+                "holds tensors only",
+            ) from None
+        reason = str(error).splitlines() or [type(error).__name__]
         raise ConfigError(
-            f"model.pretrained: {path} is a pickle with code in it, or no weights file",
-            hint="it was not run; ask for a .safetensors file, or a .pth that holds "
-            "tensors only",
+            f"model.pretrained: {path} cannot be read as named tensors: {reason[0]}",
+            hint="download it again, or give a file that "
+            "torch.save(model.state_dict(), ...) wrote",
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
+    wrong = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if wrong:
         raise ConfigError(
-            f"model.pretrained: {path} cannot be read: {str(error).splitlines()[0]}",
-            hint="download it again, or give another file",
-        ) from None
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        raise ConfigError(
-            f"model.pretrained: {path} holds something else than named tensors",
+            f"model.pretrained: {path} holds something else than named tensors: "
+            f"{wrong[0]!r}",
             hint="give a file that torch.save(model.state_dict(), ...) wrote",
         )
     return dict(state)
 
 
 def _classifier_names(model: nn.Module) -> list[str]:
-    names = _pretrained_cfg(model)["classifier"]
-    return [names] if isinstance(names, str) else list(names)
+    names = _pretrained_cfg(model).get("classifier")
+    return [names] if isinstance(names, str) else list(names or [])
 
 
 def _pretrained_cfg(model: nn.Module) -> dict[str, Any]:
@@ -402,19 +431,35 @@ def _pretrained_cfg(model: nn.Module) -> dict[str, Any]:
     return dict(config)
 
 
-def _preprocessing(
-    model: nn.Module, config: ModelConfig, metadata: Mapping[str, str]
-) -> Preprocessing:
+def _preprocessing(model: nn.Module, config: ModelConfig) -> Preprocessing:
     data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
-    mean, std = (
-        tuple(
-            getattr(config, name)
-            or (map(float, metadata[name].split(",")) if name in metadata else ())
-            or data[name]
-        )
-        for name in ("mean", "std")
+    metadata = _read_metadata(config)
+    mean: tuple[float, ...] = tuple(
+        config.mean or _numbers(metadata, "mean", config) or data["mean"]
+    )
+    std: tuple[float, ...] = tuple(
+        config.std or _numbers(metadata, "std", config) or data["std"]
     )
     if config.in_chans == 1 and len(mean) == 3:
         # timm sums the first layer over its inputs: one mean, one std.
         mean, std = (sum(mean) / 3,), (sum(std) / 3,)
     return Preprocessing(config.size_px or data["input_size"][1], mean, std)
+
+
+def _numbers(
+    metadata: Mapping[str, str], name: str, config: ModelConfig
+) -> tuple[float, ...]:
+    if name not in metadata:
+        return ()
+    try:
+        values = tuple(float(part) for part in metadata[name].split(","))
+    except ValueError:
+        values = ()
+    lowest = 1e-3 if name == "std" else 0.0
+    if len(values) != 3 or not all(lowest <= value < math.inf for value in values):
+        raise ConfigError(
+            f"model.pretrained: the metadata of {config.pretrained} has "
+            f"{name}={metadata[name]!r}, expected three numbers with commas between",
+            hint="set model.mean and model.std",
+        )
+    return values
