@@ -236,7 +236,7 @@ def test_train_leaves_unreadable_files_out_and_says_how_many(
     settings = small(tmp_path / "cache", data__max_unreadable="0.08")  # 4 of 52 = 0.077
     answer = ask("train", "--data", data, "--out", tmp_path / "run", *settings)
     assert answer.status == 0, answer.err
-    assert "4 files could not be read and were left out" in answer.out
+    assert "4 files could not be read and are left out" in answer.out
     rows = read_split(tmp_path / "run" / "split.csv")
     left_out = [row for row in rows if row.reason.startswith("unreadable")]
     assert sorted(Path(row.path).name for row in left_out) == names

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -98,6 +100,75 @@ def test_the_settings_page_knows_ranges_choices_and_defaults() -> None:
     assert "| `model.size_px` | unset | whole number ≥ 16 and ≤ 2048 or unset |" in page
     for key in setting_names():
         assert f"| `{key}` |" in page
+
+
+FAULTS = {
+    "byte-copy": {"paths": ["Training/a/1.png", "Testing/a/2.png"]},
+    "two-labels": {"paths": ["Training/a/3.png", "Training/b/4.png"]},
+    "patient-on-both-sides": {"paths": ["Training/a/5.png", "Testing/a/6.png"]},
+    "truncated": {"paths": ["Training/a/7.png"]},
+    "own-size": {"paths": ["Training/b/8.png"]},
+}
+FOUND: dict[str, Any] = {
+    "copy_sets": [
+        {"files": [{"path": path} for path in FAULTS[kind]["paths"]]}
+        for kind in ("byte-copy", "two-labels")
+    ],
+    "label_conflicts": [{"a": "Training/a/3.png", "b": "Training/b/4.png"}],
+    "groups": {"Training/a/5.png": "g", "Testing/a/6.png": "g"},
+    "leak": {"patients_on_both_sides": 1},
+    "unreadable": [{"path": "Training/a/7.png"}],
+    "shortcuts": {"size": {"accuracy": 0.7, "majority": 0.5}},
+}
+
+
+def write_demo(root: Path, found: dict[str, Any]) -> None:
+    measure = {"value": 0.875, "low": 0.5, "high": 0.97}
+    faults = [{"kind": kind, **fault} for kind, fault in FAULTS.items()]
+    for place, content in {
+        "images/planted.json": {"faults": faults},
+        "audit/audit.json": found,
+        "run/metrics.json": {"num_images": 40, "accuracy": measure},
+    }.items():
+        (root / place).parent.mkdir(parents=True)
+        (root / place).write_text(json.dumps(content), encoding="utf-8")
+
+
+def summary_of(root: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, REPOSITORY / "examples" / "demo_summary.py", root],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_demo_ends_with_accuracy_faults_and_page(tmp_path: Path) -> None:
+    write_demo(tmp_path, FOUND)
+    done = summary_of(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "87.5% (95 %: 50.0% to 97.0%)" in done.stdout
+    assert re.findall(r"^  (\S+) +1 of 1$", done.stdout, re.MULTILINE) == list(FAULTS)
+    assert str(tmp_path / "run" / "report.html") in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "missed"),
+    [
+        ("byte-copy", {"copy_sets": FOUND["copy_sets"][1:]}),
+        ("two-labels", {"label_conflicts": []}),
+        ("patient-on-both-sides", {"leak": {"patients_on_both_sides": 0}}),
+        ("truncated", {"unreadable": []}),
+        ("own-size", {"shortcuts": {"size": {"accuracy": 0.55, "majority": 0.5}}}),
+    ],
+)
+def test_the_demo_says_which_fault_the_audit_missed(
+    tmp_path: Path, kind: str, missed: dict[str, Any]
+) -> None:
+    write_demo(tmp_path, FOUND | missed)
+    done = summary_of(tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert re.findall(r"^  (\S+) +0 of 1$", done.stdout, re.MULTILINE) == [kind]
 
 
 def test_no_registry_and_no_machine_is_named() -> None:

@@ -23,6 +23,7 @@ import tumorlens
 from tumorlens import terminal
 from tumorlens.errors import ConfigError, TumorlensError
 from tumorlens.extras import require
+from tumorlens.files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -170,13 +171,17 @@ def audit(
 ) -> None:
     """Say what is wrong with a set of images."""
     index = require("tumorlens.index").read_index(data, metadata=metadata)
-    pages = require("tumorlens.report")
+    stage, pages = require("tumorlens.audit"), require("tumorlens.report")
     with terminal.counting("reading") as progress:
         copies = require("tumorlens.copies").find_copies(index, progress=progress)
-    found = require("tumorlens.audit").audit(index, copies)
-    page = pages.write_audit_page(found, index, out)
+    found = stage.audit(index, copies)
+    write_json(out / "audit.json", found)
+    page = pages.write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
     terminal.say_audit(found)
-    terminal.say_next(f"the page with the pictures is {page}", *_train_words(data))
+    terminal.say_next(
+        f"the page with the pictures is {page}, audit.json is beside it",
+        *_train_words(data),
+    )
 
 
 @app.command()
@@ -196,7 +201,11 @@ def split(
     )
     index = require("tumorlens.index").read_index(data, metadata=config.data.metadata)
     with terminal.counting("reading") as progress:
-        copies = require("tumorlens.copies").find_copies(index, progress=progress)
+        copies = require("tumorlens.copies").find_copies(
+            index,
+            limits=require("tumorlens.datasets").image_limits(config.data),
+            progress=progress,
+        )
     rows = require("tumorlens.split").make_split(
         index,
         copies,
@@ -325,8 +334,7 @@ def predict(
         terminal.say_predictions(answers)
     num_unreadable = sum(not answer.predicted for answer in answers[0][2])
     if num_unreadable:
-        noun = "file" if num_unreadable == 1 else "files"
-        print(f"{num_unreadable} {noun} could not be read", file=sys.stderr)
+        print(f"{terminal.files(num_unreadable)} could not be read", file=sys.stderr)
         return STATUS_UNREADABLE
     return 0
 

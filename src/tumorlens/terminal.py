@@ -58,9 +58,10 @@ def print_table(
 
     table = Table(box=None, title=title or None, title_justify="left", pad_edge=False)
     for number, name in enumerate(heading):
-        # Class names are long: they break after an underscore, their numbers never.
+        # Long class names break after an underscore, their numbers never.
+        words = one_line(name)
         table.add_column(
-            Text(one_line(name).replace("_", "_\n")),
+            Text(words if len(words) <= 10 else words.replace("_", "_\n")),
             justify="right" if number else "left",
             no_wrap=number > 0,
             min_width=0 if number else 16,
@@ -97,6 +98,16 @@ def interval(measure: Mapping[str, float | None]) -> str:
     return percent(measure["value"]) + bounds
 
 
+def files(count: int) -> str:
+    """Return a number of files in words.
+
+    Example:
+        >>> files(1), files(1200)
+        ('1 file', '1,200 files')
+    """
+    return f"{count:,} file" + ("" if count == 1 else "s")
+
+
 def one_line(text: str) -> str:
     r"""Return a text without line breaks and without what steers a terminal.
 
@@ -116,21 +127,17 @@ def say_audit(found: Mapping[str, Any]) -> None:
     say(verdict["words"])
     if verdict["left"]:
         say(verdict["left"])
-    leak = found["leak"]
-    rows = [
-        ("files", found["num_files"]),
-        ("that cannot be read", found["num_unreadable"]),
-        ("distinct files", distinct["bytes"]),
-        (
-            "distinct pictures, re-encoded or turned ones counted once",
-            distinct["pictures"],
-        ),
-        ("test files with a copy in train", leak["test_files"]),
-        ("patients on both sides", leak["patients_on_both_sides"]),
-        ("pairs of one picture under two labels", len(found["label_conflicts"])),
-        ("labels that the source contradicts", len(found["source_label_conflicts"])),
-    ]
-    print_table(("found", ""), [(name, f"{count:,}") for name, count in rows])
+    for sentence in found["findings"]:
+        say(f"- {sentence}")
+    counts = {
+        "files": found["num_files"],
+        "that cannot be read": found["num_unreadable"],
+        "that look odd": len(found["odd"]),
+        "distinct files": distinct["bytes"],
+        "distinct decoded pixels": distinct["pixels"],
+        "distinct pictures": distinct["pictures"],
+    }
+    print_table(("", "number"), [(name, f"{n:,}") for name, n in counts.items()])
 
 
 def say_split(rows: Iterable[Any], classes: Sequence[str]) -> None:
@@ -164,7 +171,7 @@ def say_split(rows: Iterable[Any], classes: Sequence[str]) -> None:
 def say_training(result: Any) -> None:
     """Print how a training ended: a `tumorlens.train.TrainResult`."""
     if result.num_unreadable:
-        say(f"{result.num_unreadable} files could not be read and were left out")
+        say(f"{files(result.num_unreadable)} could not be read and are left out")
     if result.best:
         say(
             f"kept the weights of epoch {result.best['epoch']}: "
