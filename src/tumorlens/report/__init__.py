@@ -5,6 +5,7 @@ made again years later, without the model. A newcomer would look for plots of a 
 training here; those are in the progress bar and in `history.jsonl`.
 """
 
+from tumorlens.report.audit_page import write_audit_page
 from tumorlens.report.run_page import write_run_report
 
-__all__ = ["write_run_report"]
+__all__ = ["write_audit_page", "write_run_report"]
