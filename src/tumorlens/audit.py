@@ -98,7 +98,7 @@ def audit(index: Index, copies: Copies, *, seed: int = 42) -> dict[str, Any]:
         "patients": _patients(index.records),
         "sources": _sources(index.records),
         "label_conflicts": list(islice(_pairs(conflicts), MAX_LISTED)),
-        "num_label_conflicts": sum(_num_pairs(lot) for lot in conflicts),
+        "num_label_conflicts": sum(len(a) * len(b) for a, b in conflicts),
         "source_label_conflicts": source_conflicts,
         **_shortcuts(readable, copies, groups, sides, seed=seed),
         "groups": groups,
@@ -241,33 +241,52 @@ def _sources(records: Sequence[Record]) -> dict[str, dict[str, dict[str, int]]]:
 
 def _label_conflicts(
     readable: Iterable[Record], copies: Copies
-) -> list[dict[str, list[Record]]]:
-    """Return label -> files, for each picture that stands under several labels."""
+) -> list[tuple[list[Record], list[Record]]]:
+    """Return pairs of lists: each file of one shows the picture of each of the other.
+
+    All of the first list have one label and all of the second have another.
+    """
     by_picture: dict[str, dict[str, list[Record]]] = defaultdict(dict)
+    by_pixels: dict[str, dict[str, list[Record]]] = defaultdict(dict)
     for record in readable:
-        same = by_picture[copies.pictures[record.path]]
-        same.setdefault(record.label, []).append(record)
-    return [lot for _, lot in sorted(by_picture.items()) if len(lot) > 1]
+        for same in (
+            by_picture[copies.pictures[record.path]],
+            by_pixels[copies.pixels[record.path]],
+        ):
+            same.setdefault(record.label, []).append(record)
+    found = [
+        (lot[one], lot[other])
+        for _, lot in sorted(by_picture.items())
+        for one, other in combinations(sorted(lot), 2)
+    ]
+    for pair in copies.near_pairs:
+        if copies.pictures[pair.a] != copies.pictures[pair.b]:
+            first = by_pixels[copies.pixels[pair.a]]
+            second = by_pixels[copies.pixels[pair.b]]
+            found += [
+                (first[one], second[other])
+                for one in sorted(first)
+                for other in sorted(second)
+                if one != other
+            ]
+    return found
 
 
-def _num_pairs(lot: Mapping[str, Sequence[Record]]) -> int:
-    return sum(len(one) * len(other) for one, other in combinations(lot.values(), 2))
-
-
-def _pairs(conflicts: Iterable[Mapping[str, list[Record]]]) -> Iterator[dict[str, Any]]:
-    for lot in conflicts:
-        for first, second in combinations(sorted(lot), 2):
-            for one in lot[first]:
-                for other in lot[second]:
-                    a, b = sorted((one, other), key=lambda record: record.path)
-                    yield {
-                        "a": a.path,
-                        "b": b.path,
-                        "label_a": a.label,
-                        "label_b": b.label,
-                        "subset_a": a.subset,
-                        "subset_b": b.subset,
-                    }
+def _pairs(
+    conflicts: Iterable[tuple[list[Record], list[Record]]],
+) -> Iterator[dict[str, Any]]:
+    for first, second in conflicts:
+        for one in first:
+            for other in second:
+                a, b = sorted((one, other), key=lambda record: record.path)
+                yield {
+                    "a": a.path,
+                    "b": b.path,
+                    "label_a": a.label,
+                    "label_b": b.label,
+                    "subset_a": a.subset,
+                    "subset_b": b.subset,
+                }
 
 
 def _source_label_conflicts(records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -341,7 +360,7 @@ def _verdict(sides: Sides, found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "believable": believable,
         "words": f"{opening} {leak['words']}",
-        "left": _left(leak) if sides.copied else "",
+        "left": _left(leak) if touched else "",
     }
 
 
@@ -350,18 +369,22 @@ def _left(leak: Mapping[str, Any]) -> str:
         label: counts["test"] - counts["copied"]
         for label, counts in leak["by_class"].items()
     }
-    num = leak["clean_test_files"]
+    num, num_shared = (
+        leak["clean_test_files"],
+        leak["clean_test_files_with_patient_in_train"],
+    )
     if num == 0:
         return "Without the copies, nothing is left of the test set."
     words = (
         f"Without the copies, {num} of {count_images(leak['num_test'], 'test')} "
-        f"{'is' if num == 1 else 'are'} left ({leak['clean_test_pictures']} distinct pictures): "
-        + ", ".join(f"{count} {label}" for label, count in left.items())
-        + "."
+        f"{'is' if num == 1 else 'are'} left, {leak['clean_test_pictures']} of them "
+        "distinct: " + ", ".join(f"{count} {label}" for label, count in left.items())
     )
+    if num_shared := leak["clean_test_files_with_patient_in_train"]:
+        words += f"; {num_shared} of these are of patients who are in training too"
     if gone := [label for label, count in left.items() if count == 0]:
-        words += f" About {' and '.join(gone)} they say nothing."
-    return words
+        words += f"; about {' and '.join(gone)} they say nothing"
+    return f"{words}."
 
 
 def _findings(found: Mapping[str, Any]) -> list[str]:

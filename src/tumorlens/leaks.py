@@ -133,7 +133,7 @@ class Sides:
         )
 
     def numbers(self, classes: Sequence[str]) -> dict[str, Any] | None:
-        """Return the `leak` of `audit.json`; `None` when one of the sides is missing."""
+        """Return the `leak` of `audit.json`; `None` when a side is missing."""
         if not self.has_both:
             return None
         clean = [r for r in self.tested if r.path not in self.copied]
@@ -153,8 +153,8 @@ class Sides:
             },
             "clean_test_files": len(clean),
             "clean_test_pictures": len({self.copies.pictures[r.path] for r in clean}),
-            "clean_test_files_of_other_patients": sum(
-                r.path not in self.same_patient for r in clean
+            "clean_test_files_with_patient_in_train": sum(
+                r.path in self.same_patient for r in clean
             ),
             "patients_on_both_sides": self.num_patients,
             "test_files_with_patient": len(self.tested) - self.num_unknown,
