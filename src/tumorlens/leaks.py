@@ -153,6 +153,9 @@ class Sides:
             },
             "clean_test_files": len(clean),
             "clean_test_pictures": len({self.copies.pictures[r.path] for r in clean}),
+            "clean_test_files_of_other_patients": sum(
+                r.path not in self.same_patient for r in clean
+            ),
             "clean_test_files_with_patient_in_train": sum(
                 r.path in self.same_patient for r in clean
             ),
