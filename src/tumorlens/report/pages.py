@@ -6,11 +6,12 @@ and nothing is loaded from anywhere: it can be mailed and opened without a netwo
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import tumorlens
 from tumorlens.report.palette import css_variables
@@ -38,6 +39,7 @@ def render_page(template: str, content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
+        breakable=_breakable,
         count=write_count,
         css=_write_css_length,
         decimal=write_decimal,
@@ -105,6 +107,12 @@ def write_count(number: int) -> str:
         '3,264'
     """
     return f"{number:,}"
+
+
+def _breakable(name: str) -> Markup:
+    """Return a class name or path that may go on in the next line after `_` or `/`."""
+    escaped = str(escape(name))
+    return Markup(re.sub(r"([_/])(?=.)", r"\1<wbr>", escaped))
 
 
 def _write_css_length(fraction: float) -> str:
