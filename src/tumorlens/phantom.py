@@ -248,15 +248,17 @@ def _plan(patients: int, seed: int, size_px: int) -> list[_File]:
     chosen = np.random.default_rng([seed, 0]).permutation(in_training).tolist()
     num_both = max(1, patients // 24)
     on_both_sides, chosen = set(chosen[:num_both]), chosen[num_both:]
+    # Not of the class with a size of its own: all of that one's files can be opened.
+    chosen = [number for number in chosen if _finding_of(number) != _OWN_SIZE]
     with_truncated = set(chosen[: max(1, patients // 48)])
 
     files: list[_File] = []
     for number in range(patients):
         rng = np.random.default_rng([seed, 2, number])
-        finding = FINDINGS[number % len(FINDINGS)]
+        finding = _finding_of(number)
         side = float(rng.choice(_SIDES)) if finding != _OWN_SIZE else _OWN_SIDE
         sequence: dict[str, Sequence] = {
-            view: "t1" if rng.random() < 0.65 else "t2"
+            view: "t1" if rng.random() < 0.7 else "t2"
             for view in ("axial", "coronal", "sagittal")
         }
         for i, (view, offset) in enumerate((*_SLICES, _SPARE)):
@@ -287,6 +289,11 @@ def _plan(patients: int, seed: int, size_px: int) -> list[_File]:
                 )
             )
     return files
+
+
+def _finding_of(number: int) -> Finding:
+    """Return the class of a patient: they take turns."""
+    return FINDINGS[number % len(FINDINGS)]
 
 
 def _draw_all(
@@ -390,11 +397,11 @@ def _changed(content: bytes, kind: str) -> bytes:
     """Return a copy that shows the same picture with other bytes."""
     with Image.open(io.BytesIO(content)) as image:
         if kind == "re-encoded":
-            return _encode(image, quality=60)
+            return _encode(image, quality=70)
         if kind == "mirrored":
             return _encode(ImageOps.mirror(image), quality=90)
         assert kind == "resized"
-        side_px = round(image.width * 0.7)
+        side_px = round(image.width * 0.8)
         small = image.resize((side_px, side_px), Image.Resampling.LANCZOS)
         return _encode(small, quality=90)
 
@@ -421,8 +428,11 @@ def _list_faults(
                 "paths": own,
             }
         )
-    cut = {file.path for file in files if file.is_truncated}
-    faults += [{"kind": "truncated", "paths": [path]} for path in sorted(cut)]
+    faults += [
+        {"kind": "truncated", "paths": [file.path]}
+        for file in files
+        if file.is_truncated
+    ]
     own_size = [path for path in paths if path.split("/")[1] == _OWN_SIZE]
     side_px = next(file.side_px for file in files if file.finding == _OWN_SIZE)
     faults.append(
@@ -431,7 +441,7 @@ def _list_faults(
             "class": _OWN_SIZE,
             "width": side_px,
             "height": side_px,
-            "paths": sorted(set(own_size) - cut),
+            "paths": sorted(own_size),
         }
     )
     return faults

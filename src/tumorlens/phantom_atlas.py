@@ -33,8 +33,8 @@ SELLA_MM = (0.0, 4.0, -30.0)
 """Where the pituitary gland lies."""
 
 _ORIGIN_MM = np.array([-100, -140, -150], dtype=np.float32)
-_SHAPE = (101, 136, 131)
-_STEP_MM = 2
+_SHAPE = (68, 91, 88)
+_STEP_MM = 3
 """The head grid: coarser than the template, and with room for a face and a neck."""
 
 
@@ -151,9 +151,11 @@ def _soft_tissue(grid: Array, scalp: Array, noise: Array) -> dict[str, Array]:
             _depth(grid, (0, -32, -130), (58, 64, 100)),  # neck
         ]
     )
-    depth = ndimage.gaussian_filter(depth, 2.5)
-    texture = 0.5 * _read(noise, grid / 3, mode="grid-wrap")
-    texture += 0.5 * _read(noise, grid[..., ::-1] / np.float32(1.7), mode="grid-wrap")
+    depth = ndimage.gaussian_filter(depth, 1.7)
+    # Muscles run up and down.
+    along = np.array([2.2, 2.6, 5.5], dtype=np.float32)
+    texture = 0.7 * _read(noise, grid / along, mode="grid-wrap")
+    texture += 0.4 * _read(noise, grid[..., ::-1] / along / 2, mode="grid-wrap")
 
     fat = step((5 + 1.5 * texture - depth) / 1.2)
     fat += 0.45 * step((texture - 0.7) / 0.3) * (1 - fat)
@@ -162,7 +164,7 @@ def _soft_tissue(grid: Array, scalp: Array, noise: Array) -> dict[str, Array]:
 
     def put(depth: Array, *, fat_: float, muscle_: float, fluid_: float = 0.0) -> None:
         """Replace the tissue inside a shape."""
-        here = step(depth / np.float32(0.8))
+        here = step(depth / np.float32(1.2))
         uneven = 1 + np.float32(0.35) * texture
         for share, new in ((fat, fat_), (muscle, muscle_), (fluid, fluid_)):
             share += here * (new * uneven - share)
@@ -187,10 +189,10 @@ def _soft_tissue(grid: Array, scalp: Array, noise: Array) -> dict[str, Array]:
     put(pair(14, 6, -30, (3, 4, 3)), fat_=0, muscle_=0)  # flow in the carotids
     put(_depth(grid, SELLA_MM, (6, 5, 4)), fat_=0.1, muscle_=0.9)  # a healthy gland
 
-    inside = step(depth / np.float32(0.8))
+    inside = step(depth / np.float32(1.2))
     return {
-        "t1": inside * (0.85 * fat + 0.38 * muscle + 0.16 * fluid),
-        "t2": inside * (0.62 * fat + 0.26 * muscle + 0.95 * fluid),
+        "t1": inside * (0.70 * fat + 0.32 * muscle + 0.16 * fluid),
+        "t2": inside * (0.50 * fat + 0.24 * muscle + 0.95 * fluid),
     }
 
 
@@ -217,7 +219,7 @@ def _distance_to_hull(brain: NDArray[np.bool_], *, width_mm: float) -> Array:
     hull = hull[margin:-margin, margin:-margin, margin:-margin]
     distance = ndimage.distance_transform_edt(~hull)
     distance -= ndimage.distance_transform_edt(hull)
-    smooth: Array = ndimage.gaussian_filter(distance * _STEP_MM, 1).astype(np.float32)
+    smooth: Array = ndimage.gaussian_filter(distance * _STEP_MM, 0.7).astype(np.float32)
     return smooth
 
 

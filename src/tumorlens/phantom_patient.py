@@ -43,7 +43,7 @@ _COARSE_PX = 4
 _TYPICAL = {
     "t1": {
         "fluid": 0.14, "grey": 0.40, "white": 0.52, "detail": 0.7, "marrow": 0.30,
-        "solid": 0.90, "dead": 0.20, "swollen": 0.28, "spot": 0.75, "sinus": 0.75,
+        "solid": 0.95, "dead": 0.20, "swollen": 0.28, "spot": 0.75, "sinus": 0.75,
     },
     "t2": {
         "fluid": 0.90, "grey": 0.52, "white": 0.34, "detail": -0.5, "marrow": 0.20,
@@ -154,7 +154,7 @@ def draw_patient(atlas: Atlas, finding: Finding, rng: np.random.Generator) -> Pa
     return Patient(
         finding=finding,
         focus_mm=lesion.centre_mm,
-        spread_mm=float(np.clip(0.75 * lesion.radius_mm, 7, 14)),
+        spread_mm=float(np.clip(0.55 * lesion.radius_mm, 5, 11)),
         lesion=None if finding == "no_tumor" else lesion,
         pose=pose.astype(np.float32),
         head_waves=_draw_waves(rng, num=6, length_mm=150, height_mm=2.0),
@@ -171,7 +171,7 @@ def draw_patient(atlas: Atlas, finding: Finding, rng: np.random.Generator) -> Pa
         },
         spots=spots.astype(np.float32),
         field_of_view_mm=float(rng.uniform(215, 250)),
-        noise=float(rng.uniform(0.012, 0.045)),
+        noise=float(rng.uniform(0.01, 0.03)),
     )
 
 
@@ -216,16 +216,16 @@ def _draw_lesion(atlas: Atlas, finding: Finding, rng: np.random.Generator) -> Le
     swelling = core = 0.0
     if finding == "glioma":
         centre = atlas.white_sites[rng.integers(len(atlas.white_sites))]
-        radius, unevenness = rng.uniform(12, 23), rng.uniform(0.2, 0.32)
+        radius, unevenness = rng.uniform(16, 27), rng.uniform(0.2, 0.32)
         core, swelling = rng.uniform(0.35, 0.75), rng.uniform(1.5, 2.3)
     elif finding == "meningioma":
         centre = atlas.border_sites[rng.integers(len(atlas.border_sites))]
-        radius, unevenness = rng.uniform(11, 22), rng.uniform(0.03, 0.08)
+        radius, unevenness = rng.uniform(14, 25), rng.uniform(0.03, 0.08)
         swelling = rng.choice([0.0, 1.35])
     else:
-        radius, unevenness = rng.uniform(7, 14), rng.uniform(0.06, 0.16)
+        radius, unevenness = rng.uniform(10, 17), rng.uniform(0.06, 0.16)
         # A large one has nowhere to go but up, out of the sella.
-        up_mm = 0.4 * (radius - 6)
+        up_mm = 0.5 * (radius - 8)
         centre = np.array(SELLA_MM) + np.array([*rng.normal(0, 1, 2), up_mm])
         core = rng.choice([0.0, 0.3])
         axes = np.eye(3)
@@ -237,7 +237,7 @@ def _draw_lesion(atlas: Atlas, finding: Finding, rng: np.random.Generator) -> Le
         unevenness=float(unevenness),
         core=float(core),
         swelling=float(swelling),
-        enhancement=float(rng.uniform(0.35, 1)),
+        enhancement=float(rng.uniform(0.6, 1)),
         phase=rng.uniform(0, 48, 3).astype(np.float32),
     )
 
@@ -277,11 +277,10 @@ def _plane(
         y, z = -6 - right, -16 - down
     points = np.stack([x, y, z], axis=-1).astype(np.float32)
     # Bent around the focus, so that the slices through it still meet the tumour.
-    away = points - patient.focus_mm
-    points = away @ patient.pose.T + patient.focus_mm
-    points += _sway(patient.head_waves, points)
-    points -= _sway(patient.head_waves, patient.focus_mm)
-    return _refined(_refined(points, size_px).swapaxes(0, 1), size_px).swapaxes(0, 1)
+    bent: Array = (points - patient.focus_mm) @ patient.pose.T + patient.focus_mm
+    bent += _sway(patient.head_waves, bent)
+    bent -= _sway(patient.head_waves, patient.focus_mm)
+    return _refined(_refined(bent, size_px).swapaxes(0, 1), size_px).swapaxes(0, 1)
 
 
 def _refined(values: Array, size: int) -> Array:
