@@ -117,7 +117,7 @@ def test_tables_of_different_classes_are_not_pooled() -> None:
         ("a/1.png,x,b,g1,web,0,0.25,0.75", "'x' is none of a, b"),
         ("a/1.png,a,x,g1,web,0,0.25,0.75", "'x' is none of a, b"),
         ("a/1.png,a,b,g1,web,-1,0.25,0.75", "a number as fold, got '-1'"),
-        ("a/1.png,a,b,g1,web,²,0.25,0.75", "a number as fold, got '²'"),
+        ("a/1.png,a,b,g1,web,٣,0.25,0.75", "a number as fold, got '٣'"),
         ("a/1.png,a,b,g1,web,0,nan,0.75", "'nan' is no probability"),
         ("a/1.png,a,b,g1,web,0,-0.5,1.5", "'-0.5' is no probability"),
         ("a/1.png,a,b,g1,web,0,0,inf", "'inf' is no probability"),

@@ -154,6 +154,32 @@ def test_large_groups_do_not_gather_in_train() -> None:
     assert held_out[1] >= 20
 
 
+def test_single_images_make_up_for_large_groups() -> None:
+    # Three patients have half of the images; dealt last, they would spoil the shares.
+    records = [record(f"{c}/web-{i}.png") for c in "ab" for i in range(60)]
+    records += [
+        record(f"{c}/{p}-{i}.png", patient=f"{c}{p}")
+        for c in "ab"
+        for p in range(3)
+        for i in range(20)
+    ]
+    for seed in range(10):
+        rows = split(index_of(records), seed=seed)
+        counts = Counter((row.label, row.subset) for row in rows.values())
+        for label in "ab":
+            assert counts[label, "val"] == pytest.approx(0.12 * 120, abs=1)
+            assert counts[label, "test"] == pytest.approx(0.2 * 120, abs=1)
+
+
+def test_rounding_favours_no_subset() -> None:
+    # 12 images a class: 2.4 should be test. Rounding up in every class gives 3.
+    num_test = [
+        sum(row.subset == "test" for row in split(singles(12), seed=seed).values())
+        for seed in range(30)
+    ]
+    assert np.mean(num_test) / 24 == pytest.approx(0.2, abs=0.03)
+
+
 def test_one_copy_of_a_picture_is_kept_and_the_others_say_of_what() -> None:
     index = singles(10)
     rows = split(index, copies_of(index, same=[["a/3.png", "a/1.png", "a/7.png"]]))
@@ -249,6 +275,20 @@ def test_the_seed_decides(protocol: str) -> None:
     assert moved > len(first) / 4
 
 
+def test_the_split_of_a_seed_stays_the_same_between_versions_and_processes() -> None:
+    # Stored from our own code: a change would give everybody another test subset.
+    rows = split(singles(10), seed=42)
+    held_out = {path: row.subset for path, row in rows.items() if row.subset != "train"}
+    assert held_out == {
+        "a/0.png": "val",
+        "a/4.png": "test",
+        "a/6.png": "test",
+        "b/2.png": "test",
+        "b/8.png": "test",
+        "b/9.png": "val",
+    }
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_every_subset_has_every_class_when_there_are_just_groups_enough(
     seed: int,
@@ -268,15 +308,17 @@ def test_every_subset_has_every_class_when_there_are_just_groups_enough(
 def test_groups_of_several_classes_are_dealt_until_every_subset_has_every_class(
     seed: int,
 ) -> None:
-    # Eight patients show both classes; one deal in three leaves a subset without b.
+    # Images of a, b and c of four patients. Half of the first deals leave a subset
+    # without a class.
+    sizes = [(0, 2, 2), (3, 0, 3), (3, 3, 3), (1, 1, 1)]
     records = [
         record(f"{c}/{p}-{i}.png", patient=f"P{p}")
-        for p in range(8)
-        for c, size in (("a", p + 1), ("b", int(p < 3)))
-        for i in range(size)
+        for p, numbers in enumerate(sizes)
+        for c, number in zip("abc", numbers, strict=True)
+        for i in range(number)
     ]
     rows = split(index_of(records), seed=seed)
-    assert len({(row.label, row.subset) for row in rows.values()}) == 6
+    assert len({(row.label, row.subset) for row in rows.values()}) == 9
 
 
 def test_too_few_groups_of_a_class_are_named_and_counted() -> None:
@@ -286,6 +328,13 @@ def test_too_few_groups_of_a_class_are_named_and_counted() -> None:
         DataError, match=r"class 'b' has 2 group\(s\).* 3 subsets \(train, val, test\)"
     ):
         split(index_of(records))
+
+
+def test_a_class_that_is_left_out_altogether_has_no_group() -> None:
+    index = singles(5)
+    unreadable = [f"b/{i}.png" for i in range(5)]
+    with pytest.raises(DataError, match=r"class 'b' has 0 group\(s\)"):
+        split(index, copies_of(index, unreadable=unreadable))
 
 
 def test_groups_that_no_deal_can_spread_are_an_error() -> None:
@@ -569,5 +618,7 @@ def test_folds_with_a_gap_or_only_one_are_refused(fold: str, got: str) -> None:
 
 def test_a_word_of_an_ordinary_split_is_no_fold() -> None:
     rows = split(singles(10)).values()
-    with pytest.raises(DataError, match=r"unknown subset 'train' of a/"):
+    with pytest.raises(
+        DataError, match=r"unknown subset '(train|val|test)' of a/0.png"
+    ):
         check_split(list(rows), singles(10), protocol="grouped-kfold")

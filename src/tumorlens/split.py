@@ -105,7 +105,7 @@ def make_split(
             "val": not_test * val_fraction,
             "test": test_fraction,
         }
-    return _deal(rows, index.classes, shares, seed=[seed])
+    return _deal(rows, index.classes, shares, seed=seed)
 
 
 def fold_splits(
@@ -120,7 +120,7 @@ def fold_splits(
         rows: What `make_split` returned, or a checked split made by hand.
         num_folds: Number of folds in `rows`.
         val_fraction: Share of the images of the other folds that become val.
-        seed: With the number of the fold, decides which groups become val.
+        seed: Decides which groups become val.
 
     Returns:
         `num_folds` splits, the first one for `fold-0`.
@@ -151,7 +151,7 @@ def fold_splits(
             for row in rows
             if row.subset != f"fold-{fold}"
         ]
-        dealt = _deal(rest, classes, shares, seed=[seed, fold])
+        dealt = _deal(rest, classes, shares, seed=seed)
         splits.append(tuple(sorted((*test, *dealt), key=lambda row: row.path)))
     return tuple(splits)
 
@@ -320,7 +320,7 @@ def _deal(
     classes: Sequence[str],
     shares: Mapping[str, float],
     *,
-    seed: list[int],
+    seed: int,
 ) -> tuple[SplitRow, ...]:
     """Give each row without a subset one of `shares`, whole groups at a time.
 
@@ -368,9 +368,8 @@ def _deal_groups(
 
     Large groups go first, and each goes to the subset that would be filled least with
     half of it: Sainte-Lague's rule for sharing out seats, which favours neither large
-    subsets nor small ones. All subsets fill at the same pace, so large groups do not
-    gather in train. A subset without the class counts as not filled at all, so that
-    groups of one class reach every subset before any subset gets its second.
+    subsets nor small ones, so that large groups do not gather in train. The last groups
+    of a class are kept for the subsets that have none of it yet.
 
     Args:
         counts: Images per group and class, shape (G, C).
@@ -389,11 +388,16 @@ def _deal_groups(
     # seed little to decide on sets where most groups differ in size.
     sizes = np.log2(counts[shuffled].sum(axis=1)).astype(np.int64)
     ties = rng.random((len(counts), len(shares))) * 1e-9
+    groups_left = (counts > 0).sum(axis=0)  # (C,)
     for group in shuffled[np.argsort(-sizes, kind="stable")]:
-        half = np.where(filled > 0, counts[group] / 2, 0)  # (S, C)
-        level = (filled + half) / places @ (counts[group] / totals)  # (S,)
-        dealt[group] = (level + ties[group]).argmin()
+        present = counts[group] > 0
+        empty = filled == 0  # (S, C)
+        urgent = present & (groups_left <= empty.sum(axis=0))
+        level = (filled + counts[group] / 2) / places @ (counts[group] / totals)  # (S,)
+        level += ties[group] + 1e6 * (~empty[:, urgent]).sum(axis=1)
+        dealt[group] = level.argmin()
         filled[dealt[group]] += counts[group]
+        groups_left -= present
     return dealt
 
 
