@@ -47,6 +47,8 @@ class TrainState:
         """Batches of all epochs."""
         self.sums = torch.zeros(3, dtype=torch.float64)
         """Loss, right predictions and images of the epoch so far."""
+        self.lr = 0.0
+        """Highest learning rate at the start of that epoch."""
         self.seconds = 0.0
         """Time that the epoch has taken so far."""
         self.history: list[dict[str, Any]] = []
@@ -84,6 +86,7 @@ class TrainState:
                 "batches_done": self.batches_done,
                 "num_steps": self.num_steps,
                 "sums": self.sums,
+                "lr": self.lr,
                 "seconds": self.seconds,
                 "history": self.history,
                 "random": random,
@@ -100,7 +103,7 @@ class TrainState:
         if not path.is_file():
             return
         state = _load(path)
-        for name in ("epoch", "batches_done", "num_steps", "seconds", "history"):
+        for name in ("epoch", "batches_done", "num_steps", "lr", "seconds", "history"):
             setattr(self, name, state[name])
         self.sums = state["sums"]
         for name, part in self._parts.items():

@@ -204,10 +204,10 @@ def fit(run: Run, data: PreparedData, *, listener: Listener) -> bool:
         while not is_over(state.history, config):
             if state.batches_done == 0:
                 set_seed(_epoch_seed(config, state.epoch, accelerator.process_index))
+                state.lr = max(group["lr"] for group in optimizer.param_groups)
             else:
                 listener.stage(f"going on in epoch {state.epoch}")
             start = time.perf_counter()
-            lr = max(group["lr"] for group in optimizer.param_groups)
             stats = train_epoch(
                 model,
                 batches.of(state.epoch, first=state.batches_done),
@@ -229,7 +229,7 @@ def fit(run: Run, data: PreparedData, *, listener: Listener) -> bool:
                     state.save(run.checkpoint_path, random=get_random_state())
                 return False
             schedule.after_epoch()
-            row = _row(state, stats, lr) | validate(
+            row = _row(state, stats) | validate(
                 kept, subsets["val"], config, preprocessing, accelerator.device
             )
             # Processes may differ in their batch norm: all follow the first.
@@ -440,12 +440,12 @@ def _after_batch(
     return after
 
 
-def _row(state: TrainState, stats: EpochStats, lr: float) -> dict[str, Any]:
+def _row(state: TrainState, stats: EpochStats) -> dict[str, Any]:
     return {
         "epoch": state.epoch,
         "train_loss": stats.loss,
         "train_accuracy": stats.accuracy,
-        "lr": lr,
+        "lr": state.lr,
         "images_per_second": stats.num_images / state.seconds,
         "seconds": state.seconds,
     }
