@@ -153,7 +153,7 @@ class WithHead(nn.Module):
 def test_a_frozen_backbone_does_not_move_and_its_head_does(frozen: bool) -> None:  # noqa: FBT001
     model = WithHead()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    run_epoch(model, [torch.randn(4, 1)] * 2, lr=0.1, freeze_backbone=frozen)
+    run_epoch(model, [torch.randn(4, 1)] * 2, lr=0.1, head_only=frozen)
     moved = {
         name.split(".")[0]
         for name, value in model.state_dict().items()

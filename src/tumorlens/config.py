@@ -300,6 +300,12 @@ class TrainConfig(_Section):
     freeze_backbone_epochs: Count = Field(
         0, description="First epochs in which only the last layer is trained."
     )
+    freeze: list[str] = Field(
+        [],
+        description="Parts of the network that are never trained, by timm's names for "
+        "them, such as ['conv_stem', 'blocks.0']. Their batch norm stands still too. "
+        "Early layers are the slowest to train and gain least from it.",
+    )
     early_stop_epochs: Annotated[int, Field(gt=0)] | None = Field(
         None, description="Stop after so many epochs without a better val measure."
     )

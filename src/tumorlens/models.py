@@ -28,7 +28,7 @@ from tumorlens.config import ModelConfig
 from tumorlens.errors import ConfigError, RunError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -152,6 +152,39 @@ def classifier_layers(model: nn.Module) -> list[nn.Module]:
     """Return the last layers: those that depend on the number of classes."""
     names = _classifier_names(model)
     return [model.get_submodule(name) for name in names]
+
+
+def set_trainable(
+    model: nn.Module, *, frozen: Sequence[str] = (), head_only: bool = False
+) -> None:
+    """Set which parts learn, and put them, and only them, into training mode.
+
+    A part that does not learn behaves as in evaluation: batch norm keeps its
+    statistics and dropout is off.
+
+    Args:
+        model: From `create_model`.
+        frozen: Names of submodules that do not learn.
+        head_only: Whether only the last layer learns.
+
+    Raises:
+        ConfigError: `model` has no submodule of such a name.
+    """
+    model.train(not head_only)
+    model.requires_grad_(not head_only)
+    for layer in classifier_layers(model):
+        layer.train()
+        layer.requires_grad_()
+    names = dict(model.named_modules())
+    for name in frozen:
+        if name not in names or not name:
+            top = [known for known in names if known.count(".") < 2]
+            raise ConfigError(
+                f"train.freeze: the network has no part {name!r}",
+                hint=did_you_mean(name, top),
+            )
+        names[name].eval()
+        names[name].requires_grad_(requires_grad=False)
 
 
 def normalize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,11 +41,11 @@ from tumorlens.interrupts import interruptible
 from tumorlens.loaders import Decoding
 from tumorlens.models import (
     Preprocessing,
-    classifier_layers,
     create_model,
     model_arguments,
     resolve_device,
     resolve_precision,
+    set_trainable,
     weights_as_bytes,
 )
 from tumorlens.optim import Schedule, make_optimizer
@@ -187,6 +187,7 @@ def fit(run: Run, data: PreparedData, *, listener: Listener) -> bool:
     with accelerator.main_process_first():
         subsets = _load_subsets(data, config, preprocessing, listener=listener)
     network.to(accelerator.device).to(memory_format=torch.channels_last)
+    set_trainable(network, frozen=config.train.freeze)
     optimizer = make_optimizer(network, config.optim)
     # What validation sees and what is kept: the weights, or their running average.
     decay = config.train.ema_decay
@@ -219,7 +220,8 @@ def fit(run: Run, data: PreparedData, *, listener: Listener) -> bool:
                 accelerator=accelerator,
                 use_bf16=_precision(config, accelerator) == "bf16",
                 max_grad_norm=config.optim.clip_grad_norm,
-                freeze_backbone=state.epoch <= config.train.freeze_backbone_epochs,
+                frozen=config.train.freeze,
+                head_only=state.epoch <= config.train.freeze_backbone_epochs,
                 after_batch=_after_batch(state, ema, network, listener, batches),
                 should_stop=lambda: _any_process(accelerator, mine=is_interrupted()),
             )
@@ -259,7 +261,8 @@ def train_epoch(
     accelerator: Accelerator,
     use_bf16: bool,
     max_grad_norm: float | None = None,
-    freeze_backbone: bool = False,
+    frozen: Sequence[str] = (),
+    head_only: bool = False,
     after_batch: Callable[[], None] = lambda: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EpochStats:
@@ -278,8 +281,8 @@ def train_epoch(
         accelerator: Runs the backward pass, and adds up over processes.
         use_bf16: Whether to compute under bf16 autocast.
         max_grad_norm: The gradient is scaled down to this L2 norm if it is longer.
-        freeze_backbone: Train the last layer only. Batch norm and dropout before it
-            then behave as in evaluation.
+        frozen: Names of submodules that do not learn, see `models.set_trainable`.
+        head_only: Train the last layer only.
         after_batch: Called after each step.
         should_stop: Asked after each batch.
 
@@ -291,7 +294,7 @@ def train_epoch(
             checkpoint of the epoch before is still on disk.
     """
     network = accelerator.unwrap_model(model)
-    _set_frozen(network, frozen=freeze_backbone)
+    set_trainable(network, frozen=frozen, head_only=head_only)
     is_complete = True
     for decoded, numbers in batches:
         images, targets = prepare_batch(decoded, numbers)
@@ -408,14 +411,6 @@ def _load_subsets(
         )
         for subset in ("train", "val")
     }
-
-
-def _set_frozen(network: nn.Module, *, frozen: bool) -> None:
-    network.train(not frozen)
-    network.requires_grad_(not frozen)
-    for layer in classifier_layers(network):
-        layer.train()
-        layer.requires_grad_()
 
 
 def _epoch_seed(config: Config, epoch: int, rank: int) -> int:
