@@ -125,7 +125,7 @@ def find_lookalikes(thumbnails: NDArray[np.uint8]) -> list[Lookalike]:
     Returns:
         The pairs, sorted by their positions.
     """
-    contrasts = thumbnails.reshape(len(thumbnails), -1).std(axis=1)
+    contrasts = thumbnails.std(axis=(1, 2))
     (shown,) = np.nonzero(contrasts >= _MIN_CONTRAST)
     if len(shown) < 2:
         return []
@@ -223,10 +223,11 @@ def propose_pairs(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
     num = hashes.shape[1]
     num_blocks = 8 if num <= 20_000 else 7 if num <= 200_000 else 6
     images = _keys(hashes[0], num_blocks)
-    size_of_key = np.bincount(images.indices, minlength=images.shape[1])
     found = [np.empty((0, 3), np.int64)]
-    by_key = _without_keys(images, size_of_key > _MAX_BUCKET).T.tocsr()
-    sizes = np.where(size_of_key > _MAX_BUCKET, 0, size_of_key).astype(np.int32)
+    sizes = np.bincount(images.indices, minlength=images.shape[1]).astype(np.int32)
+    by_key = _without_keys(images, sizes > _MAX_BUCKET).T.tocsr()
+    sizes[sizes > _MAX_BUCKET] = 0
+    del images
     for orientation, turned_hashes in enumerate(hashes):
         queries = _keys(turned_hashes, num_blocks)
         costs = sizes[queries.indices].reshape(num, -1).sum(axis=1, dtype=np.int64)
