@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tumorlens import images
 from tumorlens.errors import DataError
 from tumorlens.images import ImageLimits, fit_square, load_square, read_image
 
@@ -340,6 +341,20 @@ def test_a_truncated_file_is_an_error(
     assert "is damaged: " in problem or "is not a JPEG" in problem
 
 
+def test_what_a_decoder_says_is_cut_to_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise KeyError("first\nsecond" + "x" * 999)
+
+    path = save(tmp_path / "x.png", GREY)
+    monkeypatch.setattr(Image, "open", fail)
+    problem = error_of(path).problem
+    assert "x.png is damaged: " in problem
+    assert problem.endswith("x (KeyError)")
+    assert len(problem) < len(str(path)) + 240
+
+
 def test_mutated_files_give_an_image_or_a_data_error(tmp_path: Path) -> None:
     """Nothing else may leave `read_image`, and no warning either (they are errors)."""
     rng = random.Random(0)
@@ -435,8 +450,9 @@ def test_the_pages_of_a_tiff_are_bounded(tmp_path: Path) -> None:
     page.save(tmp_path / "x.tif", save_all=True, append_images=[page] * 4)
     path = tmp_path / "x.tif"
     assert read_image(path, limits=ImageLimits(max_frames=5)).shape == (6, 10)
-    problem = error_of(path, limits=ImageLimits(max_frames=4)).problem
-    assert problem == f"{path} has 5 frames, more than the limit of 4"
+    # Counting stops at the first page too many.
+    problem = error_of(path, limits=ImageLimits(max_frames=2)).problem
+    assert problem == f"{path} has 3 or more frames, the limit is 2"
 
 
 def test_a_tiff_whose_pages_go_round_in_a_circle_ends(tmp_path: Path) -> None:
@@ -482,6 +498,20 @@ def test_filters_are_put_back_even_after_threads_and_errors(tmp_path: Path) -> N
     assert list(warnings.filters) == before
 
 
+def test_warnings_stay_away_until_the_last_reader_is_done() -> None:
+    def warn() -> None:
+        warnings.warn_explicit("x", UserWarning, "x.py", 1, module="PIL.Image")
+
+    with images._decoder_warnings_silenced():
+        with images._decoder_warnings_silenced():
+            warn()
+        warn()
+        with pytest.raises(UserWarning):
+            warnings.warn_explicit("x", UserWarning, "x.py", 1, module="PILLAGE")
+    with pytest.raises(UserWarning):
+        warn()
+
+
 # Squares
 
 
@@ -492,6 +522,7 @@ def test_squash_resizes_the_whole_image() -> None:
     assert square.shape == (10, 10)
     np.testing.assert_array_equal(square[:4], 200)
     np.testing.assert_array_equal(square[6:], 0)
+    assert square.flags.writeable
 
 
 def test_squash_of_a_square_of_the_right_size_changes_nothing() -> None:

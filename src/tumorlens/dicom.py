@@ -155,7 +155,7 @@ def choose_frame(
     """
     if num_frames > max_frames:
         raise DataError(
-            f"{path} has {num_frames} frames, more than the limit of {max_frames}",
+            f"{path} has {num_frames} or more frames, the limit is {max_frames}",
             hint="save the frames that matter as files of their own",
         )
     chosen = num_frames // 2 if frame is None else frame
@@ -361,7 +361,8 @@ def _upper_byte(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 def _grey(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
     values, is_scaled = _modality(stored, dataset)
     if dataset.get("VOILUTSequence"):
-        shares = _lookup(values, dataset.VOILUTSequence[0], dataset)
+        item = dataset.VOILUTSequence[0]
+        shares = _lookup(values, item, dataset) / (2 ** int(item.LUTDescriptor[2]) - 1)
     elif window := _window(dataset):
         shares = _windowed(values, *window)
     elif not is_scaled and stored.dtype.kind == "u" and dataset.BitsStored <= 8:
@@ -388,22 +389,18 @@ def _modality(
 def _lookup(
     values: NDArray[Any], item: Dataset, dataset: Dataset
 ) -> NDArray[np.float64]:
-    """Return a lookup table's answers as shares of its full range.
-
-    pydicom's own functions are not used: with a table from 12 to 8 bits, the usual
-    one, they put the indices into 8 bits as well (3.0.2).
-    """
-    num_entries, first, bits = (int(number) for number in item.LUTDescriptor)
+    # pydicom's own functions are not used: with a table from 12 to 8 bits, the usual
+    # one, `apply_voi` puts the indices into 8 bits as well (3.0.2).
+    num_entries, first, _ = (int(number) for number in item.LUTDescriptor)
     num_entries = num_entries or 65536
     data = item.LUTData
     if isinstance(data, bytes):
         order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
-        wide = len(data) >= 2 * num_entries
-        data = np.frombuffer(data, dtype=f"{order}u2" if wide else "u1")
+        is_wide = len(data) >= 2 * num_entries
+        data = np.frombuffer(data, dtype=f"{order}u2" if is_wide else "u1")
     table = np.asarray(data, dtype=np.float64)[:num_entries]
-    indices = np.clip(np.nan_to_num(values) - first, 0, len(table) - 1)
-    shares: NDArray[np.float64] = table[indices.astype(np.int64)] / (2**bits - 1)
-    return shares
+    positions = np.nan_to_num(values.astype(np.float64)) - first
+    return table[np.clip(positions, 0, len(table) - 1).astype(np.int64)]
 
 
 def _window(dataset: Dataset) -> tuple[float, float, str] | None:
