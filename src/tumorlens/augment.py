@@ -11,12 +11,18 @@ photographs (crops of 8 % of the area, colour inversion, strong jitter).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from PIL import Image
-from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
+from PIL import Image, ImageOps
+from timm.data.auto_augment import (
+    auto_augment_transform,
+    posterize,
+    rand_augment_transform,
+)
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
@@ -199,12 +205,26 @@ def _steps(name: str, config: AugmentConfig, *, size_px: int) -> list[Step]:
 def _auto_augment(name: str, *, size_px: int) -> Step:
     # Fill with black, and translate by a share of this image's own size.
     hparams = {"img_mean": _BLACK, "translate_const": int(size_px * 0.45)}
-    make = rand_augment_transform if name.startswith("rand") else auto_augment_transform
+    is_rand = name.startswith("rand")
+    make = rand_augment_transform if is_rand else auto_augment_transform
     try:
-        step: Step = make(name, hparams)
+        # timm passes over a part without a number, unless it names transforms.
+        if not all(re.search(r"^t|\d", part) for part in name.split("-")[1:]):
+            raise ValueError
+        step = make(name, hparams)
     except (AssertionError, KeyError, ValueError):
         raise ConfigError(
             f"unknown augment.auto_augment {name!r}",
             hint="use 'original', 'v0', '3a', or a RandAugment such as 'rand-m9-n2'",
         ) from None
-    return step
+    operations = step.ops if is_rand else [op for ops in step.policy for op in ops]
+    for operation in operations:
+        if operation.aug_fn is posterize:
+            operation.aug_fn = _posterize
+    chosen: Step = step
+    return chosen
+
+
+def _posterize(image: Image.Image, bits: int, **_options: Any) -> Image.Image:
+    # At its lowest levels timm keeps no bit at all: black, and an error of Pillow's.
+    return ImageOps.posterize(image, min(max(bits, 1), 8))
