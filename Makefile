@@ -74,7 +74,7 @@ bench-train: $(WITH_TEST) ## Training speed against the plain loop
 
 .PHONY: bench-copies
 bench-copies: $(WITH_TEST) ## The search for copies on 10k, 100k and 1M hashes
-	$(BIN)/python benchmarks/copies_scale.py
+	$(BIN)/python benchmarks/copies.py
 
 .PHONY: docs
 docs: $(WITH_TEST) ## Write docs/settings.md anew from the settings
