@@ -11,6 +11,7 @@ import math
 import pickle
 import urllib.request
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +76,9 @@ def create_model(
     """
     name = config.name
     if not timm.is_model(name):
-        known = timm.list_models(f"*{name.split('.')[0]}*") or timm.list_models()
         raise ConfigError(
             f"unknown model.name {name!r}: timm {timm.__version__} has no such network",
-            hint=did_you_mean(name, known[:40] if len(known) < 200 else known),
+            hint=_suggest(name.split(".")[0].lower()),
         )
     from_hub = config.pretrained in _FROM_HUB
     if from_hub:
@@ -275,6 +275,15 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return "bf16" if fast else "fp32"
 
 
+def _suggest(name: str) -> str:
+    # timm has 1,300 names: too many to answer with all of them.
+    known = timm.list_models()
+    close = get_close_matches(name, known, n=5) or [n for n in known if name in n][:5]
+    if not close:
+        return "see timm.list_models() for the names, such as 'resnet18'"
+    return did_you_mean(name, close)
+
+
 def _build(
     name: str,
     num_classes: int,
@@ -385,6 +394,10 @@ def _load_weights(model: nn.Module, path: Path, *, in_chans: int) -> None:
             if key in state and state[key].shape[1] != in_chans:
                 state[key] = adapt_input_conv(in_chans, state[key])
     expected = model.state_dict()
+    for key in expected.keys() - state.keys():
+        if key.endswith(".num_batches_tracked"):
+            # A counter that old and converted files lack, and that nothing reads.
+            state[key] = expected[key]
     heads = tuple(f"{name}." for name in _classifier_names(model))
     has_new_head = False
     for key in [key for key in state if key.startswith(heads)]:
