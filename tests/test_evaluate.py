@@ -268,6 +268,8 @@ def test_one_group_has_figures_without_intervals(tmp_path: Path) -> None:
         assert got[name]["value"] is not None
         assert (got[name]["low"], got[name]["high"]) == (None, None)
     assert got["macro_auroc"]["low"] is None
+    perfect = written(tmp_path, with_probs(table, np.eye(4)[table.labels]))
+    assert perfect["accuracy"] == {"value": 1, "low": None, "high": None}
 
 
 def test_a_perfect_score_has_the_interval_of_as_many_groups(tmp_path: Path) -> None:

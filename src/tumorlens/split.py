@@ -87,7 +87,10 @@ def make_split(
     """
     groups = group_records(index, copies)
     records = sorted(index.records, key=lambda record: record.path)
-    rows = [_row(record, groups[record.path]) for record in records]
+    rows = [
+        SplitRow(record.path, record.sha256, record.label, groups[record.path], "")
+        for record in records
+    ]
     if protocol == "as-given":
         subset_of = {record.path: record.subset for record in records}
         rows = _leave_out(rows, _unreadable(copies))
@@ -197,17 +200,6 @@ def check_split(
         _check_folds(rows, index.classes)
     else:
         _check_subsets(rows, index.classes)
-
-
-def _row(record: Record, group: str) -> SplitRow:
-    return SplitRow(
-        path=record.path,
-        sha256=record.sha256,
-        label=record.label,
-        group=group,
-        subset="",
-        reason="",
-    )
 
 
 def _leave_out(rows: list[SplitRow], reasons: Mapping[str, str]) -> list[SplitRow]:
