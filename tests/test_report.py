@@ -741,8 +741,9 @@ def audit_page(folder: Path, content: dict[str, Any]) -> str:
 
 
 def test_an_audit_page_opens_with_its_verdict_in_words(tmp_path: Path) -> None:
-    text = _Tags(audit_page(tmp_path, found())).text
-    top = text.partition("Distinct files")[0]
+    page = audit_page(tmp_path, found())
+    assert 'class="card verdict bad"' in page
+    top = _Tags(page).text.partition("Distinct files")[0]
     assert "✕ A score on this test set cannot be believed Leak: 25 of 40." in top
     assert "What is left: Without the copies, 15 are left." in top
     assert "Not a medical device; research use only" in top
@@ -794,6 +795,7 @@ def test_long_lists_of_an_audit_are_cut_and_say_so(tmp_path: Path) -> None:
     page = audit_page(tmp_path, content)
     text = _Tags(page).text
     assert page.count('<section class="set">') == 2 * 24
+    assert page.count('<td class="text wrap">only 20 x 300 pixels') == 100
     assert "Not shown here but in audit.json: 6 pictures." in text
     assert "Not shown here but in audit.json: 6 pictures with copies." in text
     assert "Not shown here but in audit.json: 1 files." in text
