@@ -258,7 +258,7 @@ def test_a_film_is_one_group_but_never_one_picture(data: Path) -> None:
     frames = [f"glioma/film{number:02}.png" for number in range(40)]
     for frame in frames:
         both = [found.thumbnails[path] for path in (frame, found.pictures[frame])]
-        assert np.corrcoef(both[0].ravel(), both[1].ravel())[0, 1] > 0.985
+        assert np.corrcoef(both[0].ravel(), both[1].ravel())[0, 1] > 0.97
     assert len({found.pictures[frame] for frame in frames}) > 1
     groups = group_records(index, found)
     assert {groups[frame] for frame in frames} == {frames[0]}

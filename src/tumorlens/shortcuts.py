@@ -46,6 +46,9 @@ _WORDS = {
 }
 
 NUM_FOLDS = 5
+NUM_TREES = 100
+
+_MANY = 1000
 
 # A forest needs no more to find a shortcut, and the folds are made by a slow loop.
 MAX_IMAGES = 20_000
@@ -198,7 +201,8 @@ def predict_from_train(
     seed: int,
 ) -> NDArray[np.str_]:
     """Return what a forest that learnt from train says about test, shape (N_test,)."""
-    forest = _forest(seed).fit(train_features, train_labels)
+    forest = _forest(len(train_labels), seed=seed)
+    forest.fit(train_features, train_labels)
     return _most_probable(forest.classes_, forest.predict_proba(test_features))
 
 
@@ -259,8 +263,13 @@ def _verb(verb: str, name: str) -> str:
     return verb if len(FEATURES[name]) > 1 else f"{verb}s"
 
 
-def _forest(seed: int) -> RandomForestClassifier:
-    return RandomForestClassifier(n_estimators=100, random_state=seed, n_jobs=-1)
+def _forest(num_images: int, *, seed: int) -> RandomForestClassifier:
+    # Threads cost more than they give on a small set.
+    return RandomForestClassifier(
+        n_estimators=NUM_TREES,
+        random_state=seed,
+        n_jobs=-1 if num_images > _MANY else None,
+    )
 
 
 def _cross_probs(
@@ -272,7 +281,7 @@ def _cross_probs(
 ) -> NDArray[np.float64]:
     """Return probabilities of the sorted labels from forests of the other folds."""
     probs: NDArray[np.float64] = cross_val_predict(
-        _forest(seed),
+        _forest(len(features), seed=seed),
         features,
         labels,
         groups=groups,
