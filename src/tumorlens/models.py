@@ -178,7 +178,7 @@ def set_trainable(
     names = dict(model.named_modules())
     for name in frozen:
         if name not in names or not name:
-            top = [known for known in names if known.count(".") < 2]
+            top = [known for known in names if known and known.count(".") < 2]
             raise ConfigError(
                 f"train.freeze: the network has no part {name!r}",
                 hint=did_you_mean(name, top),
@@ -278,7 +278,8 @@ def resolve_precision(name: str, device: torch.device) -> str:
 def _suggest(name: str) -> str:
     # timm has 1,300 names: too many to answer with all of them.
     known = timm.list_models()
-    close = get_close_matches(name, known, n=5) or [n for n in known if name in n][:5]
+    alike = [other for other in known if other.startswith(name)] or known
+    close = get_close_matches(name, alike, n=5) or [n for n in known if name in n][:5]
     if not close:
         return "see timm.list_models() for the names, such as 'resnet18'"
     return did_you_mean(name, close)
