@@ -1,0 +1,206 @@
+"""Training speed against the plain loop that everybody writes.
+
+The plain loop is the report's: ImageFolder and DataLoader decode and resize each JPEG
+in every epoch, the network computes in fp32 with channels first. The other side is
+`tumorlens.train.train_epoch` as `tumorlens train` calls it. Both train the same network
+on the same files with the same batch size and no augmentation; both count the loading
+of data. Rounds alternate, so that a machine whose speed drifts slows both.
+
+    python benchmarks/train_speed.py --data DATA --models resnet18 resnet50
+
+Without --data the images are those of `tumorlens phantom`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import timm
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from tumorlens.batches import Batches, make_loss
+from tumorlens.config import load_config
+from tumorlens.datasets import PreparedData, image_limits, load_subset
+from tumorlens.index import Index, SplitRow, read_index
+from tumorlens.loaders import Decoding
+from tumorlens.models import create_model, resolve_precision
+from tumorlens.optim import Schedule, make_optimizer
+from tumorlens.phantom import make_phantom
+from tumorlens.train import train_epoch
+
+BATCH_SIZE = 32
+
+
+def main() -> None:
+    """Measure every network and print one row each."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, help="[<subset>/]<class>/files")
+    parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"])
+    parser.add_argument("--images", type=int, default=128, help="per round")
+    parser.add_argument("--rounds", type=int, default=5, help="of each side")
+    parser.add_argument("--workers", type=int, default=2, help="of the plain loop")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data = options.data
+        if data is None:
+            data = Path(folder) / "phantom"
+            make_phantom(data, patients=32)
+        compare(some_files(data, options.images), options)
+
+
+def compare(files: Index, options: argparse.Namespace) -> None:
+    """Print the table."""
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{len(files.records)} images a round, {options.rounds} rounds of each side, "
+        f"alternating"
+    )
+    print(f"{'network':14} {'plain':>10} {'tumorlens':>10} {'ratio':>7}  spread")
+    for name in options.models:
+        sides = {
+            "plain": plain_loop(name, files, workers=options.workers),
+            "tumorlens": our_loop(name, files),
+        }
+        for epoch in sides.values():
+            epoch()  # caches, oneDNN's kernels and loader processes start here
+        speeds: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in range(options.rounds):
+            for side, epoch in sides.items():
+                start = time.perf_counter()
+                num_images = epoch()
+                speeds[side].append(num_images / (time.perf_counter() - start))
+        ratios = [
+            ours / plain
+            for plain, ours in zip(speeds["plain"], speeds["tumorlens"], strict=True)
+        ]
+        print(
+            f"{name:14} {statistics.median(speeds['plain']):8.1f}/s "
+            f"{statistics.median(speeds['tumorlens']):8.1f}/s "
+            f"{statistics.median(ratios):6.2f}x  {min(ratios):.2f} to {max(ratios):.2f}"
+        )
+
+
+def some_files(data: Path, num_images: int) -> Index:
+    """Return an index of so many files, taken evenly from all of `data`."""
+    index = read_index(data)
+    # One folder of class folders is all that ImageFolder can take.
+    train = tuple(record for record in index.records if record.subset == "train")
+    index = replace(index, records=train or index.records)
+    step = max(1, len(index.records) // num_images)
+    return replace(index, records=index.records[::step][:num_images])
+
+
+def plain_loop(name: str, files: Index, *, workers: int) -> Callable[[], int]:
+    """Return one epoch of the report's loop as a function that gives its images."""
+    dataset = ImageFolder(
+        str(common_folder(files)),
+        transforms.Compose(
+            [
+                transforms.Resize((224, 224)),
+                transforms.ToTensor(),
+                transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            ]
+        ),
+    )
+    wanted = {str(files.file_of(record).resolve()) for record in files.records}
+    chosen = [
+        number
+        for number, (path, _) in enumerate(dataset.samples)
+        if str(Path(path).resolve()) in wanted
+    ]
+    loader = DataLoader(
+        Subset(dataset, chosen),
+        batch_size=BATCH_SIZE,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    model = timm.create_model(name, num_classes=len(files.classes))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    criterion = nn.CrossEntropyLoss()
+
+    def epoch() -> int:
+        model.train()
+        num_images = 0
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss = criterion(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            num_images += len(images)
+        return num_images
+
+    return epoch
+
+
+def common_folder(files: Index) -> Path:
+    """Return the folder of the class folders: that of a subset, where there are any."""
+    first = Path(files.records[0].path)
+    return files.root / first.parents[1]
+
+
+def our_loop(name: str, files: Index) -> Callable[[], int]:
+    """Return one epoch of `tumorlens train` as a function that gives its images."""
+    config = load_config(
+        assignments=[
+            f"model.name={name}",
+            "model.pretrained=no",
+            "augment.policy=none",
+            "optim.name=adam",
+            "data.fit=squash",
+            f"train.batch_size={BATCH_SIZE}",
+        ]
+    )
+    accelerator = Accelerator(cpu=True)
+    model, preprocessing = create_model(config.model, num_classes=len(files.classes))
+    model.to(memory_format=torch.channels_last)
+    rows = tuple(
+        SplitRow(record.path, record.sha256, record.label, record.path, "train")
+        for record in files.records
+    )
+    with tempfile.TemporaryDirectory() as cache:
+        subset = load_subset(
+            PreparedData(files, rows),
+            "train",
+            decoding=Decoding(224, "squash", 3, image_limits(config.data)),
+            config=config.data.model_copy(update={"cache_dir": cache}),
+        )
+    batches = Batches(subset, config, preprocessing, accelerator)
+    optimizer = make_optimizer(model, config.optim)
+    schedule = Schedule(optimizer, config.optim, batches_per_epoch=batches.per_epoch)
+    loss_fn = make_loss(subset, config)
+    use_bf16 = resolve_precision("auto", accelerator.device) == "bf16"
+    number = 0
+
+    def epoch() -> int:
+        nonlocal number
+        number += 1
+        stats = train_epoch(
+            model,
+            batches.of(number),
+            sums=torch.zeros(3, dtype=torch.float64),
+            prepare_batch=batches.prepare,
+            loss_fn=loss_fn,
+            optimizer=optimizer,
+            schedule=schedule,
+            accelerator=accelerator,
+            use_bf16=use_bf16,
+        )
+        return stats.num_images
+
+    return epoch
+
+
+if __name__ == "__main__":
+    main()
