@@ -69,8 +69,8 @@ real: $(WITH_TEST) ## Slow checks on the real images in ../shared (skipped witho
 	$(BIN)/python -m pytest -q -m real
 
 .PHONY: bench-train
-bench-train: $(WITH_TEST) ## Training speed against the plain loop
-	$(BIN)/python benchmarks/train_speed.py
+bench-train: $(WITH_TEST) ## Training speed against the plain loop (DATA=folder for other images)
+	$(BIN)/python benchmarks/train_speed.py $(if $(DATA),--data $(DATA))
 
 .PHONY: bench-copies
 bench-copies: $(WITH_TEST) ## The search for copies on 10k, 100k and 1M hashes
