@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import apply_windowing
 
-from tumorlens import gdcm_process
+from tumorlens import dicom, gdcm_process
 from tumorlens.errors import DataError, MissingExtraError
 from tumorlens.images import ImageLimits, read_image
 
@@ -261,6 +263,24 @@ def test_color_is_kept(tmp_path: Path, planar: int) -> None:
     np.testing.assert_array_equal(read_image(path), COLOR)
 
 
+def test_8_bits_with_a_rescale_are_no_picture_yet(tmp_path: Path) -> None:
+    pixels = np.array([[10, 20, 30]], np.uint8)
+    image = read(tmp_path, pixels.repeat(80, axis=1), RescaleSlope=3)
+    assert image[0, ::80].tolist() == [0, 128, 255]
+
+
+def test_numbers_beyond_all_bounds_do_not_warn(tmp_path: Path) -> None:
+    dataset = dataset_of(DEEP)
+    del dataset.PixelData
+    values = np.full(DEEP.shape, 1e38, "<f4")
+    values[0, :2] = np.inf, -1
+    dataset.FloatPixelData = values.tobytes()
+    dataset.BitsAllocated = 32
+    dataset.RescaleSlope, dataset.RescaleIntercept = 1e300, 0
+    image = read_image(write(tmp_path / "x.dcm", dataset))
+    assert image.shape == DEEP.shape
+
+
 def test_color_with_equal_channels_is_grey(tmp_path: Path) -> None:
     grey = np.repeat(COLOR[..., :1], 3, axis=2)
     np.testing.assert_array_equal(read(tmp_path, grey), grey[..., 0])
@@ -422,12 +442,17 @@ def test_jpeg_color_is_read_within_its_loss(tmp_path: Path, syntax: uid.UID) -> 
 
 def test_a_compression_that_needs_an_extra_says_which(tmp_path: Path) -> None:
     path = compressed(tmp_path / "x.dcm", dataset_of(DEEP), uid.JPEGLSLossless)
+    # Pillow decodes this one, whether gdcm is there or not.
+    other = compressed(
+        tmp_path / "o.dcm", dataset_of(DEEP, **WINDOW), uid.JPEG2000Lossless
+    )
     code = f"""
 import sys
 sys.modules["gdcm"] = None
 from pathlib import Path
 from tumorlens.errors import MissingExtraError
 from tumorlens.images import read_image
+print(read_image(Path({str(other)!r})).sum())
 try:
     read_image(Path({str(path)!r}))
 except MissingExtraError as error:
@@ -441,6 +466,7 @@ except MissingExtraError as error:
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")},
     )
     assert done.stdout.strip() == (
+        f"{EXPECTED.sum():.0f}\n"
         f"{path} is compressed as JPEG-LS Lossless Image Compression, which needs the "
         'library gdcm|pip install "tumorlens[dicom]"'
     )
@@ -482,12 +508,16 @@ def test_the_number_of_frames_is_bounded(tmp_path: Path) -> None:
 
 
 def test_a_deflated_file_is_inflated_only_to_the_limit(tmp_path: Path) -> None:
-    dataset = dataset_of(np.zeros((1000, 1000), np.uint16))
+    dataset = dataset_of(np.zeros((4000, 4000), np.uint16))
     dataset.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
     path = write(tmp_path / "x.dcm", dataset)
-    assert path.stat().st_size < 5000
+    assert path.stat().st_size < 50_000
+    tracemalloc.start()
     problem = error_of(path, limits=ImageLimits(max_bytes=1_000_000)).problem
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     assert problem == f"{path} inflates to more than the limit of 1000000 bytes"
+    assert peak < 10_000_000  # of 32 million
 
 
 @pytest.mark.parametrize(
@@ -506,6 +536,11 @@ def test_the_size_inside_compressed_data_is_checked(
     assert problem == (
         f"{path} should hold 20 x 12 pixels, but its compressed data holds 20 x 24"
     )
+
+
+def test_the_size_of_jpeg_2000_is_without_its_offset() -> None:
+    header = b"\xff\x4f\xff\x51" + struct.pack(">2H4L", 41, 0, 25, 37, 5, 7)
+    assert list(dicom._sizes_in_codestream(header)) == [(20, 30)]
 
 
 def test_a_bomb_of_run_lengths_is_not_unpacked(tmp_path: Path) -> None:
@@ -655,7 +690,7 @@ def test_a_forked_process_has_a_helper_of_its_own(tmp_path: Path) -> None:
     code = f"""
 import os
 from pathlib import Path
-from tumorlens import gdcm_process
+from tumorlens import dicom, gdcm_process
 from tumorlens.images import read_image
 path = Path({str(path)!r})
 read_image(path)

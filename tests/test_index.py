@@ -461,6 +461,7 @@ def test_a_split_that_a_spreadsheet_saved_is_read(tmp_path: Path) -> None:
         (replace(ROW, path="b", sha256="g" * 64), "as sha256, got 'ggg"),
         (replace(ROW, path="b", sha256="0" * 65), "as sha256, got '000"),
         (replace(ROW, path="b", subset="tets"), "line 3: unknown subset 'tets'"),
+        (replace(ROW, path="b", subset="trains"), "line 3: unknown subset 'trains'"),
         (replace(ROW, path="b", subset="fold-"), "line 3: unknown subset 'fold-'"),
         (replace(ROW, path="b", subset="x" * 999), "unknown subset 'xxx"),
     ],

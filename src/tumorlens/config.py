@@ -432,6 +432,11 @@ def _assign(settings: dict[str, Any], assignment: str) -> None:
     *tables, name = name.split(".")
     for table in tables:
         inner = inner.setdefault(table, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(
+                f"expected a table for {section}.{table}, got {inner!r}",
+                hint="set the table, or settings in it, but not both",
+            )
     if text.strip() == "none" and _can_be_unset(section, name):
         inner.pop(name, None)
     else:

@@ -360,6 +360,7 @@ def _upper_byte(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 
 def _grey(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
     values, is_scaled = _modality(stored, dataset)
+    shares: NDArray[np.float64]
     if dataset.get("VOILUTSequence"):
         item = dataset.VOILUTSequence[0]
         shares = _lookup(values, item, dataset) / (2 ** int(item.LUTDescriptor[2]) - 1)

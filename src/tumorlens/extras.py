@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 _EXTRA_OF = {
     "accelerate": "train",
-    "faiss": "train",
     "gdcm": "dicom",
-    "imagehash": "train",
     "jinja2": "train",
     "matplotlib": "train",
     "nibabel": "demo",
@@ -30,7 +28,6 @@ _EXTRA_OF = {
     "sklearn": "train",
     "timm": "train",
     "torch": "train",
-    "torchmetrics": "train",
     "torchvision": "train",
 }
 """Import name -> the extra that installs it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from tumorlens.errors import DataError
@@ -52,7 +52,10 @@ def replacing(path: Path) -> Iterator[Path]:
             "before is untouched",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # Where the folder is a file, there is nothing to remove, and saying so would
+        # take the place of the error above.
+        with suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

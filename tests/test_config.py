@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from pydantic import ValidationError
+
+from tumorlens.config import (
+    Config,
+    dump_config,
+    load_config,
+    parse_config,
+    setting_names,
+)
+from tumorlens.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def error_of(*assignments: str, path: Path | None = None) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, assignments=assignments)
+    assert caught.value.hint
+    return caught.value
+
+
+def test_without_a_file_the_defaults_hold() -> None:
+    assert load_config() == Config()
+
+
+def test_a_file_beats_the_defaults_and_an_assignment_beats_the_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("[optim]\nlr = 0.5\nepochs = 7\n")
+    config = load_config(path, assignments=["optim.epochs=9"])
+    assert (config.optim.lr, config.optim.epochs) == (0.5, 9)
+    assert config.optim.name == Config().optim.name
+
+
+@pytest.mark.parametrize(
+    ("assignment", "section", "name", "expected"),
+    [
+        ("optim.lr=1e-4", "optim", "lr", 1e-4),
+        ("optim.lr=1", "optim", "lr", 1.0),
+        (" model.name = resnet50 ", "model", "name", "resnet50"),
+        ("model.name='resnet50'", "model", "name", "resnet50"),
+        ("model.mirror=true", "model", "mirror", True),
+        ("model.global_pool=none", "model", "global_pool", None),
+        ("data.metadata=none", "data", "metadata", "none"),
+        ("data.path=a=b/c d", "data", "path", "a=b/c d"),
+        ("augment.crop_scale=[0.2, 0.9]", "augment", "crop_scale", [0.2, 0.9]),
+        ("model.extra.pad_type=same", "model", "extra", {"pad_type": "same"}),
+    ],
+)
+def test_an_assignment_is_read_as_toml_or_else_as_text(
+    assignment: str, section: str, name: str, expected: object
+) -> None:
+    config = load_config(assignments=[assignment])
+    assert getattr(getattr(config, section), name) == expected
+
+
+def test_none_unsets_what_the_file_sets(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("[optim]\nlayer_decay = 0.7\n")
+    config = load_config(path, assignments=["optim.layer_decay=none"])
+    assert config.optim.layer_decay is None
+
+
+def test_settings_in_a_table_add_up() -> None:
+    config = load_config(assignments=["model.extra.a=1", "model.extra.b=x"])
+    assert config.model.extra == {"a": 1, "b": "x"}
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        [],
+        [
+            "model.extra.pad_type=same",
+            "model.mean=[0.5, 0.5, 0.5]",
+            "model.std=[1,1,1]",
+        ],
+        ["data.path=a 'quoted' \"path\"", "optim.layer_decay=0.5", "model.size_px=64"],
+    ],
+)
+def test_a_config_is_read_back_as_it_was_written(
+    tmp_path: Path, assignments: Sequence[str]
+) -> None:
+    config = load_config(assignments=assignments)
+    (tmp_path / "x.toml").write_text(dump_config(config), encoding="utf-8")
+    assert load_config(tmp_path / "x.toml") == config
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Config().optim.lr = 1.0  # type: ignore[misc]
+
+
+def test_every_setting_is_described() -> None:
+    names = setting_names()
+    assert {"data.path", "optim.lr", "train.seed"} <= set(names)
+    assert [name for name, text in names.items() if not text.endswith(".")] == []
+
+
+def test_the_settings_of_the_contract_exist() -> None:
+    contract = (
+        "data.path data.metadata data.protocol data.val_fraction model.name "
+        "model.pretrained model.drop_rate model.global_pool augment.policy optim.name "
+        "optim.lr optim.weight_decay optim.epochs optim.scheduler train.batch_size "
+        "train.seed train.precision train.early_stop_epochs"
+    )
+    assert set(contract.split()) <= set(setting_names())
+
+
+@pytest.mark.parametrize(
+    ("assignment", "problem", "hint"),
+    [
+        ("optim.lrr=1", "unknown setting 'optim.lrr'", "did you mean 'optim.lr'?"),
+        ("optimm.lr=1", "unknown setting 'optimm'", "did you mean 'optim'?"),
+        ("optim=1", "expected --set section.name=value, got 'optim=1'", "for example"),
+        ("optim.lr", "expected --set section.name=value, got 'optim.lr'", "for"),
+        ("optim.lr=fast", "optim.lr: input should be a valid number, got 'fast'", "H"),
+        ("optim.lr=nan", "optim.lr: input should be a finite number, got nan", "High"),
+        ("optim.lr=0", "optim.lr: input should be greater than 0, got 0", "Highest"),
+        ("optim.epochs=true", "epochs: input should be a valid integer, got True", "P"),
+        ("optim.epochs=1.5", "epochs: input should be a valid integer, got 1.5", "P"),
+        (
+            "train.seed=-1",
+            "train.seed: input should be greater than or equal",
+            "Of the",
+        ),
+        ("data.protocol=all", "data.protocol: input should be 'as-given', 'gro", "How"),
+        ("augment.policy=mri+bsic", "unknown augment.policy 'bsic'; did you mean", "c"),
+        ("augment.crop_scale=[1, 0.5]", "low <= high <= 1, got [1.0, 0.5]", "change"),
+        (
+            "augment.crop_scale=[0.5]",
+            "[low, high] with low <= high <= 1, got",
+            "change",
+        ),
+        ("model.mean=[0.5]", "with 3 value(s), as model.in_chans says, got [0.5]", "c"),
+        (
+            "model.mean=[1, 1, 1]",
+            "model.mean and model.std together, got one",
+            "change",
+        ),
+        ("optim.min_lr=1", "optim.min_lr <= optim.lr, got 1.0 > 0.001", "change"),
+        (
+            "optim.warmup_epochs=99",
+            "warmup_epochs < optim.epochs, got 99.0 >=",
+            "change",
+        ),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value(
+    assignment: str, problem: str, hint: str
+) -> None:
+    error = error_of(assignment)
+    assert problem in error.problem
+    assert error.hint.startswith(hint)
+
+
+def test_two_remedies_for_rare_classes_are_one_too_many() -> None:
+    error = error_of("train.sampler=balanced", "train.class_weights=sqrt")
+    assert "train.class_weights = 'sqrt'" in error.problem
+
+
+def test_a_table_and_a_setting_in_it_contradict_each_other() -> None:
+    error = error_of("model.extra=3", "model.extra.a=4")
+    assert error.problem == "expected a table for model.extra, got 3"
+
+
+def test_a_section_that_is_no_table_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("optim = 3\n")
+    assert "optim" in error_of(path=path).problem
+    error = error_of("optim.lr=1", path=path)
+    assert error.problem == "expected a table for 'optim' in the config, got 3"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"[optim\n", "x.toml is not TOML: "),
+        (b"\xff\xfe", "x.toml is not TOML: "),
+        (b"[optim]\nlr = 1\nlr = 2\n", "x.toml is not TOML: "),
+    ],
+)
+def test_a_file_that_is_not_toml_is_named(
+    tmp_path: Path, content: bytes, problem: str
+) -> None:
+    (tmp_path / "x.toml").write_bytes(content)
+    assert problem in error_of(path=tmp_path / "x.toml").problem
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "gone.toml"
+    problem = error_of(path=missing).problem
+    assert problem == f"cannot read the config {missing}: No such file or directory"
+    assert "Is a directory" in error_of(path=tmp_path).problem
+
+
+def test_parsing_takes_what_toml_gives() -> None:
+    assert parse_config({"optim": {"lr": 0.5}}).optim.lr == 0.5
+    with pytest.raises(ConfigError, match=r"unknown setting 'model\.nam'"):
+        parse_config({"model": {"nam": "x"}})

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tumorlens import extras
+from tumorlens.errors import MissingExtraError
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+DISTRIBUTION_OF = {
+    "gdcm": "python-gdcm",
+    "nibabel": "nilearn",  # comes with it
+    "sklearn": "scikit-learn",
+}
+
+
+def test_an_installed_module_is_returned() -> None:
+    assert extras.require("json") is sys.modules["json"]
+    assert extras.require("xml.dom").__name__ == "xml.dom"
+
+
+def test_a_missing_library_is_named_with_its_pip_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
+    with pytest.raises(MissingExtraError) as caught:
+        extras.require("pyarrow.parquet")
+    assert caught.value.problem == (
+        "pyarrow.parquet needs the library 'pyarrow', which is not installed"
+    )
+    assert caught.value.hint == 'pip install "tumorlens[parquet]"'
+
+
+def test_a_module_that_no_extra_has_is_our_mistake() -> None:
+    with pytest.raises(ModuleNotFoundError, match="no_such_library") as caught:
+        extras.require("no_such_library")
+    assert not isinstance(caught.value, MissingExtraError)
+
+
+def test_usage_data_is_off_before_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        monkeypatch.delenv(name, raising=False)
+    extras.require("json")
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert os.environ["DO_NOT_TRACK"] == "1"
+
+
+@pytest.mark.parametrize("library", sorted(extras._EXTRA_OF))
+def test_the_extra_that_is_named_does_install_the_library(library: str) -> None:
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    needs = project["optional-dependencies"][extras._EXTRA_OF[library]]
+    distribution = DISTRIBUTION_OF.get(library, library).lower()
+    assert any(need.lower().startswith(distribution) for need in needs)
