@@ -74,7 +74,12 @@ def _values(schema: dict[str, Any]) -> str:
         "object": "table",
         "string": "text",
     }
-    bounds = [f"{sign}{schema[key]}" for key, sign in _BOUNDS.items() if key in schema]
+    bounds = [
+        # Versions of pydantic differ in writing 1 or 1.0.
+        f"{sign}{int(bound) if bound == int(bound) else bound}"
+        for key, sign in _BOUNDS.items()
+        if (bound := schema.get(key)) is not None
+    ]
     return " ".join(
         [words.get(schema["type"], schema["type"]), " and ".join(bounds)]
     ).strip()
