@@ -334,7 +334,7 @@ def draw_calibration(
             0,
             [one[2] for one in bins],
             color=LIGHT["heat"],
-            linewidth=9,
+            linewidth=7,
         )
         for confidence, _, count in bins:
             lower.annotate(

@@ -293,7 +293,7 @@ def _training_words(run: Run) -> str:
         return "No history: the weights were not trained here."
     kept = [row["epoch"] for row in history if row.get("is_best")]
     words = f"{len(history)} of {run.config.optim.epochs} epochs"
-    by = run.config.train.best_by
+    by = run.config.train.best_by.replace("_", " ")
     if not kept:
         return f"{words}."
     if by == "last":
