@@ -49,6 +49,11 @@ def test_a_row_knows_its_place_in_the_file(tmp_path: Path) -> None:
     assert places == [f"{tmp_path}/t.csv, line 4", f"{tmp_path}/t.csv, line 5"]
 
 
+def test_blanks_belong_to_a_path_and_to_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,note\n a.png , x \n")
+    assert rows_of(tmp_path / "t.csv") == [{"path": " a.png ", "note": "x"}]
+
+
 def test_an_optional_column_may_be_missing(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("path\na.png\n")
     assert rows_of(tmp_path / "t.csv") == [{"path": "a.png", "note": ""}]
