@@ -76,7 +76,7 @@ def test_a_feature_of_the_group_is_no_shortcut_to_the_class() -> None:
 
 def test_a_forest_from_train_is_that_of_scikit_learn() -> None:
     features, labels, _ = draw()
-    forest = RandomForestClassifier(100, random_state=3).fit(features[:80], labels[:80])
+    forest = RandomForestClassifier(50, random_state=3).fit(features[:80], labels[:80])
     np.testing.assert_array_equal(
         predict_from_train(features[:80], labels[:80], features[80:], seed=3),
         forest.predict(features[80:]),

@@ -46,7 +46,7 @@ _WORDS = {
 }
 
 NUM_FOLDS = 5
-NUM_TREES = 100
+NUM_TREES = 50
 
 _MANY = 1000
 
