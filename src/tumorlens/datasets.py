@@ -6,8 +6,8 @@ evaluation then read the same `split.csv`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from tumorlens.errors import DataError, RunError
 from tumorlens.images import ImageLimits
 from tumorlens.index import Index, SplitRow, read_index, read_split
 from tumorlens.loaders import Decoding, ImageFile, Images, PlainImages, decoded_images
-from tumorlens.split import check_split, fold_splits, make_split
+from tumorlens.split import LEFT_OUT, check_split, fold_splits, make_split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,7 +99,7 @@ def prepare_data(run: Run, *, progress: Progress | None = None) -> PreparedData:
     copies = find_copies(index, limits=image_limits(config), progress=progress)
     _check_readable(len(copies.unreadable), len(index.records), config.max_unreadable)
     if config.split is not None:
-        rows = read_split(Path(config.split))
+        rows = _without_unreadable(read_split(Path(config.split)), copies.unreadable)
         check_split(
             rows,
             index,
@@ -180,6 +180,18 @@ def check_unchanged(rows: Sequence[SplitRow], index: Index) -> None:
             f"{len(changed)} file(s) differ, the first is {changed[0]}",
             hint="restore the data, or start a new run",
         )
+
+
+def _without_unreadable(
+    rows: Sequence[SplitRow], unreadable: Mapping[str, str]
+) -> tuple[SplitRow, ...]:
+    # A split made by hand need not know which files can be decoded.
+    return tuple(
+        replace(row, subset=LEFT_OUT, reason=f"unreadable: {unreadable[row.path]}")
+        if row.path in unreadable
+        else row
+        for row in rows
+    )
 
 
 def _check_readable(num_unreadable: int, num_files: int, highest: float) -> None:
