@@ -83,6 +83,12 @@ def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
+def test_a_run_killed_at_its_first_file_can_be_started_again(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.123.tmp.toml").write_text("[da")
+    assert create_run(tmp_path / "run", Config()).config == Config()
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no such run folder: .*nowhere"):
         open_run(tmp_path / "nowhere")

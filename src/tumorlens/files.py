@@ -58,6 +58,11 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a name is one that `replacing` gives: what a killed process leaves."""
+    return path.name.startswith(".") and ".tmp" in path.suffixes
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` in one step. Raises what `replacing` raises."""
     with replacing(path) as temporary:

@@ -30,11 +30,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import tumorlens
 from tumorlens.config import Config, Fit, dump_config, load_config
 from tumorlens.errors import ConfigError, RunError
-from tumorlens.files import sha256_of, write_bytes, write_json, write_text
+from tumorlens.files import is_temporary, sha256_of, write_bytes, write_json, write_text
 from tumorlens.index import SplitRow, read_split, write_split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 FORMAT = 1
 """Number of the layout above. A run of another number is refused, not guessed at."""
@@ -285,7 +285,7 @@ def create_run(path: Path, config: Config) -> Run:
     Raises:
         RunError: The folder exists and has something in it.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(_finished_files(path))):
         raise RunError(
             f"{path} exists already",
             hint="choose another --out, or continue an interrupted run with --resume",
@@ -323,6 +323,11 @@ def open_run(path: Path) -> Run:
 
 def _with_subset(path: Path, subset: str) -> Path:
     return path if subset == "test" else path.with_stem(f"{path.stem}-{subset}")
+
+
+def _finished_files(path: Path) -> Iterator[Path]:
+    # A run that was killed while its first file was written has nothing to lose.
+    return (entry for entry in path.iterdir() if not is_temporary(entry))
 
 
 def _read_json(path: Path, *, hint: str) -> Any:

@@ -36,7 +36,7 @@ from tumorlens.datasets import (
 )
 from tumorlens.environment import describe_environment
 from tumorlens.errors import ConfigError, RunError
-from tumorlens.files import sha256_of_bytes
+from tumorlens.files import is_temporary, sha256_of_bytes
 from tumorlens.interrupts import interruptible
 from tumorlens.loaders import Decoding
 from tumorlens.models import (
@@ -130,6 +130,8 @@ def train(
     listener = listener or Listener()
     if resume:
         run = open_run(out)
+        for path in filter(is_temporary, out.rglob(".*")):
+            path.unlink()  # half a file of a process that was killed
     else:
         assert config is not None
         run = _start(config, out, command=command)
