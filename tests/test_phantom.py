@@ -58,7 +58,7 @@ def grey(file: Path, *, mirror: bool = False) -> NDArray[np.float64]:
     """A picture at 64 x 64, with mean 0 and length 1."""
     with Image.open(file) as image:
         turned = ImageOps.mirror(image) if mirror else image
-        small = turned.resize((64, 64), Image.Resampling.BOX)
+        small = turned.resize((64, 64), Image.Resampling.LANCZOS)
     values = np.asarray(small, dtype=float).ravel()
     values -= values.mean()
     normed: NDArray[np.float64] = values / np.linalg.norm(values)

@@ -258,7 +258,7 @@ def _plan(patients: int, seed: int, size_px: int) -> list[_File]:
         finding = _finding_of(number)
         side = float(rng.choice(_SIDES)) if finding != _OWN_SIZE else _OWN_SIDE
         sequence: dict[str, Sequence] = {
-            view: "t1" if rng.random() < 0.7 else "t2"
+            view: "t1" if rng.random() < 0.8 else "t2"
             for view in ("axial", "coronal", "sagittal")
         }
         for i, (view, offset) in enumerate((*_SLICES, _SPARE)):

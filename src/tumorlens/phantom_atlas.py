@@ -120,7 +120,9 @@ def load_atlas() -> Atlas:
     noise = (noise / noise.std()).astype(np.float32)
 
     in_white &= (distance < -12) & (np.abs(grid[..., 0]) > 14) & (grid[..., 2] > -20)
-    at_border = (np.abs(distance + 5) < 1.5) & (grid[..., 2] > -25)
+    # Not at the ends of the brain, where the other two views would show hardly any.
+    low, high = np.array([(-52, -80, -25), (52, 50, 54)], dtype=np.float32)
+    at_border = (np.abs(distance + 5) < 1.5) & ((grid > low) & (grid < high)).all(-1)
     return Atlas(
         to_voxel=to_voxel,
         t1=t1,
@@ -165,7 +167,7 @@ def _soft_tissue(grid: Array, scalp: Array, noise: Array) -> dict[str, Array]:
     def put(depth: Array, *, fat_: float, muscle_: float, fluid_: float = 0.0) -> None:
         """Replace the tissue inside a shape."""
         here = step(depth / np.float32(1.2))
-        uneven = 1 + np.float32(0.35) * texture
+        uneven = 1 + np.float32(0.2) * texture
         for share, new in ((fat, fat_), (muscle, muscle_), (fluid, fluid_)):
             share += here * (new * uneven - share)
 

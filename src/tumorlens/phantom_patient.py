@@ -42,12 +42,12 @@ _COARSE_PX = 4
 
 _TYPICAL = {
     "t1": {
-        "fluid": 0.14, "grey": 0.40, "white": 0.52, "detail": 0.7, "marrow": 0.30,
-        "solid": 0.95, "dead": 0.20, "swollen": 0.28, "spot": 0.75, "sinus": 0.75,
+        "fluid": 0.12, "grey": 0.35, "white": 0.45, "detail": 0.6, "marrow": 0.30,
+        "solid": 0.88, "dead": 0.15, "swollen": 0.22, "spot": 0.65, "sinus": 0.60,
     },
     "t2": {
         "fluid": 0.90, "grey": 0.52, "white": 0.34, "detail": -0.5, "marrow": 0.20,
-        "solid": 0.74, "dead": 0.95, "swollen": 0.78, "spot": 0.85, "sinus": 0.06,
+        "solid": 0.80, "dead": 0.98, "swollen": 0.78, "spot": 0.85, "sinus": 0.06,
     },
 }  # fmt: skip
 """Sequence -> tissue -> brightness. `detail` is the weight of what the template shows
@@ -142,8 +142,8 @@ def draw_patient(atlas: Atlas, finding: Finding, rng: np.random.Generator) -> Pa
     with_tumour: tuple[Finding, ...] = ("glioma", "meningioma", "pituitary")
     site = with_tumour[rng.integers(3)] if finding == "no_tumor" else finding
     lesion = _draw_lesion(atlas, site, rng)
-    pose = _rotation(rng.normal(0, 5, 3)) / rng.uniform(0.94, 1.08, (3, 1))
-    num_spots = int(rng.integers(0, 6))
+    pose = _rotation(rng.normal(0, 4, 3)) / rng.uniform(0.94, 1.08, (3, 1))
+    num_spots = int(rng.integers(0, 4))
     spots = np.column_stack(
         [
             atlas.white_sites[rng.integers(len(atlas.white_sites), size=num_spots)],
@@ -154,10 +154,10 @@ def draw_patient(atlas: Atlas, finding: Finding, rng: np.random.Generator) -> Pa
     return Patient(
         finding=finding,
         focus_mm=lesion.centre_mm,
-        spread_mm=float(np.clip(0.55 * lesion.radius_mm, 5, 11)),
+        spread_mm=float(np.clip(0.45 * lesion.radius_mm, 5, 11)),
         lesion=None if finding == "no_tumor" else lesion,
         pose=pose.astype(np.float32),
-        head_waves=_draw_waves(rng, num=6, length_mm=150, height_mm=2.0),
+        head_waves=_draw_waves(rng, num=6, length_mm=150, height_mm=1.7),
         fold_waves=_draw_waves(rng, num=10, length_mm=40, height_mm=0.9),
         ventricles=float(rng.uniform(-0.25, 0.45)),
         skull_mm=float(rng.uniform(4, 7)),
@@ -220,7 +220,7 @@ def _draw_lesion(atlas: Atlas, finding: Finding, rng: np.random.Generator) -> Le
         core, swelling = rng.uniform(0.35, 0.75), rng.uniform(1.5, 2.3)
     elif finding == "meningioma":
         centre = atlas.border_sites[rng.integers(len(atlas.border_sites))]
-        radius, unevenness = rng.uniform(14, 25), rng.uniform(0.03, 0.08)
+        radius, unevenness = rng.uniform(16, 26), rng.uniform(0.03, 0.08)
         swelling = rng.choice([0.0, 1.35])
     else:
         radius, unevenness = rng.uniform(10, 17), rng.uniform(0.06, 0.16)
@@ -237,7 +237,7 @@ def _draw_lesion(atlas: Atlas, finding: Finding, rng: np.random.Generator) -> Le
         unevenness=float(unevenness),
         core=float(core),
         swelling=float(swelling),
-        enhancement=float(rng.uniform(0.6, 1)),
+        enhancement=float(rng.uniform(0.7, 1)),
         phase=rng.uniform(0, 48, 3).astype(np.float32),
     )
 
@@ -408,7 +408,8 @@ def _with_lesion(
 
     mass = step((1 - reach) * lesion.radius_mm / 0.7) * room
     plain = levels["grey"]
-    body = plain + lesion.enhancement * (levels["solid"] - plain) + 0.03 * fine
+    body = plain + lesion.enhancement * (levels["solid"] - plain)
+    body = body * (1 + 0.05 * coarse + 0.04 * fine)
     if lesion.finding == "glioma":
         # Only a part of the rim takes up contrast.
         body = plain + step((coarse + 0.6) / 0.3) * (body - plain)
@@ -423,7 +424,7 @@ def _bias(size_px: int, rng: np.random.Generator) -> Array:
     steps = np.linspace(-1, 1, size_px, dtype=np.float32)
     down, right = np.meshgrid(steps, steps, indexing="ij")
     terms = np.stack([down, right, down**2, right**2, down * right])
-    weights = rng.normal(0, [0.12, 0.12, 0.08, 0.08, 0.08]).astype(np.float32)
+    weights = rng.normal(0, [0.1, 0.1, 0.06, 0.06, 0.06]).astype(np.float32)
     field: Array = np.exp(np.tensordot(weights, terms, axes=1))
     return field
 
