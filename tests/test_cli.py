@@ -438,14 +438,14 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def test_a_full_disk_ends_a_training_with_one_line_and_keeps_the_checkpoint(
+def test_a_full_disk_ends_a_training_with_one_line_and_leaves_nothing(
     work: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     words = ["train", "--data", work / "data", "--out", out, *small(work / "cache")]
     done = run_python(FULL_DISK.format(limit=64 << 10), *words)
     assert_refused(Answer(done.returncode, done.stdout, done.stderr), "cannot write")
-    assert not list(tmp_path.rglob("*.tmp*"))
+    assert list(tmp_path.iterdir()) == []
 
 
 # What commands say when all goes well
@@ -569,11 +569,12 @@ def test_ctrl_c_in_a_training_keeps_everything_and_resume_goes_on(
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(tumorlens.__file__).parents[1])},
     )
-    deadline = time.monotonic() + 60
-    while not (out / "history.jsonl").is_file() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    while not (out / "history.jsonl").is_file():
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130, stderr
     assert stderr.splitlines()[-1] == "stopped"
     assert stdout.splitlines()[-1] == f"next: tumorlens train --resume --out {out}"
