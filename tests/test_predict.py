@@ -1,0 +1,411 @@
+"""Files become probabilities, and an unreadable file becomes an answer."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from PIL import Image
+
+import tumorlens
+from tumorlens.config import ModelConfig, parse_config
+from tumorlens.errors import ConfigError, DataError, RunError
+from tumorlens.files import sha256_of_bytes
+from tumorlens.images import ImageLimits, load_square
+from tumorlens.models import create_model, infer, load_model, weights_as_bytes
+from tumorlens.predict import (
+    Prediction,
+    Predictor,
+    check_output,
+    find_images,
+    save_predictions,
+)
+from tumorlens.runs import ModelCard, Run, create_run
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NAME = "test_efficientnet"
+SIZE = 32
+CLASSES = ("glioma", "meningioma", "no_tumor")
+
+
+def fill_run(path: Path, seed: int, *, settings: Any = None, **changes: Any) -> Run:
+    """Make a run with untrained weights."""
+    run = create_run(path, parse_config(settings or {}))
+    values: dict[str, Any] = {
+        "format": 1,
+        "tumorlens": tumorlens.__version__,
+        "name": NAME,
+        "classes": CLASSES,
+        "in_chans": 3,
+        "size_px": SIZE,
+        "fit": "pad",
+        "mean": (0.5, 0.4, 0.3),
+        "std": (0.1, 0.2, 0.3),
+        "mirror": False,
+        "epoch": 1,
+    } | changes
+    torch.manual_seed(seed)
+    model, _ = create_model(
+        ModelConfig(name=NAME, pretrained="no", in_chans=values["in_chans"]),
+        num_classes=len(values["classes"]),
+    )
+    weights = weights_as_bytes(model)
+    card = ModelCard(**values, weights_sha256=sha256_of_bytes(weights))
+    run.write_weights(weights, card)
+    return run
+
+
+def fill_kfold_run(
+    path: Path, *, num_folds: int = 2, made: int = 2, **card: Any
+) -> Run:
+    data = {"protocol": "grouped-kfold", "num_folds": num_folds}
+    run = create_run(path, parse_config({"data": data}))
+    for fold in range(made):
+        settings = {"data": data | {"fold": fold}}
+        fill_run(run.fold_path(fold), seed=fold, settings=settings, **card)
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return fill_run(tmp_path / "run", seed=0)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    paths = []
+    for number in range(7):
+        shape = (50, 40, 3) if number == 3 else (50, 40)
+        pixels = rng.integers(0, 256, shape, dtype=np.uint8) // (number + 1)
+        paths.append(folder / f"{number}.png")
+        Image.fromarray(pixels.astype(np.uint8)).save(paths[-1])
+    return paths
+
+
+def by_hand(run: Run, path: Path) -> NDArray[np.float64]:
+    """Return the probabilities of one file, from the parts."""
+    card = run.card()
+    image = load_square(
+        path,
+        size_px=card.size_px,
+        fit=card.fit,
+        in_chans=3 if card.in_chans == 3 else 1,
+    )
+    log_probs = infer(
+        load_model(card, run.weights_path),
+        [torch.from_numpy(image).permute(2, 0, 1)[None]],
+        mean=card.mean,
+        std=card.std,
+        device=torch.device("cpu"),
+        mirror=card.mirror,
+    )
+    probs: NDArray[np.float64] = np.exp(log_probs[0].astype(np.float64))
+    return probs
+
+
+def probs_of(predictions: list[Prediction]) -> NDArray[np.float32]:
+    found = [prediction.probs for prediction in predictions]
+    assert all(probs is not None for probs in found)
+    return np.stack([probs for probs in found if probs is not None])
+
+
+def predict_all(run: Run, paths: list[Path], **options: Any) -> list[Prediction]:
+    return list(Predictor.open(run.path, device="cpu").predict_files(paths, **options))
+
+
+# Files to probabilities
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mirror": True},
+        {"fit": "squash"},
+        {"in_chans": 1, "mean": (0.5,), "std": (0.2,)},
+    ],
+    ids=["plain", "mirror", "squash", "grey"],
+)
+def test_an_answer_is_that_of_the_inference_pass_on_the_decoded_file(
+    changes: Any, images: list[Path], tmp_path: Path
+) -> None:
+    run = fill_run(tmp_path / "other", seed=1, **changes)
+    predictions = predict_all(run, images, batch_size=3)
+    assert [prediction.path for prediction in predictions] == images
+    probs = probs_of(predictions)
+    expected = np.stack([by_hand(run, path) for path in images])
+    assert probs == pytest.approx(expected, abs=1e-5)
+    assert probs.dtype == np.float32
+    assert probs.sum(axis=1) == pytest.approx(np.ones(7), abs=1e-5)
+    assert len(np.unique(probs.round(5), axis=0)) == 7
+    for prediction, row in zip(predictions, expected, strict=True):
+        assert prediction.predicted == CLASSES[row.argmax()]
+        assert prediction.error is None
+
+
+def test_the_size_of_a_batch_changes_nothing(run: Run, images: list[Path]) -> None:
+    one, other = (predict_all(run, images, batch_size=size) for size in (1, 100))
+    assert probs_of(one) == pytest.approx(probs_of(other), abs=1e-5)
+
+
+def test_a_predictor_knows_its_name_and_classes(run: Run) -> None:
+    predictor = Predictor.open(run.path, device="cpu")
+    assert predictor.name == "run"
+    assert predictor.classes == CLASSES
+
+
+def test_the_order_of_the_files_is_kept(run: Run, images: list[Path]) -> None:
+    there = probs_of(predict_all(run, images, batch_size=4))
+    back = probs_of(predict_all(run, images[::-1], batch_size=4))
+    assert back[::-1] == pytest.approx(there, abs=1e-5)
+
+
+def test_answers_come_batch_by_batch_and_progress_is_told(
+    run: Run, images: list[Path]
+) -> None:
+    seen: list[tuple[int, int]] = []
+    predictor = Predictor.open(run.path, device="cpu")
+    answers = predictor.predict_files(
+        images, batch_size=3, progress=lambda *step: seen.append(step)
+    )
+    assert next(answers).path == images[0]
+    assert seen == []
+    assert len(list(answers)) == 6
+    assert seen == [(3, 7), (6, 7), (7, 7)]
+
+
+def test_no_files_give_no_answers(run: Run) -> None:
+    assert predict_all(run, []) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_an_unreadable_file_is_an_answer_and_the_rest_goes_on(
+    batch_size: int, run: Run, images: list[Path]
+) -> None:
+    expected = probs_of(predict_all(run, images))
+    images[0].write_bytes(b"")
+    images[4].write_bytes(images[4].read_bytes()[:60])
+    images[5].write_text("no image")
+    predictions = predict_all(run, images, batch_size=batch_size)
+    assert [prediction.path for prediction in predictions] == images
+    for number, prediction in enumerate(predictions):
+        if number in (0, 4, 5):
+            assert prediction.probs is None
+            assert prediction.predicted is None
+            assert prediction.error is not None
+            assert images[number].name in prediction.error
+            assert "\n" not in prediction.error
+        else:
+            assert prediction.error is None
+            assert prediction.probs == pytest.approx(expected[number], abs=1e-5)
+
+
+def test_only_unreadable_files_are_answered_too(run: Run, tmp_path: Path) -> None:
+    missing = [tmp_path / "gone.png", tmp_path / "gone too.png"]
+    predictions = predict_all(run, missing)
+    assert [prediction.error is None for prediction in predictions] == [False, False]
+    assert [prediction.path for prediction in predictions] == missing
+
+
+def test_the_limits_are_those_that_are_given(run: Run, images: list[Path]) -> None:
+    limits = ImageLimits(max_pixels=100)
+    predictions = predict_all(run, images, limits=limits)
+    assert all(prediction.probs is None for prediction in predictions)
+    assert "100" in str(predictions[0].error)
+
+
+# Runs
+
+
+def test_the_answer_of_a_kfold_run_is_the_mean_over_its_folds(
+    images: list[Path], tmp_path: Path
+) -> None:
+    run = fill_kfold_run(tmp_path / "folds")
+    images[2].write_bytes(b"")
+    predictions = predict_all(run, images)
+    assert predictions[2].probs is None
+    readable = [n for n in range(7) if n != 2]
+    parts = [
+        np.stack([by_hand(fold, images[n]) for n in readable]) for fold in run.folds()
+    ]
+    got = probs_of([predictions[n] for n in readable])
+    assert got == pytest.approx((parts[0] + parts[1]) / 2, abs=1e-5)
+    assert abs(parts[0] - parts[1]).max() > 1e-3
+
+
+def test_a_kfold_run_that_lacks_folds_is_refused(tmp_path: Path) -> None:
+    run = fill_kfold_run(tmp_path / "folds", num_folds=3, made=2)
+    with pytest.raises(RunError, match=r"folds has 2 of 3 folds") as caught:
+        Predictor.open(run.path)
+    assert "--resume" in caught.value.hint
+
+
+def test_folds_of_different_classes_are_refused(tmp_path: Path) -> None:
+    run = fill_kfold_run(tmp_path / "folds", made=1)
+    settings = {"data": {"protocol": "grouped-kfold", "num_folds": 2, "fold": 1}}
+    fill_run(run.fold_path(1), 1, settings=settings, classes=("a", "b", "c"))
+    with pytest.raises(
+        RunError, match=r"the folds of .*folds do not have the same classes"
+    ):
+        Predictor.open(run.path, device="cpu")
+
+
+def test_changed_weights_are_refused(run: Run) -> None:
+    content = bytearray(run.weights_path.read_bytes())
+    content[-1] ^= 1
+    run.weights_path.write_bytes(content)
+    with pytest.raises(RunError, match=r"is not the file that model\.json describes"):
+        Predictor.open(run.path, device="cpu")
+
+
+def test_a_gpu_that_is_not_there_is_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"torch sees no GPU"):
+        Predictor.open(run.path, device="cuda")
+
+
+# Paths to files
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_a_folder_gives_the_images_below_it_sorted(tmp_path: Path) -> None:
+    touch(tmp_path, "b.png", "a.JPG", "deep/er/c.dcm", "notes.txt", "no_suffix")
+    touch(tmp_path, ".hidden.png", ".cache/d.png", "deep/.e.png")
+    (tmp_path / "folder.png").mkdir()
+    touch(tmp_path, "folder.png/f.tif")
+    assert find_images([tmp_path]) == [
+        tmp_path / name
+        for name in ("a.JPG", "b.png", "deep/er/c.dcm", "folder.png/f.tif")
+    ]
+
+
+def test_a_folder_in_a_hidden_place_is_searched_all_the_same(tmp_path: Path) -> None:
+    touch(tmp_path, ".hidden/a.png")
+    assert find_images([tmp_path / ".hidden"]) == [tmp_path / ".hidden" / "a.png"]
+
+
+def test_a_file_that_is_named_is_taken_whatever_it_is_called(tmp_path: Path) -> None:
+    touch(tmp_path, "IM0001", ".b.png", "more/a.png")
+    named = [tmp_path / "IM0001", tmp_path / "more", tmp_path / ".b.png"]
+    assert find_images(named) == [named[0], tmp_path / "more" / "a.png", named[2]]
+
+
+def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such file or folder: .*nowhere\.png"):
+        find_images([tmp_path / "nowhere.png"])
+
+
+def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "notes.txt")
+    with pytest.raises(
+        DataError, match=rf"no image in the folder {tmp_path}"
+    ) as caught:
+        find_images([tmp_path])
+    assert ".png" in caught.value.hint
+
+
+# Saving
+
+
+def answers() -> list[tuple[str, tuple[str, ...], list[Prediction]]]:
+    def prediction(name: str, *probs: float) -> Prediction:
+        return Prediction(Path(name), np.array(probs, np.float32), "b", None)
+
+    unreadable = Prediction(Path("x,y.png"), None, None, 'x,y.png is "empty"')
+    return [
+        ("one", ("a", "b"), [prediction("1.png", 0.25, 0.75), unreadable]),
+        ("two", ("b", "c"), [prediction("1.png", 0.5, 0.5)]),
+    ]
+
+
+EXPECTED: list[dict[str, Any]] = [
+    {
+        **{"path": "1.png", "run": "one", "predicted": "b"},
+        **{"prob_a": 0.25, "prob_b": 0.75, "prob_c": None, "error": None},
+    },
+    {
+        **{"path": "x,y.png", "run": "one", "predicted": None},
+        **{"prob_a": None, "prob_b": None, "prob_c": None},
+        "error": 'x,y.png is "empty"',
+    },
+    {
+        **{"path": "1.png", "run": "two", "predicted": "b"},
+        **{"prob_a": None, "prob_b": 0.5, "prob_c": 0.5, "error": None},
+    },
+]
+COLUMNS = ["path", "run", "predicted", "prob_a", "prob_b", "prob_c", "error"]
+
+
+def test_json_reads_back_what_was_answered(tmp_path: Path) -> None:
+    save_predictions(tmp_path / "p.json", answers())
+    assert json.loads((tmp_path / "p.json").read_text()) == EXPECTED
+
+
+def test_parquet_reads_back_what_was_answered(tmp_path: Path) -> None:
+    save_predictions(tmp_path / "p.parquet", answers())
+    table = parquet.read_table(tmp_path / "p.parquet")
+    assert table.to_pylist() == EXPECTED
+    assert table.column_names == COLUMNS
+
+
+def test_csv_reads_back_what_was_answered(tmp_path: Path) -> None:
+    save_predictions(tmp_path / "p.CSV", answers())
+    with (tmp_path / "p.CSV").open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert reader.fieldnames == COLUMNS
+    for row, expected in zip(rows, EXPECTED, strict=True):
+        for name, value in expected.items():
+            if isinstance(value, float):
+                assert float(row[name]) == value
+            else:
+                assert row[name] == (value or "")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet"])
+def test_a_file_of_errors_only_can_be_saved(suffix: str, tmp_path: Path) -> None:
+    unreadable = Prediction(Path("1.png"), None, None, "empty")
+    save_predictions(tmp_path / f"p{suffix}", [("run", ("a", "b"), [unreadable])])
+    assert (tmp_path / f"p{suffix}").stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ["p.xlsx", "p", "p.csv.gz"])
+def test_another_suffix_is_refused_before_anything_is_written(
+    name: str, tmp_path: Path
+) -> None:
+    message = rf"one of \.csv, \.json, \.parquet, got '{name}'"
+    with pytest.raises(ConfigError, match=message) as caught:
+        check_output(tmp_path / name)
+    assert "--out p" in caught.value.hint
+    with pytest.raises(ConfigError, match=message):
+        save_predictions(tmp_path / name, answers())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.JSON", "p.parquet"])
+def test_the_suffixes_that_are_written_are_not_refused(name: str) -> None:
+    check_output(Path(name))
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot write .*file/p\.csv"):
+        save_predictions(tmp_path / "file" / "p.csv", answers())
