@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tumorlens import metrics
-from tumorlens.config import Config, OptimConfig, load_config
+from tumorlens.config import Config, OptimConfig, dump_config, load_config
 from tumorlens.datasets import PreparedData, image_limits, load_subset
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.index import read_index
@@ -425,3 +425,26 @@ def test_a_finished_run_is_left_as_it_is(
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
     train(None, out=run.path, resume=True)
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_train_one_network(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text(dump_config(configure("optim.epochs=2")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["-m", "tumorlens", "train", str(tmp_path / "config.toml")]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "run")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # One voice: the second process says nothing.
+    assert done.stdout.count("next: tumorlens evaluate") == 1
+    run = open_run(tmp_path / "run")
+    assert run.is_finished
+    assert len(run.history()) == 2
+    assert run.card().epoch in (1, 2)

@@ -251,6 +251,8 @@ def train(
         result = stage.train(
             config, out=out, resume=resume, command=context.obj, listener=listener
         )
+    if not result.is_main_process:
+        return 0 if result.is_finished else STATUS_INTERRUPTED
     terminal.say_training(result)
     if not result.is_finished:
         terminal.say_next(

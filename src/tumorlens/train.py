@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,8 @@ class TrainResult:
     """False when it was interrupted; `--resume` goes on."""
     num_unreadable: int
     """Files of the set that could not be read and were left out."""
+    is_main_process: bool = True
+    """False in the processes of torchrun that are not the first."""
     best: dict[str, Any] | None = None
     """The history row of the kept weights; `None` for a k-fold run."""
 
@@ -129,43 +132,59 @@ def train(
     """
     listener = listener or Listener()
     if resume:
-        run = open_run(out)
-        for path in filter(is_temporary, out.rglob(".*")):
-            path.unlink()  # half a file of a process that was killed
-    else:
-        assert config is not None
-        run = _start(config, out, command=command)
+        config = open_run(out).config
+    assert config is not None
+    accelerator = _make_accelerator(config)
+    if not accelerator.is_main_process:
+        listener = Listener()
+    is_ours_to_remove = False
     try:
-        listener.stage("reading the data")
-        data = prepare_data(run, progress=listener.files)
+        # Under torchrun the first process makes what the others then find.
+        with accelerator.main_process_first():
+            listener.stage("reading the data")
+            if accelerator.is_main_process and not resume:
+                run = _start(config, out, command=command)
+                is_ours_to_remove = True
+            else:
+                run = open_run(out)
+            if accelerator.is_main_process:
+                _remove_halves(out)
+            data = prepare_data(run, progress=listener.files)
+        result = partial(
+            TrainResult,
+            run=run,
+            num_unreadable=data.num_unreadable,
+            is_main_process=accelerator.is_main_process,
+        )
         if not run.is_kfold:
-            is_finished = fit(run, data, listener=listener)
+            is_finished = fit(run, data, accelerator=accelerator, listener=listener)
             best = [row for row in run.history() if row["is_best"]]
-            return TrainResult(
-                run, is_finished, data.num_unreadable, best[-1] if best else None
-            )
+            return result(is_finished=is_finished, best=best[-1] if best else None)
         for fold in range(run.config.data.num_folds):
-            fold_run, fold_data = _fold_of(run, data, fold, command=command)
+            with accelerator.main_process_first():
+                fold_run, fold_data = _fold_of(run, data, fold, command=command)
             listener.stage(f"fold {fold + 1} of {run.config.data.num_folds}")
-            if not fit(fold_run, fold_data, listener=listener):
-                return TrainResult(
-                    run, is_finished=False, num_unreadable=data.num_unreadable
-                )
-        return TrainResult(run, is_finished=True, num_unreadable=data.num_unreadable)
+            if not fit(fold_run, fold_data, accelerator=accelerator, listener=listener):
+                return result(is_finished=False)
+        return result(is_finished=True)
     except Exception:
-        # Settings that turn out not to fit leave no folder behind; once an epoch is
-        # over, or in the middle of one, there is something to keep.
-        if not resume and not any(run.path.rglob("checkpoint.pt")):
-            shutil.rmtree(run.path, ignore_errors=True)
+        # Settings that turn out not to fit leave no folder behind. Once something was
+        # learnt there is something to keep.
+        learnt = (*out.rglob("checkpoint.pt"), *out.rglob("weights.safetensors"))
+        if is_ours_to_remove and not learnt:
+            shutil.rmtree(out, ignore_errors=True)
         raise
 
 
-def fit(run: Run, data: PreparedData, *, listener: Listener) -> bool:
+def fit(
+    run: Run, data: PreparedData, *, accelerator: Accelerator, listener: Listener
+) -> bool:
     """Train the network of an ordinary run until its end or an interrupt.
 
     Args:
         run: Its folder has settings and split, and a checkpoint when interrupted.
         data: The files and their subsets.
+        accelerator: Of this process; Accelerate's, for one device or one of several.
         listener: Told of the progress.
 
     Returns:
@@ -179,7 +198,6 @@ def fit(run: Run, data: PreparedData, *, listener: Listener) -> bool:
     if run.is_finished:
         return True
     config = run.config
-    accelerator = _make_accelerator(config)
     is_main = accelerator.is_main_process
     set_seed(config.train.seed)
 
@@ -350,6 +368,12 @@ def _start(config: Config, out: Path, *, command: str) -> Run:
     run = create_run(out, config)
     run.write_environment(describe_environment(command=command, seed=config.train.seed))
     return run
+
+
+def _remove_halves(out: Path) -> None:
+    # What a process that was killed while it wrote has left.
+    for path in filter(is_temporary, out.rglob(".*")):
+        path.unlink()
 
 
 def _fold_of(
