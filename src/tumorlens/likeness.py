@@ -206,7 +206,8 @@ def propose_pairs(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
 
     A product of two sparse matrices (image x key, key x image) does the look-up. It
     takes 40 s for 8 x 1,000,000 hashes on one core, where faiss' IndexBinaryMultiHash
-    takes 330 s on two and its time per hash still grows; see `benchmarks/copies.py`.
+    at its best takes 330 s on two and its time per hash still grows; see
+    `benchmarks/copies.py`.
 
     Args:
         hashes: As from `hash_thumbnails`, shape (8, N).
