@@ -175,6 +175,14 @@ def test_a_finished_run_has_no_checkpoint_left(run: Run) -> None:
     assert not run.checkpoint_path.parent.exists()
 
 
+def test_halves_of_files_are_removed_and_nothing_else(run: Run) -> None:
+    before = sorted(run.path.rglob("*"))
+    (run.path / ".weights.7.tmp.safetensors").write_bytes(b"half")
+    (run.path / ".notes.txt").write_text("mine")
+    run.remove_halves()
+    assert sorted(run.path.rglob("*")) == sorted([*before, run.path / ".notes.txt"])
+
+
 def kfold_run(path: Path, num_folds: int) -> Run:
     settings = ["data.protocol=grouped-kfold", f"data.num_folds={num_folds}"]
     run = create_run(path, load_config(assignments=settings))

@@ -271,6 +271,11 @@ class Run:
         write_bytes(self.weights_path, weights)
         write_json(self.card_path, card.model_dump(mode="json"))
 
+    def remove_halves(self) -> None:
+        """Remove the half-written files that a killed process has left."""
+        for path in filter(is_temporary, self.path.rglob(".*")):
+            path.unlink()
+
     def mark_finished(self) -> None:
         """Say that training came to its end, and drop what only resuming needs."""
         write_text(self.path / "finished", "")

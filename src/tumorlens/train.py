@@ -37,7 +37,7 @@ from tumorlens.datasets import (
 )
 from tumorlens.environment import describe_environment
 from tumorlens.errors import ConfigError, RunError
-from tumorlens.files import is_temporary, sha256_of_bytes
+from tumorlens.files import sha256_of_bytes
 from tumorlens.interrupts import interruptible
 from tumorlens.loaders import Decoding
 from tumorlens.models import (
@@ -148,7 +148,7 @@ def train(
             else:
                 run = open_run(out)
             if accelerator.is_main_process:
-                _remove_halves(out)
+                run.remove_halves()
             data = prepare_data(run, progress=listener.files)
         result = partial(
             TrainResult,
@@ -368,12 +368,6 @@ def _start(config: Config, out: Path, *, command: str) -> Run:
     run = create_run(out, config)
     run.write_environment(describe_environment(command=command, seed=config.train.seed))
     return run
-
-
-def _remove_halves(out: Path) -> None:
-    # What a process that was killed while it wrote has left.
-    for path in filter(is_temporary, out.rglob(".*")):
-        path.unlink()
 
 
 def _fold_of(
