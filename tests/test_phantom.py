@@ -222,7 +222,11 @@ def test_a_seed_gives_the_same_bytes_again_and_another_seed_others(
     assert first == contents(tmp_path / "second")
     drawn = [path for path in first if path.endswith(("jpg", "png"))]
     assert len(drawn) > 64
-    assert not any(first[path] == other.get(path) for path in drawn)
+    both = [path for path in drawn if path in other and "-9-" not in path]
+    assert len(both) > 30
+    for path in both:
+        alike = grey(tmp_path / "first" / path) @ grey(tmp_path / "other" / path)
+        assert alike < 0.95, path
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "first",
         "other",

@@ -408,8 +408,8 @@ def _with_lesion(
 
     mass = step((1 - reach) * lesion.radius_mm / 0.7) * room
     plain = levels["grey"]
-    body = plain + lesion.enhancement * (levels["solid"] - plain)
-    body = body * (1 + 0.05 * coarse + 0.04 * fine)
+    bright = plain + lesion.enhancement * (levels["solid"] - plain)
+    body = bright * (1 + 0.05 * coarse + 0.04 * fine)
     if lesion.finding == "glioma":
         # Only a part of the rim takes up contrast.
         body = plain + step((coarse + 0.6) / 0.3) * (body - plain)
