@@ -137,6 +137,7 @@ def test_a_large_set_is_sampled_by_whole_groups(
     features, labels, groups = draw()
     chosen = shortcuts._sample_of_groups(groups, seed=0)
     assert 50 < len(chosen) <= 60
+    assert chosen.max() >= 60  # drawn by chance, not the first ones
     assert not set(groups[chosen]) & set(np.delete(groups, chosen))
     assert score_by_groups(features, labels, groups, seed=0)["num_images"] == len(
         chosen

@@ -205,9 +205,9 @@ def propose_pairs(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
     those with 6 bits some 95 % up to 200,000 images, 70 % above.
 
     A product of two sparse matrices (image x key, key x image) does the look-up. It
-    takes 40 s for 8 x 1,000,000 hashes on one core, where faiss' IndexBinaryMultiHash
-    at its best takes 330 s on two and its time per hash still grows; see
-    `benchmarks/copies.py`.
+    takes 22 s of one core for 8 x 1,000,000 hashes and grows by 10 to 11 for ten times
+    as many; faiss' IndexBinaryMultiHash at its best takes 208 s and grows by 24 to 29
+    (`benchmarks/copies.py`).
 
     Args:
         hashes: As from `hash_thumbnails`, shape (8, N).
