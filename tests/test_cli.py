@@ -20,7 +20,8 @@ from conftest import CLASSES, draw_image
 from PIL import Image
 
 import tumorlens
-from tumorlens import cli, config, terminal
+from tumorlens import cli, config
+from tumorlens.errors import RunError
 from tumorlens.index import read_split
 
 if TYPE_CHECKING:
@@ -156,6 +157,17 @@ def test_help_fits_a_narrow_terminal(
     assert max(len(line) for line in lines) <= int(width)
 
 
+def test_an_error_without_a_hint_gets_one(
+    ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(module: str) -> None:
+        raise RunError("no\nway")
+
+    monkeypatch.setattr(cli, "require", fail)
+    said = "error: no way\nhint: see tumorlens report --help\n"
+    assert ask("report", "run") == (2, "", said)
+
+
 # Data that cannot be used
 
 
@@ -236,7 +248,7 @@ def test_train_leaves_unreadable_files_out_and_says_how_many(
     settings = small(tmp_path / "cache", data__max_unreadable="0.08")  # 4 of 52 = 0.077
     answer = ask("train", "--data", data, "--out", tmp_path / "run", *settings)
     assert answer.status == 0, answer.err
-    assert "4 files could not be read and are left out" in answer.out
+    assert "left out, as not readable: 4 files" in answer.out
     rows = read_split(tmp_path / "run" / "split.csv")
     left_out = [row for row in rows if row.reason.startswith("unreadable")]
     assert sorted(Path(row.path).name for row in left_out) == names
@@ -579,10 +591,6 @@ def test_ctrl_c_in_a_training_keeps_everything_and_resume_goes_on(
     assert stderr.splitlines()[-1] == "stopped"
     assert stdout.splitlines()[-1] == f"next: tumorlens train --resume --out {out}"
     assert_refused(ask("evaluate", out), "not finished")
-
-
-def test_text_for_the_terminal_cannot_steer_it() -> None:
-    assert terminal.one_line("a\x1b[2Jb\r\nc\udcff") == "a [2Jb  c "
 
 
 def test_an_error_of_our_own_keeps_its_traceback(

@@ -101,12 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             obj=shlex.join(["tumorlens", *arguments]),
         )
     except typer.TyperException as error:
-        command = arguments[0] if arguments[0] in _command_names() else ""
-        words = shlex.join(["tumorlens", *command.split(), "--help"])
-        terminal.say_error(error.format_message(), f"see {words}")
+        terminal.say_error(error.format_message(), _see_help(arguments))
         return STATUS_ERROR
     except TumorlensError as error:
-        terminal.say_error(error.problem, error.hint)
+        terminal.say_error(error.problem, error.hint or _see_help(arguments))
         return STATUS_ERROR
     except KeyboardInterrupt:
         status = STATUS_INTERRUPTED
@@ -253,6 +251,8 @@ def train(
         )
     if not result.is_main_process:
         return 0 if result.is_finished else STATUS_INTERRUPTED
+    if not terminal.is_speaker():
+        return 0
     terminal.say_training(result)
     if not result.is_finished:
         terminal.say_next(
@@ -375,5 +375,10 @@ def _train_words(data: Path, *settings: str) -> list[object]:
     return [*words, "--out", "runs/first"]
 
 
-def _command_names() -> set[str]:
-    return {info.callback.__name__ for info in app.registered_commands if info.callback}
+def _see_help(arguments: Sequence[str]) -> str:
+    """Return the hint that names the help of the command that was given, if any."""
+    known = {
+        info.callback.__name__ for info in app.registered_commands if info.callback
+    }
+    command = [word for word in arguments[:1] if word in known]
+    return f"see {shlex.join(['tumorlens', *command, '--help'])}"

@@ -8,6 +8,7 @@ inside the functions: `tumorlens.cli` imports this module for every `--help`.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections import Counter
@@ -36,11 +37,15 @@ def say(words: str = "") -> None:
     )
 
 
+def is_speaker() -> bool:
+    """Return whether this process should print: of those of torchrun, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say_error(problem: str, hint: str) -> None:
-    """Print an error as one `error:` line and, if there is one, one `hint:` line."""
+    """Print an error as one `error:` line and one `hint:` line."""
     print(f"error: {one_line(problem)}", file=sys.stderr)
-    if hint:
-        print(f"hint: {one_line(hint)}", file=sys.stderr)
+    print(f"hint: {one_line(hint)}", file=sys.stderr)
 
 
 def say_next(where: str, *command: object) -> None:
@@ -49,14 +54,12 @@ def say_next(where: str, *command: object) -> None:
     print(f"next: {one_line(shlex.join(str(word) for word in command))}")
 
 
-def print_table(
-    heading: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = ""
-) -> None:
+def print_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; every column but the first is set to the right."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, title=title or None, title_justify="left", pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for number, name in enumerate(heading):
         # Long class names break after an underscore, their numbers never.
         words = one_line(name)
@@ -171,7 +174,7 @@ def say_split(rows: Iterable[Any], classes: Sequence[str]) -> None:
 def say_training(result: Any) -> None:
     """Print how a training ended: a `tumorlens.train.TrainResult`."""
     if result.num_unreadable:
-        say(f"{files(result.num_unreadable)} could not be read and are left out")
+        say(f"left out, as not readable: {files(result.num_unreadable)}")
     if result.best:
         say(
             f"kept the weights of epoch {result.best['epoch']}: "
@@ -282,6 +285,8 @@ class TrainingDisplay:
             f"lr {row['lr']:.2g}  {row['images_per_second']:.0f} images/s"
             f"{'  best' if row['is_best'] else ''}"
         )
+        if not is_speaker():
+            return
         if self._bars:
             self._bars.console.print(line, markup=False, highlight=False)
         else:
@@ -304,7 +309,7 @@ def training() -> Iterator[TrainingDisplay]:
 @contextmanager
 def _bars() -> Iterator[Progress | None]:
     console = _console(stderr=True)
-    if not console.is_terminal:
+    if not (console.is_terminal and is_speaker()):
         yield None
         return
     from rich.progress import (
