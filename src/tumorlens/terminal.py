@@ -61,14 +61,12 @@ def print_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     table = Table(box=None, pad_edge=False)
     for number, name in enumerate(heading):
-        # Long class names break after an underscore, their numbers never.
+        # Long class names break after an underscore; nothing is ever cut off.
         words = one_line(name)
         table.add_column(
             Text(words if len(words) <= 10 else words.replace("_", "_\n")),
             justify="right" if number else "left",
-            no_wrap=number > 0,
-            min_width=0 if number else 16,
-            overflow="fold" if number == 0 else "ellipsis",
+            overflow="fold",
         )
     for row in rows:
         table.add_row(*(Text(one_line(cell)) for cell in row))
@@ -288,7 +286,7 @@ class TrainingDisplay:
         if not is_speaker():
             return
         if self._bars:
-            self._bars.console.print(line, markup=False, highlight=False)
+            self._bars.console.print(line, highlight=False)
         else:
             print(line, file=sys.stderr, flush=True)
 
