@@ -18,13 +18,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @pytest.fixture(autouse=True)
 def polite_kill() -> Iterator[list[int]]:
-    """SIGTERM would end the tests where it is let through."""
+    """SIGTERM is noted instead of ending the tests, and Ctrl-C is Python's own.
+
+    A shell that starts the tests in the background has them ignore Ctrl-C.
+    """
     received: list[int] = []
-    before = signal.signal(
-        signal.SIGTERM, lambda number, _frame: received.append(number)
-    )
+    before = {
+        signal.SIGTERM: signal.signal(
+            signal.SIGTERM, lambda number, _frame: received.append(number)
+        ),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+    }
     yield received
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_no_signal_leaves_the_flag_down() -> None:
