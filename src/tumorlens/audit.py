@@ -309,7 +309,7 @@ def _plain_label(label: str) -> str:
     """
     letters = "".join(c for c in label.casefold() if c.isalnum())
     letters = letters.removesuffix("s").replace("tumour", "tumor")
-    letters = letters.removesuffix("tumor") or letters
+    letters = letters.removesuffix("tumor")
     return "no" if letters in {"normal", "healthy", "none", "negative"} else letters
 
 
