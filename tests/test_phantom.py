@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import os
 import subprocess
@@ -193,6 +194,28 @@ def test_no_picture_is_a_copy_of_another_unless_it_was_planted(
     assert close == planted
 
 
+@pytest.mark.parametrize(("patients", "num_copies"), [(12, 5), (15, 5), (48, 18)])
+def test_no_file_with_another_fault_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patients: int, num_copies: int
+) -> None:
+    # Only the choice is tested, over many seeds: every file is the same small picture.
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "PNG")
+    monkeypatch.setattr(Path, "read_bytes", lambda self: buffer.getvalue())
+    monkeypatch.setattr(phantom, "write_bytes", lambda path, content: None)
+    for seed in range(60):
+        files = phantom._plan(patients, seed, 64)
+        copies = phantom._plant_copies(tmp_path, files, np.random.default_rng(seed))
+        truncated = [file for file in files if file.is_truncated]
+        # Its size is that of its class, which nobody can read from it.
+        assert [file.finding for file in truncated] != ["no_tumor"]
+        both = phantom._on_both_sides(files)
+        faulty = {f.path for f in files if f in truncated or f.patient in both}
+        copied = {source for _, source, _ in copies}
+        assert len(copied) == num_copies
+        assert not copied & faulty
+
+
 def test_some_pictures_are_png_and_most_are_jpeg(made: PhantomSummary) -> None:
     suffixes = Counter(Path(path).suffix for path in images_in(made.path))
     assert set(suffixes) == {".jpg", ".png"}
@@ -217,11 +240,11 @@ def test_a_seed_gives_the_same_bytes_again_and_another_seed_others(
     (tmp_path / "second").mkdir()  # an empty folder is as good as none
     for name, seed, threads in (("first", 3, 8), ("second", 3, 1), ("other", 4, 8)):
         monkeypatch.setattr(os, "cpu_count", lambda threads=threads: threads)
-        make_phantom(tmp_path / name, patients=8, seed=seed, size_px=64)
+        make_phantom(tmp_path / name, patients=12, seed=seed, size_px=64)
     first, other = contents(tmp_path / "first"), contents(tmp_path / "other")
     assert first == contents(tmp_path / "second")
     drawn = [path for path in first if path.endswith(("jpg", "png"))]
-    assert len(drawn) > 64
+    assert len(drawn) > 96
     both = [path for path in drawn if path in other and "-9-" not in path]
     assert len(both) > 30
     for path in both:
@@ -238,19 +261,19 @@ def test_the_progress_counts_patients(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     make_phantom(
         tmp_path / "set",
-        patients=8,
+        patients=12,
         size_px=64,
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert seen == [(done, 8) for done in range(1, 9)]
+    assert seen == [(done, 12) for done in range(1, 13)]
 
 
 @pytest.mark.parametrize(
     ("name", "value", "bounds"),
     [
-        ("patients", 7, "from 8 to 4800"),
-        ("patients", 4801, "from 8 to 4800"),
-        ("patients", True, "from 8 to 4800"),
+        ("patients", 11, "from 12 to 4800"),
+        ("patients", 4801, "from 12 to 4800"),
+        ("seed", True, "from 0 to 9223372036854775807"),
         ("size_px", 63, "from 64 to 1024"),
         ("size_px", 64.5, "from 64 to 1024"),
         ("seed", -1, "from 0 to 9223372036854775807"),
@@ -287,7 +310,7 @@ def test_an_interrupt_leaves_nothing_behind(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_phantom(tmp_path / "set", patients=8, size_px=64, progress=stop)
+        make_phantom(tmp_path / "set", patients=12, size_px=64, progress=stop)
     assert not list(tmp_path.iterdir())
 
 

@@ -18,6 +18,7 @@ from tumorlens.phantom_patient import (
     draw_slice,
 )
 
+SEQUENCES: tuple[Sequence, ...] = ("t1", "t2")
 TUMOURS: tuple[Finding, ...] = ("glioma", "meningioma", "pituitary")
 
 
@@ -152,6 +153,22 @@ def test_fluid_is_dark_in_t1_and_bright_in_t2(atlas: Atlas) -> None:
         a = cut(atlas, patient, sequence="t1").image.astype(float)
         b = cut(atlas, patient, sequence="t2").image.astype(float)
         assert np.abs(a - b).mean() > 5
+
+
+def test_each_sequence_shows_its_own_face_and_neck(atlas: Atlas) -> None:
+    # The eye is a ball of fluid, like the ventricles.
+    eye = np.array([[32, 64, -36]], dtype=np.float32)
+    assert atlas.head_at(atlas.soft["t1"], eye) < 0.3
+    assert atlas.head_at(atlas.soft["t2"], eye) > 0.6
+    patient = patients(atlas, "no_tumor", num=1)[0]
+    bare = replace(atlas, soft={"t1": atlas.soft["t1"], "t2": 0 * atlas.soft["t2"]})
+    changed = {}
+    for sequence in SEQUENCES:
+        a = cut(atlas, patient, view="sagittal", sequence=sequence).image
+        b = cut(bare, patient, view="sagittal", sequence=sequence).image
+        changed[sequence] = (a != b).mean()
+    assert changed["t1"] == 0
+    assert changed["t2"] > 0.1
 
 
 def test_the_background_is_rician_noise_of_the_stated_strength(atlas: Atlas) -> None:

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from tumorlens.phantom_atlas import Atlas
     from tumorlens.phantom_patient import Finding, Sequence, View
 
-_PATIENTS = (8, 4800)
-"""At least two patients of each class, one for either side."""
+_PATIENTS = (12, 4800)
+"""At least three patients of each class: one for Testing, and two in Training, of whom
+one may be on both sides while the other is there to be copied."""
 
 _SIZES_PX = (64, 1024)
 _OWN_SIZE: Finding = "no_tumor"
