@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+_FUSED = ("adam", "adamw", "sgd")
+"""torch's own optimizers that take one pass over the parameters when asked to."""
+
 _WARMUP_START = 0.01
 """Share of the learning rate at the first step of a warm-up."""
 
@@ -34,6 +37,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
             f"unknown optim.name {config.name!r}",
             hint=did_you_mean(config.name.lower(), known),
         )
+    # Without it, Adam's step takes a tenth of resnet18's training on two cores.
+    fused: dict[str, Any] = {"fused": True} if config.name.lower() in _FUSED else {}
     try:
         optimizer = create_optimizer_v2(
             model,
@@ -42,6 +47,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             layer_decay=config.layer_decay,
+            **fused,
         )
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(
