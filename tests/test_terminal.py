@@ -27,7 +27,7 @@ ROW: dict[str, Any] = {
     "images_per_second": 51.7,
     "is_best": True,
 }
-LINE = "epoch   7  train 0.812 71.2 %  val 0.900 65.0 %  lr 0.0003  52 images/s  best"
+LINE = "epoch   7  train 0.812 71.2 %  val 0.900 65.0 %  lr 0.0003  52 images/s  kept"
 CLASSES = ("glioma_tumor", "no_tumor")
 
 

@@ -281,7 +281,7 @@ class TrainingDisplay:
             f"train {row['train_loss']:.3f} {percent(row['train_accuracy'])}  "
             f"val {row['val_loss']:.3f} {percent(row['val_accuracy'])}  "
             f"lr {row['lr']:.2g}  {row['images_per_second']:.0f} images/s"
-            f"{'  best' if row['is_best'] else ''}"
+            f"{'  kept' if row['is_best'] else ''}"
         )
         if not is_speaker():
             return
