@@ -40,7 +40,8 @@ def draw_image(label: str, seed: int, *, size_px: int = 96) -> NDArray[np.uint8]
     pixels = np.asarray(image, dtype=float)
     grain = np.kron(texture, np.ones((size_px // 12 + 1,) * 2))[:size_px, :size_px]
     noisy = pixels + (pixels > 0) * grain * 18 + rng.normal(0, 3, pixels.shape)
-    return np.clip(noisy, 0, 255).astype(np.uint8)
+    image_values: NDArray[np.uint8] = np.clip(noisy, 0, 255).astype(np.uint8)
+    return image_values
 
 
 @pytest.fixture
