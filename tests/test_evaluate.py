@@ -22,7 +22,7 @@ from tumorlens.evaluate import evaluate, metrics_from_predictions
 from tumorlens.files import sha256_of_bytes
 from tumorlens.images import load_square
 from tumorlens.index import SplitRow, read_index
-from tumorlens.models import classifier_layers, create_model, weights_as_bytes
+from tumorlens.models import classifier_layers, create_model
 from tumorlens.predictions import (
     Predictions,
     read_predictions,
@@ -31,6 +31,7 @@ from tumorlens.predictions import (
 )
 from tumorlens.runs import FORMAT, ModelCard, Run, create_run
 from tumorlens.split import fold_splits, make_split
+from tumorlens.weights import weights_as_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -36,9 +36,9 @@ from tumorlens.models import (
     resolve_device,
     resolve_precision,
     set_trainable,
-    weights_as_bytes,
 )
 from tumorlens.runs import ModelCard
+from tumorlens.weights import weights_as_bytes
 
 CPU = torch.device("cpu")
 NAME = "test_efficientnet"

@@ -18,7 +18,7 @@ from tumorlens.config import ModelConfig, parse_config
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.files import sha256_of_bytes
 from tumorlens.images import ImageLimits, load_square
-from tumorlens.models import create_model, infer, load_model, weights_as_bytes
+from tumorlens.models import create_model, infer, load_model
 from tumorlens.predict import (
     Prediction,
     Predictor,
@@ -27,6 +27,7 @@ from tumorlens.predict import (
     save_predictions,
 )
 from tumorlens.runs import ModelCard, Run, create_run
+from tumorlens.weights import weights_as_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -54,7 +54,7 @@ def audit(index: Index, copies: Copies, *, seed: int = 42) -> dict[str, Any]:
         seed: Of the folds and forests behind `shortcuts` and `source_shift`.
 
     Returns:
-        Counts, lists and sentences; `docs/audit.md` explains every key. No patient is
+        Counts, lists and sentences, as the audit page shows them. No patient is
         named. `leak` is `None` for a set without a training or a test subset.
     """
     groups = group_records(index, copies)

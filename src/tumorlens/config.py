@@ -440,7 +440,10 @@ def _assign(settings: dict[str, Any], assignment: str) -> None:
     if text.strip() == "none" and _can_be_unset(section, name):
         inner.pop(name, None)
     else:
-        inner[name] = _toml_value(text.strip())
+        value = _toml_value(text.strip())
+        # A folder may be called 2020, but no text setting is a number.
+        is_text = _annotation(section, name) in (str, str | None)
+        inner[name] = text.strip() if is_text and not isinstance(value, str) else value
 
 
 def _toml_value(text: str) -> Any:
@@ -451,14 +454,15 @@ def _toml_value(text: str) -> Any:
 
 
 def _can_be_unset(section: str, name: str) -> bool:
+    # data.metadata is the exception: 'none' is one of its values.
+    is_optional = type(None) in get_args(_annotation(section, name))
+    return is_optional and (section, name) != ("data", "metadata")
+
+
+def _annotation(section: str, name: str) -> Any:
     outer = Config.model_fields.get(section)
     field = outer and _section(outer.annotation).model_fields.get(name)
-    # data.metadata is the exception: 'none' is one of its values.
-    return (
-        field is not None
-        and type(None) in get_args(field.annotation)
-        and (section, name) != ("data", "metadata")
-    )
+    return field.annotation if field else None
 
 
 def _section(annotation: Any) -> type[_Section]:
@@ -478,4 +482,5 @@ def _explain(error: ErrorDetails) -> tuple[str, str]:
         return str(error["ctx"]["error"]), "change one of the settings named"
     description = setting_names().get(".".join(place[:2]), "see docs/settings.md")
     message = error["msg"][:1].lower() + error["msg"][1:]
-    return f"{key}: {message}, got {error['input']!r}", description
+    problem = f"{key}: {message}, got {error['input']!r}"
+    return problem, f"change {key} ({description.rstrip('.')})"

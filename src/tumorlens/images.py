@@ -262,7 +262,8 @@ def _read_with_pillow(
         num_pixels = image.width * image.height
         if num_pixels > limits.max_pixels:
             raise _too_many_pixels(path, num_pixels, limits)
-        return _to_array(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)  # else it copies every image
+        return _to_array(image)
 
 
 def _too_many_pixels(path: Path, found: object, limits: ImageLimits) -> DataError:
@@ -292,7 +293,8 @@ def _to_array(image: Image.Image) -> NDArray[np.uint8]:
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image.convert("RGBA"))
-    return np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    mode = "L" if image.mode in ("1", "L") else "RGB"
+    return np.array(image if image.mode == mode else image.convert(mode))
 
 
 def _scale_to_uint8(deep: NDArray[Any]) -> NDArray[np.uint8]:
@@ -311,8 +313,11 @@ def _scale_to_uint8(deep: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _without_equal_channels(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if image.ndim == 3 and (image[..., :1] == image).all():
-        return np.ascontiguousarray(image[..., 0])
+    if image.ndim == 2:
+        return image
+    first, *others = np.moveaxis(image, -1, 0)
+    if all(np.array_equal(first, other) for other in others):
+        return np.ascontiguousarray(first)
     return image
 
 

@@ -8,7 +8,6 @@ probability must not depend on whether the processor at hand knows bf16.
 from __future__ import annotations
 
 import math
-import pickle
 import urllib.request
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,15 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as save_safetensors
 from timm.data.config import resolve_model_data_config
-from timm.models import adapt_input_conv, load_state_dict
 from torch import Tensor, nn
 
 from tumorlens.config import ModelConfig
 from tumorlens.errors import ConfigError, RunError, did_you_mean
+from tumorlens.weights import (
+    classifier_names,
+    load_weights,
+    pretrained_cfg,
+    read_weights_metadata,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -85,10 +88,12 @@ def create_model(
         _check_hub(name)
     arguments = model_arguments(config)
     model = _build(name, num_classes, config.in_chans, arguments, pretrained=from_hub)
-    if from_hub and num_classes != _pretrained_cfg(model)["num_classes"]:
+    if from_hub and num_classes != pretrained_cfg(model)["num_classes"]:
         _start_head_small(model)
     if _is_file(config):
-        _load_weights(model, Path(config.pretrained), in_chans=config.in_chans)
+        path = Path(config.pretrained)
+        if load_weights(model, path, in_chans=config.in_chans):
+            _start_head_small(model)
     return model, _preprocessing(model, config)
 
 
@@ -102,7 +107,7 @@ def model_arguments(config: ModelConfig) -> dict[str, Any]:
         ConfigError: The weights file does not exist or is damaged.
     """
     arguments: dict[str, Any] = {}
-    metadata = _read_metadata(config)
+    metadata = _metadata(config)
     if "pad_type" in metadata:
         arguments["pad_type"] = metadata["pad_type"]
     arguments |= config.extra
@@ -139,18 +144,9 @@ def load_model(card: ModelCard, weights: Path) -> nn.Module:
     return model.eval()
 
 
-def weights_as_bytes(model: nn.Module) -> bytes:
-    """Return the weights as a safetensors file: a copy, not a live view."""
-    tensors = {
-        name: tensor.detach().to("cpu").contiguous()
-        for name, tensor in model.state_dict().items()
-    }
-    return save_safetensors(tensors, metadata={"format": "pt"})
-
-
 def classifier_layers(model: nn.Module) -> list[nn.Module]:
     """Return the last layers: those that depend on the number of classes."""
-    names = _classifier_names(model)
+    names = classifier_names(model)
     return [model.get_submodule(name) for name in names]
 
 
@@ -318,7 +314,7 @@ def _build(
 
 def _check_hub(name: str) -> None:
     # timm itself would try for a minute and then print a page.
-    pretrained = timm.get_pretrained_cfg(name)
+    pretrained = timm.getpretrained_cfg(name)
     if pretrained is None or not (pretrained.hf_hub_id or pretrained.url):
         raise ConfigError(
             f"there are no pretrained weights for model.name {name!r}", hint=_WAYS_OUT
@@ -354,75 +350,10 @@ def _is_file(config: ModelConfig) -> bool:
     return config.pretrained not in (*_FROM_HUB, "no")
 
 
-def _read_metadata(config: ModelConfig) -> dict[str, str]:
-    # {} for what cannot say anything about itself.
+def _metadata(config: ModelConfig) -> dict[str, str]:
     if not _is_file(config):
         return {}
-    path, name = Path(config.pretrained), config.name
-    if not path.is_file():
-        raise ConfigError(
-            f"model.pretrained: no such file: {str(path)!r}",
-            hint="expected 'auto', 'yes', 'no' or the path of a .safetensors or .pth "
-            "file",
-        )
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise ConfigError(
-            f"model.pretrained: {path} is not a safetensors file: {error}",
-            hint="download it again, or give another file",
-        ) from None
-    architecture = metadata.get("architecture", name)
-    if architecture.split(".")[0] != name.split(".")[0]:
-        raise ConfigError(
-            f"model.pretrained: {path} holds weights of {architecture!r}, and "
-            f"model.name is {name!r}",
-            hint=f"set model.name to {architecture!r} or give another file",
-        )
-    return metadata
-
-
-def _load_weights(model: nn.Module, path: Path, *, in_chans: int) -> None:
-    # Only the last layer may differ.
-    state = _read_state(path)
-    if in_chans != 3:
-        first = _pretrained_cfg(model).get("first_conv")
-        for conv in [first] if isinstance(first, str) else first or []:
-            key = f"{conv}.weight"
-            if key in state and state[key].shape[1] != in_chans:
-                state[key] = adapt_input_conv(in_chans, state[key])
-    expected = model.state_dict()
-    for key in expected.keys() - state.keys():
-        if key.endswith(".num_batches_tracked"):
-            # A counter that old and converted files lack, and that nothing reads.
-            state[key] = expected[key]
-    heads = tuple(f"{name}." for name in _classifier_names(model))
-    has_new_head = False
-    for key in [key for key in state if key.startswith(heads)]:
-        if key in expected and state[key].shape != expected[key].shape:
-            state[key] = expected[key]
-            has_new_head = True
-    wrong = [f"{key} is missing" for key in sorted(expected.keys() - state.keys())] + [
-        f"{key} is not part of it" for key in sorted(state.keys() - expected.keys())
-    ]
-    wrong += [
-        f"{key} is {tuple(state[key].shape)} and not {tuple(expected[key].shape)}"
-        for key in sorted(expected.keys() & state.keys())
-        if state[key].shape != expected[key].shape
-    ]
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ConfigError(
-            f"the weights in {path} do not fit the network: {'; '.join(wrong[:3])}"
-            f"{more}",
-            hint="set model.name (and model.extra) to what the weights were made for",
-        )
-    model.load_state_dict(state)
-    if has_new_head:
-        _start_head_small(model)
+    return read_weights_metadata(Path(config.pretrained), name=config.name)
 
 
 def _start_head_small(model: nn.Module) -> None:
@@ -437,50 +368,9 @@ def _start_head_small(model: nn.Module) -> None:
                 nn.init.normal_(parameter, std=_HEAD_STD)
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    # The unpickler answers damaged bytes with KeyError, IndexError, struct.error,
-    # AttributeError and more: every kind that was tried ended in the last branch.
-    try:
-        state = load_state_dict(str(path), device="cpu", weights_only=True)
-    except Exception as error:
-        # timm wraps torch's refusal to run what is in a pickle.
-        if isinstance(error.__cause__ or error, pickle.UnpicklingError):
-            raise ConfigError(
-                f"model.pretrained: {path} is a pickle with code in it, or no weights "
-                "file",
-                hint="it was not run; ask for a .safetensors file, or a .pth that "
-                "holds tensors only",
-            ) from None
-        reason = str(error).splitlines() or [type(error).__name__]
-        raise ConfigError(
-            f"model.pretrained: {path} cannot be read as named tensors: {reason[0]}",
-            hint="download it again, or give a file that "
-            "torch.save(model.state_dict(), ...) wrote",
-        ) from None
-    wrong = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if wrong:
-        raise ConfigError(
-            f"model.pretrained: {path} holds something else than named tensors: "
-            f"{wrong[0]!r}",
-            hint="give a file that torch.save(model.state_dict(), ...) wrote",
-        )
-    return dict(state)
-
-
-def _classifier_names(model: nn.Module) -> list[str]:
-    names = _pretrained_cfg(model).get("classifier")
-    return [names] if isinstance(names, str) else list(names or [])
-
-
-def _pretrained_cfg(model: nn.Module) -> dict[str, Any]:
-    # A plain attribute that timm sets; nn.Module's annotations hide it.
-    config: Any = model.pretrained_cfg
-    return dict(config)
-
-
 def _preprocessing(model: nn.Module, config: ModelConfig) -> Preprocessing:
     data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
-    metadata = _read_metadata(config)
+    metadata = _metadata(config)
     mean: tuple[float, ...] = tuple(
         config.mean or _numbers(metadata, "mean", config) or data["mean"]
     )

@@ -119,9 +119,10 @@ def load_atlas() -> Atlas:
     noise = ndimage.gaussian_filter(rng.standard_normal((48, 48, 48)), 2, mode="wrap")
     noise = (noise / noise.std()).astype(np.float32)
 
-    in_white &= (distance < -12) & (np.abs(grid[..., 0]) > 14) & (grid[..., 2] > -20)
-    # Not at the ends of the brain, where the other two views would show hardly any.
-    low, high = np.array([(-52, -80, -25), (52, 50, 54)], dtype=np.float32)
+    in_white &= (distance < -18) & (np.abs(grid[..., 0]) > 14) & (grid[..., 2] > -20)
+    # Not at the ends of the brain, where the other two views would show hardly any, and
+    # not at the skull's base, where they would look like tumours of the pituitary.
+    low, high = np.array([(-52, -80, 0), (52, 50, 54)], dtype=np.float32)
     at_border = (np.abs(distance + 5) < 1.5) & ((grid > low) & (grid < high)).all(-1)
     return Atlas(
         to_voxel=to_voxel,

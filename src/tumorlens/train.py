@@ -1,16 +1,16 @@
-"""Config and data become a run folder; the loop is one function read from the top.
+"""Config and data become a run folder: `fit` is one function read from the top.
 
-`train` prepares the run folder and its folds, `fit` trains one network, `train_epoch`
-takes one pass over the images. There are no hooks and no callbacks beyond a `Listener`
-that is told what happened. Nothing here looks at the test subset.
+`train` prepares the run folder and its folds, `fit` trains one network, and
+`tumorlens.loop.train_epoch` takes one pass over the images. There are no hooks and no
+callbacks beyond a `Listener` that is told what happened. Nothing here looks at the test
+subset.
 """
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,10 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, set_seed
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 
 import tumorlens
+from tumorlens.allocator import keep_freed_memory
 from tumorlens.batches import Batches, make_loss
 from tumorlens.checkpoints import TrainState, get_random_state
 from tumorlens.config import Config
@@ -36,10 +37,11 @@ from tumorlens.datasets import (
     rows_of_fold,
 )
 from tumorlens.environment import describe_environment
-from tumorlens.errors import ConfigError, RunError
+from tumorlens.errors import ConfigError
 from tumorlens.files import sha256_of_bytes
 from tumorlens.interrupts import interruptible
 from tumorlens.loaders import Decoding
+from tumorlens.loop import EpochStats, train_epoch
 from tumorlens.models import (
     Preprocessing,
     create_model,
@@ -47,16 +49,14 @@ from tumorlens.models import (
     resolve_device,
     resolve_precision,
     set_trainable,
-    weights_as_bytes,
 )
 from tumorlens.optim import Schedule, make_optimizer
 from tumorlens.runs import FORMAT, ModelCard, Run, create_run, open_run
 from tumorlens.selection import is_best, is_over, validate
+from tumorlens.weights import weights_as_bytes
 
 if TYPE_CHECKING:
-    from torch.optim import Optimizer
-
-PrepareBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    pass
 
 
 class Listener:
@@ -90,20 +90,6 @@ class TrainResult:
     """The history row of the kept weights; `None` for a k-fold run."""
 
 
-@dataclass(frozen=True)
-class EpochStats:
-    """What one pass over the training subset produced."""
-
-    loss: float
-    """Mean loss over images, not over batches."""
-    accuracy: float
-    """Share of the augmented images that were predicted right, while learning. Under
-    mixup and cutmix the heavier of the two labels counts as the right one."""
-    num_images: int
-    is_complete: bool
-    """False when it was interrupted."""
-
-
 def train(
     config: Config | None,
     *,
@@ -131,6 +117,7 @@ def train(
         RunError: `out` exists, or cannot be resumed, or the loss is not finite.
     """
     listener = listener or Listener()
+    keep_freed_memory()
     if resume:
         config = open_run(out).config
     assert config is not None
@@ -267,90 +254,6 @@ def fit(
     if is_main:
         run.mark_finished()
     return True
-
-
-def train_epoch(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    *,
-    sums: Tensor,
-    prepare_batch: PrepareBatch,
-    loss_fn: nn.Module,
-    optimizer: Optimizer,
-    schedule: Schedule,
-    accelerator: Accelerator,
-    use_bf16: bool,
-    max_grad_norm: float | None = None,
-    frozen: Sequence[str] = (),
-    head_only: bool = False,
-    after_batch: Callable[[], None] = lambda: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> EpochStats:
-    """Take one optimizer step per batch, for one pass over `batches`.
-
-    Args:
-        model: Returns logits, shape (N, C).
-        batches: Pairs of decoded images (N, C, S, S), uint8, and labels (N,), int64.
-        sums: Loss, right predictions and images of the batches of this epoch that came
-            before an interrupt, shape (3,), float64. Added to in place.
-        prepare_batch: Gives what the network takes, float32, and the targets: labels,
-            or class probabilities (N, C) after mixing.
-        loss_fn: Returns the mean loss over the images of a batch.
-        optimizer: Holds the parameters of `model`.
-        schedule: Moved on after each batch, after the optimizer.
-        accelerator: Runs the backward pass, and adds up over processes.
-        use_bf16: Whether to compute under bf16 autocast.
-        max_grad_norm: The gradient is scaled down to this L2 norm if it is longer.
-        frozen: Names of submodules that do not learn, see `models.set_trainable`.
-        head_only: Train the last layer only.
-        after_batch: Called after each step.
-        should_stop: Asked after each batch.
-
-    Returns:
-        Mean loss and accuracy, of all processes together.
-
-    Raises:
-        RunError: The mean loss is not finite, so the weights are spoilt. The
-            checkpoint of the epoch before is still on disk.
-    """
-    network = accelerator.unwrap_model(model)
-    set_trainable(network, frozen=frozen, head_only=head_only)
-    is_complete = True
-    for decoded, numbers in batches:
-        images, targets = prepare_batch(decoded, numbers)
-        device_type = images.device.type
-        with torch.autocast(device_type, torch.bfloat16, enabled=use_bf16):
-            logits = model(images).float()  # (N, C)
-        loss = loss_fn(logits, targets)
-        optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(loss)
-        if max_grad_norm is not None:
-            accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-        optimizer.step()
-        schedule.after_batch()
-
-        # Summed on the device, weighted by the batch's size: reading a value here
-        # would wait for a GPU, and the last batch can be short.
-        labels = targets if targets.ndim == 1 else targets.argmax(1)
-        correct = (logits.detach().argmax(1) == labels).sum()
-        batch_sums = torch.stack([loss.detach() * len(images), correct]).double()
-        sums[:2] += batch_sums
-        sums[2] += len(images)
-        after_batch()
-        if should_stop():
-            is_complete = False
-            break
-
-    total = accelerator.reduce(sums.clone(), reduction="sum").tolist()
-    loss_sum, num_correct, num_images = total
-    mean_loss = loss_sum / num_images
-    if not math.isfinite(mean_loss):
-        raise RunError(
-            f"the mean training loss is {mean_loss}: the training has diverged",
-            hint="lower optim.lr, set optim.clip_grad_norm=1.0 or use "
-            "train.precision=fp32; the checkpoint of the epoch before is kept",
-        )
-    return EpochStats(mean_loss, num_correct / num_images, int(num_images), is_complete)
 
 
 def _start(config: Config, out: Path, *, command: str) -> Run:
