@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import tumorlens
-from tumorlens import terminal
+from tumorlens import cli_study, terminal
 from tumorlens.errors import ConfigError, TumorlensError
 from tumorlens.extras import require
 from tumorlens.files import write_json
@@ -38,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cli_study.app, name="study")
 
 
 class Protocol(StrEnum):

@@ -272,6 +272,12 @@ class TrainConfig(_Section):
     batch_size: Annotated[int, Field(gt=0, le=65_536)] = Field(
         32, description="Images per step and per process."
     )
+    accumulate: Annotated[int, Field(gt=0, le=1024)] = Field(
+        1,
+        description="Parts into which each batch is split on its way through the "
+        "network, their gradients added up: less memory for the same steps, but batch "
+        "norm sees the parts.",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         42, description="Of the split, the weights, the order and the augmentation."
     )
@@ -319,6 +325,11 @@ class TrainConfig(_Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="'auto' is the GPU where torch sees one."
     )
+    watch_test: bool = Field(
+        default=False,
+        description="Measure test after every epoch too, as published curves do. It "
+        "chooses nothing, is logged as a look and needs the protocol 'as-given'.",
+    )
 
     @model_validator(mode="after")
     def _weights_or_sampling(self) -> Self:
@@ -338,6 +349,15 @@ class Config(_Section):
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _test_is_for_the_end(self) -> Self:
+        if self.train.watch_test and self.data.protocol != "as-given":
+            raise ValueError(
+                "expected data.protocol 'as-given' with train.watch_test = true, got "
+                f"{self.data.protocol!r}: an honest test subset is looked at once"
+            )
+        return self
 
 
 def load_config(path: Path | None = None, *, assignments: Iterable[str] = ()) -> Config:
@@ -364,9 +384,22 @@ def load_config(path: Path | None = None, *, assignments: Iterable[str] = ()) ->
     settings: dict[str, Any] = {}
     if path is not None:
         settings = _read_toml(path)
+    assign(settings, assignments)
+    return parse_config(settings)
+
+
+def assign(settings: dict[str, Any], assignments: Iterable[str]) -> None:
+    """Put `--set` assignments into nested settings, in place.
+
+    Args:
+        settings: As read from TOML.
+        assignments: As for `load_config`.
+
+    Raises:
+        ConfigError: An assignment is not one, or what it goes into is no table.
+    """
     for assignment in assignments:
         _assign(settings, assignment)
-    return parse_config(settings)
 
 
 def parse_config(settings: Mapping[str, Any]) -> Config:

@@ -52,6 +52,7 @@ def train_epoch(
     accelerator: Accelerator,
     use_bf16: bool,
     max_grad_norm: float | None = None,
+    num_parts: int = 1,
     frozen: Sequence[str] = (),
     head_only: bool = False,
     after_batch: Callable[[], None] = lambda: None,
@@ -72,6 +73,9 @@ def train_epoch(
         accelerator: Runs the backward pass, and adds up over processes.
         use_bf16: Whether to compute under bf16 autocast.
         max_grad_norm: The gradient is scaled down to this L2 norm if it is longer.
+        num_parts: Parts into which a batch is split on its way through the network, to
+            save memory. Their gradients add up to that of the batch; only batch norm
+            sees the parts.
         frozen: Names of submodules that do not learn, see `models.set_trainable`.
         head_only: Train the last layer only.
         after_batch: Called after each step.
@@ -89,24 +93,23 @@ def train_epoch(
     is_complete = True
     for decoded, numbers in batches:
         images, targets = prepare_batch(decoded, numbers)
-        device_type = images.device.type
-        with torch.autocast(device_type, torch.bfloat16, enabled=use_bf16):
-            logits = model(images).float()  # (N, C)
-        loss = loss_fn(logits, targets)
         optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(loss)
+        parts = zip(images.chunk(num_parts), targets.chunk(num_parts), strict=True)
+        for part, part_targets in parts:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=use_bf16):
+                logits = model(part).float()  # (N, C)
+            loss = loss_fn(logits, part_targets)
+            accelerator.backward(loss * (len(part) / len(images)))
+            # Summed on the device, weighted by the number of images: reading a value
+            # here would wait for a GPU, and the last batch can be short.
+            labels = part_targets if targets.ndim == 1 else part_targets.argmax(1)
+            correct = (logits.detach().argmax(1) == labels).sum()
+            sums[:2] += torch.stack([loss.detach() * len(part), correct]).double()
+            sums[2] += len(part)
         if max_grad_norm is not None:
             accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
         optimizer.step()
         schedule.after_batch()
-
-        # Summed on the device, weighted by the batch's size: reading a value here
-        # would wait for a GPU, and the last batch can be short.
-        labels = targets if targets.ndim == 1 else targets.argmax(1)
-        correct = (logits.detach().argmax(1) == labels).sum()
-        batch_sums = torch.stack([loss.detach() * len(images), correct]).double()
-        sums[:2] += batch_sums
-        sums[2] += len(images)
         after_batch()
         if should_stop():
             is_complete = False

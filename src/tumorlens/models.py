@@ -314,7 +314,7 @@ def _build(
 
 def _check_hub(name: str) -> None:
     # timm itself would try for a minute and then print a page.
-    pretrained = timm.getpretrained_cfg(name)
+    pretrained = timm.get_pretrained_cfg(name)
     if pretrained is None or not (pretrained.hf_hub_id or pretrained.url):
         raise ConfigError(
             f"there are no pretrained weights for model.name {name!r}", hint=_WAYS_OUT

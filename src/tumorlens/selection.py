@@ -26,8 +26,10 @@ def validate(
     config: Config,
     preprocessing: Preprocessing,
     device: torch.device,
+    *,
+    name: str = "val",
 ) -> dict[str, float]:
-    """Return the val columns of a history row, from the one inference pass.
+    """Return the columns `<name>_loss` ... of a history row, from one inference pass.
 
     The loss is the plain cross-entropy: without smoothing, class weights or mixing, so
     that it can be compared between runs.
@@ -45,10 +47,10 @@ def validate(
         labels, log_probs.argmax(axis=1), num_classes=log_probs.shape[1]
     )
     return {
-        "val_loss": float(-log_probs[np.arange(len(labels)), labels].mean()),
-        "val_accuracy": float(metrics.accuracy(matrix)),
-        "val_balanced_accuracy": float(metrics.balanced_accuracy(matrix)),
-        "val_macro_f1": float(metrics.macro_f1(matrix)),
+        f"{name}_loss": float(-log_probs[np.arange(len(labels)), labels].mean()),
+        f"{name}_accuracy": float(metrics.accuracy(matrix)),
+        f"{name}_balanced_accuracy": float(metrics.balanced_accuracy(matrix)),
+        f"{name}_macro_f1": float(metrics.macro_f1(matrix)),
     }
 
 

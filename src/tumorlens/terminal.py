@@ -245,7 +245,7 @@ def counting(words: str) -> Iterator[Callable[[int, int], None] | None]:
     Args:
         words: What is being done, such as "reading".
     """
-    with _bars() as bars:
+    with progress_bars() as bars:
         if bars is None:
             yield None
             return
@@ -300,12 +300,18 @@ class TrainingDisplay:
 @contextmanager
 def training() -> Iterator[TrainingDisplay]:
     """Give the listener that shows a training."""
-    with _bars() as bars:
+    with progress_bars() as bars:
         yield TrainingDisplay(bars)
 
 
 @contextmanager
-def _bars() -> Iterator[Progress | None]:
+def progress_bars(*, last: str | None = None) -> Iterator[Progress | None]:
+    """Give rich's progress bars, or `None` where nobody watches.
+
+    Args:
+        last: Text of the last column, as rich's TextColumn takes it, instead of the
+            time left that rich works out.
+    """
     console = _console(stderr=True)
     if not (console.is_terminal and is_speaker()):
         yield None
@@ -322,7 +328,7 @@ def _bars() -> Iterator[Progress | None]:
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        TextColumn(last, markup=False) if last else TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bars:
         yield bars

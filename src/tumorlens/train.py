@@ -3,7 +3,7 @@
 `train` prepares the run folder and its folds, `fit` trains one network, and
 `tumorlens.loop.train_epoch` takes one pass over the images. There are no hooks and no
 callbacks beyond a `Listener` that is told what happened. Nothing here looks at the test
-subset.
+subset, but for `train.watch_test`, which writes it down and chooses nothing by it.
 """
 
 from __future__ import annotations
@@ -227,6 +227,7 @@ def fit(
                 accelerator=accelerator,
                 use_bf16=_precision(config, accelerator) == "bf16",
                 max_grad_norm=config.optim.clip_grad_norm,
+                num_parts=config.train.accumulate,
                 frozen=config.train.freeze,
                 head_only=state.epoch <= config.train.freeze_backbone_epochs,
                 after_batch=_after_batch(state, ema, network, listener, batches),
@@ -238,9 +239,16 @@ def fit(
                     state.save(run.checkpoint_path, random=get_random_state())
                 return False
             schedule.after_epoch()
-            row = _row(state, stats) | validate(
-                kept, subsets["val"], config, preprocessing, accelerator.device
-            )
+            row = _row(state, stats)
+            for name in _watched(config):
+                row |= validate(
+                    kept,
+                    subsets[name],
+                    config,
+                    preprocessing,
+                    accelerator.device,
+                    name=name,
+                )
             # Processes may differ in their batch norm: all follow the first.
             row = broadcast_object_list([row])[0]
             row["is_best"] = is_best(row, state.history, by=config.train.best_by)
@@ -267,9 +275,17 @@ def _start(config: Config, out: Path, *, command: str) -> Run:
         for name in ("path", "split", "cache_dir")
         if (value := getattr(config.data, name)) is not None
     }
-    config = config.model_copy(update={"data": config.data.model_copy(update=paths)})
+    model = config.model
+    if Path(model.pretrained).is_file():
+        weights = str(Path(model.pretrained).resolve())
+        model = model.model_copy(update={"pretrained": weights})
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update=paths), "model": model}
+    )
     run = create_run(out, config)
     run.write_environment(describe_environment(command=command, seed=config.train.seed))
+    if config.train.watch_test:
+        run.log_look(subset="test", command=f"{command} (train.watch_test)")
     return run
 
 
@@ -332,8 +348,13 @@ def _load_subsets(
             config=config.data,
             progress=listener.files,
         )
-        for subset in ("train", "val")
+        for subset in ("train", *_watched(config))
     }
+
+
+def _watched(config: Config) -> tuple[str, ...]:
+    """Return the subsets that are measured after each epoch. Only val chooses."""
+    return ("val", "test") if config.train.watch_test else ("val",)
 
 
 def _epoch_seed(config: Config, epoch: int, rank: int) -> int:

@@ -1,0 +1,151 @@
+"""The commands of `tumorlens study`: they parse, call the stages, and print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tumorlens import study_display, terminal
+from tumorlens.errors import ConfigError
+from tumorlens.extras import require
+
+STATUS_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Compare many settings: run, resume and watch studies.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+)
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Where trials are claimed: sqlite:///FILE, or postgresql://USER@HOST/NAME "
+        "for several machines. Default: a file in the study's folder.",
+    ),
+]
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    plan_path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STUDY", help="TOML file of a study, or its folder to go on with."
+        ),
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The study's folder. Default: runs/NAME."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="The same as data.path.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting of all arms, such as optim.epochs=2; repeatable.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=256, help="Trials at once on this machine.")
+    ] = 1,
+    store: StoreOption = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed trials once more.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the trials and their time, run none."),
+    ] = False,
+) -> int:
+    """Run every trial of a study; finished ones are skipped, begun ones go on."""
+    studies = require("tumorlens.studies")
+    if plan_path.is_dir():
+        _refuse(plan_path, out, data, settings)
+        study = studies.open_study(plan_path)
+        plan = study.plan
+    else:
+        plan = require("tumorlens.study_plan").load_plan(
+            plan_path, assignments=settings or [], data=data
+        )
+        study = None
+    if dry_run:
+        estimate = require("tumorlens.estimates").estimate_study(plan)
+        study_display.say_plan(plan, estimate)
+        return 0
+    _check_data(plan)
+    if study is None:
+        out = out or Path("runs") / plan.name
+        study = studies.create_study(out, plan, store_url=store)
+    if retry_failed:
+        study.open_store(store).retry_failed()
+    stage = require("tumorlens.study")
+    with study_display.studying() as display:
+        is_over = stage.run_study(
+            study,
+            store_url=store,
+            jobs=jobs,
+            command=str(context.obj),
+            progress=display.progress,
+            say=display.say,
+        )
+    study_display.say_trials(study.trials(study.open_store(store)))
+    if not is_over:
+        terminal.say_next(
+            f"everything so far is in {study.path}",
+            *("tumorlens", "study", "run", study.path),
+        )
+        return STATUS_INTERRUPTED
+    terminal.say_next(
+        f"the study is in {study.path}", "tumorlens", "compare", study.path
+    )
+    return 0
+
+
+@app.command()
+def status(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a study.")],
+    *,
+    store: StoreOption = None,
+) -> None:
+    """Show the trials of a study, also while it runs."""
+    study = require("tumorlens.studies").open_study(path)
+    study_display.say_trials(study.trials(study.open_store(store)))
+
+
+def _refuse(path: Path, *given: object) -> None:
+    """Refuse to change a study that is there.
+
+    Raises:
+        ConfigError: Any of `given` is there.
+    """
+    if any(given):
+        raise ConfigError(
+            f"the study in {path} goes on with the settings it was started with",
+            hint="leave out --out, --data and --set, or start another study",
+        )
+
+
+def _check_data(plan: object) -> None:
+    """Refuse a study whose every trial would fail for want of data.
+
+    Raises:
+        ConfigError: No data was named, or it does not exist.
+    """
+    path = plan.base.data.path  # type: ignore[attr-defined]
+    if path is None:
+        raise ConfigError(
+            "no data was named", hint="give --data DIR, or set data.path in [base]"
+        )
+    if not Path(path).exists():
+        raise ConfigError(
+            f"there is no such folder or table: {path}", hint="give --data DIR"
+        )

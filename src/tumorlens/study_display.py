@@ -1,0 +1,117 @@
+"""What a person sees of a study in a terminal: its bar, its trials, its plan."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tumorlens import terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from rich.progress import Progress as Bars
+
+
+class StudyDisplay:
+    """One bar for the whole study, and a line for each trial that ends."""
+
+    def __init__(self, bars: Bars | None) -> None:
+        self._bars = bars
+        self._task = bars.add_task("starting", total=None, left="") if bars else None
+
+    def progress(self, told: Any) -> None:
+        """Show a `tumorlens.study.Progress`."""
+        if not self._bars or self._task is None:
+            return
+        words = ", ".join(
+            f"{count} {state}"
+            for state in ("running", "waiting", "finished", "pruned", "failed")
+            if (count := told.counts.get(state))
+        )
+        left = told.seconds_left
+        self._bars.update(
+            self._task,
+            description=words,
+            completed=told.epochs_done,
+            total=told.epochs_in_all,
+            left="" if left is None else f"{duration(left)} left",
+        )
+
+    def say(self, words: str) -> None:
+        """Print a line above the bar."""
+        line = terminal.one_line(words)
+        if self._bars:
+            self._bars.console.print(line, highlight=False, markup=False)
+        else:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+
+
+@contextmanager
+def studying() -> Iterator[StudyDisplay]:
+    """Give the display of a study that runs."""
+    with terminal.progress_bars(last="{task.fields[left]}") as bars:
+        yield StudyDisplay(bars)
+
+
+def say_trials(trials: Iterable[Any]) -> None:
+    """Print the trials of a study as they stand: `tumorlens.studies.Trial`."""
+    rows = [
+        [
+            trial.name,
+            trial.state,
+            terminal.percent(trial.value)
+            if trial.value is not None and trial.value <= 1
+            else ("" if trial.value is None else f"{trial.value:.3f}"),
+            "" if trial.seconds is None else duration(trial.seconds),
+            terminal.one_line(trial.reason or ""),
+        ]
+        for trial in trials
+    ]
+    terminal.print_table(["trial", "state", "val", "time", "why"], rows)
+
+
+def say_plan(plan: Any, seconds: Mapping[str, float] | None) -> None:
+    """Print the trials of a plan with the time that each may take.
+
+    Args:
+        plan: A `tumorlens.study_plan.StudyPlan`.
+        seconds: Trial -> estimate; `None` where no data was named.
+    """
+    rows = []
+    for trial in plan.trials():
+        settings = ", ".join(f"{key}={value}" for key, value in trial.settings.items())
+        time = duration(seconds[trial.name]) if seconds else "?"
+        rows.append([trial.name, settings, time])
+    terminal.print_table(["trial", "settings", "about"], rows)
+    if plan.search is not None:
+        ranges = "; ".join(f"{key}: {of}" for key, of in plan.search.ranges.items())
+        terminal.say(f"chosen by {plan.search.sampler} from {ranges}")
+    if seconds is None:
+        terminal.say("no estimate of the time: name the images with --data")
+    else:
+        terminal.say(
+            f"{len(rows)} trials, about {duration(sum(seconds.values()))} on this "
+            "machine, one after the other"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words that fit its size.
+
+    Example:
+        >>> [duration(s) for s in (0.4, 75, 3_700, 200_000)]
+        ['1 s', '1 min 15 s', '1 h 2 min', '2 d 8 h']
+    """
+    whole = max(1, round(seconds))
+    for large, small, names in (
+        (86_400, 3_600, ("d", "h")),
+        (3_600, 60, ("h", "min")),
+        (60, 1, ("min", "s")),
+    ):
+        if whole >= large:
+            first, rest = divmod(whole, large)
+            return f"{first} {names[0]} {rest // small} {names[1]}"
+    return f"{whole} s"
