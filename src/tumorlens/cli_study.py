@@ -57,6 +57,13 @@ def run(
     jobs: Annotated[
         int, typer.Option(min=1, max=256, help="Trials at once on this machine.")
     ] = 1,
+    only: Annotated[
+        str,
+        typer.Option(
+            metavar="PATTERN",
+            help="Run only the trials whose names match, such as '*as-given*'.",
+        ),
+    ] = "*",
     store: StoreOption = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try failed trials once more.")
@@ -93,6 +100,7 @@ def run(
             study,
             store_url=store,
             jobs=jobs,
+            only=only,
             command=str(context.obj),
             progress=display.progress,
             say=display.say,

@@ -19,6 +19,7 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ def work(
     study: Study,
     store: Store,
     *,
+    only: str = "*",
     command: str = "",
     make_listener: Callable[[str], Any] | None = None,
 ) -> bool:
@@ -66,6 +68,7 @@ def work(
     Args:
         study: The folder; the runs go into it.
         store: Says what is left to do.
+        only: Pattern of the names of the trials to run, as of a shell.
         command: What the user typed, for the record of the runs.
         make_listener: Gives the `train.Listener` of a trial by its name.
 
@@ -75,7 +78,7 @@ def work(
     """
     store.fill()
     while True:
-        claim = store.claim()
+        claim = store.claim(only=only)
         if claim is None:
             return True
         listener = make_listener(claim.name) if make_listener else None
@@ -102,6 +105,7 @@ def run_study(
     *,
     store_url: str | None = None,
     jobs: int = 1,
+    only: str = "*",
     command: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
@@ -112,6 +116,7 @@ def run_study(
         study: The folder.
         store_url: The address of the store, where a password belongs to it.
         jobs: Trials at once.
+        only: Pattern of the names of the trials to run, as of a shell.
         command: What the user typed, for the record of the runs.
         progress: Told how far it is, about twice a second.
         say: Told a sentence whenever a trial ends.
@@ -127,7 +132,7 @@ def run_study(
     store = study.open_store(store_url)
     store.fill()
     workers: list[subprocess.Popen[bytes]] = []
-    watch = _Watch(study, store)
+    watch = _Watch(study, store, only)
     early_deaths = 0
     with interruptible() as is_interrupted:
         try:
@@ -150,7 +155,9 @@ def run_study(
                 wanted = min(jobs, left) if watch.is_complete else jobs
                 while len(workers) < wanted:
                     workers.append(
-                        _start_worker(study, store_url, jobs=jobs, command=command)
+                        _start_worker(
+                            study, store_url, jobs=jobs, only=only, command=command
+                        )
                     )
                 time.sleep(_POLL_S)
         finally:
@@ -297,9 +304,10 @@ class _Reporter:
 class _Watch:
     """What the parent sees of a study: states from the store, epochs from the runs."""
 
-    def __init__(self, study: Study, store: Store) -> None:
+    def __init__(self, study: Study, store: Store, only: str) -> None:
         self._study = study
         self._store = store
+        self._only = only
         self._start = time.monotonic()
         self._states: dict[str, str] = {}
         self._first_epochs: int | None = None
@@ -307,7 +315,11 @@ class _Watch:
         """Whether no trial can come on top of those that are known."""
 
     def look(self, say: Callable[[str], None]) -> Progress:
-        trials = self._study.trials(self._store)
+        trials = [
+            trial
+            for trial in self._study.trials(self._store)
+            if fnmatchcase(trial.name, self._only)
+        ]
         counts: dict[str, int] = {}
         done = in_all = 0
         for trial in trials:
@@ -352,7 +364,7 @@ def _sentence(trial: Trial) -> str:
 
 
 def _start_worker(
-    study: Study, store_url: str | None, *, jobs: int, command: str
+    study: Study, store_url: str | None, *, jobs: int, only: str, command: str
 ) -> subprocess.Popen[bytes]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     threads = str(max(1, (cores or 1) // jobs))
@@ -364,7 +376,7 @@ def _start_worker(
         environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     with study.log_path.open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "tumorlens.study", str(study.path)],
+            [sys.executable, "-m", "tumorlens.study", str(study.path), only],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -439,7 +451,7 @@ def _main() -> int:
     command = os.environ.pop("TUMORLENS_STUDY_COMMAND", "")
     # What an interrupt between two trials leaves is freed by whoever comes next.
     with suppress(KeyboardInterrupt):
-        work(study, store, command=command)
+        work(study, store, only=sys.argv[2], command=command)
     return 0
 
 

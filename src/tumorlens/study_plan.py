@@ -188,8 +188,9 @@ class StudyPlan(_Part):
                 protocol,
                 seed,
             )
-            for arm, protocol, seed in itertools.product(
-                self.arms, self.protocols, self.seeds
+            # Arms last: what can be compared comes to its end early.
+            for protocol, seed, arm in itertools.product(
+                self.protocols, self.seeds, self.arms
             )
         )
 
@@ -530,4 +531,4 @@ def _text(value: Any) -> str:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9=.,+]+", "-", name).strip("-.") or "arm"
+    return re.sub(r"[^A-Za-z0-9=.+]+", "-", name).strip("-.") or "arm"

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,10 +194,13 @@ class Store:
                     old = known.get(name)
                     self._queue(name, old.params if old else {})
 
-    def claim(self) -> Claim | None:
+    def claim(self, *, only: str = "*") -> Claim | None:
         """Take the next trial, or `None` when none is left that could be taken.
 
         Trials of dead workers are freed first.
+
+        Args:
+            only: Pattern of the names that may be taken, as of a shell.
         """
         self._rescue()
         with self._exclusive():
@@ -211,6 +215,8 @@ class Store:
                 trials = self._trials()
                 waiting = [t for t in trials if t.state == self.states.WAITING]
             for trial in waiting:
+                if not fnmatchcase(trial.user_attrs["name"], only):
+                    continue
                 if self._take(trial, trials):
                     name = trial.user_attrs["name"]
                     num_splits = sum(
