@@ -1,130 +1,32 @@
 """Figures of a run as SVG and PNG, drawn from numbers that are already there.
 
-Every figure has a title, a line that says what it was measured on and, when the test
-images leak into training, the words of that leak: a figure that is cut out of its page
-still carries them. Newcomers reach for pyplot here; it keeps global state and a window
-system, so figures are made from `matplotlib.figure.Figure` alone.
+How a figure is made, whatever it shows, is `tumorlens.report.drawing`.
 """
 
 from __future__ import annotations
 
-import io
-import logging
-import re
-import textwrap
-import warnings
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from tumorlens.report.palette import LIGHT, SERIES, themed
+from tumorlens.report.drawing import (
+    PANEL_INCHES,
+    Drawing,
+    Heading,
+    render,
+    shortened,
+)
+from tumorlens.report.palette import LIGHT, SERIES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
 
-# The first import of the font manager announces that it builds a cache; nobody who
-# asked for a report wants to read that.
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-
-_PANEL_INCHES = 4.8
-"""Width of a panel: 345 points, so that on a phone a point is about a pixel."""
-
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
 _MARKERS = ("o", "s", "^", "D")
-
-_STYLE: Any = {
-    "axes.edgecolor": LIGHT["muted"],
-    "axes.facecolor": LIGHT["surface"],
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.labelcolor": LIGHT["muted"],
-    "axes.linewidth": 0.8,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.unicode_minus": False,
-    "figure.facecolor": LIGHT["surface"],
-    "font.family": ["DejaVu Sans"],
-    "font.size": 10.5,
-    "grid.color": LIGHT["line"],
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "legend.labelcolor": LIGHT["ink"],
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4.5,
-    "savefig.facecolor": LIGHT["surface"],
-    # Text stays text: it can be searched, read aloud and set in the reader's own font.
-    "svg.fonttype": "none",
-    "svg.hashsalt": "tumorlens",
-    "text.color": LIGHT["ink"],
-    # A class or file name with two dollar signs is not a formula.
-    "text.parse_math": False,
-    "xtick.color": LIGHT["muted"],
-    "ytick.color": LIGHT["muted"],
-}
-
-
-@dataclass(frozen=True)
-class Heading:
-    """The words above a figure."""
-
-    title: str
-    """What is shown."""
-
-    subtitle: str
-    """Model, protocol, subset, number of images."""
-
-    warning: str = ""
-    """The words of the leak; empty when there is none."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One finished figure."""
-
-    svg: str
-    """A whole SVG file, in the light colours."""
-
-    figure: Figure
-    """What it was made from, already laid out."""
-
-    def png(self) -> bytes:
-        """Return the same as a PNG file, at 200 dots per inch."""
-        content = io.BytesIO()
-        with _styled():
-            self.figure.savefig(
-                content, format="png", dpi=200, metadata={"Software": None}
-            )
-        return content.getvalue()
-
-    def inline(self, name: str) -> str:
-        """Return the SVG for use inside a page: themed, with ids of its own.
-
-        Args:
-            name: Put before every id, so that two figures of a page cannot take each
-                other's clip paths.
-        """
-        svg = self.svg[self.svg.index("<svg") :]
-        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-        # The rule is for the whole page, which has it in its own style sheet.
-        svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-        # Width and height belong to the style sheet; the view box keeps proportions.
-        svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
-        svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
-
-        def own(tag: re.Match[str]) -> str:
-            text = re.sub(r'\bid="|href="#|url\(#', rf"\g<0>{name}-", tag[0])
-            return themed(text.replace("'DejaVu Sans'", "var(--font)"))
-
-        # Tags only: the words between them are the user's.
-        return re.sub(r"<[^>]+>", own, svg)
 
 
 def draw_curves(
@@ -169,7 +71,7 @@ def draw_curves(
                 axes.set_ylim(bottom=0)
             _legend_above(axes)
 
-    return _render(draw, heading, columns=len(measures), body_inches=3.1)
+    return render(draw, heading, columns=len(measures), body_inches=3.1)
 
 
 def draw_confusion(
@@ -180,7 +82,7 @@ def draw_confusion(
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
     # Beyond some ten classes the figure grows; a cell stays large enough to be read.
-    inches = max(_PANEL_INCHES, 0.52 * len(classes) + 1.6)
+    inches = max(PANEL_INCHES, 0.52 * len(classes) + 1.6)
 
     def draw(panels: Sequence[Axes]) -> None:
         (axes,) = panels
@@ -216,7 +118,7 @@ def draw_confusion(
                 va="top",
                 fontsize=8.5,
             )
-        names = [_shortened(name) for name in classes]
+        names = [shortened(name) for name in classes]
         axes.set_xlim(-0.5, len(names) - 0.5)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
@@ -227,7 +129,7 @@ def draw_confusion(
         for spine in axes.spines.values():
             spine.set_visible(False)
 
-    return _render(draw, heading, panel_inches=inches, body_inches=0.78 * inches)
+    return render(draw, heading, panel_inches=inches, body_inches=0.78 * inches)
 
 
 def draw_roc(
@@ -261,7 +163,7 @@ def draw_roc(
             )
             area = auroc.get(name)
             area_text = "n/a" if area is None else f"{area:.3f}"
-            labels.append(f"{area_text}  {_shortened(name)}")
+            labels.append(f"{area_text}  {shortened(name)}")
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
         axes.set_aspect("equal")
@@ -283,7 +185,7 @@ def draw_roc(
                 edgecolor="none",
             )
 
-    return _render(draw, heading, body_inches=4.3)
+    return render(draw, heading, body_inches=4.3)
 
 
 def draw_calibration(
@@ -353,7 +255,7 @@ def draw_calibration(
         for axes in panels:
             axes.set_xlim(0, 1.02)
 
-    return _render(draw, heading, rows=(3, 1.1), body_inches=4.3)
+    return render(draw, heading, rows=(3, 1.1), body_inches=4.3)
 
 
 def _draw_subset(
@@ -408,80 +310,3 @@ def _legend_above(axes: Axes) -> None:
         columnspacing=1.4,
         handlelength=2.4,
     )
-
-
-def _render(
-    draw: Callable[[Sequence[Axes]], None],
-    heading: Heading,
-    *,
-    columns: int = 1,
-    rows: tuple[float, ...] = (1,),
-    panel_inches: float = _PANEL_INCHES,
-    body_inches: float,
-) -> Drawing:
-    """Make the panels below the heading, let `draw` fill them, and save the figure.
-
-    Deterministic: no dates, no versions, and ids from a fixed salt.
-    """
-    width = columns * panel_inches
-    lines = _heading_lines(heading, width)
-    head_inches = 0.12 + sum(line.inches for line in lines)
-    height = head_inches + body_inches
-    with _styled():
-        layout = ConstrainedLayoutEngine(
-            rect=(0, 0, 1, 1 - head_inches / height), w_pad=0.1, h_pad=0.08
-        )
-        figure = Figure(figsize=(width, height), layout=layout)
-        y = height - 0.08
-        for line in lines:
-            figure.text(0.1 / width, y / height, line.text, va="top", **line.style)
-            y -= line.inches
-        panels = figure.subplots(len(rows), columns, squeeze=False, height_ratios=rows)
-        draw(list(panels.flat))
-        # Laid out once: left to itself, each format would do it again, twice.
-        figure.draw_without_rendering()
-        figure.set_layout_engine(None)
-        svg = io.StringIO()
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(svg, format="svg", metadata=nothing)
-    return Drawing(svg.getvalue(), figure)
-
-
-@contextmanager
-def _styled() -> Iterator[None]:
-    """Draw in the style of this package, and leave matplotlib as it was."""
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # A class name in a script that the font lacks: the SVG, being text, is right.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
-
-
-@dataclass(frozen=True)
-class _Line:
-    text: str
-    inches: float
-    style: dict[str, Any]
-
-
-def _heading_lines(heading: Heading, width: float) -> list[_Line]:
-    # DejaVu Sans is wide: at 9 points an inch holds about 13 letters.
-    per_inch = 13
-    parts = [
-        (heading.title, 0.24, per_inch * 0.72, {"fontsize": 12, "fontweight": "bold"}),
-        (heading.subtitle, 0.18, per_inch, {"fontsize": 9, "color": LIGHT["muted"]}),
-        (
-            heading.warning,
-            0.18,
-            per_inch * 0.9,
-            {"fontsize": 9, "fontweight": "bold", "color": LIGHT["warn"]},
-        ),
-    ]
-    return [
-        _Line(text, inches, style)
-        for words, inches, letters, style in parts
-        for text in textwrap.wrap(words, int(letters * width))
-    ]
-
-
-def _shortened(name: str, *, num_letters: int = 22) -> str:
-    return name if len(name) <= num_letters else name[: num_letters - 1] + "…"

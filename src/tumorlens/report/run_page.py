@@ -20,9 +20,8 @@ from tumorlens.errors import RunError
 from tumorlens.files import write_bytes, write_text
 from tumorlens.images import ImageLimits
 from tumorlens.predictions import read_predictions
+from tumorlens.report.drawing import Drawing, Heading
 from tumorlens.report.figures import (
-    Drawing,
-    Heading,
     draw_calibration,
     draw_confusion,
     draw_curves,
