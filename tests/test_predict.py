@@ -257,7 +257,7 @@ def test_folds_of_different_classes_are_refused(tmp_path: Path) -> None:
     settings = {"data": {"protocol": "grouped-kfold", "num_folds": 2, "fold": 1}}
     fill_run(run.fold_path(1), 1, settings=settings, classes=("a", "b", "c"))
     with pytest.raises(
-        RunError, match=r"the folds of .*folds do not have the same classes"
+        RunError, match=r"the networks of .*folds do not have the same classes"
     ):
         Predictor.open(run.path, device="cpu")
 

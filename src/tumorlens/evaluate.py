@@ -9,23 +9,13 @@ is an event. It is logged in the run, and its figures choose nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tumorlens import metrics
-from tumorlens.datasets import (
-    PreparedData,
-    check_unchanged,
-    image_limits,
-    load_subset,
-)
-from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
+from tumorlens.answers import ask, check_subset, pool_folds, read_data
 from tumorlens.files import write_json
-from tumorlens.index import read_index
 from tumorlens.intervals import (
     NUM_RESAMPLES,
     group_bootstrap,
@@ -35,37 +25,27 @@ from tumorlens.intervals import (
     ratio,
     wilson_interval,
 )
-from tumorlens.loaders import Decoding, plain_batches
-from tumorlens.models import infer, load_model, resolve_device
 from tumorlens.predictions import (
     Predictions,
-    pool_predictions,
     read_predictions,
-    round_probs,
     write_predictions,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
-    from tumorlens.index import Index
+    from tumorlens.answers import Progress
     from tumorlens.intervals import Interval
     from tumorlens.runs import Run
-
-Progress = Callable[[int, int], None]
 
 FORMAT = 1
 """Number of the layout of `metrics.json`."""
 
 SEED = 42
 """Of the bootstrap. Not a setting: an interval is not to be chosen."""
-
-SUBSETS = ("test", "val", "train")
-
-_BATCH_SIZE = 32
 
 
 def evaluate(
@@ -101,34 +81,18 @@ def evaluate(
         RunError: The run is not finished, has no weights or no image in the subset, or
             the data is not what it was made with.
     """
-    if subset not in SUBSETS:
-        raise ConfigError(
-            f"unknown subset {subset!r}", hint=did_you_mean(subset, SUBSETS)
-        )
-    if subset == "test" and not run.is_finished:
-        raise RunError(
-            f"the training of {run.path} is not finished, and the test subset is for "
-            "the end",
-            hint=f"finish it with: tumorlens train --resume --out {run.path}",
-        )
-    if run.is_kfold and subset != "test":
-        raise ConfigError(
-            f"a run with folds has no subset {subset!r} of its own: every image is in "
-            "that subset of several folds",
-            hint=f"evaluate one fold: tumorlens evaluate {run.fold_path(0)} --subset "
-            f"{subset}",
-        )
-    index = _read_data(run, data)
+    check_subset(run, subset)
+    index = read_data(run, data)
     if not run.is_kfold:
-        answers = _ask(run, index, subset, device=device, progress=progress)
+        answers = ask(run, index, subset, device=device, progress=progress)
         return _write_results(run, answers, subset, command=command)
 
     parts = []
-    for number, fold in enumerate(run.folds()):
-        answers = _ask(fold, index, subset, device=device, progress=progress)
+    for fold in run.folds():
+        answers = ask(fold, index, subset, device=device, progress=progress)
         _write_results(fold, answers, subset, command=command)
-        parts.append(replace(answers, folds=(number,) * len(answers.paths)))
-    return _write_results(run, pool_predictions(parts), subset, command=command)
+        parts.append(answers)
+    return _write_results(run, pool_folds(parts), subset, command=command)
 
 
 def metrics_from_predictions(path: Path) -> dict[str, Any]:
@@ -171,91 +135,6 @@ def metrics_from_predictions(path: Path) -> dict[str, Any]:
     }
 
 
-def _read_data(run: Run, data: Path | None) -> Index:
-    """Return the files of a run, wherever they are now.
-
-    Raises:
-        DataError: Nobody said where.
-    """
-    config = run.config.data
-    place = data or (Path(config.path) if config.path else None)
-    if place is None:
-        raise DataError(
-            f"{run.path} does not say where its images are", hint="give --data"
-        )
-    return read_index(place, metadata=config.metadata)
-
-
-def _ask(
-    run: Run, index: Index, subset: str, *, device: str, progress: Progress | None
-) -> Predictions:
-    """Return the answers of an ordinary run's network.
-
-    Raises:
-        RunError: No image is in the subset, or the network has other classes.
-    """
-    card = run.card()
-    data = PreparedData(index, run.split())
-    check_unchanged(data.rows, index)
-    rows = data.of(subset)
-    if not rows:
-        raise RunError(
-            f"{run.path} has no image in subset {subset!r}",
-            hint=f"{run.split_path} says which image is in which subset",
-        )
-    if card.classes != index.classes:
-        raise RunError(
-            f"the network of {run.path} knows {', '.join(card.classes)}, the data has "
-            f"{', '.join(index.classes)}",
-            hint="give the data that the run was made with",
-        )
-    images = load_subset(
-        data,
-        subset,
-        decoding=Decoding(
-            size_px=card.size_px,
-            fit=card.fit,
-            in_chans=card.in_chans,
-            limits=image_limits(run.config.data),
-        ),
-        config=run.config.data,
-        progress=progress,
-    )
-    batches = plain_batches(
-        images.plain(), batch_size=_BATCH_SIZE, workers=run.config.train.workers
-    )
-    torch_device = resolve_device(device)
-    log_probs = infer(
-        load_model(card, run.weights_path).to(torch_device),
-        _counted(batches, len(rows), progress),
-        mean=card.mean,
-        std=card.std,
-        device=torch_device,
-        mirror=card.mirror,
-    )
-    sources = {record.path: record.source or "" for record in index.records}
-    return Predictions(
-        classes=card.classes,
-        paths=tuple(row.path for row in rows),
-        labels=images.labels,
-        probs=round_probs(np.exp(log_probs.astype(np.float64))),
-        groups=tuple(row.group for row in rows),
-        sources=tuple(sources[row.path] for row in rows),
-        folds=(None,) * len(rows),
-    )
-
-
-def _counted(
-    batches: Iterable[Tensor], total: int, progress: Progress | None
-) -> Iterator[Tensor]:
-    done = 0
-    for batch in batches:
-        yield batch
-        done += len(batch)
-        if progress is not None:
-            progress(done, total)
-
-
 def _write_results(
     run: Run, answers: Predictions, subset: str, *, command: str
 ) -> dict[str, Any]:
@@ -278,14 +157,21 @@ def _write_results(
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    card = (run.folds() or (run,))[0].card(check_weights=False)
+    """Return what the networks have in common; null where members differ."""
+    cards = [one.card(check_weights=False) for one in run.networks()]
     return {
-        "model": card.name,
-        "size_px": card.size_px,
-        "fit": card.fit,
-        "mirror": card.mirror,
+        "model": run.config.model.name if run.is_ensemble else cards[0].name,
+        "size_px": _common(card.size_px for card in cards),
+        "fit": _common(card.fit for card in cards),
+        "mirror": _common(card.mirror for card in cards),
+        "tta": _common(card.tta for card in cards),
         "seed": run.config.train.seed,
     }
+
+
+def _common(values: Iterable[Any]) -> Any:
+    first, *others = values
+    return first if all(other == first for other in others) else None
 
 
 def _numbered(names: Sequence[str]) -> tuple[NDArray[np.int64], int]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from tumorlens.config import ModelConfig
 from tumorlens.errors import ConfigError, RunError, did_you_mean
+from tumorlens.views import policy_of, views_of
 from tumorlens.weights import (
     classifier_names,
     load_weights,
@@ -211,6 +212,7 @@ def infer(
     std: tuple[float, ...],
     device: torch.device,
     mirror: bool,
+    tta: str = "none",
 ) -> NDArray[np.float32]:
     """Return the network's answer for every image: the one inference pass.
 
@@ -222,6 +224,8 @@ def infer(
         device: Where to compute.
         mirror: Whether to average the probabilities with those of the left-right
             mirror image. The logarithm of the average is then returned.
+        tta: The policy of `tumorlens.views` to average over; unless it is "none", it
+            goes before `mirror`.
 
     Returns:
         Log-probabilities, shape (N, C), float32, in the order of the images. Their
@@ -231,10 +235,11 @@ def infer(
     parts = []
     for batch in batches:
         images = normalize(batch.to(device, non_blocking=True), mean=mean, std=std)
-        log_probs = model(images).float().log_softmax(dim=1)  # (N, C)
-        if mirror:
-            mirrored = model(images.flip(3)).float().log_softmax(dim=1)
-            log_probs = torch.logaddexp(log_probs, mirrored) - math.log(2)
+        answers = [
+            model(view).float().log_softmax(dim=1)  # (N, C)
+            for view in views_of(images, policy_of(mirror=mirror, tta=tta))
+        ]
+        log_probs = torch.stack(answers).logsumexp(dim=0) - math.log(len(answers))
         parts.append(log_probs.cpu())
     return torch.cat(parts).numpy() if parts else np.empty((0, 0), np.float32)
 

@@ -58,7 +58,7 @@ class Predictor:
     """A trained classifier, ready for files.
 
     `Predictor.open` is the way to make one. The probabilities of a k-fold run are the
-    means over its folds.
+    means over its folds, those of an ensemble over its members.
 
     Attributes:
         name: Of the run folder.
@@ -76,7 +76,8 @@ class Predictor:
         """Load a run folder.
 
         Args:
-            path: Of an ordinary run or a k-fold run, finished or with weights.
+            path: Of an ordinary run, finished or with weights, a k-fold run or an
+                ensemble.
             device: 'auto', 'cpu' or 'cuda'.
 
         Raises:
@@ -94,8 +95,8 @@ class Predictor:
             networks.append(_Network(card, module))
         if len({network.card.classes for network in networks}) > 1:
             raise RunError(
-                f"the folds of {path} do not have the same classes",
-                hint="train the run again",
+                f"the networks of {path} do not have the same classes",
+                hint="train the run, or make the ensemble, again",
             )
         return cls(run.name, networks, target)
 
@@ -156,6 +157,7 @@ class Predictor:
             std=network.card.std,
             device=self._device,
             mirror=network.card.mirror,
+            tta=network.card.tta,
         )
         probs: NDArray[np.float64] = np.exp(log_probs.astype(np.float64))
         return probs
@@ -253,15 +255,13 @@ def check_output(out: Path) -> None:
 
 
 def _parts(run: Run) -> tuple[Run, ...]:
-    if not run.is_kfold:
-        return (run,)
-    folds = run.folds()
-    if len(folds) < run.config.data.num_folds:
+    num_folds = len(run.folds())
+    if run.is_kfold and num_folds < run.config.data.num_folds:
         raise RunError(
-            f"{run.path} has {len(folds)} of {run.config.data.num_folds} folds",
+            f"{run.path} has {num_folds} of {run.config.data.num_folds} folds",
             hint=f"finish it with: tumorlens train --resume --out {run.path}",
         )
-    return folds
+    return run.networks()
 
 
 def _decode(

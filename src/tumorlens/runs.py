@@ -10,8 +10,12 @@
         last/                everything that resuming needs
         finished             an empty file: training came to its end
         folds/0 ...          of a k-fold run: ordinary run folders, one per fold
+        ensemble.json        of an ensemble: who its members are
+        members/0 ...        of an ensemble: ordinary run folders, copied
         predictions.csv, metrics.json, looks.jsonl, report.html, figures/
         predictions-val.csv, metrics-val.json   where val (or train) was evaluated
+        tta/val.json ...     what test-time augmentation changes, and from what tables
+        tracking.json        which run of MLflow mirrors this one
 
 A newcomer would expect `open_run` to load the weights. It loads nothing: it answers
 questions about the folder, without torch, and checks what it reads.
@@ -23,7 +27,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,6 +42,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Number of the layout above. A run of another number is refused, not guessed at."""
+
+Tta = Literal["none", "eight-views"]
+"""Names of the policies of `tumorlens.views` that a card may ask for."""
 
 _MAX_TEXT_BYTES = 256 << 20
 
@@ -64,6 +71,9 @@ class ModelCard(BaseModel):
     std: tuple[float, ...]
     mirror: bool
     """Whether probabilities are averaged with those of the mirror image."""
+    tta: Tta = "none"
+    """The views over which probabilities are averaged; other than "none", it goes
+    before `mirror`."""
     epoch: int
     """The epoch that the weights come from, counted from 1; 0 for imported ones."""
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -139,6 +149,31 @@ class Run:
         """The page's figures as files."""
         return self.path / "figures"
 
+    def gain_path(self, subset: str, *, views: str = "") -> Path:
+        """Return where the gain of test-time augmentation is, measured on a subset.
+
+        Args:
+            subset: `test`, `val` or `train`.
+            views: "without" or "with" for the table of probabilities it follows from.
+        """
+        name = f"{subset}-{views}.csv" if views else f"{subset}.json"
+        return self.path / "tta" / name
+
+    @property
+    def tracking_path(self) -> Path:
+        """Which run of MLflow mirrors this one, as JSON."""
+        return self.path / "tracking.json"
+
+    @property
+    def ensemble_path(self) -> Path:
+        """Who the members of an ensemble are, as JSON; it makes the run an ensemble."""
+        return self.path / "ensemble.json"
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether the run averages the answers of several others, or of their folds."""
+        return self.ensemble_path.is_file()
+
     @property
     def is_kfold(self) -> bool:
         """Whether the run is made of folds, which are runs themselves."""
@@ -168,6 +203,47 @@ class Run:
         paths = (self.fold_path(fold) for fold in range(self.config.data.num_folds))
         return tuple(open_run(path) for path in paths if path.is_dir())
 
+    def member_path(self, number: int) -> Path:
+        """Return where member `number` of an ensemble, from 0, is or will be."""
+        return self.path / "members" / str(number)
+
+    def members(self) -> tuple[Run, ...]:
+        """Return the members of an ensemble, in order; none for another run.
+
+        Those of an ensemble of k-fold runs are in its folds.
+
+        Raises:
+            RunError: `ensemble.json` is damaged, or a member is missing.
+        """
+        if not self.is_ensemble or self.is_kfold:
+            return ()
+        names = self.member_names()
+        return tuple(open_run(self.member_path(n)) for n in range(len(names)))
+
+    def member_names(self) -> tuple[str, ...]:
+        """Return what the members of an ensemble were called, in order.
+
+        Raises:
+            RunError: `ensemble.json` is damaged.
+        """
+        content = _read_json(self.ensemble_path, hint="make the ensemble again")
+        names = content.get("members") if isinstance(content, dict) else None
+        if not (isinstance(names, list) and names and set(map(type, names)) == {str}):
+            raise RunError(
+                f"{self.ensemble_path} does not name the members",
+                hint="make the ensemble again",
+            )
+        return tuple(names)
+
+    def networks(self) -> tuple[Run, ...]:
+        """Return the runs whose networks answer together for this one.
+
+        That is the run itself, the members of an ensemble, or those of every fold.
+        """
+        if self.is_kfold:
+            return tuple(one for fold in self.folds() for one in fold.networks())
+        return self.members() or (self,)
+
     def card(self, *, check_weights: bool = True) -> ModelCard:
         """Return what `model.json` says, after checking it against the weights.
 
@@ -179,6 +255,10 @@ class Run:
                 or another version of the package saved them.
         """
         hint = f"finish it with: tumorlens train --resume --out {self.path}"
+        if self.is_ensemble:
+            hint = (
+                f"each network of an ensemble is a run in {self.member_path(0).parent}"
+            )
         content = _read_json(self.card_path, hint=hint)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             got = content.get("format") if isinstance(content, dict) else content
@@ -208,7 +288,17 @@ class Run:
         return card
 
     def split(self) -> tuple[SplitRow, ...]:
-        """Return which file was in which subset."""
+        """Return which file was in which subset.
+
+        Raises:
+            RunError: The run has none, as one of imported weights may.
+        """
+        if not self.split_path.is_file():
+            raise RunError(
+                f"{self.path} has no {self.split_path.name}: nothing says which image "
+                "is in which subset",
+                hint="imported weights get one by: tumorlens import ... --data DATA",
+            )
         return read_split(self.split_path)
 
     def leak(self) -> dict[str, Any]:
@@ -245,6 +335,25 @@ class Run:
     def looks(self) -> list[dict[str, Any]]:
         """Return the looks noted so far."""
         return _read_lines(self.path / "looks.jsonl")
+
+    def write_looks(self, looks: Iterable[Mapping[str, Any]]) -> None:
+        """Write looks that were noted elsewhere: an ensemble takes on its members'."""
+        _write_lines(self.path / "looks.jsonl", looks)
+
+    def write_ensemble(self, members: Iterable[str]) -> None:
+        """Write `ensemble.json`."""
+        write_json(self.ensemble_path, {"format": FORMAT, "members": list(members)})
+
+    def tracking(self) -> dict[str, Any]:
+        """Return which run of MLflow mirrors this one; empty when none does."""
+        if not self.tracking_path.is_file():
+            return {}
+        content = _read_json(self.tracking_path, hint="delete the file")
+        return dict(content) if isinstance(content, dict) else {}
+
+    def write_tracking(self, content: Mapping[str, Any]) -> None:
+        """Write `tracking.json`."""
+        write_json(self.tracking_path, dict(content))
 
     def write_split(self, rows: Iterable[SplitRow]) -> None:
         """Write `split.csv`."""
