@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TWO = ("glioma", "no_tumor")
 CLEAN = {"leaks": False, "words": "No leak found."}
+SPLIT = (SplitRow("0000.png", "0" * 64, "glioma", "0000.png", "test", ""),)
 
 
 def settings(**changes: Any) -> dict[str, dict[str, Any]]:
@@ -101,7 +102,7 @@ def make_run(
     subset: str = "test",
     leak: Mapping[str, Any] = CLEAN,
     rows: Sequence[dict[str, Any]] = (),
-    split: Sequence[SplitRow] = (),
+    split: Sequence[SplitRow] = SPLIT,
     classes: tuple[str, ...] = TWO,
     is_finished: bool = True,
     **changes: Any,
@@ -163,7 +164,7 @@ def _with_folds(
 ) -> Run:
     changes |= {"data__protocol": "grouped-kfold", "data__num_folds": len(tables)}
     run = _start(path, parse_config(settings(**changes)), leak=leak)
-    run.write_split(())
+    run.write_split(SPLIT)
     for number, table in enumerate(tables):
         fold_changes = changes | {"data__fold": number}
         fold_path = run.fold_path(number)
