@@ -1,0 +1,367 @@
+"""The page of a comparison: what `comparison.json` says, and its figures.
+
+Nothing is measured or tested here: `tumorlens.compare` has done that. The page runs one
+small script of its own, which sorts the tables; its digest is in the page, and a
+browser runs no other. Without it every table is whole, in the order given.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from tumorlens.files import write_bytes, write_text
+from tumorlens.report.comparison_figures import (
+    ArmCurves,
+    Bar,
+    Point,
+    draw_arm_curves,
+    draw_bars,
+    draw_front,
+)
+from tumorlens.report.comparison_file import Comparison, read_comparison
+from tumorlens.report.drawing import Drawing, Heading
+from tumorlens.report.pages import (
+    render_page,
+    write_decimal,
+    write_megabytes,
+    write_percent,
+)
+from tumorlens.report.pictures import Picture, data_root, load_picture
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tumorlens.report.comparison_file import Arm
+
+MAX_OPEN_PAIRS = 15
+"""A longer list of pairs is folded."""
+
+_FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class _Shown:
+    svg: Markup
+    alt: str
+
+
+def write_comparison_page(
+    path_of_comparison_json: Path, *, data: Path | None, out: Path
+) -> Path:
+    """Write the page of a comparison, and the folder `figures` beside it.
+
+    Args:
+        path_of_comparison_json: What `tumorlens compare` found.
+        data: The folder or table that the example's path starts from; `None` where it
+            is not known. A picture that is gone is named in the page instead of shown.
+        out: The page to write. It links to `comparison.csv`, `.md` and `.tex` in its
+            own folder.
+
+    Returns:
+        `out`.
+
+    Raises:
+        RunError: `comparison.json` is missing, damaged or of another version.
+        DataError: The page cannot be written.
+    """
+    found = read_comparison(path_of_comparison_json)
+    files: dict[str, Drawing] = {}
+    curves, accuracy = {}, {}
+    for protocol in found.protocols:
+        if _arm_curves(found, protocol):
+            files[f"curves-{protocol}"] = _draw_curves(found, protocol)
+            curves[protocol] = [
+                _shown(
+                    f"curves-{protocol}-{measure}",
+                    _draw_curves(found, protocol, measure),
+                    f"{measure} over the epochs under {protocol}, a line per arm",
+                )
+                for measure in ("accuracy", "loss")
+            ]
+        bars = _accuracy_bars(found, protocol)
+        if any(bar.value is not None for bar in bars):
+            name = f"accuracy-{protocol}"
+            files[name] = _draw_accuracy(found, protocol, bars)
+            accuracy[protocol] = _shown(name, files[name], _read_aloud(bars))
+    others = {}
+    for name, (drawing, alt) in _draw_others(found).items():
+        files[name] = drawing
+        others[name] = _shown(name, drawing, alt)
+    for name, drawing in files.items():
+        write_text(out.parent / "figures" / f"{name}.svg", drawing.svg)
+        write_bytes(out.parent / "figures" / f"{name}.png", drawing.png())
+
+    script = _script()
+    content = found.model_dump()
+    page = render_page(
+        "comparison.html.j2",
+        {
+            "found": content,
+            "headline": found.headline,
+            "protocols": found.protocols,
+            "verdicts": _verdicts(found),
+            "marks": {name: _leak_mark(found, name) for name in found.protocols},
+            "models": list(dict.fromkeys(arm.model for arm in found.arms)),
+            "measured_under": {
+                name: arms
+                for name in found.protocols
+                if (arms := [a for a in content["arms"] if name in a["measures"]])
+            },
+            "with_epochs": {
+                name
+                for arm in found.arms
+                for name, one in arm.measures.items()
+                if one.last_epoch_accuracy is not None
+                or one.best_val_epoch_accuracy is not None
+                or one.best_test_epoch_accuracy is not None
+            },
+            "pairs": {
+                name: [pair for pair in content["pairs"] if pair["protocol"] == name]
+                for name in found.protocols
+            },
+            "max_open_pairs": MAX_OPEN_PAIRS,
+            "curves": curves,
+            "accuracy": accuracy,
+            "others": others,
+            "picture": _picture(found, data),
+            "trials": [
+                {**run, "arm": arm["name"]}
+                for arm in content["arms"]
+                for run in arm["runs"]
+                if run["state"] != _FINISHED or run["reason"]
+            ],
+            "settings": {arm.name: _settings(arm) for arm in found.arms},
+            "num_trials": sum(len(arm.runs) for arm in found.arms),
+            "script": Markup(script),
+            "script_digest": _digest(script),
+        },
+    )
+    write_text(out, page)
+    return out
+
+
+def _settings(arm: Arm) -> list[tuple[str, str]]:
+    """Return what an arm differs in, but for what its name says already."""
+    said = arm.name.split(", ")
+    written = {
+        key: "unset"
+        if value is None
+        else value
+        if isinstance(value, str)
+        else json.dumps(value, ensure_ascii=False)
+        for key, value in arm.settings.items()
+    }
+    return [
+        (key, value)
+        for key, value in written.items()
+        if not {value, f"{key}={value}", f"{key.partition('.')[2]}={value}"} & {*said}
+    ]
+
+
+def _verdicts(found: Comparison) -> list[dict[str, Any]]:
+    """Return one per protocol that was measured, those that leak first."""
+    verdicts = [
+        {
+            "protocol": protocol,
+            "leaks": any(leak.is_believable is False for leak in leaks),
+            "passed": all(leak.is_believable for leak in leaks),
+            "words": [leak.words for leak in leaks if leak.words],
+        }
+        for protocol in found.protocols
+        if (leaks := found.leaks(protocol))
+    ]
+    return sorted(verdicts, key=lambda one: not one["leaks"])
+
+
+def _leak_mark(found: Comparison, protocol: str) -> str:
+    """Return the first clause of what a protocol leaks; empty where it does not."""
+    clauses = dict.fromkeys(
+        leak.words.removeprefix("Leak: ").partition(";")[0].rstrip(". ")
+        for leak in found.leaks(protocol)
+        if leak.is_believable is False
+    )
+    return f"leaks: {'; '.join(clauses)}" if clauses else ""
+
+
+def _heading(found: Comparison, title: str, protocol: str = "") -> Heading:
+    """Return the words above a figure; one under a protocol carries its leak."""
+    if not protocol:
+        return Heading(title, found.title)
+    return Heading(title, found.title, _leak_mark(found, protocol))
+
+
+def _arm_curves(found: Comparison, protocol: str) -> list[ArmCurves]:
+    """Return the histories of all arms that have one.
+
+    Trials that did not finish are drawn only where an arm has no other: a mean over
+    seeds would end where the shortest of them does.
+    """
+    arms = []
+    for number, arm in enumerate(found.arms):
+        runs = [run for run in arm.runs if run.protocol == protocol and run.history]
+        finished = [run for run in runs if run.state == _FINISHED]
+        if runs:
+            arms.append(
+                ArmCurves(
+                    name=arm.name if finished else f"{arm.name} (unfinished)",
+                    number=number,
+                    histories=[
+                        [row.model_dump() for row in run.history]
+                        for run in finished or runs
+                    ],
+                )
+            )
+    return arms
+
+
+def _draw_curves(found: Comparison, protocol: str, measure: str = "") -> Drawing:
+    arms = _arm_curves(found, protocol)
+    num_seeds = max(len(arm.histories) for arm in arms)
+    title = f"{measure.capitalize() or 'Accuracy and loss'} over the epochs, {protocol}"
+    heading = _heading(found, title, protocol)
+    if num_seeds > 1:
+        words = f"{heading.subtitle} · means of up to {num_seeds} seeds"
+        heading = Heading(heading.title, words, heading.warning)
+    measures = (measure,) if measure else ("accuracy", "loss")
+    return draw_arm_curves(arms, heading, measures=measures)
+
+
+def _accuracy_bars(found: Comparison, protocol: str) -> list[Bar]:
+    bars = []
+    for arm in found.arms:
+        measures = arm.measures.get(protocol)
+        accuracy = measures.accuracy if measures else None
+        value = accuracy.value if accuracy else None
+        bars.append(
+            Bar(
+                arm.name,
+                value,
+                accuracy.low if accuracy else None,
+                accuracy.high if accuracy else None,
+                write_percent(value),
+            )
+        )
+    return bars
+
+
+def _draw_accuracy(found: Comparison, protocol: str, bars: Sequence[Bar]) -> Drawing:
+    return draw_bars(
+        bars,
+        _heading(found, f"Accuracy on {found.subset}, {protocol}", protocol),
+        label=f"accuracy on {found.subset}, with its interval",
+        is_fraction=True,
+    )
+
+
+def _draw_others(found: Comparison) -> dict[str, tuple[Drawing, str]]:
+    """Return the figures that not every comparison has, each with its words."""
+    drawings = {}
+    latency = [
+        Bar(
+            arm.name,
+            arm.latency_ms.value,
+            arm.latency_ms.low,
+            arm.latency_ms.high,
+            f"{write_decimal(arm.latency_ms.value, 2)} ms",
+        )
+        for arm in found.arms
+    ]
+    if any(bar.value is not None for bar in latency):
+        drawings["latency"] = (
+            draw_bars(
+                latency,
+                _heading(found, "Latency"),
+                label="ms for one image: median, 5th to 95th percentile",
+            ),
+            _read_aloud(latency),
+        )
+    sizes = [
+        Bar(
+            arm.name,
+            None if arm.size_bytes is None else arm.size_bytes / 1e6,
+            None,
+            None,
+            write_megabytes(arm.size_bytes),
+        )
+        for arm in found.arms
+    ]
+    if any(bar.value is not None for bar in sizes):
+        drawings["size"] = (
+            draw_bars(sizes, _heading(found, "Size of the weights"), label="MB"),
+            _read_aloud(sizes),
+        )
+    points = [
+        point
+        for number, arm in enumerate(found.arms)
+        if (point := _point(found, number, arm)) is not None
+    ]
+    if points:
+        title = f"Accuracy against latency, {found.headline}"
+        front = ", ".join(point.name for point in points if point.is_on_front)
+        drawings["front"] = (
+            draw_front(points, _heading(found, title, found.headline)),
+            f"{title}. On the Pareto front: {front}.",
+        )
+    return drawings
+
+
+def _point(found: Comparison, number: int, arm: Arm) -> Point | None:
+    measures, latency = arm.measures.get(found.headline), arm.latency_ms
+    if measures is None or measures.accuracy.value is None or latency.value is None:
+        return None
+    accuracy = measures.accuracy
+    return Point(
+        arm.name,
+        number,
+        latency_ms=_with_ends(latency.value, latency.low, latency.high),
+        accuracy=_with_ends(measures.accuracy.value, accuracy.low, accuracy.high),
+        is_on_front=arm.name in found.pareto,
+    )
+
+
+def _with_ends(
+    value: float, low: float | None, high: float | None
+) -> tuple[float, float, float]:
+    return value, value if low is None else low, value if high is None else high
+
+
+def _shown(name: str, drawing: Drawing, alt: str) -> _Shown:
+    return _Shown(Markup(drawing.inline(name)), alt)
+
+
+def _read_aloud(bars: Sequence[Bar]) -> str:
+    """Return what bars say, for those who cannot see them."""
+    return "; ".join(
+        f"{bar.name} {bar.text if bar.value is not None else 'not measured'}"
+        for bar in bars
+    )
+
+
+def _picture(found: Comparison, data: Path | None) -> Picture | None:
+    if found.example is None:
+        return None
+    path = found.example.path
+    root = data_root(data, None)
+    if root is None and Path(path).is_absolute():
+        root = Path(Path(path).anchor)
+    return load_picture(root, path)
+
+
+def _script() -> str:
+    """Return the script that sorts tables, exactly as the page has it."""
+    file = resources.files("tumorlens.report") / "templates" / "sort.js"
+    return file.read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    """Return what a content security policy calls the source of a script."""
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    return f"sha256-{base64.b64encode(digest).decode('ascii')}"
