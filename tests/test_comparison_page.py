@@ -317,15 +317,17 @@ def test_the_table_shows_every_figure_of_an_arm(page: str) -> None:
 
 
 def test_settings_that_the_name_says_are_not_repeated(tmp_path: Path) -> None:
-    content = without_curves(comparison(("lr=0.01, resnet50",)))
+    content = without_curves(comparison(("lr=0.01, resnet50, mirror=True",)))
     content["arms"][0]["settings"] = {
         "optim.lr": 0.01,
         "model.name": "resnet50",
         "train.freeze": [1],
         "train.patience": None,
+        "model.mirror": True,
     }
     words = text_of(section(write(tmp_path, content), "The arms"))
-    assert "lr=0.01, resnet50 train.freeze = [1] train.patience = unset 73.5 %" in words
+    assert "lr=0.01, resnet50, mirror=True train.freeze = [1] train.patience = unset 73.5"
+        in words
 
 
 def test_the_table_can_be_sorted_and_is_whole_without_a_script(page: str) -> None:

@@ -150,20 +150,22 @@ def write_comparison_page(
 
 def _settings(arm: Arm) -> list[tuple[str, str]]:
     """Return what an arm differs in, but for what its name says already."""
-    said = arm.name.split(", ")
-    written = {
-        key: "unset"
-        if value is None
-        else value
-        if isinstance(value, str)
-        else json.dumps(value, ensure_ascii=False)
-        for key, value in arm.settings.items()
-    }
-    return [
-        (key, value)
-        for key, value in written.items()
-        if not {value, f"{key}={value}", f"{key.partition('.')[2]}={value}"} & {*said}
-    ]
+    said = {*arm.name.split(", ")}
+    settings = []
+    for key, value in arm.settings.items():
+        written = "unset" if value is None else value
+        if not isinstance(written, str):
+            written = json.dumps(value, ensure_ascii=False)
+        # A name may have been made by Python, which writes True.
+        spellings = {written, str(value)}
+        short = key.partition(".")[2]
+        if not said & {
+            one
+            for text in spellings
+            for one in (text, f"{key}={text}", f"{short}={text}")
+        }:
+            settings.append((key, written))
+    return settings
 
 
 def _verdicts(found: Comparison) -> list[dict[str, Any]]:
