@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import postgres as server
 import pytest
 from PIL import Image, ImageDraw
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -73,3 +76,16 @@ def make_images(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return write
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[server.Postgres]:
+    """Return a real PostgreSQL; skip where Debian's package is not installed."""
+    programs = server.find_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL's server is not installed (Debian: postgresql)")
+    # Not below pytest's own folder, which the server's user may not enter.
+    with tempfile.TemporaryDirectory(prefix="tumorlens-postgres-") as folder:
+        running = server.start(Path(folder), programs)
+        yield running
+        subprocess.run(running.stop, stdout=subprocess.DEVNULL, check=True)

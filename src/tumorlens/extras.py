@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 _EXTRA_OF = {
     "accelerate": "train",
+    "alembic": "track",
     "gdcm": "dicom",
     "jinja2": "train",
     "filelock": "study",
     "matplotlib": "train",
+    "mlflow": "track",
     "nibabel": "demo",
     "nilearn": "demo",
     "optuna": "study",
@@ -30,6 +32,8 @@ _EXTRA_OF = {
     "safetensors": "train",
     "scipy": "train",
     "sklearn": "train",
+    "sqlalchemy": "study",
+    "sqlalchemy": "track",
     "timm": "train",
     "torch": "train",
     "torchvision": "train",
@@ -41,6 +45,8 @@ def switch_off_usage_data() -> None:
     """Tell every library that reports its use not to, and not to ask for updates."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["DO_NOT_TRACK"] = "1"
+    # MLflow knows the line above, but only as "true", which others do not.
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
 def require(module: str) -> ModuleType:

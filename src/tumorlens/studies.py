@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import write_text
 from tumorlens.runs import Run, open_run
+from tumorlens.study_database import without_password
 from tumorlens.study_plan import StudyPlan, dump_plan, read_plan
-from tumorlens.study_store import Store, without_password
+from tumorlens.study_store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -412,7 +412,7 @@ def _stop(workers: list[subprocess.Popen[bytes]]) -> None:
     """Ask the workers to stop after their batch, and wait."""
     for worker in workers:
         if worker.poll() is None:
-            worker.send_signal(signal.SIGINT)
+            worker.terminate()
     for worker in workers:
         try:
             worker.wait(timeout=_PATIENCE_S)

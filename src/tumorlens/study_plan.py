@@ -531,4 +531,4 @@ def _text(value: Any) -> str:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9=.+]+", "-", name).strip("-.") or "arm"
+    return re.sub(r"[^A-Za-z0-9=.+_]+", "-", name).strip("-.") or "arm"

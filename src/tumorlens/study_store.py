@@ -11,25 +11,32 @@ only one of several rescuers take.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
 import socket
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tumorlens.errors import ConfigError, RunError
+from tumorlens.errors import RunError
 from tumorlens.extras import require
+from tumorlens.study_database import (
+    file_lock,
+    open_storage,
+    readable,
+    without_password,
+)
 from tumorlens.study_plan import Range, Search, StudyPlan, search_name
 
 if TYPE_CHECKING:
-    pass
+    from pathlib import Path
 
 HEARTBEAT_S = 15
 GRACE_S = 90
@@ -37,9 +44,6 @@ GRACE_S = 90
 
 MAX_DEATHS = 3
 """Workers that may die on a trial before it counts as failed."""
-
-_CONNECT_S = 10
-_LOCKED_S = 120
 
 
 @dataclass(frozen=True)
@@ -160,15 +164,13 @@ class Store:
         self._plan = plan
         self._place = place
         self._url = url
-        self._lock = _file_lock(url)
+        self._lock = file_lock(url)
+        self._replaced: set[int | None] = set()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experimental, says Optuna
-            with self._exclusive(), _readable(url):
-                self.storage = self.optuna.storages.RDBStorage(
-                    _with_driver(url),
-                    engine_kwargs={"connect_args": _connect_args(url)},
-                    heartbeat_interval=HEARTBEAT_S,
-                    grace_period=GRACE_S,
+            with self._exclusive(), readable(url):
+                self.storage = open_storage(
+                    url, heartbeat_s=HEARTBEAT_S, grace_s=GRACE_S
                 )
                 self._study = self.optuna.create_study(
                     study_name=plan.name,
@@ -187,12 +189,14 @@ class Store:
             trials = self._trials()
             if self._plan.search is not None and self._plan.num_search_trials is None:
                 names = sorted({trial.user_attrs["name"] for trial in trials})
+            points = _points(self._plan)
             alive = {trial.user_attrs["name"] for trial in trials if self._lives(trial)}
             known = {trial.user_attrs["name"]: trial for trial in trials}
             for name in names:
                 if name not in alive:
                     old = known.get(name)
-                    self._queue(name, old.params if old else {})
+                    params = old.params if old and old.params else points.get(name)
+                    self._queue(name, params)
 
     def claim(self, *, only: str = "*") -> Claim | None:
         """Take the next trial, or `None` when none is left that could be taken.
@@ -230,10 +234,15 @@ class Store:
 
     def retry_failed(self) -> int:
         """Queue the failed trials once more; return how many."""
-        failed = [row.name for row in self.rows() if row.state == "failed"]
         with self._exclusive():
-            for name in failed:
-                self._queue(name)
+            failed = [
+                trial
+                for trial in self._trials()
+                if trial.state == self.states.FAIL and self._lives(trial)
+            ]
+            for trial in failed:
+                name = trial.user_attrs["name"]
+                self._queue(name, trial.params, replaces=trial.number)
         return len(failed)
 
     def rows(self) -> list[TrialRow]:
@@ -313,7 +322,7 @@ class Store:
     def _lives(self, trial: Any) -> bool:
         """Whether a trial counts: not one that was closed to be queued anew."""
         is_closed = trial.state == self.states.FAIL and "reason" not in trial.user_attrs
-        return not is_closed and "again" not in trial.user_attrs
+        return not is_closed and trial.number not in self._replaced
 
     def _take(self, trial: Any, trials: list[Any]) -> bool:
         name = trial.user_attrs["name"]
@@ -335,16 +344,30 @@ class Store:
             self.storage.set_trial_user_attr(trial._trial_id, key, value)
         return True
 
-    def _queue(self, name: str, params: Mapping[str, Any] | None = None) -> None:
-        for trial in self._trials():
-            if trial.user_attrs["name"] == name and self._lives(trial):
-                # Only a failed one can be here: it makes room for the next.
-                self.storage.set_trial_user_attr(trial._trial_id, "again", value=True)
-        self._study.enqueue_trial(dict(params or {}), user_attrs={"name": name})
+    def _queue(
+        self,
+        name: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        replaces: int | None = None,
+    ) -> None:
+        attrs: dict[str, Any] = {"name": name}
+        if replaces is not None:
+            attrs["replaces"] = replaces
+        if params:
+            self._study.enqueue_trial(dict(params), user_attrs=attrs)
+        else:
+            waiting = self.optuna.trial.create_trial(
+                state=self.states.WAITING, user_attrs=attrs
+            )
+            self._study.add_trial(waiting)
 
     def _trials(self) -> list[Any]:
-        trials = self.storage.get_all_trials(self._study._study_id, deepcopy=False)
-        return [trial for trial in trials if "name" in trial.user_attrs]
+        # By the study: Optuna caches there which trials it has heard of.
+        every = self._study.get_trials(deepcopy=False)
+        trials = [trial for trial in every if "name" in trial.user_attrs]
+        self._replaced = {trial.user_attrs.get("replaces") for trial in trials}
+        return trials
 
     def _row(self, name: str, trial: Any) -> TrialRow:
         states = {
@@ -394,53 +417,24 @@ class Store:
             yield
 
 
-def _file_lock(url: str) -> Any:
-    if not url.startswith("sqlite:///"):
-        return nullcontext()
-    path = Path(url.removeprefix("sqlite:///"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return require("filelock").FileLock(f"{path}.lock", timeout=_LOCKED_S)
-
-
-@contextmanager
-def _readable(url: str) -> Iterator[None]:
-    try:
-        yield
-    except (ConfigError, RunError):
-        raise
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:
-        first = str(error.__cause__ or error).splitlines() or [type(error).__name__]
-        raise RunError(
-            f"the store {without_password(url)} cannot be used: {first[0][:200]}",
-            hint="check the address, and that the database exists and lets you in",
-        ) from None
-
-
-def _with_driver(url: str) -> str:
-    kind, separator, rest = url.partition("://")
-    if not separator or kind.partition("+")[0] not in ("sqlite", "postgresql"):
-        raise ConfigError(
-            f"expected --store sqlite:///FILE or postgresql://USER@HOST/NAME, got "
-            f"{without_password(url)!r}",
-            hint="leave it out for a file in the study's folder",
-        )
-    if kind == "postgresql":
-        require("pg8000")
-        return f"postgresql+pg8000://{rest}"
-    return url
-
-
-def _connect_args(url: str) -> dict[str, Any]:
-    return {"timeout": _LOCKED_S if url.startswith("sqlite") else _CONNECT_S}
-
-
-def without_password(url: str) -> str:
-    """Return an address without its password."""
-    head, at, host = url.rpartition("@")
-    scheme, separator, user = head.partition("://")
-    return f"{scheme}{separator}{user.partition(':')[0]}{at}{host}"
+def _points(plan: StudyPlan) -> dict[str, dict[str, str]]:
+    """Return trial -> point of a grid, in an order that the seed shuffles."""
+    search = plan.search
+    if search is None or search.sampler != "grid":
+        return {}
+    values = {
+        key: [json.dumps(value) for value in of]
+        for key, of in search.ranges.items()
+        if isinstance(of, list)
+    }
+    points = [
+        dict(zip(values, point, strict=True))
+        for point in itertools.product(*values.values())
+    ]
+    random.Random(search.seed).shuffle(points)
+    return {
+        trial.name: point for trial, point in zip(plan.trials(), points, strict=False)
+    }
 
 
 def _sampler(optuna: Any, search: Search | None) -> Any:
@@ -454,14 +448,8 @@ def _sampler(optuna: Any, search: Search | None) -> Any:
         case "qmc":
             return optuna.samplers.QMCSampler(seed=search.seed, scramble=True)
         case "grid":
-            return optuna.samplers.GridSampler(
-                {
-                    key: [json.dumps(value) for value in of]
-                    for key, of in search.ranges.items()
-                    if isinstance(of, list)
-                },
-                seed=search.seed,
-            )
+            # Its points are queued; nothing is left to choose.
+            return optuna.samplers.RandomSampler(seed=search.seed)
 
 
 def _pruner(optuna: Any, search: Search | None) -> Any:
