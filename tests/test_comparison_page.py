@@ -326,8 +326,9 @@ def test_settings_that_the_name_says_are_not_repeated(tmp_path: Path) -> None:
         "model.mirror": True,
     }
     words = text_of(section(write(tmp_path, content), "The arms"))
-    assert "lr=0.01, resnet50, mirror=True train.freeze = [1] train.patience = unset 73.5"
-        in words
+    assert (
+        "lr=0.01, resnet50, mirror=True train.freeze = [1] train.patience = unset 73.5"
+    ) in words
 
 
 def test_the_table_can_be_sorted_and_is_whole_without_a_script(page: str) -> None:
