@@ -148,6 +148,12 @@ def test_a_run_that_was_never_trained_says_so(tmp_path: Path) -> None:
         run.card()
 
 
+def test_a_run_without_a_split_says_where_one_comes_from(run: Run) -> None:
+    with pytest.raises(RunError, match=r"run has no split\.csv: nothing says") as caught:
+        run.split()
+    assert "tumorlens import" in caught.value.hint
+
+
 def test_a_leak_verdict_without_words_is_refused(run: Run) -> None:
     run.leak_path.write_text("{}")
     with pytest.raises(RunError, match=r"leak.json holds no leak verdict"):

@@ -342,6 +342,147 @@ def predict(
     return 0
 
 
+@app.command()
+def lr_find(
+    context: typer.Context,
+    config_path: Annotated[
+        Path | None,
+        typer.Argument(metavar="CONFIG", help="TOML file. Default: good settings."),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="The same as data.path.")
+    ] = None,
+    settings: SetOption = None,
+    lowest: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
+    highest: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Batches, one for each rate.")] = 100,
+) -> None:
+    """Suggest a learning rate from a short sweep over the train subset."""
+    config = _config(config_path, settings, ("data.path", data))
+    stage = require("tumorlens.lr_find")
+    with terminal.counting("trying learning rates") as progress:
+        found = stage.find_lr(
+            config,
+            lowest=lowest,
+            highest=highest,
+            num_steps=steps,
+            command=context.obj,
+            progress=progress,
+        )
+    write_json(out / "lr_find.json", found)
+    svg, png = require("tumorlens.report.lr_plot").write_lr_plot(found, out)
+    terminal.say(found["words"])
+    where = f"the curve is in {svg} and {png}, its numbers are in lr_find.json"
+    if found["suggestion"] is None:
+        terminal.say(where)
+        return
+    lr = f"optim.lr={found['suggestion']:g}"
+    words = _train_words(data, *(settings or []), lr, config_path=config_path)
+    terminal.say_next(where, *words)
+
+
+@app.command("import")
+def import_weights(
+    context: typer.Context,
+    weights: Annotated[
+        Path,
+        typer.Argument(metavar="WEIGHTS", help="A .safetensors or .pth of tensors."),
+    ],
+    *,
+    model: Annotated[str, typer.Option(help="timm's name of the network.")],
+    classes: Annotated[
+        str,
+        typer.Option(metavar="A,B,...", help="In the order of the network's outputs."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to make.")],
+    size_px: Annotated[
+        int | None, typer.Option(help="Side of its input. Default: timm's.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Default: timm's.")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Default: timm's.")
+    ] = None,
+    fit: Annotated[
+        str, typer.Option(help="How its images were made square: squash or pad.")
+    ] = "squash",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="Images to evaluate it on, split by data.protocol (as-given).",
+        ),
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """Make a run folder of weights that were trained elsewhere."""
+    numbers = {
+        "size_px": size_px,
+        "mean": mean and f"[{mean}]",
+        "std": std and f"[{std}]",
+    }
+    config = _config(
+        None,
+        [
+            "data.protocol=as-given",
+            *(settings or []),
+            *(f"model.{key}={value}" for key, value in numbers.items() if value),
+        ],
+        *(("model.name", model), ("data.fit", fit), ("data.path", data)),
+    )
+    stage = require("tumorlens.import_weights")
+    with terminal.counting("reading") as progress:
+        imported = stage.import_weights(
+            weights,
+            config,
+            classes=[name.strip() for name in classes.split(",")],
+            out=out,
+            command=context.obj,
+            progress=progress,
+        )
+    terminal.say(imported.words)
+    following = ["evaluate", out] if data else ["predict", out, "IMAGE"]
+    terminal.say_next(f"the run is in {out}", "tumorlens", *following)
+
+
+@app.command()
+def runs(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="DIR", help="Where to look. Default: runs."),
+    ] = None,
+    *,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="A column or setting, one of = != < <= > >=, and a value, such as "
+            "'test_accuracy>0.8' or model.name=resnet50; repeatable.",
+        ),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="A column or setting; -KEY: largest first."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For programs, with every setting.")
+    ] = False,
+) -> None:
+    """List run folders: what they are, how far they came, what they scored."""
+    stage = require("tumorlens.listing")
+    found = stage.list_runs(
+        folders or [Path("runs")], where=where or [], sort=sort, limit=limit
+    )
+    if as_json:
+        print(json.dumps([row.as_json() for row in found], indent=2))
+    else:
+        terminal.say_runs(found)
+
+
 def _refuse_settings(out: Path, *given: object) -> None:
     """Refuse to resume with settings: they would be ignored.
 
@@ -369,8 +510,12 @@ def _config(
     return load_config(path, assignments=[*(settings or []), *assignments])
 
 
-def _train_words(data: Path, *settings: str) -> list[object]:
-    words: list[object] = ["tumorlens", "train", "--data", data]
+def _train_words(
+    data: Path | None, *settings: str, config_path: Path | None = None
+) -> list[object]:
+    words: list[object] = ["tumorlens", "train"]
+    words += [config_path] if config_path else []
+    words += ["--data", data] if data else []
     for setting in settings:
         words += ["--set", setting]
     return [*words, "--out", "runs/first"]
@@ -379,7 +524,10 @@ def _train_words(data: Path, *settings: str) -> list[object]:
 def _see_help(arguments: Sequence[str]) -> str:
     """Return the hint that names the help of the command that was given, if any."""
     known = {
-        info.callback.__name__ for info in app.registered_commands if info.callback
+        # As Typer names them: `lr_find` is the command lr-find.
+        info.name or info.callback.__name__.replace("_", "-")
+        for info in app.registered_commands
+        if info.callback
     }
     command = [word for word in arguments[:1] if word in known]
     return f"see {shlex.join(['tumorlens', *command, '--help'])}"

@@ -238,6 +238,36 @@ def say_predictions(
     print_table(heading, rows)
 
 
+def say_runs(rows: Sequence[Any]) -> None:
+    """Print a line for each run folder: `tumorlens.listing.RunRow`s."""
+    if not rows:
+        say("no run folders")
+        return
+    print_table(
+        (
+            *("name", "model", "protocol", "state", "val_accuracy", "test_accuracy"),
+            *("leak", "date", "path"),
+        ),
+        [
+            (
+                row.value("name"),
+                row.value("model") or "",
+                row.value("protocol") or "",
+                f"{row.state}, {row.progress}" if row.progress else row.state,
+                "" if row.val_accuracy is None else percent(row.val_accuracy),
+                interval(row.test_accuracy) if row.test_accuracy else "",
+                row.leak or "",
+                row.date or "",
+                str(row.path),
+            )
+            for row in rows
+        ],
+    )
+    for row in rows:
+        if row.reason:
+            say(f"damaged: {row.reason}")
+
+
 @contextmanager
 def counting(words: str) -> Iterator[Callable[[int, int], None] | None]:
     """Give a function that shows a count of files, or `None` where nobody watches.
