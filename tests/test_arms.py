@@ -9,6 +9,7 @@ import pytest
 from handmade_runs import answers, make_run
 
 from tumorlens.arms import describe_settings, find_arms, is_study
+from tumorlens.config import setting_names
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.studies import Study, create_study
 from tumorlens.study_plan import load_plan
@@ -86,6 +87,19 @@ def test_folds_given_one_by_one_are_one_arm(tmp_path: Path) -> None:
     assert len(find_arms([tmp_path / str(number) for number in range(3)])) == 1
 
 
+def test_one_arm_of_several_runs_has_the_name_of_its_network(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        make_run(tmp_path / str(seed), train__seed=seed)
+    assert names_of(tmp_path / "1", tmp_path / "2") == ["test_resnet"]
+
+
+def test_arms_are_in_the_order_of_their_first_runs(tmp_path: Path) -> None:
+    for name, lr in (("first", 0.1), ("second", 0.2), ("first again", 0.1)):
+        make_run(tmp_path / name, optim__lr=lr)
+    paths = [tmp_path / name for name in ("first", "second", "first again")]
+    assert names_of(*paths) == ["first", "second", "first again"]
+
+
 def test_a_repeated_training_is_an_arm_of_its_own(tmp_path: Path) -> None:
     for name in ("monday", "tuesday"):
         make_run(tmp_path / name)
@@ -97,6 +111,13 @@ def test_a_repeated_training_is_an_arm_of_its_own(tmp_path: Path) -> None:
 def test_all_folds_and_one_of_them_are_a_repetition(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [answers({f"{n}.png": 1}) for n in range(2)])
     assert names_of(run.path, run.fold_path(1)) == ["run", "1"]
+
+
+def test_one_fold_twice_is_a_repetition(tmp_path: Path) -> None:
+    for name in ("monday", "tuesday"):
+        make_run(tmp_path / name, data__protocol="grouped-kfold", data__fold=1)
+    paths = [tmp_path / name for name in ("monday", "tuesday")]
+    assert names_of(*paths) == ["monday", "tuesday"]
 
 
 def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
@@ -129,6 +150,11 @@ def test_settings_are_described_as_short_as_they_stay_clear() -> None:
         "adam, ema_decay=unset"
     )
     assert describe_settings({}) == ""
+
+
+def test_no_two_settings_are_described_by_the_same_word() -> None:
+    words = [key.partition(".")[2] for key in setting_names()]
+    assert {word for word in words if words.count(word) > 1} == {"name"}
 
 
 # what is refused

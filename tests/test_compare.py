@@ -14,8 +14,8 @@ from handmade_runs import TWO, add_weights, answers, history, make_run
 from PIL import Image
 from safetensors.numpy import load_file
 
+from tumorlens import cli, costs
 from tumorlens import compare as stage
-from tumorlens import costs
 from tumorlens.compare import compare
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.evaluate import metrics_from_predictions
@@ -24,7 +24,7 @@ from tumorlens.index import SplitRow
 from tumorlens.paired import Difference, holm, paired_bootstrap
 from tumorlens.predict import Predictor
 from tumorlens.runs import open_run
-from tumorlens.studies import create_study
+from tumorlens.studies import Study, create_study
 from tumorlens.study_plan import load_plan
 
 # Twelve images on which the first is right and not the second, two the other way round.
@@ -165,6 +165,17 @@ def test_the_headline_is_the_most_telling_protocol_that_all_arms_have(
     assert compared(*paths)["headline_protocol"] == headline
 
 
+def test_costs_of_training_are_those_of_the_headline_protocol(tmp_path: Path) -> None:
+    folds = [answers({"a.png": 1}), answers({"b.png": 1})]
+    make_run(
+        tmp_path / "given", answers([1, 1]), data__num_folds=2, rows=history(*[0.5] * 9)
+    )
+    make_run(tmp_path / "folds", folds, rows=history(0.5))
+    (arm,) = compared(tmp_path / "given", tmp_path / "folds")["arms"]
+    # Two folds of one epoch of two seconds, and not nine epochs.
+    assert arm["train_seconds"] == 4
+
+
 # pairs
 
 
@@ -194,6 +205,15 @@ def test_a_pair_has_both_tests_on_the_images_of_both(two: tuple[Path, Path]) -> 
 def test_a_difference_has_to_pass_both_tests(two: tuple[Path, Path]) -> None:
     (pair,) = compared(*two)["pairs"]
     assert pair["p_bootstrap"] < pair["p_mcnemar"] == pair["p_holm"]
+
+
+def test_runs_with_folds_are_compared_on_all_images(tmp_path: Path) -> None:
+    for name, right in (("one", [1, 1]), ("other", [0, 1])):
+        folds = [answers({f"{n}.png": is_right}) for n, is_right in enumerate(right)]
+        make_run(tmp_path / name, folds)
+    (pair,) = compared(tmp_path / "one", tmp_path / "other")["pairs"]
+    assert (pair["protocol"], pair["num_images"]) == ("grouped-kfold", 2)
+    assert pair["difference"]["value"] == 0.5
 
 
 def test_groups_are_drawn_as_a_whole(tmp_path: Path) -> None:
@@ -488,7 +508,8 @@ def test_an_image_of_val_or_of_a_fold_was_in_training(
     two: tuple[Path, Path], image: Path, subset: str, *, is_in: bool
 ) -> None:
     row = SplitRow("1.png", sha256_of(image), "glioma", "g", subset, "")
-    open_run(two[0]).write_split([row])
+    other = SplitRow("2.png", "0" * 64, "glioma", "h", "train", "")
+    open_run(two[0]).write_split([row, other])
     found = compared(two[0], image=image)
     assert found["example"]["rows"][0]["in_training"] == is_in
 
@@ -533,7 +554,9 @@ def test_an_image_that_cannot_be_read_is_refused(
 # studies
 
 
-def test_a_study_is_compared_with_paths_below_it(tmp_path: Path) -> None:
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """Return a study of three learning rates, two of them done."""
     (tmp_path / "lr.toml").write_text(
         'title = "Learning rate"\nprotocols = ["as-given"]\n[base]\n'
         'model.name = "test_resnet"\n[axes]\noptim.lr = [1e-3, 1e-2, 1e-4]\n',
@@ -549,6 +572,10 @@ def test_a_study_is_compared_with_paths_below_it(tmp_path: Path) -> None:
         assert claim is not None
         make_run(study.run_path(claim.name), answers(right))
         claim.finish(0.5)
+    return study
+
+
+def test_a_study_is_compared_with_paths_below_it(study: Study) -> None:
     found = compared(study.path)
     assert (found["title"], found["study"]) == ("Learning rate", str(study.path))
     assert [arm["settings"]["optim.lr"] for arm in found["arms"]] == [1e-3, 1e-2, 1e-4]
@@ -578,3 +605,62 @@ def test_a_network_with_changed_weights_is_refused(two: tuple[Path, Path]) -> No
     add_weights(open_run(two[0]), weights_sha256="0" * 64)
     with pytest.raises(RunError, match=r"better/weights.*SHA-256 should be 0000"):
         compared(*two)
+
+
+# the command
+
+
+def test_the_command_prints_what_it_writes(
+    two: tuple[Path, Path],
+    image: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["compare", *map(str, two), "--no-latency"]
+    assert cli.main([*words, "--data", "data", "--image", "glioma/1.png"]) == 0
+    out = capsys.readouterr().out
+    folder = tmp_path / "comparison"
+    found = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    assert found["arms"][0]["latency_ms"] is None
+    assert found["example"]["path"] == "glioma/1.png"
+    for sentence in found["words"]:
+        assert sentence in out
+    assert "95.0 %" in out
+    assert out.endswith(
+        "the page is comparison/comparison.html, its tables are beside it as .csv, "
+        ".md and .tex\n"
+    )
+    page = (folder / "comparison.html").read_text(encoding="utf-8")
+    assert "data:image/jpeg;base64," in page
+    for suffix in ("csv", "md", "tex"):
+        assert (folder / f"comparison.{suffix}").is_file()
+
+
+def test_the_command_writes_where_it_is_told_and_times_the_networks(
+    two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(costs, "SECONDS", 0.1)
+    assert cli.main(["compare", str(two[0]), "--out", str(tmp_path / "new")]) == 0
+    text = (tmp_path / "new" / "comparison.json").read_text(encoding="utf-8")
+    assert json.loads(text)["arms"][0]["latency_ms"]["value"] > 0
+
+
+def test_the_command_puts_the_comparison_of_a_study_into_its_folder(
+    study: Study,
+) -> None:
+    assert cli.main(["compare", str(study.path), "--no-latency"]) == 0
+    names = {path.name for path in study.path.glob("comparison.*")}
+    assert names == {
+        f"comparison.{end}" for end in ("json", "html", "csv", "md", "tex")
+    }
+
+
+def test_the_command_refuses_what_is_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["compare", str(tmp_path / "nowhere")]) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == f"error: no such run folder: {tmp_path / 'nowhere'}"
+    assert hint.startswith("hint: give folders named by train --out")

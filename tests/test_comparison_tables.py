@@ -134,6 +134,21 @@ def test_published_epochs_have_columns_where_they_were_watched(
     assert "last epoch, grouped" not in heading
 
 
+def test_the_short_table_is_made_of_columns_of_the_long_one(
+    comparison: dict[str, Any],
+) -> None:
+    comparison["arms"][0]["measures"]["as-given"]["last_epoch_accuracy"] = 0.81
+    heading, rows = table_rows(comparison, is_short=True)
+    assert heading == [
+        *("arm", "accuracy, grouped", "accuracy, as-given"),
+        *("parameters", "latency", "training"),
+    ]
+    long_heading, long_rows = table_rows(comparison)
+    for row, long_row in zip(rows, long_rows, strict=True):
+        found = dict(zip(long_heading, long_row, strict=True))
+        assert row == [found[name] for name in heading]
+
+
 def test_a_measure_without_an_interval_is_a_plain_number(
     comparison: dict[str, Any],
 ) -> None:

@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tumorlens.config import setting_names
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.extras import require
 from tumorlens.runs import open_run
@@ -122,7 +121,7 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 
 def describe_settings(settings: Mapping[str, Any]) -> str:
-    """Return settings as people write them, without their section where it is clear.
+    """Return settings as people write them, without their section.
 
     Example:
         >>> describe_settings({"optim.lr": 0.001, "augment.policy": "basic"})
@@ -130,15 +129,12 @@ def describe_settings(settings: Mapping[str, Any]) -> str:
         >>> describe_settings({"model.name": "resnet18", "train.freeze": []})
         'resnet18, freeze=[]'
     """
-    num_named = Counter(key.partition(".")[2] for key in setting_names())
     words = []
     for key, value in settings.items():
         name = key.partition(".")[2]
         shown = "unset" if value is None else str(value)
-        if name == "name":
-            words.append(shown)
-        else:
-            words.append(f"{name if num_named[name] == 1 else key}={shown}")
+        # The only name that two sections share, and its values say which is meant.
+        words.append(shown if name == "name" else f"{name}={shown}")
     return ", ".join(words)
 
 
@@ -267,11 +263,13 @@ def _have_a_repetition(members: Iterable[Member]) -> bool:
 
 def _names(groups: Sequence[Sequence[Member]]) -> list[str]:
     """Return a name of its own for each group of members."""
+    if len(groups) == 1 < len(groups[0]):
+        return [str(groups[0][0].settings["model.name"])]
     described = [
         describe_settings(settings)
         for settings in _differing([group[0].settings for group in groups])
     ]
-    is_described = all(described) and len(set(described)) == len(described)
+    is_described = len(set(described)) == len(described)
     if is_described and any(len(group) > 1 for group in groups):
         return described
     folders = [group[0].path.resolve() for group in groups]

@@ -483,6 +483,53 @@ def runs(
         terminal.say_runs(found)
 
 
+@app.command()
+def compare(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders, or one study folder."),
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Default: the study's folder, or ./comparison."
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="An image to put through every network."),
+    ] = None,
+    subset: Annotated[
+        str, typer.Option(help="test, or val while choices are being made.")
+    ] = "test",
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="Folder that --image may be relative to."),
+    ] = None,
+    no_latency: Annotated[
+        bool, typer.Option("--no-latency", help="Do not time the networks.")
+    ] = False,
+) -> None:
+    """Put runs side by side, and say which differences are noise."""
+    stage, tables = require("tumorlens.compare"), require("tumorlens.comparison_tables")
+    if out is None:
+        is_study = require("tumorlens.arms").is_study(paths[0])
+        out = paths[0] if is_study else Path("comparison")
+    found = stage.compare(
+        paths, subset=subset, image=image, data=data, with_latency=not no_latency
+    )
+    write_json(out / "comparison.json", found)
+    tables.write_tables(found, out)
+    page = require("tumorlens.report").write_comparison_page(
+        out / "comparison.json", data=data, out=out / "comparison.html"
+    )
+    terminal.print_table(*tables.table_rows(found, is_short=True))
+    for sentence in found["words"]:
+        terminal.say(sentence)
+    terminal.say(f"the page is {page}, its tables are beside it as .csv, .md and .tex")
+
+
 def _refuse_settings(out: Path, *given: object) -> None:
     """Refuse to resume with settings: they would be ignored.
 

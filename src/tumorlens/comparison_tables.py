@@ -25,16 +25,30 @@ _OF_EPOCHS = (
     ("best val epoch", "best_val_epoch_accuracy"),
     ("best test epoch*", "best_test_epoch_accuracy"),
 )
+_LONG_ONLY = (
+    *(name for name, _ in _OF_EPOCHS),
+    *("macro F1", "log loss", "ECE", "MACs", "size", "images/s"),
+)
 
 
-def table_rows(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def table_rows(
+    comparison: Mapping[str, Any], *, is_short: bool = False
+) -> tuple[list[str], list[list[str]]]:
     """Return the table of the arms for people: its heading, and a row for each arm.
 
-    Columns that would be empty are left out.
+    Args:
+        comparison: The content of `comparison.json`.
+        is_short: Whether to keep to what fits a terminal: the accuracies and costs.
+
+    Returns:
+        Columns that would be empty are left out.
     """
     arms = comparison["arms"]
     columns = [
-        column for column in _columns(comparison) if any(column[1](arm) for arm in arms)
+        (name, write)
+        for name, write in _columns(comparison)
+        if any(write(arm) for arm in arms)
+        and not (is_short and name.startswith(_LONG_ONLY))
     ]
     heading = ["arm", *(name for name, _ in columns)]
     return heading, [

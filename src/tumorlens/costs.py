@@ -130,20 +130,20 @@ def size_on_disk(networks: Networks) -> int:
 
 
 def measure_latencies(
-    answerers: Sequence[Networks], *, device: torch.device, seconds: float = SECONDS
+    answerers: Sequence[Networks], *, device: torch.device, seconds: float | None = None
 ) -> list[Latency]:
     """Return how long each takes for one image, in fp32.
 
     Args:
         answerers: Moved to `device`, all at once, and left there.
         device: Where to compute.
-        seconds: For all together, without warm-up.
+        seconds: For all together, without warm-up; `SECONDS` by default.
 
     Returns:
         One for each, in order.
     """
     calls = [_answer(networks, device) for networks in answerers]
-    return time_in_turns(calls, seconds=seconds)
+    return time_in_turns(calls, seconds=SECONDS if seconds is None else seconds)
 
 
 def time_in_turns(
