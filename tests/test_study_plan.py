@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tumorlens.config import ConfigError
+from tumorlens.errors import ConfigError
 from tumorlens.study_plan import (
     StudyPlan,
     dump_plan,

@@ -33,7 +33,6 @@ _EXTRA_OF = {
     "scipy": "train",
     "sklearn": "train",
     "sqlalchemy": "study",
-    "sqlalchemy": "track",
     "timm": "train",
     "torch": "train",
     "torchvision": "train",

@@ -1,0 +1,272 @@
+"""Studies from start to end, with tiny networks on drawn images."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from tumorlens import train as train_stage
+from tumorlens.estimates import estimate_study
+from tumorlens.runs import open_run
+from tumorlens.studies import Study, create_study, open_study
+from tumorlens.study import is_out_of_memory, run_study, work
+from tumorlens.study_plan import load_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REPOSITORY = Path(__file__).parents[1]
+STUDIES = sorted(REPOSITORY.glob("studies/*.toml"))
+
+TINY = [
+    "model.pretrained=no",
+    "model.size_px=32",
+    "train.batch_size=8",
+    "data.cache_limit_mib=0",
+]
+AXES = '[base]\nmodel.name = "test_resnet"\noptim.epochs = 2\n[axes]\noptim.lr = {}\n'
+
+
+@pytest.fixture
+def make_study(make_images: Callable[..., Path], tmp_path: Path) -> Any:
+    def make(text: str, *assignments: str) -> Study:
+        data = tmp_path / "data"
+        if not data.exists():
+            make_images(subsets={"Training": 8, "Testing": 4})
+        (tmp_path / "question.toml").write_text(text)
+        plan = load_plan(
+            tmp_path / "question.toml", assignments=[*TINY, *assignments], data=data
+        )
+        return create_study(tmp_path / "study", plan, store_url=None)
+
+    return make
+
+
+def states(study: Study) -> dict[str, str]:
+    return {trial.arm: trial.state for trial in study.trials()}
+
+
+def test_every_trial_becomes_a_finished_run_that_was_looked_at_once(
+    make_study: Any,
+) -> None:
+    study = make_study("test = true\n" + AXES.format("[1e-2, 1e-3]"))
+    assert work(study, study.open_store())
+    assert states(study) == {"lr=0.01": "finished", "lr=0.001": "finished"}
+    for trial in study.trials():
+        run = open_run(trial.run_path)
+        assert run.is_finished
+        assert run.config.optim.lr == trial.settings["optim.lr"]
+        assert len(run.looks()) == 1
+        kept = [row for row in run.history() if row["is_best"]][-1]
+        assert trial.value == kept["val_accuracy"]
+
+
+def test_a_study_without_test_never_looks_at_it(make_study: Any) -> None:
+    study = make_study(AXES.format("[1e-2]"))
+    assert work(study, study.open_store())
+    run = open_run(study.trials()[0].run_path)
+    assert run.looks() == []
+    assert not run.metrics_path.exists()
+
+
+def test_finished_trials_are_not_touched_again(make_study: Any) -> None:
+    study = make_study(AXES.format("[1e-2]"))
+    work(study, study.open_store())
+    weights = study.trials()[0].run_path / "weights.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert work(study, study.open_store())
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_a_trial_that_diverges_is_kept_with_its_reason_and_the_others_go_on(
+    make_study: Any,
+) -> None:
+    study = make_study(AXES.format("[1e30, 1e-3]"), "optim.name=sgd")
+    assert work(study, study.open_store())
+    first, second = study.trials()
+    assert first.state == "failed"
+    assert "diverged" in (first.reason or "")
+    assert second.state == "finished"
+
+
+def test_a_fault_of_ours_leaves_its_traceback_and_the_others_go_on(
+    make_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(AXES.format("[1e-2, 1e-3]"))
+    original = train_stage.train
+
+    def faulty(config: Any, **options: Any) -> Any:
+        if config is not None and config.optim.lr == 1e-2:
+            raise KeyError("no such thing")
+        return original(config, **options)
+
+    monkeypatch.setattr(train_stage, "train", faulty)
+    assert work(study, study.open_store())
+    first, second = study.trials()
+    assert (first.state, second.state) == ("failed", "finished")
+    assert first.reason == "KeyError: 'no such thing'"
+    assert "Traceback" in study.failure_path(first.name).read_text()
+
+
+def test_out_of_memory_splits_the_batch_and_keeps_its_size(
+    make_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(AXES.format("[1e-2]"))
+    original = train_stage.train
+    seen = []
+
+    def hungry(config: Any, **options: Any) -> Any:
+        seen.append(config.train.accumulate)
+        if config.train.accumulate < 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(config, **options)
+
+    monkeypatch.setattr(train_stage, "train", hungry)
+    assert work(study, study.open_store())
+    assert seen == [1, 2, 4]
+    config = open_run(study.trials()[0].run_path).config
+    assert (config.train.batch_size, config.train.accumulate) == (8, 4)
+    assert states(study) == {"lr=0.01": "finished"}
+
+
+def test_memory_that_is_never_enough_is_a_failure_with_its_reason(
+    make_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(AXES.format("[1e-2]"))
+
+    def hungry(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train_stage, "train", hungry)
+    assert work(study, study.open_store())
+    assert "out of memory" in (study.trials()[0].reason or "")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_only_want_of_memory_counts_as_such(
+    error: BaseException, *, expected: bool
+) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_a_search_aims_at_val_and_keeps_what_it_chose(make_study: Any) -> None:
+    study = make_study(
+        '[base]\nmodel.name = "test_resnet"\noptim.epochs = 1\n'
+        '[search]\ntrials = 2\nsampler = "random"\nobjective = "loss"\n'
+        "ranges.optim.lr = {low = 1e-4, high = 1e-2, log = true}\n"
+    )
+    assert work(study, study.open_store())
+    for trial in study.trials():
+        run = open_run(trial.run_path)
+        assert run.config.optim.lr == trial.settings["optim.lr"]
+        assert trial.value == run.history()[-1]["val_loss"]
+        assert run.looks() == []
+
+
+def test_another_study_in_the_same_folder_is_refused(make_study: Any) -> None:
+    make_study(AXES.format("[1e-2]"))
+    with pytest.raises(Exception, match="holds another study"):
+        make_study(AXES.format("[1e-3]"))
+
+
+def outcome(study: Study) -> dict[str, Any]:
+    """Return what must not depend on interruptions: states, histories, weights."""
+    found = {}
+    for trial in study.trials():
+        rows = open_run(trial.run_path).history()
+        for row in rows:
+            del row["seconds"], row["images_per_second"]
+        weights = (trial.run_path / "weights.safetensors").read_bytes()
+        found[trial.name] = (trial.state, trial.value, rows, hash(weights))
+    return found
+
+
+@pytest.mark.slow
+def test_kill_9_at_ten_moments_gives_the_table_of_an_undisturbed_study(
+    make_study: Any, tmp_path: Path
+) -> None:
+    study = make_study("test = true\n" + AXES.format("[1e-2, 1e-3]"))
+    assert run_study(study)
+    expected = outcome(study)
+    study.path.rename(tmp_path / "undisturbed")
+
+    study = make_study("test = true\n" + AXES.format("[1e-2, 1e-3]"))
+    dice = random.Random(0)
+    code = "from tumorlens.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "study", "run", str(study.path)]
+    for _ in range(10):
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as parent:
+            time.sleep(dice.uniform(0.2, 6))
+            if dice.random() < 0.5:
+                kill_workers(study.path)
+            parent.kill()
+    kill_workers(study.path)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert outcome(open_study(study.path)) == expected
+
+
+def kill_workers(study: Path) -> None:
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"tumorlens.study" in words and str(study).encode() in words:
+            try:
+                os.kill(int(entry.parent.name), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def test_there_are_the_studies_of_the_report() -> None:
+    assert {path.stem for path in STUDIES} >= {
+        "learning-rate",
+        "regularization",
+        "augmentation",
+        "optimizer-pooling",
+        "scheduler",
+        "models",
+    }
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_shipped_study_can_be_planned(path: Path) -> None:
+    plan = load_plan(path)
+    assert len(plan.trials()) == 2 * len(plan.arms)
+    assert set(plan.protocols) == {"as-given", "grouped-kfold"}
+    comment = path.read_text(encoding="utf-8")
+    assert f"tumorlens study run studies/{path.name} " in comment
+    assert estimate_study(plan) is None  # without images there is no time to tell
+
+
+def test_the_time_of_a_trial_is_estimated_from_its_images_and_epochs(
+    make_study: Any,
+) -> None:
+    short = estimate_study(make_study(AXES.format("[1e-2]")).plan)
+    assert short is not None
+    assert list(short) == ["lr=0.01_grouped_seed42"]
+    assert 0 < short["lr=0.01_grouped_seed42"] < 120
