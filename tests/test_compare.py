@@ -265,6 +265,28 @@ def test_several_seeds_are_compared_by_how_often_they_were_right(
     assert pair["p_holm"] == pair["p_bootstrap"]
 
 
+def test_seeds_with_other_test_images_are_compared_seed_by_seed(
+    tmp_path: Path,
+) -> None:
+    # Image c is asked under seed 2 only, and d under seed 1 only.
+    rights = {
+        "a1": {"b.png": 1, "d.png": 1},
+        "b1": {"b.png": 1, "d.png": 0},
+        "a2": {"b.png": 0, "c.png": 1},
+        "b2": {"b.png": 1, "c.png": 1},
+    }
+    for name, right in rights.items():
+        make_run(
+            tmp_path / name,
+            answers(right),
+            train__seed=int(name[1]),
+            optim__lr=0.1 if name[0] == "a" else 0.2,
+        )
+    (pair,) = compared(*(tmp_path / name for name in rights))["pairs"]
+    assert pair["difference"]["value"] == pytest.approx((0 + 1 - 1 + 0) / 4)
+    assert pair["num_images"] == 3
+
+
 def test_holm_counts_the_pairs_of_one_protocol(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     paths = []

@@ -42,7 +42,10 @@ def test_commands_in_the_pages_exist_with_their_options(path: Path) -> None:
         if name.startswith("-") or not name.islower():
             continue
         assert name in COMMANDS, f"tumorlens {name}"
-        known = {option for param in COMMANDS[name].params for option in param.opts}
+        command = COMMANDS[name]
+        if hasattr(command, "commands") and words:
+            command = command.commands[words[0]]
+        known = {option for param in command.params for option in param.opts}
         known |= {"--help"}
         used = {word for word in words if word.startswith("--")}
         assert used <= known, f"tumorlens {name} {used - known}"

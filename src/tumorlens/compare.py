@@ -329,22 +329,31 @@ def _difference(
 ) -> dict[str, Any] | None:
     """Return two arms' difference on the images that both were asked about.
 
-    `None` where there is no such image.
+    Seed by seed where they have the same seeds: another seed can mean other test
+    images. `None` where there is no such image.
     """
-    one, other = _right(first.values()), _right(second.values())
-    paths = sorted(set(one) & set(other))
-    if not paths:
+    parts: list[tuple[Iterable[Predictions], Iterable[Predictions]]]
+    parts = [(first.values(), second.values())]
+    if first.keys() == second.keys():
+        parts = [((first[seed],), (second[seed],)) for seed in sorted(first)]
+    rows: list[tuple[str, str, float, float]] = []
+    for ones, others in parts:
+        one, other = _right(ones), _right(others)
+        rows += [
+            (path, one[path][0], fmean(one[path][1]), fmean(other[path][1]))
+            for path in sorted(set(one) & set(other))
+        ]
+    if not rows:
         return None
-    right_of_one, right_of_other = (
-        np.array([fmean(side[path][1]) for path in paths]) for side in (one, other)
-    )
-    _, groups = np.unique([one[path][0] for path in paths], return_inverse=True)
+    paths, names, of_one, of_other = zip(*rows, strict=True)
+    right_of_one, right_of_other = np.array(of_one), np.array(of_other)
+    _, groups = np.unique(names, return_inverse=True)
     found = paired_bootstrap(right_of_one, right_of_other, groups)
     p_mcnemar = None
     if len(first) == len(second) == 1:
         p_mcnemar = exact_mcnemar(right_of_one > 0, right_of_other > 0)
     return {
-        "num_images": len(paths),
+        "num_images": len(set(paths)),
         "difference": {"value": found.value, "low": found.low, "high": found.high},
         "p_mcnemar": p_mcnemar,
         "p_bootstrap": found.p,
