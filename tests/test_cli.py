@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -602,3 +603,93 @@ def test_an_error_of_our_own_keeps_its_traceback(
     monkeypatch.setattr(cli, "require", fail)
     with pytest.raises(AssertionError, match="ours"):
         ask("report", "run")
+
+
+# Ensembles, views and tracking
+
+
+def test_evaluate_with_views_prints_the_gain_on_val_and_is_no_look_at_test(
+    ask: Callable[..., Answer], run: Path
+) -> None:
+    looks = (run / "looks.jsonl").read_text()
+    answer = ask("evaluate", run, "--tta")
+    assert answer.status == 0
+    assert "val images in" in answer.out
+    assert "policy eight-views" in answer.out
+    for word in ("without", "with", "difference, points", "Test-time augmentation"):
+        assert word in answer.out
+    assert f"next: tumorlens ensemble {run} --tta --out {run}-tta" in answer.out
+    assert (run / "tta" / "val.json").is_file()
+    assert (run / "looks.jsonl").read_text() == looks
+    assert ask("evaluate", run, "--tta", "--subset", "test").status == 0
+    assert (run / "looks.jsonl").read_text() != looks
+
+
+def test_an_ensemble_is_a_run_for_every_command(
+    ask: Callable[..., Answer], work: Path, run: Path, tmp_path: Path
+) -> None:
+    both = tmp_path / "both"
+    answer = ask("ensemble", run, work / "run", "--out", both)
+    assert_refused(ask("ensemble", run, run, "--out", both), "is named twice")
+    assert answer.status == 0, answer.err
+    assert "2 x test_resnet: the mean probabilities of run, run" in answer.out
+    assert f"next: tumorlens evaluate {both}" in answer.out
+    assert ask("evaluate", both).status == 0
+    assert ask("report", both).status == 0
+    # A run and itself: the mean is what it says alone.
+    image = work / "data" / "glioma" / "0.png"
+    answers = [ask("predict", path, image).out for path in (run, both)]
+    percents = [re.findall(r"[\d.]+ %", answer) for answer in answers]
+    assert percents[0] == percents[1]
+
+
+def test_an_ensemble_with_views_prints_their_gain_where_there_is_val(
+    ask: Callable[..., Answer], run: Path, tmp_path: Path
+) -> None:
+    answer = ask("ensemble", run, "--tta", "--out", tmp_path / "tta")
+    assert answer.status == 0, answer.err
+    assert "test_resnet, eight-views: the mean probabilities of run" in answer.out
+    assert "difference, points" in answer.out
+    split = run / "split.csv"
+    split.write_text(split.read_text().replace(",val,", ",train,"))
+    answer = ask("ensemble", run, "--tta", "--out", tmp_path / "again")
+    assert answer.status == 0, answer.err
+    assert "is not measured: no image is in val of all members" in answer.out
+
+
+def test_track_takes_no_other_word_for_its_url(
+    ask: Callable[..., Answer], tmp_path: Path
+) -> None:
+    answer = ask("train", "--track", tmp_path / "no.toml", "--out", tmp_path / "run")
+    assert_refused(answer, "cannot read the config", "no.toml")
+    answer = ask("train", "--track=here", "--out", tmp_path / "run")
+    assert_refused(answer, "expected a URL for --track, got 'here'")
+
+
+def test_a_tracked_run_says_where_and_goes_on_there(
+    ask: Callable[..., Answer], work: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "runs" / "first"
+    words = ["train", "--data", work / "data", *small(work / "cache"), "--out", out]
+    answer = ask(*words, "--track")
+    assert answer.status == 0, answer.err
+    assert "warning" not in answer.err
+    assert f"tracked in sqlite:///{tmp_path}/runs/mlflow.db" in answer.out
+    for command in ("evaluate", "report"):
+        assert ask(command, out, "--track").status == 0
+    assert ask("train", "--resume", "--out", out, "--track").status == 0
+    sent = json.loads((out / "tracking.json").read_text())["sent"]
+    assert {"metrics.json", "figures/confusion.svg", "weights.safetensors"} < {*sent}
+
+
+def test_tracking_that_is_broken_is_one_warning_beside_a_complete_run(
+    ask: Callable[..., Answer], work: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = ["train", "--data", work / "data", *small(work / "cache"), "--out", out]
+    answer = ask(*words, "--track", "http://127.0.0.1:9")
+    assert answer.status == 0
+    assert answer.err.count("warning: ") == 1
+    assert "tracked" not in answer.out
+    assert (out / "finished").is_file()
+    assert ask("evaluate", out).status == 0

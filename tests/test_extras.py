@@ -13,6 +13,7 @@ from tumorlens.errors import MissingExtraError
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 DISTRIBUTION_OF = {
     "gdcm": "python-gdcm",
+    "mlflow": "mlflow-skinny",
     "nibabel": "nilearn",  # comes with it
     "sklearn": "scikit-learn",
 }
@@ -43,11 +44,13 @@ def test_a_module_that_no_extra_has_is_our_mistake() -> None:
 
 
 def test_usage_data_is_off_before_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+    names = ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY")
+    for name in names:
         monkeypatch.delenv(name, raising=False)
     extras.require("json")
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert os.environ["DO_NOT_TRACK"] == "1"
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
 @pytest.mark.parametrize("library", sorted(extras._EXTRA_OF))

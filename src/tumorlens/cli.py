@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,6 +79,14 @@ MovedOption = Annotated[
     Path | None,
     typer.Option(metavar="DATA", help="Where the images are, if they moved."),
 ]
+TrackOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[URL]",
+        help="Mirror the run in MLflow: on the server at URL; without one where it "
+        "was tracked before, else in a file mlflow.db beside it.",
+    ),
+]
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder named by train --out.")
 ]
@@ -95,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         status = app(
-            list(arguments) or ["--help"],
+            _with_value(arguments) or ["--help"],
             prog_name="tumorlens",
             standalone_mode=False,
             # What was typed, for the record of a run.
@@ -240,13 +249,20 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.")
     ] = False,
+    track: TrackOption = None,
 ) -> int:
     """Train one network, or one for each fold, into a run folder."""
     if resume:
         _refuse_settings(out, config_path, data, settings)
     config = None if resume else _config(config_path, settings, ("data.path", data))
     stage = require("tumorlens.train")
-    with terminal.training() as listener:
+    tracker = _tracker(track)
+    with (
+        terminal.training() as display,
+        tracker.following(out, display)
+        if tracker
+        else nullcontext(display) as listener,
+    ):
         result = stage.train(
             config, out=out, resume=resume, command=context.obj, listener=listener
         )
@@ -255,10 +271,13 @@ def train(
     if not terminal.is_speaker():
         return 0
     terminal.say_training(result)
+    if tracker and (words := tracker.words(result.run)):
+        terminal.say(words)
     if not result.is_finished:
         terminal.say_next(
             f"everything so far is in {out}",
             *("tumorlens", "train", "--resume", "--out", out),
+            *([] if track is None else ["--track"]),
         )
         return STATUS_INTERRUPTED
     terminal.say_next(f"the run is in {out}", "tumorlens", "evaluate", out)
@@ -271,17 +290,43 @@ def evaluate(
     path: RunArgument,
     *,
     subset: Annotated[
-        str, typer.Option(help="test, or val while choices are being made.")
-    ] = "test",
+        str | None,
+        typer.Option(
+            help="test, or val while choices are being made. Default: test; val with "
+            "--tta."
+        ),
+    ] = None,
     data: MovedOption = None,
+    tta: Annotated[
+        bool,
+        typer.Option("--tta", help="Say what test-time augmentation would change."),
+    ] = False,
+    track: TrackOption = None,
 ) -> None:
     """Measure a run on images that it was not trained on."""
     run = require("tumorlens.runs").open_run(path)
+    tracker = _tracker(track)
+    if tta:
+        _say_gain(run, subset=subset, data=data, command=context.obj)
+        if tracker:
+            tracker.mirror(run)
+        out = f"{path}-tta"
+        terminal.say_next(
+            f"the figures are in {run.gain_path(subset or 'val')}",
+            *("tumorlens", "ensemble", path, "--tta", "--out", out),
+        )
+        return
     stage = require("tumorlens.evaluate")
     with terminal.counting("predicting") as progress:
         measures = stage.evaluate(
-            run, subset=subset, data=data, command=context.obj, progress=progress
+            run,
+            subset=subset or "test",
+            data=data,
+            command=context.obj,
+            progress=progress,
         )
+    if tracker:
+        tracker.mirror(run)
     terminal.say_measures(measures)
     terminal.say_next(
         f"predictions.csv and metrics.json are in {path}", "tumorlens", "report", path
@@ -293,10 +338,14 @@ def report(
     path: RunArgument,
     *,
     data: MovedOption = None,
+    track: TrackOption = None,
 ) -> None:
     """Write the page of an evaluated run and its figures."""
     run = require("tumorlens.runs").open_run(path)
+    tracker = _tracker(track)
     page = require("tumorlens.report").write_run_report(run, data=data)
+    if tracker:
+        tracker.mirror(run)
     terminal.say_next(
         f"the page is {page}, its figures are in {run.figures_dir}",
         *("tumorlens", "predict", path, "IMAGE"),
@@ -528,6 +577,66 @@ def compare(
     for sentence in found["words"]:
         terminal.say(sentence)
     terminal.say(f"the page is {page}, its tables are beside it as .csv, .md and .tex")
+
+
+@app.command()
+def ensemble(
+    context: typer.Context,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Finished runs of the same split."),
+    ],
+    *,
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to make.")],
+    tta: Annotated[
+        bool,
+        typer.Option("--tta", help="Average over small variants of each image too."),
+    ] = False,
+    data: MovedOption = None,
+) -> None:
+    """Make one run of several, which averages their probabilities."""
+    gain = require("tumorlens.gain")
+    run = require("tumorlens.ensemble").make_ensemble(
+        paths, out=out, tta=gain.POLICY if tta else "none", command=context.obj
+    )
+    names = ", ".join(run.member_names())
+    terminal.say(f"{run.config.model.name}: the mean probabilities of {names}")
+    if tta and gain.can_measure(run):
+        _say_gain(run, subset=None, data=data, command=context.obj)
+    elif tta:
+        terminal.say(
+            "what the views change is not measured: no image is in val of all members"
+        )
+    terminal.say_next(f"the run is in {out}", "tumorlens", "evaluate", out)
+
+
+def _with_value(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with a value for each --track.
+
+    Typer knows no option whose value may be left out: it would take the next word.
+    """
+    words = list(arguments)
+    for place, word in enumerate(words):
+        following = words[place + 1] if place + 1 < len(words) else ""
+        if word == "--track" and "://" not in following:
+            words[place] = "--track="
+    return words
+
+
+def _tracker(track: str | None) -> Any:
+    """Return the `tracking.Tracker` that is asked for, or `None`."""
+    if track is None or not terminal.is_speaker():
+        return None
+    return require("tumorlens.tracking").Tracker(track)
+
+
+def _say_gain(run: Any, *, subset: str | None, data: Path | None, command: str) -> None:
+    """Measure what test-time augmentation changes, on val by default, and print it."""
+    with terminal.counting("predicting") as progress:
+        gain = require("tumorlens.gain").measure_gain(
+            run, subset=subset or "val", data=data, command=command, progress=progress
+        )
+    terminal.say_gain(gain)
 
 
 def _refuse_settings(out: Path, *given: object) -> None:

@@ -240,9 +240,8 @@ class Run:
 
         That is the run itself, the members of an ensemble, or those of every fold.
         """
-        if self.is_kfold:
-            return tuple(one for fold in self.folds() for one in fold.networks())
-        return self.members() or (self,)
+        parts = self.folds() if self.is_kfold else (self,)
+        return tuple(one for part in parts for one in part.members() or (part,))
 
     def card(self, *, check_weights: bool = True) -> ModelCard:
         """Return what `model.json` says, after checking it against the weights.

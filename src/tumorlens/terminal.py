@@ -48,6 +48,11 @@ def say_error(problem: str, hint: str) -> None:
     print(f"hint: {one_line(hint)}", file=sys.stderr)
 
 
+def say_warning(words: str) -> None:
+    """Print what went wrong beside the work, which goes on."""
+    print(f"warning: {one_line(words)}", file=sys.stderr, flush=True)
+
+
 def say_next(where: str, *command: object) -> None:
     """Close a command: say where its files are and which command comes next."""
     print(one_line(where))
@@ -199,6 +204,26 @@ def say_measures(measures: Mapping[str, Any]) -> None:
         ],
     )
     say(measures["leak"]["words"])
+
+
+def say_gain(gain: Mapping[str, Any]) -> None:
+    """Print what test-time augmentation changes: `tumorlens.gain` measured it."""
+    say(
+        f"{gain['num_images']} {gain['subset']} images in {gain['num_groups']} groups, "
+        f"policy {gain['policy']}"
+    )
+    difference = gain["difference"]
+    low, high = difference["low"], difference["high"]
+    bounds = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    print_table(
+        ("accuracy", "95 % interval"),
+        [
+            ("without", percent(gain["without"])),
+            ("with", percent(gain["with"])),
+            ("difference, points", f"{100 * difference['value']:+.1f}{bounds}"),
+        ],
+    )
+    say(gain["words"])
 
 
 def say_predictions(

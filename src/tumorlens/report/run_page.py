@@ -134,7 +134,9 @@ def write_run_report(run: Run, *, data: Path | None = None) -> Path:
             "mistakes": mistakes,
             "num_mistakes": num_mistakes,
             "command": _command(environment),
-            "repeat": shlex.join(
+            "repeat": None
+            if run.is_ensemble
+            else shlex.join(
                 [
                     *("tumorlens", "train", f"{run.path / 'config.toml'}"),
                     *("--out", f"{run.path}-again"),
@@ -215,7 +217,7 @@ def _draw(
         f"{write_count(metrics['num_images'])} images"
     )
     trained = f"{model} · {protocol} · train and val"
-    histories = [one.history() for one in run.folds() or (run,)]
+    histories = [one.history() for one in run.networks()]
     histories = [rows for rows in histories if rows]
     roc = metrics["curves"]["roc"]
     auroc = {name: one["auroc"] for name, one in metrics["per_class"].items()}
@@ -280,6 +282,8 @@ def _alternatives(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _training_words(run: Run) -> str:
+    if run.is_ensemble:
+        return _ensemble_words(run)
     folds = run.folds()
     if folds:
         lengths = [len(fold.history()) for fold in folds]
@@ -298,6 +302,19 @@ def _training_words(run: Run) -> str:
     if by == "last":
         return f"{words}; the weights of the last one were kept."
     return f"{words}; the weights of epoch {kept[-1]} were kept, the best val {by}."
+
+
+def _ensemble_words(run: Run) -> str:
+    names = ", ".join(run.member_names())
+    words = f"Not trained: the mean probabilities of {names}."
+    lengths = [len(one.history()) for one in run.networks()]
+    if any(lengths):
+        words += (
+            f" They were trained for {_range(lengths)} epochs each. Thin lines are "
+            "networks, thick ones their mean over the epochs that all of them reached. "
+            "The settings below are those of the first."
+        )
+    return words
 
 
 def _range(numbers: Sequence[int]) -> str:
