@@ -316,6 +316,7 @@ def test_what_is_no_run_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "config.toml").write_text('baseURL = "https://example.org"\n')
     make_run(tmp_path / ".hidden" / "run")
+    make_run(tmp_path / "mlflow-artifacts" / "1" / "artifacts")
     assert names(tmp_path) == []
 
 

@@ -29,8 +29,8 @@ from tumorlens.errors import ConfigError, MissingExtraError
 from tumorlens.evaluate import evaluate
 from tumorlens.gain import measure_gain
 from tumorlens.report import write_run_report
-from tumorlens.runs import Run, open_run
-from tumorlens.tracking import ARTIFACTS, DATABASE, Tracker
+from tumorlens.runs import MIRRORS, Run, open_run
+from tumorlens.tracking import DATABASE, Tracker
 from tumorlens.train import Listener, train
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def test_a_run_is_mirrored_with_settings_curves_and_network(
     assert artifacts_of(there) == {
         *("config.toml", "history.jsonl", "model.json", "weights.safetensors")
     }
-    assert (database.parent / ARTIFACTS).is_dir()
+    assert (database.parent / MIRRORS).is_dir()
 
 
 def test_evaluation_and_report_add_to_the_same_run(
@@ -205,7 +205,7 @@ def test_neither_paths_nor_names_of_images_or_patients_are_sent(
     assert said.tracker().mirror(run), said
     sent = database.read_bytes() + b"".join(
         path.read_bytes()
-        for path in (database.parent / ARTIFACTS).rglob("*")
+        for path in (database.parent / MIRRORS).rglob("*")
         if path.is_file()
     )
     for secret in ("MUELLER", "HANS", "SECRET", str(data), "glioma/"):
@@ -537,6 +537,21 @@ def test_a_database_of_something_else_costs_one_warning(
     assert not said.tracker().mirror(run)
     assert len(said) == 1
     assert "not a database" in said[0]
+
+
+@pytest.mark.parametrize("content", ["{", '{"url": 1, "sent": 7}', "[1]"])
+def test_a_damaged_note_of_where_it_was_tracked_costs_no_training(
+    data: Path, tmp_path: Path, database: Path, said: Warnings, content: str
+) -> None:
+    path = tmp_path / "runs" / "first"
+
+    class Damage(Listener):
+        def epoch(self, row: dict[str, Any]) -> None:
+            (path / "tracking.json").write_text(content)
+
+    run = follow(said.tracker(), path, configure(data), Damage())
+    check_complete(run)
+    assert len(said) <= 1
 
 
 def test_the_console_says_one_line(run: Run, capfd: pytest.CaptureFixture[str]) -> None:

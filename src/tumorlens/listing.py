@@ -22,7 +22,7 @@ from typing import Any
 
 from tumorlens.config import Config, setting_names
 from tumorlens.errors import ConfigError, RunError, did_you_mean
-from tumorlens.runs import Run, open_run
+from tumorlens.runs import MIRRORS, Run, open_run
 
 COLUMNS = (
     "name",
@@ -181,7 +181,7 @@ def _runs_below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         waiting += [
             place / name
             for name in reversed(names)
-            if not name.startswith(".") and (place / name).is_dir()
+            if not name.startswith(".") and name != MIRRORS and (place / name).is_dir()
         ]
 
 

@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Number of the layout above. A run of another number is refused, not guessed at."""
 
+MIRRORS = "mlflow-artifacts"
+"""A folder beside run folders, with what `tumorlens.tracking` has sent: parts of runs
+that look like run folders and are none."""
+
 Tta = Literal["none", "eight-views"]
 """Names of the policies of `tumorlens.views` that a card may ask for."""
 

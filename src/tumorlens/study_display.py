@@ -103,7 +103,7 @@ def duration(seconds: float) -> str:
 
     Example:
         >>> [duration(s) for s in (0.4, 75, 3_700, 200_000)]
-        ['1 s', '1 min 15 s', '1 h 2 min', '2 d 8 h']
+        ['1 s', '1 min 15 s', '1 h 1 min', '2 d 7 h']
     """
     whole = max(1, round(seconds))
     for large, small, names in (

@@ -28,15 +28,13 @@ from tumorlens.config import dump_config
 from tumorlens.errors import ConfigError
 from tumorlens.extras import require
 from tumorlens.files import sha256_of, sha256_of_bytes
-from tumorlens.runs import Run, open_run
+from tumorlens.runs import MIRRORS, Run, open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 DATABASE = "mlflow.db"
 """Beside the run, where no URL is given. All runs of a folder share it."""
-ARTIFACTS = "mlflow-artifacts"
-"""Beside a database."""
 EXPERIMENT = "tumorlens"
 
 _PATHS = ("path", "metadata", "split", "cache_dir")
@@ -137,7 +135,7 @@ class Tracker:
     def after_epoch(self, path: Path) -> None:
         """Mirror a run that goes on, unless that failed a short while ago."""
         if time.monotonic() >= self._retry_at:
-            self.mirror(open_run(path), state="RUNNING")
+            self._attempt(lambda: open_run(path), state="RUNNING")
 
     def mirror(self, run: Run, *, state: str = "KILLED") -> bool:
         """Send what MLflow does not have of a run yet.
@@ -151,8 +149,18 @@ class Tracker:
         Returns:
             Whether MLflow has all of it now. If not, a warning was given, once.
         """
-        url = self.url_of(run)
+        return self._attempt(lambda: run, state=state)
+
+    def _end(self, path: Path, state: str) -> None:
+        # Settings that did not fit leave no folder behind, and nothing to mirror.
+        if (path / "config.toml").is_file():
+            self._attempt(lambda: open_run(path), state=state)
+
+    def _attempt(self, get_run: Callable[[], Run], *, state: str) -> bool:
+        url = self._url or "MLflow"
         try:
+            run = get_run()
+            url = self.url_of(run)
             with _quiet():
                 client = self._client(url)
                 self._send(client, url, run, state=state, parent=None)
@@ -166,11 +174,6 @@ class Tracker:
                 )
             return False
         return True
-
-    def _end(self, path: Path, state: str) -> None:
-        # Settings that did not fit leave no folder behind, and nothing to mirror.
-        if (path / "config.toml").is_file():
-            self.mirror(open_run(path), state=state)
 
     def _client(self, url: str) -> Any:
         if url not in self._clients:
@@ -452,7 +455,7 @@ def _artifact_location(url: str, run: Run) -> str | None:
     scheme, _, rest = url.partition(":///")
     database = Path(rest.partition("?")[0])
     folder = database.parent if scheme == "sqlite" else run.path.parent
-    return (folder.resolve() / ARTIFACTS).as_uri()
+    return (folder.resolve() / MIRRORS).as_uri()
 
 
 def _is_server(url: str) -> bool:
