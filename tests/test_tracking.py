@@ -230,6 +230,22 @@ def test_folds_are_runs_below_that_of_the_whole(
     assert artifacts_of(found["folds"]) == {"config.toml", "metrics.json"}
 
 
+def test_folds_that_come_later_go_where_the_run_is_tracked(
+    tmp_path: Path, data: Path, empty_database: Path, said: Warnings
+) -> None:
+    url = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mine.db')}"
+    run = make_kfold_run(tmp_path / "runs" / "folds", data)
+    later = run.fold_path(1).rename(tmp_path / "later")
+    said.tracker(url).mirror(run)
+    later.rename(run.fold_path(1))
+    said.tracker().mirror(run)
+    said.tracker(url).mirror(run)
+    assert said == []
+    assert [fold.tracking()["url"] for fold in run.folds()] == [url, url]
+    experiment = client(url).get_experiment_by_name("tumorlens").experiment_id
+    assert len(client(url).search_runs([experiment])) == 3
+
+
 def test_an_ensemble_is_mirrored_with_its_members(
     tmp_path: Path, data: Path, run: Run, database: Path, said: Warnings
 ) -> None:

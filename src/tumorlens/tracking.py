@@ -6,44 +6,45 @@ run that goes on, or is evaluated later, goes on in the same run of MLflow: the 
 kept in the folder. Whatever breaks there is one warning, never an error: the training
 goes on, and what is missing is sent at its end.
 
-What the newcomer would get wrong: pages of MLflow are seen by others. No name of an
-image or a patient is sent, and no path of this machine: what is sent is listed here,
-file by file, and `split.csv`, `predictions.csv` and `report.html` are not in the list.
+What the newcomer would get wrong: the client does not stop when a server is away, it
+tries for minutes and prints what it tries. Here it is told to be brief and quiet.
+`tumorlens.outgoing` says what is sent.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
 import warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from tumorlens import terminal
-from tumorlens.config import dump_config
 from tumorlens.errors import ConfigError
 from tumorlens.extras import require
 from tumorlens.files import sha256_of, sha256_of_bytes
+from tumorlens.outgoing import (
+    figures_of,
+    files_of,
+    params_of,
+    settings_of,
+    tags_of,
+)
 from tumorlens.runs import MIRRORS, Run, open_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
 DATABASE = "mlflow.db"
 """Beside the run, where no URL is given. All runs of a folder share it."""
 EXPERIMENT = "tumorlens"
 
-_PATHS = ("path", "metadata", "split", "cache_dir")
-"""Settings of `data` that name something on this machine."""
-_FIGURES = ("confusion", "roc", "calibration", "curves")
-"""Of the report: drawn from numbers. A file that is not named here is not sent."""
-_HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "ece")
-_MAX_METRICS, _MAX_PARAMS, _MAX_LETTERS = 1000, 100, 500
-"""What MLflow takes at a time, the letters of a value in every version."""
+_MAX_METRICS, _MAX_PARAMS = 1000, 100
+"""What MLflow takes at a time."""
 _RETRY_S = 300
 """A training does not wait again for a server that was away so long ago."""
 _PATIENCE = {
@@ -99,9 +100,9 @@ class Tracker:
 
     def words(self, run: Run) -> str:
         """Return where a run can be looked at; empty where tracking is broken."""
-        url = _without_password(self.url_of(run))
         if self._has_warned:
             return ""
+        url = _without_password(self.url_of(run))
         if _is_server(url):
             return f"the run is tracked at {url}"
         return (
@@ -161,9 +162,10 @@ class Tracker:
         try:
             run = get_run()
             url = self.url_of(run)
+            # Kept in the folder. Empty means beside it, wherever that will be.
+            note = _without_password(self._url or str(run.tracking().get("url") or ""))
             with _quiet():
-                client = self._client(url)
-                self._send(client, url, run, state=state, parent=None)
+                self._send(_Place(self._client(url), url, note), run, state=state)
         except Exception as error:  # whatever breaks there must not break a training
             self._retry_at = time.monotonic() + _RETRY_S
             if not self._has_warned:
@@ -182,15 +184,16 @@ class Tracker:
         return self._clients[url]
 
     def _send(
-        self, client: Any, url: str, run: Run, *, state: str, parent: str | None
+        self, place: _Place, run: Run, *, state: str, parent: str | None = None
     ) -> None:
         is_known = run.path in self._complete and state == "RUNNING"
         if is_known or not _has_begun(run):
             return
-        there = self._find_or_make(client, url, run, parent=parent)
+        client = place.client
+        there = self._find_or_make(place, run, parent=parent)
         run_id = there.info.run_id
         for fold in run.folds():
-            self._send(client, url, fold, state=state, parent=run_id)
+            self._send(place, fold, state=state, parent=run_id)
         _send_values(client, run, there)
         state = "FINISHED" if run.is_finished else state
         if state == "RUNNING":
@@ -199,49 +202,55 @@ class Tracker:
             return
         if there.info.status != state:
             client.set_terminated(run_id, status=state)
-        _send_files(client, run, there, is_remote=_is_server(url))
+        _send_files(client, run, there, is_remote=_is_server(place.url))
         self._complete.add(run.path)
 
-    def _find_or_make(
-        self, client: Any, url: str, run: Run, *, parent: str | None
-    ) -> Any:
+    def _find_or_make(self, place: _Place, run: Run, *, parent: str | None) -> Any:
         """Return the run of MLflow with what it has, and note its id in the folder."""
-        place = _without_password(self._url or str(run.tracking().get("url") or ""))
-        known = run.tracking()
-        exceptions = require("mlflow.exceptions")
-        if known.get("url") == place and isinstance(known.get("run_id"), str):
+        client, known = place.client, run.tracking()
+        if known.get("url") == place.note and isinstance(known.get("run_id"), str):
             try:
                 there = client.get_run(known["run_id"])
                 if there.info.lifecycle_stage == "active":
                     return there
-            except exceptions.MlflowException as error:
+            except require("mlflow.exceptions").MlflowException as error:
                 # Somebody has deleted it there for good: it begins anew.
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
         tags = {"mlflow.parentRunId": parent} if parent else {}
         there = client.create_run(
-            self._experiment_id(client, url, run),
+            self._experiment_id(place, run),
             run_name=f"fold {run.config.data.fold}" if parent else run.name,
-            tags=tags | _tags(run),
+            tags=tags | tags_of(run),
         )
-        run.write_tracking({"url": place, "run_id": there.info.run_id})
+        run.write_tracking({"url": place.note, "run_id": there.info.run_id})
         return there
 
-    def _experiment_id(self, client: Any, url: str, run: Run) -> str:
-        found = client.get_experiment_by_name(self._experiment)
+    def _experiment_id(self, place: _Place, run: Run) -> str:
+        name, location = self._experiment, _artifact_location(place.url, run)
+        found = place.client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(
-                    client.create_experiment(
-                        self._experiment, artifact_location=_artifact_location(url, run)
-                    )
-                )
+                made = place.client.create_experiment(name, artifact_location=location)
             except require("mlflow.exceptions").MlflowException:
                 # Of several processes that begin together, one makes it.
-                found = client.get_experiment_by_name(self._experiment)
+                found = place.client.get_experiment_by_name(name)
                 if found is None:
                     raise
+            else:
+                return str(made)
         return str(found.experiment_id)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where runs are mirrored."""
+
+    client: Any
+    """An `MlflowClient`."""
+    url: str
+    note: str
+    """What the run folder says of it; see `Tracker.url_of`."""
 
 
 class _Following:
@@ -303,7 +312,7 @@ def _send_values(client: Any, run: Run, there: Any) -> None:
     data, run_id = there.data, there.info.run_id
     params = [
         entities.Param(name, value)
-        for name, value in _params(run).items()
+        for name, value in params_of(run).items()
         if name not in data.params
     ]
     now_ms = int(time.time() * 1000)
@@ -318,7 +327,7 @@ def _send_values(client: Any, run: Run, there: Any) -> None:
     ]
     metrics += [
         entities.Metric(name, value, now_ms, 0)
-        for name, value in _figures(run).items()
+        for name, value in figures_of(run).items()
         if data.metrics.get(name) != value
     ]
     while params or metrics:
@@ -326,64 +335,6 @@ def _send_values(client: Any, run: Run, there: Any) -> None:
             run_id, metrics=metrics[:_MAX_METRICS], params=params[:_MAX_PARAMS]
         )
         del metrics[:_MAX_METRICS], params[:_MAX_PARAMS]
-
-
-def _params(run: Run) -> dict[str, str]:
-    """Return the settings as texts, without those that name a path."""
-    params = {}
-    for section, values in run.config.model_dump(mode="json").items():
-        for name, value in values.items():
-            if section == "data" and name in _PATHS:
-                continue
-            if (section, name) == ("model", "pretrained"):
-                value = _file_name(value)
-            text = value if isinstance(value, str) else json.dumps(value)
-            params[f"{section}.{name}"] = text[:_MAX_LETTERS]
-    return params
-
-
-def _file_name(value: str) -> str:
-    return value.replace("\\", "/").rpartition("/")[2]
-
-
-def _figures(run: Run) -> dict[str, float]:
-    """Return the figures of the kept epoch, and those of every evaluation."""
-    figures: dict[str, float] = {}
-    kept = [row for row in run.history() if row["is_best"]]
-    if kept:
-        figures["kept/epoch"] = float(kept[-1]["epoch"])
-        figures |= {
-            f"kept/{name}": float(value)
-            for name, value in kept[-1].items()
-            if name.startswith("val_")
-        }
-    for subset in ("test", "val"):
-        if run.metrics_of(subset).is_file():
-            measures = json.loads(run.metrics_of(subset).read_text(encoding="utf-8"))
-            figures |= _headline(subset, measures)
-    return figures
-
-
-def _headline(subset: str, measures: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        f"{subset}/{name}" + ("" if end == "value" else f"_{end}"): float(value)
-        for name in _HEADLINE
-        for end, value in measures[name].items()
-        if value is not None
-    }
-
-
-def _tags(run: Run) -> dict[str, str]:
-    """Return what explains a run: versions, and what its split leaks."""
-    environment = run.environment()
-    names = ("tumorlens", "commit", "python", "platform")
-    values = {name: environment.get(name) for name in names}
-    values["torch"] = (environment.get("packages") or {}).get("torch")
-    tags = {f"tumorlens.{name}": str(value) for name, value in values.items() if value}
-    if run.leak_path.is_file():
-        # What MLflow shows above the figures of a run: what they are worth.
-        tags["mlflow.note.content"] = run.leak()["words"]
-    return tags
 
 
 def _send_files(client: Any, run: Run, there: Any, *, is_remote: bool) -> None:
@@ -406,46 +357,18 @@ def _send_files(client: Any, run: Run, there: Any, *, is_remote: bool) -> None:
         sent[name] = digest
         run.write_tracking(tracking | {"sent": sent})
 
-    settings = _settings(run)
+    settings = settings_of(run)
     digest = sha256_of_bytes(settings.encode())
     if sent.get("config.toml") != digest:
         client.log_text(run_id, settings, "config.toml")
         note("config.toml", digest)
-    for path in _files(run):
+    for path in files_of(run):
         name = path.relative_to(run.path).as_posix()
         digest = sha256_of(path)
         if sent.get(name) != digest:
             folder = name.rpartition("/")[0]
             client.log_artifact(run_id, str(path), folder or None)
             note(name, digest)
-
-
-def _settings(run: Run) -> str:
-    """Return the content of `config.toml` without the paths in it."""
-    config = run.config
-    data = config.data.model_copy(update=dict.fromkeys(_PATHS))
-    pretrained = _file_name(config.model.pretrained)
-    model = config.model.model_copy(update={"pretrained": pretrained})
-    return dump_config(config.model_copy(update={"data": data, "model": model}))
-
-
-def _files(run: Run) -> list[Path]:
-    """Return the files of a run that are sent, as far as they exist."""
-    wanted = [
-        run.history_path,
-        run.metrics_of("test"),
-        run.metrics_of("val"),
-        run.gain_path("val"),
-        run.ensemble_path,
-        *(
-            run.figures_dir / f"{name}.{suffix}"
-            for name in _FIGURES
-            for suffix in ("svg", "png")
-        ),
-    ]
-    for one in () if run.is_kfold else run.networks():
-        wanted += [one.card_path, one.weights_path]
-    return [path for path in wanted if path.is_file()]
 
 
 def _artifact_location(url: str, run: Run) -> str | None:
