@@ -30,13 +30,13 @@ def run(tmp_path: Path, data: Path) -> Run:
 def secretive(run: Run) -> Run:
     """Return a run of which every setting that can name a path does."""
     secrets = {
-        name: f"/home/jekyll/{name}"
+        name: f"/home/hyde/{name}"
         for name in ("path", "metadata", "split", "cache_dir")
     }
     config = parse_config(
         {
             "data": secrets,
-            "model": {"name": "resnet18", "pretrained": "C:\\jekyll\\start.safetensors"},
+            "model": {"name": "resnet18", "pretrained": "C:\\hyde\\start.safetensors"},
         }
     )
     return Run(run.path, config)
@@ -55,7 +55,7 @@ def test_every_setting_is_sent_but_for_paths(run: Run) -> None:
     assert params["model.pretrained"] == "start.safetensors"
     assert params["model.name"] == "resnet18"
     assert params["optim.epochs"] == str(run.config.optim.epochs)
-    assert not [value for value in params.values() if "jekyll" in value]
+    assert not [value for value in params.values() if "hyde" in value]
 
 
 def test_a_long_value_is_cut(run: Run) -> None:
@@ -70,7 +70,7 @@ def test_the_settings_that_are_sent_can_be_trained_with(
 ) -> None:
     path = tmp_path / "settings.toml"
     path.write_text(settings_of(secretive(run)))
-    assert "jekyll" not in path.read_text()
+    assert "hyde" not in path.read_text()
     config = load_config(path)
     assert config.model.name == "resnet18"
     assert config.data.path is None
