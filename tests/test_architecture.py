@@ -53,8 +53,8 @@ ROWS = [
     {"datasets"},
     {"batches", "selection", "answers", "import_weights", "loop"},
     {"train", "estimates", "evaluate", "gain", "compare", "lr_find"},
-    {"study", "report"},
-    {"cli_study"},
+    {"study", "report", "cli_options"},
+    {"cli_runs", "cli_study"},
     {"cli"},
 ]
 """Modules from the ground up. A module may import only from rows above its own."""

@@ -21,7 +21,7 @@ from conftest import CLASSES, draw_image
 from PIL import Image
 
 import tumorlens
-from tumorlens import cli, config
+from tumorlens import cli, cli_options, config
 from tumorlens.errors import RunError
 from tumorlens.index import read_split
 
@@ -146,7 +146,7 @@ def test_the_version_is_that_of_the_package(ask: Callable[..., Answer]) -> None:
 
 
 def test_the_protocols_are_those_of_the_settings() -> None:
-    assert set(cli.Protocol) == set(get_args(config.Protocol))
+    assert set(cli_options.Protocol) == set(get_args(config.Protocol))
 
 
 @pytest.mark.parametrize("width", ["80", "40"])

@@ -2,7 +2,8 @@
 
 Nothing is computed here. The stages are loaded inside the commands, because
 `tumorlens --help` must not wait for torch; a newcomer who moves such an import to the
-top makes every call slower by seconds, and a test says so.
+top makes every call slower by seconds, and a test says so. The commands of one subject
+are in a module of theirs, `cli_...`, and entered here in the order of the help.
 
 Exit status: 0; 2 for an error that the user can remove (one `error:` and one `hint:`
 line); 3 when `predict` met files that cannot be read; 130 after Ctrl-C.
@@ -10,18 +11,30 @@ line); 3 when `predict` met files that cannot be read; 130 after Ctrl-C.
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from contextlib import nullcontext
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import tumorlens
-from tumorlens import cli_study, terminal
+from tumorlens import cli_runs, cli_study, terminal
+from tumorlens.cli_options import (
+    STATUS_INTERRUPTED,
+    DataArgument,
+    MetadataOption,
+    MovedOption,
+    Protocol,
+    RunArgument,
+    SetOption,
+    TrackOption,
+    config_of,
+    say_gain,
+    tracker_of,
+    train_words,
+)
 from tumorlens.errors import ConfigError, TumorlensError
 from tumorlens.extras import require
 from tumorlens.files import write_json
@@ -31,7 +44,6 @@ if TYPE_CHECKING:
 
 STATUS_ERROR = 2
 STATUS_UNREADABLE = 3
-STATUS_INTERRUPTED = 130
 
 app = typer.Typer(
     name="tumorlens",
@@ -40,56 +52,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_study.app, name="study")
-
-
-class Protocol(StrEnum):
-    """The protocols as choices of an option: those of `config.Protocol`."""
-
-    AS_GIVEN = "as-given"
-    GROUPED = "grouped"
-    GROUPED_KFOLD = "grouped-kfold"
-
-
-DataArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="DATA",
-        help="Folder of class folders, with or without Training and Testing above "
-        "them, or a CSV or Parquet table.",
-    ),
-]
-MetadataOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="CSV",
-        help="Table with path and any of patient, source, source_label. Default: "
-        "metadata.csv in DATA, where there is one; 'none' ignores that too.",
-    ),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change a setting, such as optim.lr=1e-4; repeatable. "
-        "docs/settings.md has them all.",
-    ),
-]
-MovedOption = Annotated[
-    Path | None,
-    typer.Option(metavar="DATA", help="Where the images are, if they moved."),
-]
-TrackOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="[URL]",
-        help="Mirror the run in MLflow: on the server at URL; without one where it "
-        "was tracked before, else in a file mlflow.db beside it.",
-    ),
-]
-RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Folder named by train --out.")
-]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -188,7 +150,7 @@ def audit(
     terminal.say_audit(found)
     terminal.say_next(
         f"the page with the pictures is {page}, audit.json is beside it",
-        *_train_words(data),
+        *train_words(data),
     )
 
 
@@ -204,7 +166,7 @@ def split(
     settings: SetOption = None,
 ) -> None:
     """Write the subset of every file, to look at or to edit."""
-    config = _config(
+    config = config_of(
         None, settings, ("data.protocol", protocol), ("data.metadata", metadata)
     )
     index = require("tumorlens.index").read_index(data, metadata=config.data.metadata)
@@ -229,7 +191,7 @@ def split(
     terminal.say(verdict.words)
     terminal.say_next(
         f"the split is in {out}",
-        *_train_words(data, f"data.protocol={protocol}", f"data.split={out}"),
+        *train_words(data, f"data.protocol={protocol}", f"data.split={out}"),
     )
 
 
@@ -254,9 +216,9 @@ def train(
     """Train one network, or one for each fold, into a run folder."""
     if resume:
         _refuse_settings(out, config_path, data, settings)
-    config = None if resume else _config(config_path, settings, ("data.path", data))
+    config = None if resume else config_of(config_path, settings, ("data.path", data))
     stage = require("tumorlens.train")
-    tracker = _tracker(track)
+    tracker = tracker_of(track)
     with (
         terminal.training() as display,
         tracker.following(out, display)
@@ -305,9 +267,9 @@ def evaluate(
 ) -> None:
     """Measure a run on images that it was not trained on."""
     run = require("tumorlens.runs").open_run(path)
-    tracker = _tracker(track)
+    tracker = tracker_of(track)
     if tta:
-        _say_gain(run, subset=subset, data=data, command=context.obj)
+        say_gain(run, subset=subset, data=data, command=context.obj)
         if tracker:
             tracker.mirror(run)
         out = f"{path}-tta"
@@ -342,7 +304,7 @@ def report(
 ) -> None:
     """Write the page of an evaluated run and its figures."""
     run = require("tumorlens.runs").open_run(path)
-    tracker = _tracker(track)
+    tracker = tracker_of(track)
     page = require("tumorlens.report").write_run_report(run, data=data)
     if tracker:
         tracker.mirror(run)
@@ -391,223 +353,11 @@ def predict(
     return 0
 
 
-@app.command()
-def lr_find(
-    context: typer.Context,
-    config_path: Annotated[
-        Path | None,
-        typer.Argument(metavar="CONFIG", help="TOML file. Default: good settings."),
-    ] = None,
-    *,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")],
-    data: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="The same as data.path.")
-    ] = None,
-    settings: SetOption = None,
-    lowest: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
-    highest: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
-    steps: Annotated[int, typer.Option(help="Batches, one for each rate.")] = 100,
-) -> None:
-    """Suggest a learning rate from a short sweep over the train subset."""
-    config = _config(config_path, settings, ("data.path", data))
-    stage = require("tumorlens.lr_find")
-    with terminal.counting("trying learning rates") as progress:
-        found = stage.find_lr(
-            config,
-            lowest=lowest,
-            highest=highest,
-            num_steps=steps,
-            command=context.obj,
-            progress=progress,
-        )
-    write_json(out / "lr_find.json", found)
-    svg, png = require("tumorlens.report.lr_plot").write_lr_plot(found, out)
-    terminal.say(found["words"])
-    where = f"the curve is in {svg} and {png}, its numbers are in lr_find.json"
-    if found["suggestion"] is None:
-        terminal.say(where)
-        return
-    lr = f"optim.lr={found['suggestion']:g}"
-    words = _train_words(data, *(settings or []), lr, config_path=config_path)
-    terminal.say_next(where, *words)
-
-
-@app.command("import")
-def import_weights(
-    context: typer.Context,
-    weights: Annotated[
-        Path,
-        typer.Argument(metavar="WEIGHTS", help="A .safetensors or .pth of tensors."),
-    ],
-    *,
-    model: Annotated[str, typer.Option(help="timm's name of the network.")],
-    classes: Annotated[
-        str,
-        typer.Option(metavar="A,B,...", help="In the order of the network's outputs."),
-    ],
-    out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to make.")],
-    size_px: Annotated[
-        int | None, typer.Option(help="Side of its input. Default: timm's.")
-    ] = None,
-    mean: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="Default: timm's.")
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="Default: timm's.")
-    ] = None,
-    fit: Annotated[
-        str, typer.Option(help="How its images were made square: squash or pad.")
-    ] = "squash",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DATA",
-            help="Images to evaluate it on, split by data.protocol (as-given).",
-        ),
-    ] = None,
-    settings: SetOption = None,
-) -> None:
-    """Make a run folder of weights that were trained elsewhere."""
-    numbers = {
-        "size_px": size_px,
-        "mean": mean and f"[{mean}]",
-        "std": std and f"[{std}]",
-    }
-    config = _config(
-        None,
-        [
-            "data.protocol=as-given",
-            *(settings or []),
-            *(f"model.{key}={value}" for key, value in numbers.items() if value),
-        ],
-        *(("model.name", model), ("data.fit", fit), ("data.path", data)),
-    )
-    stage = require("tumorlens.import_weights")
-    with terminal.counting("reading") as progress:
-        imported = stage.import_weights(
-            weights,
-            config,
-            classes=[name.strip() for name in classes.split(",")],
-            out=out,
-            command=context.obj,
-            progress=progress,
-        )
-    terminal.say(imported.words)
-    following = ["evaluate", out] if data else ["predict", out, "IMAGE"]
-    terminal.say_next(f"the run is in {out}", "tumorlens", *following)
-
-
-@app.command()
-def runs(
-    folders: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="DIR", help="Where to look. Default: runs."),
-    ] = None,
-    *,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CONDITION",
-            help="A column or setting, one of = != < <= > >=, and a value, such as "
-            "'test_accuracy>0.8' or model.name=resnet50; repeatable.",
-        ),
-    ] = None,
-    sort: Annotated[
-        str | None,
-        typer.Option(metavar="KEY", help="A column or setting; -KEY: largest first."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="For programs, with every setting.")
-    ] = False,
-) -> None:
-    """List run folders: what they are, how far they came, what they scored."""
-    stage = require("tumorlens.listing")
-    found = stage.list_runs(
-        folders or [Path("runs")], where=where or [], sort=sort, limit=limit
-    )
-    if as_json:
-        print(json.dumps([row.as_json() for row in found], indent=2))
-    else:
-        terminal.say_runs(found)
-
-
-@app.command()
-def compare(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN...", help="Run folders, or one study folder."),
-    ],
-    *,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Default: the study's folder, or ./comparison."
-        ),
-    ] = None,
-    image: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="An image to put through every network."),
-    ] = None,
-    subset: Annotated[
-        str, typer.Option(help="test, or val while choices are being made.")
-    ] = "test",
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="DATA", help="Folder that --image may be relative to."),
-    ] = None,
-    no_latency: Annotated[
-        bool, typer.Option("--no-latency", help="Do not time the networks.")
-    ] = False,
-) -> None:
-    """Put runs side by side, and say which differences are noise."""
-    stage, tables = require("tumorlens.compare"), require("tumorlens.comparison_tables")
-    if out is None:
-        is_study = require("tumorlens.arms").is_study(paths[0])
-        out = paths[0] if is_study else Path("comparison")
-    found = stage.compare(
-        paths, subset=subset, image=image, data=data, with_latency=not no_latency
-    )
-    write_json(out / "comparison.json", found)
-    tables.write_tables(found, out)
-    page = require("tumorlens.report").write_comparison_page(
-        out / "comparison.json", data=data, out=out / "comparison.html"
-    )
-    terminal.print_table(*tables.table_rows(found, is_short=True))
-    for sentence in found["words"]:
-        terminal.say(sentence)
-    terminal.say(f"the page is {page}, its tables are beside it as .csv, .md and .tex")
-
-
-@app.command()
-def ensemble(
-    context: typer.Context,
-    paths: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN...", help="Finished runs of the same split."),
-    ],
-    *,
-    out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to make.")],
-    tta: Annotated[
-        bool,
-        typer.Option("--tta", help="Average over small variants of each image too."),
-    ] = False,
-    data: MovedOption = None,
-) -> None:
-    """Make one run of several, which averages their probabilities."""
-    gain = require("tumorlens.gain")
-    run = require("tumorlens.ensemble").make_ensemble(
-        paths, out=out, tta=gain.POLICY if tta else "none", command=context.obj
-    )
-    names = ", ".join(run.member_names())
-    terminal.say(f"{run.config.model.name}: the mean probabilities of {names}")
-    if tta and gain.can_measure(run):
-        _say_gain(run, subset=None, data=data, command=context.obj)
-    elif tta:
-        terminal.say(
-            "what the views change is not measured: no image is in val of all members"
-        )
-    terminal.say_next(f"the run is in {out}", "tumorlens", "evaluate", out)
+app.command()(cli_study.lr_find)
+app.command("import")(cli_runs.import_weights)
+app.command()(cli_runs.runs)
+app.command()(cli_study.compare)
+app.command()(cli_runs.ensemble)
 
 
 def _with_value(arguments: Sequence[str]) -> list[str]:
@@ -623,22 +373,6 @@ def _with_value(arguments: Sequence[str]) -> list[str]:
     return words
 
 
-def _tracker(track: str | None) -> Any:
-    """Return the `tracking.Tracker` that is asked for, or `None`."""
-    if track is None or not terminal.is_speaker():
-        return None
-    return require("tumorlens.tracking").Tracker(track)
-
-
-def _say_gain(run: Any, *, subset: str | None, data: Path | None, command: str) -> None:
-    """Measure what test-time augmentation changes, on val by default, and print it."""
-    with terminal.counting("predicting") as progress:
-        gain = require("tumorlens.gain").measure_gain(
-            run, subset=subset or "val", data=data, command=command, progress=progress
-        )
-    terminal.say_gain(gain)
-
-
 def _refuse_settings(out: Path, *given: object) -> None:
     """Refuse to resume with settings: they would be ignored.
 
@@ -650,31 +384,6 @@ def _refuse_settings(out: Path, *given: object) -> None:
             f"--resume continues {out} with the settings it was started with",
             hint="leave out CONFIG, --data and --set, or start another run",
         )
-
-
-def _config(
-    path: Path | None, settings: list[str] | None, *options: tuple[str, Any]
-) -> Any:
-    """Return the settings of file and --set, with options of their own on top."""
-    # An option's value is text, whatever it looks like: "2024" is a folder.
-    assignments = [
-        f"{key}={json.dumps(str(value), ensure_ascii=False)}"
-        for key, value in options
-        if value is not None
-    ]
-    load_config = require("tumorlens.config").load_config
-    return load_config(path, assignments=[*(settings or []), *assignments])
-
-
-def _train_words(
-    data: Path | None, *settings: str, config_path: Path | None = None
-) -> list[object]:
-    words: list[object] = ["tumorlens", "train"]
-    words += [config_path] if config_path else []
-    words += ["--data", data] if data else []
-    for setting in settings:
-        words += ["--set", setting]
-    return [*words, "--out", "runs/first"]
 
 
 def _see_help(arguments: Sequence[str]) -> str:

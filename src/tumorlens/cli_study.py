@@ -1,4 +1,7 @@
-"""The commands of `tumorlens study`: they parse, call the stages, and print."""
+"""The commands that try settings: `lr-find`, those of `tumorlens study`, `compare`.
+
+They parse, call the stages, and print.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,15 @@ from typing import Annotated
 import typer
 
 from tumorlens import study_display, terminal
+from tumorlens.cli_options import (
+    STATUS_INTERRUPTED,
+    SetOption,
+    config_of,
+    train_words,
+)
 from tumorlens.errors import ConfigError
 from tumorlens.extras import require
-
-STATUS_INTERRUPTED = 130
+from tumorlens.files import write_json
 
 app = typer.Typer(
     help="Compare many settings: run, resume and watch studies.",
@@ -127,6 +135,92 @@ def status(
     """Show the trials of a study, also while it runs."""
     study = require("tumorlens.studies").open_study(path)
     study_display.say_trials(study.trials(study.open_store(store)))
+
+
+def lr_find(
+    context: typer.Context,
+    config_path: Annotated[
+        Path | None,
+        typer.Argument(metavar="CONFIG", help="TOML file. Default: good settings."),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="The same as data.path.")
+    ] = None,
+    settings: SetOption = None,
+    lowest: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
+    highest: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Batches, one for each rate.")] = 100,
+) -> None:
+    """Suggest a learning rate from a short sweep over the train subset."""
+    config = config_of(config_path, settings, ("data.path", data))
+    stage = require("tumorlens.lr_find")
+    with terminal.counting("trying learning rates") as progress:
+        found = stage.find_lr(
+            config,
+            lowest=lowest,
+            highest=highest,
+            num_steps=steps,
+            command=context.obj,
+            progress=progress,
+        )
+    write_json(out / "lr_find.json", found)
+    svg, png = require("tumorlens.report.lr_plot").write_lr_plot(found, out)
+    terminal.say(found["words"])
+    where = f"the curve is in {svg} and {png}, its numbers are in lr_find.json"
+    if found["suggestion"] is None:
+        terminal.say(where)
+        return
+    lr = f"optim.lr={found['suggestion']:g}"
+    words = train_words(data, *(settings or []), lr, config_path=config_path)
+    terminal.say_next(where, *words)
+
+
+def compare(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders, or one study folder."),
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Default: the study's folder, or ./comparison."
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="An image to put through every network."),
+    ] = None,
+    subset: Annotated[
+        str, typer.Option(help="test, or val while choices are being made.")
+    ] = "test",
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="Folder that --image may be relative to."),
+    ] = None,
+    no_latency: Annotated[
+        bool, typer.Option("--no-latency", help="Do not time the networks.")
+    ] = False,
+) -> None:
+    """Put runs side by side, and say which differences are noise."""
+    stage, tables = require("tumorlens.compare"), require("tumorlens.comparison_tables")
+    if out is None:
+        is_study = require("tumorlens.arms").is_study(paths[0])
+        out = paths[0] if is_study else Path("comparison")
+    found = stage.compare(
+        paths, subset=subset, image=image, data=data, with_latency=not no_latency
+    )
+    write_json(out / "comparison.json", found)
+    tables.write_tables(found, out)
+    page = require("tumorlens.report").write_comparison_page(
+        out / "comparison.json", data=data, out=out / "comparison.html"
+    )
+    terminal.print_table(*tables.table_rows(found, is_short=True))
+    for sentence in found["words"]:
+        terminal.say(sentence)
+    terminal.say(f"the page is {page}, its tables are beside it as .csv, .md and .tex")
 
 
 def _refuse(path: Path, *given: object) -> None:
