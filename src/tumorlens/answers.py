@@ -209,6 +209,7 @@ def _probs(
         device=torch_device,
         mirror=card.mirror,
         tta=card.tta,
+        temperature=card.temperature,
     )
     probs: NDArray[np.float64] = np.exp(log_probs.astype(np.float64))
     return probs

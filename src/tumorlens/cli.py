@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import tumorlens
-from tumorlens import cli_runs, cli_study, terminal
+from tumorlens import cli_deploy, cli_predict, cli_runs, cli_study, terminal
 from tumorlens.cli_options import (
     STATUS_INTERRUPTED,
     DataArgument,
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 STATUS_ERROR = 2
-STATUS_UNREADABLE = 3
 
 app = typer.Typer(
     name="tumorlens",
@@ -314,50 +313,13 @@ def report(
     )
 
 
-@app.command()
-def predict(
-    path: RunArgument,
-    images: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Files and folders.")
-    ],
-    *,
-    more_runs: Annotated[
-        list[Path] | None,
-        typer.Option("--run", metavar="RUN", help="One more run; repeatable."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write .csv, .json or .parquet instead."),
-    ] = None,
-) -> int:
-    """Give the probability of every class for images."""
-    stage = require("tumorlens.predict")
-    if out:
-        stage.check_output(out)
-    files = stage.find_images(images)
-    answers = []
-    for run_path in (path, *(more_runs or [])):
-        predictor = stage.Predictor.open(run_path)
-        with terminal.counting(predictor.name) as progress:
-            predictions = list(predictor.predict_files(files, progress=progress))
-        answers.append((predictor.name, predictor.classes, predictions))
-    if out:
-        stage.save_predictions(out, answers)
-        print(f"the probabilities are in {out}")
-    else:
-        terminal.say_predictions(answers)
-    num_unreadable = sum(not answer.predicted for answer in answers[0][2])
-    if num_unreadable:
-        print(f"{terminal.files(num_unreadable)} could not be read", file=sys.stderr)
-        return STATUS_UNREADABLE
-    return 0
-
-
+app.command()(cli_predict.predict)
 app.command()(cli_study.lr_find)
 app.command("import")(cli_runs.import_weights)
 app.command()(cli_runs.runs)
 app.command()(cli_study.compare)
 app.command()(cli_runs.ensemble)
+app.command()(cli_deploy.export)
 
 
 def _with_value(arguments: Sequence[str]) -> list[str]:

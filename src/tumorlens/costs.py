@@ -198,6 +198,7 @@ def _answer(networks: Networks, device: torch.device) -> Callable[[], None]:
                 device=device,
                 mirror=network.card.mirror,
                 tta=network.card.tta,
+                temperature=network.card.temperature,
             )
 
     return answer

@@ -4,6 +4,7 @@
     |- ConfigError        a setting is unknown, of the wrong type or out of range
     |- DataError          the image folder or one of its files cannot be used
     |- RunError           a run folder is missing, incomplete or from another version
+    |- ArtefactError      an exported model is missing, changed, or not as promised
     `- MissingExtraError  an optional dependency is not installed
 
 A broken promise inside our own code is not in this list. It stays an
@@ -43,6 +44,10 @@ class DataError(TumorlensError):
 
 class RunError(TumorlensError):
     """A run folder is missing, incomplete or from another version."""
+
+
+class ArtefactError(TumorlensError):
+    """An exported model is missing, changed, or does not answer as it should."""
 
 
 class MissingExtraError(TumorlensError, ImportError):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 from tumorlens.errors import MissingExtraError
 
@@ -19,12 +20,18 @@ _EXTRA_OF = {
     "accelerate": "train",
     "alembic": "track",
     "gdcm": "dicom",
+    "highdicom": "dicom",
     "jinja2": "train",
     "filelock": "study",
     "matplotlib": "train",
     "mlflow": "track",
     "nibabel": "demo",
     "nilearn": "demo",
+    "nncf": "export",
+    "onnx": "export",
+    "onnxruntime": "runtime",
+    "onnxscript": "export",
+    "openvino": "runtime",
     "optuna": "study",
     "pg8000": "study",
     "psutil": "study",
@@ -46,6 +53,11 @@ def switch_off_usage_data() -> None:
     os.environ["DO_NOT_TRACK"] = "1"
     # MLflow knows the line above, but only as "true", which others do not.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    # OpenVINO and NNCF ask the home folder whether they may send, and go without where
+    # the library that sends cannot be imported.
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("openvino_telemetry", None)
 
 
 def require(module: str) -> ModuleType:

@@ -213,6 +213,7 @@ def infer(
     device: torch.device,
     mirror: bool,
     tta: str = "none",
+    temperature: float = 1.0,
 ) -> NDArray[np.float32]:
     """Return the network's answer for every image: the one inference pass.
 
@@ -226,6 +227,7 @@ def infer(
             mirror image. The logarithm of the average is then returned.
         tta: The policy of `tumorlens.views` to average over; unless it is "none", it
             goes before `mirror`.
+        temperature: What logits are divided by before softmax.
 
     Returns:
         Log-probabilities, shape (N, C), float32, in the order of the images. Their
@@ -236,7 +238,7 @@ def infer(
     for batch in batches:
         images = normalize(batch.to(device, non_blocking=True), mean=mean, std=std)
         answers = [
-            model(view).float().log_softmax(dim=1)  # (N, C)
+            (model(view).float() / temperature).log_softmax(dim=1)  # (N, C)
             for view in views_of(images, policy_of(mirror=mirror, tta=tta))
         ]
         log_probs = torch.stack(answers).logsumexp(dim=0) - math.log(len(answers))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from tumorlens.artefacts import Artefact, is_artefact, open_artefact
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.extras import require
 from tumorlens.files import replacing, write_json, write_text
@@ -26,6 +27,8 @@ from tumorlens.runs import ModelCard, Run, open_run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from tumorlens.config import Fit
 
 Progress = Callable[[int, int], None]
 
@@ -47,11 +50,14 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class _Network:
-    """A network and the card that says what it takes."""
+class _Voice:
+    """Something that answers: a network of a run, or an artefact."""
 
-    card: ModelCard
-    module: Any
+    size_px: int
+    fit: Fit
+    in_chans: int
+    ask: Callable[[NDArray[np.uint8]], NDArray[np.floating]]
+    """Images (N, S, S, C) to probabilities (N, classes)."""
 
 
 class Predictor:
@@ -65,40 +71,33 @@ class Predictor:
         classes: Names, in the order of the probabilities.
     """
 
-    def __init__(self, name: str, networks: Sequence[_Network], device: Any) -> None:
+    def __init__(
+        self, name: str, classes: tuple[str, ...], voices: Sequence[_Voice]
+    ) -> None:
         self.name = name
-        self.classes = networks[0].card.classes
-        self._networks = networks
-        self._device = device
+        self.classes = classes
+        self._voices = voices
 
     @classmethod
     def open(cls, path: Path, *, device: str = "auto") -> Self:
-        """Load a run folder.
+        """Load a run folder or an artefact.
 
         Args:
             path: Of an ordinary run, finished or with weights, a k-fold run or an
-                ensemble.
-            device: 'auto', 'cpu' or 'cuda'.
+                ensemble; or of an artefact that `export` has made.
+            device: 'auto', 'cpu' or 'cuda'; artefacts run on the CPU.
 
         Raises:
             RunError: The folder is no run, has no weights, or they were changed.
+            ArtefactError: The artefact was changed, or its runtime does not take it.
             ConfigError: A GPU is asked for and there is none.
-            MissingExtraError: torch is not installed.
+            MissingExtraError: torch, or the artefact's runtime, is not installed.
         """
+        if is_artefact(path):
+            return cls(*_voice_of(open_artefact(path)))
         run = open_run(path)
-        models = require("tumorlens.models")
-        target = models.resolve_device(device)
-        networks = []
-        for part in _parts(run):
-            card = part.card()
-            module = models.load_model(card, part.weights_path).to(target)
-            networks.append(_Network(card, module))
-        if len({network.card.classes for network in networks}) > 1:
-            raise RunError(
-                f"the networks of {path} do not have the same classes",
-                hint="train the run, or make the ensemble, again",
-            )
-        return cls(run.name, networks, target)
+        voices, classes = _voices_of(run, device=device)
+        return cls(run.name, classes, voices)
 
     def predict_files(
         self,
@@ -132,11 +131,11 @@ class Predictor:
         self, paths: list[Path], limits: ImageLimits, pool: ThreadPoolExecutor
     ) -> list[Prediction]:
         errors: dict[int, str] = {}
-        answers: list[NDArray[np.float64]] = []  # (N, C) of each network
-        for network in self._networks:
-            images, errors = _decode(paths, network.card, limits, pool)
+        answers: list[NDArray[np.floating]] = []  # (N, C) of each network
+        for voice in self._voices:
+            images, errors = _decode(paths, voice, limits, pool)
             if len(images):
-                answers.append(self._probs(network, images))
+                answers.append(voice.ask(images))
         mean = iter(np.mean(answers, axis=0).astype(np.float32) if answers else ())
         return [
             Prediction(path, None, None, errors[number])
@@ -144,23 +143,6 @@ class Predictor:
             else self._prediction(path, next(mean))
             for number, path in enumerate(paths)
         ]
-
-    def _probs(
-        self, network: _Network, images: NDArray[np.uint8]
-    ) -> NDArray[np.float64]:
-        models, torch = require("tumorlens.models"), require("torch")
-        batch = torch.from_numpy(images).permute(0, 3, 1, 2)  # (N, C, S, S)
-        log_probs = models.infer(
-            network.module,
-            [batch],
-            mean=network.card.mean,
-            std=network.card.std,
-            device=self._device,
-            mirror=network.card.mirror,
-            tta=network.card.tta,
-        )
-        probs: NDArray[np.float64] = np.exp(log_probs.astype(np.float64))
-        return probs
 
     def _prediction(self, path: Path, probs: NDArray[np.float32]) -> Prediction:
         return Prediction(path, probs, self.classes[int(probs.argmax())], None)
@@ -254,6 +236,55 @@ def check_output(out: Path) -> None:
         )
 
 
+def _voice_of(artefact: Artefact) -> tuple[str, tuple[str, ...], list[_Voice]]:
+    card = artefact.card
+    session = require("tumorlens.runtimes").open_session(artefact)
+    voice = _Voice(card.size_px, card.fit, 3, lambda images: session(images).probs)
+    return f"{card.run} ({card.kind})", card.classes, [voice]
+
+
+def _voices_of(run: Run, *, device: str) -> tuple[list[_Voice], tuple[str, ...]]:
+    models = require("tumorlens.models")
+    target = models.resolve_device(device)
+    cards, voices = [], []
+    for part in _parts(run):
+        card = part.card()
+        module = models.load_model(card, part.weights_path).to(target)
+        cards.append(card)
+        voices.append(
+            _Voice(card.size_px, card.fit, card.in_chans, _asker(card, module, target))
+        )
+    if len({card.classes for card in cards}) > 1:
+        raise RunError(
+            f"the networks of {run.path} do not have the same classes",
+            hint="train the run, or make the ensemble, again",
+        )
+    return voices, cards[0].classes
+
+
+def _asker(
+    card: ModelCard, module: Any, device: Any
+) -> Callable[[NDArray[np.uint8]], NDArray[np.floating]]:
+    models, torch = require("tumorlens.models"), require("torch")
+
+    def ask(images: NDArray[np.uint8]) -> NDArray[np.floating]:
+        batch = torch.from_numpy(images).permute(0, 3, 1, 2)  # (N, C, S, S)
+        log_probs = models.infer(
+            module,
+            [batch],
+            mean=card.mean,
+            std=card.std,
+            device=device,
+            mirror=card.mirror,
+            tta=card.tta,
+            temperature=card.temperature,
+        )
+        probs: NDArray[np.float64] = np.exp(log_probs.astype(np.float64))
+        return probs
+
+    return ask
+
+
 def _parts(run: Run) -> tuple[Run, ...]:
     num_folds = len(run.folds())
     if run.is_kfold and num_folds < run.config.data.num_folds:
@@ -265,15 +296,15 @@ def _parts(run: Run) -> tuple[Run, ...]:
 
 
 def _decode(
-    paths: list[Path], card: ModelCard, limits: ImageLimits, pool: ThreadPoolExecutor
+    paths: list[Path], voice: _Voice, limits: ImageLimits, pool: ThreadPoolExecutor
 ) -> tuple[NDArray[np.uint8], dict[int, str]]:
     def decode(path: Path) -> NDArray[np.uint8] | str:
         try:
             return load_square(
                 path,
-                size_px=card.size_px,
-                fit=card.fit,
-                in_chans=card.in_chans,
+                size_px=voice.size_px,
+                fit=voice.fit,
+                in_chans=voice.in_chans,
                 limits=limits,
             )
         except DataError as error:
@@ -282,7 +313,7 @@ def _decode(
     decoded = list(pool.map(decode, paths))
     errors = {n: image for n, image in enumerate(decoded) if isinstance(image, str)}
     images = [image for image in decoded if not isinstance(image, str)]
-    empty = np.empty((0, card.size_px, card.size_px, card.in_chans), np.uint8)
+    empty = np.empty((0, voice.size_px, voice.size_px, voice.in_chans), np.uint8)
     return np.stack(images) if images else empty, errors
 
 

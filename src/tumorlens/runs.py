@@ -78,6 +78,8 @@ class ModelCard(BaseModel):
     tta: Tta = "none"
     """The views over which probabilities are averaged; other than "none", it goes
     before `mirror`."""
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """What logits are divided by before softmax; 1 until the run is calibrated."""
     epoch: int
     """The epoch that the weights come from, counted from 1; 0 for imported ones."""
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
