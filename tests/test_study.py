@@ -16,6 +16,7 @@ import torch
 
 from tumorlens import train as train_stage
 from tumorlens.estimates import estimate_study
+from tumorlens.optim import make_optimizer
 from tumorlens.runs import open_run
 from tumorlens.studies import Study, create_study, open_study
 from tumorlens.study import is_out_of_memory, run_study, work
@@ -261,6 +262,16 @@ def test_a_shipped_study_can_be_planned(path: Path) -> None:
     comment = path.read_text(encoding="utf-8")
     assert f"tumorlens study run studies/{path.name} " in comment
     assert estimate_study(plan) is None  # without images there is no time to tell
+
+
+def test_the_report_s_sgd_is_torch_s_with_classical_momentum() -> None:
+    plan = load_plan(REPOSITORY / "studies" / "optimizer-pooling.toml")
+    (trial, _) = [one for one in plan.trials() if one.arm == "SGD, max"]
+    config = plan.config_of(trial.settings, protocol="as-given", seed=42)
+    optimizer = make_optimizer(torch.nn.Linear(2, 2), config.optim)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.defaults["nesterov"] is False
+    assert optimizer.defaults["momentum"] == 0.9
 
 
 def test_the_time_of_a_trial_is_estimated_from_its_images_and_epochs(
