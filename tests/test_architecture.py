@@ -18,6 +18,7 @@ ROWS = [
     {"errors"},
     {
         "files",
+        "addresses",
         "allocator",
         "extras",
         "config",
@@ -52,8 +53,8 @@ ROWS = [
     {"audit", "predict", "ensemble", "tracking", "arms", "costs"},
     {"datasets"},
     {"batches", "selection", "answers", "import_weights", "loop"},
-    {"train", "estimates", "evaluate", "gain", "compare", "lr_find"},
-    {"study", "report", "cli_options"},
+    {"train", "estimates", "evaluate", "gain", "lr_find"},
+    {"study", "compare", "report", "cli_options"},
     {"cli_runs", "cli_study"},
     {"cli"},
 ]
