@@ -18,6 +18,7 @@ ROWS = [
     {"errors"},
     {
         "files",
+        "addresses",
         "allocator",
         "extras",
         "config",
@@ -77,8 +78,8 @@ ROWS = [
     {"audit", "predict", "ensemble", "tracking", "arms", "costs", "graph_files"},
     {"datasets"},
     {"batches", "selection", "answers", "import_weights", "loop"},
-    {"train", "estimates", "evaluate", "gain", "compare", "lr_find", "export"},
-    {"study", "report", "cli_options"},
+    {"train", "estimates", "evaluate", "gain", "lr_find", "export"},
+    {"study", "compare", "report", "cli_options"},
     {"cli_runs", "cli_study", "cli_deploy", "cli_predict"},
     {"cli"},
 ]

@@ -21,6 +21,7 @@ import typer
 
 import tumorlens
 from tumorlens import cli_deploy, cli_predict, cli_runs, cli_study, terminal
+from tumorlens.addresses import without_password
 from tumorlens.cli_options import (
     STATUS_INTERRUPTED,
     DataArgument,
@@ -68,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _with_value(arguments) or ["--help"],
             prog_name="tumorlens",
             standalone_mode=False,
-            # What was typed, for the record of a run.
-            obj=shlex.join(["tumorlens", *arguments]),
+            # What was typed, for the record of a run. Passwords are kept nowhere.
+            obj=shlex.join(["tumorlens", *map(without_password, arguments)]),
         )
     except typer.TyperException as error:
         terminal.say_error(error.format_message(), _see_help(arguments))

@@ -178,6 +178,7 @@ def lr_find(
 
 
 def compare(
+    context: typer.Context,
     paths: Annotated[
         list[Path],
         typer.Argument(metavar="RUN...", help="Run folders, or one study folder."),
@@ -194,12 +195,20 @@ def compare(
         typer.Option(metavar="FILE", help="An image to put through every network."),
     ] = None,
     subset: Annotated[
-        str, typer.Option(help="test, or val while choices are being made.")
-    ] = "test",
+        str | None,
+        typer.Option(
+            help="test, or val while choices are being made. Default: test; val for a "
+            "study that never looks at test."
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DATA", help="Folder that --image may be relative to."),
+        typer.Option(
+            metavar="DATA",
+            help="Where the images are, if they moved; --image may be relative to it.",
+        ),
     ] = None,
+    store: StoreOption = None,
     no_latency: Annotated[
         bool, typer.Option("--no-latency", help="Do not time the networks.")
     ] = False,
@@ -209,9 +218,17 @@ def compare(
     if out is None:
         is_study = require("tumorlens.arms").is_study(paths[0])
         out = paths[0] if is_study else Path("comparison")
-    found = stage.compare(
-        paths, subset=subset, image=image, data=data, with_latency=not no_latency
-    )
+    with terminal.counting("comparing") as progress:
+        found = stage.compare(
+            paths,
+            subset=subset,
+            image=image,
+            data=data,
+            with_latency=not no_latency,
+            store_url=store,
+            command=context.obj,
+            progress=progress,
+        )
     write_json(out / "comparison.json", found)
     tables.write_tables(found, out)
     page = require("tumorlens.report").write_comparison_page(

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tumorlens.addresses import without_password
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import write_text
 from tumorlens.runs import Run, open_run
-from tumorlens.study_database import without_password
 from tumorlens.study_plan import StudyPlan, dump_plan, read_plan
 from tumorlens.study_store import Store
 
