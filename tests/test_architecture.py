@@ -30,6 +30,7 @@ ROWS = [
         "environment",
         "interrupts",
         "terminal",
+        "timing",
     },
     {
         "tables",
@@ -45,6 +46,7 @@ ROWS = [
         "paired",
         "comparison_words",
         "comparison_tables",
+        "benchmark_tables",
     },
     {
         "images",
@@ -75,11 +77,11 @@ ROWS = [
         "serving_graph",
     },
     {"audit", "predict", "ensemble", "tracking", "arms", "costs", "graph_files"},
-    {"datasets"},
-    {"batches", "selection", "answers", "import_weights", "loop"},
+    {"datasets", "benchmark_process", "benchmark_subjects"},
+    {"batches", "selection", "answers", "import_weights", "loop", "benchmark"},
     {"train", "estimates", "evaluate", "gain", "compare", "lr_find", "export"},
     {"study", "report", "cli_options"},
-    {"cli_runs", "cli_study", "cli_deploy", "cli_predict"},
+    {"cli_runs", "cli_study", "cli_deploy", "cli_predict", "cli_benchmark"},
     {"cli"},
 ]
 """Modules from the ground up. A module may import only from rows above its own."""
