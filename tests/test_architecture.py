@@ -31,6 +31,7 @@ ROWS = [
         "environment",
         "interrupts",
         "terminal",
+        "timing",
     },
     {
         "tables",
@@ -46,6 +47,7 @@ ROWS = [
         "paired",
         "comparison_words",
         "comparison_tables",
+        "benchmark_tables",
     },
     {
         "images",
@@ -79,11 +81,11 @@ ROWS = [
         "fastest",
     },
     {"audit", "predict", "ensemble", "tracking", "arms", "costs", "graph_files"},
-    {"datasets", "prediction_files"},
-    {"batches", "selection", "answers", "import_weights", "loop"},
+    {"datasets", "prediction_files", "benchmark_process", "benchmark_subjects"},
+    {"batches", "selection", "answers", "import_weights", "loop", "benchmark"},
     {"train", "estimates", "evaluate", "gain", "lr_find", "export"},
     {"study", "compare", "report", "cli_options"},
-    {"cli_runs", "cli_study", "cli_deploy", "cli_predict"},
+    {"cli_runs", "cli_study", "cli_deploy", "cli_predict", "cli_benchmark"},
     {"cli"},
 ]
 """Modules from the ground up. A module may import only from rows above its own."""

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import tumorlens
-from tumorlens import cli_deploy, cli_predict, cli_runs, cli_study, terminal
+from tumorlens import (
+    cli_benchmark,
+    cli_deploy,
+    cli_predict,
+    cli_runs,
+    cli_study,
+    terminal,
+)
 from tumorlens.addresses import without_password
 from tumorlens.cli_options import (
     STATUS_INTERRUPTED,
@@ -321,6 +328,7 @@ app.command()(cli_runs.runs)
 app.command()(cli_study.compare)
 app.command()(cli_runs.ensemble)
 app.command()(cli_deploy.export)
+app.command()(cli_benchmark.benchmark)
 
 
 def _with_value(arguments: Sequence[str]) -> list[str]:
