@@ -94,10 +94,15 @@ class Predictor:
             MissingExtraError: torch, or the artefact's runtime, is not installed.
         """
         if is_artefact(path):
-            return cls(*_voice_of(open_artefact(path)))
+            return cls.of_artefact(open_artefact(path))
         run = open_run(path)
         voices, classes = _voices_of(run, device=device)
         return cls(run.name, classes, voices)
+
+    @classmethod
+    def of_artefact(cls, artefact: Artefact) -> Self:
+        """Load an artefact that is checked already; `export` has one to prove."""
+        return cls(*_voice_of(artefact))
 
     def predict_files(
         self,
