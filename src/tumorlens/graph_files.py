@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from tumorlens import extras
 from tumorlens.artefacts import GRAPH_FILES, OUTPUTS, Kind
 from tumorlens.errors import ArtefactError, DataError, TumorlensError
 from tumorlens.extras import require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -75,6 +76,18 @@ class Source:
     """A folder for what is between: the ONNX file that OpenVINO's comes of."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """A node of a graph, whatever library it is from."""
+
+    name: str
+    takes: set[str]
+    """Names of values."""
+    gives: set[str]
+    is_layer: bool = False
+    """Whether it multiplies with weights."""
+
+
 def libraries_of(kind: Kind) -> dict[str, str]:
     """Return the versions of what makes and proves a graph of a kind.
 
@@ -85,7 +98,7 @@ def libraries_of(kind: Kind) -> dict[str, str]:
     names = _LIBRARIES[base] + (("nncf",) if kind == "openvino-int8" else ())
     with _quiet():
         for name in names:
-            require(name)
+            extras.require(name)
     return {name: version(name) for name in names}
 
 
@@ -180,26 +193,67 @@ def _write_onnx_int8(source: Source, path: Path) -> None:
         quant_format=quantization.QuantFormat.QDQ,
         per_channel=True,
         op_types_to_quantize=list(_ONNX_QUANTIZED),
-        nodes_to_exclude=outside_network(onnx.load(prepared)),
+        nodes_to_exclude=outside_network(_onnx_steps(onnx.load(prepared))),
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
     )
 
 
-def outside_network(model: Any) -> list[str]:
-    """Return the names of an ONNX graph's nodes before or after the network itself.
+def _onnx_steps(model: Any) -> list[Step]:
+    return [
+        Step(
+            node.name,
+            set(node.input),
+            set(node.output),
+            is_layer=node.op_type in ("Conv", "Gemm", "MatMul"),
+        )
+        for node in model.graph.node
+    ]
+
+
+def _openvino_steps(model: Any) -> list[Step]:
+    layers = ("Convolution", "GroupConvolution", "MatMul")
+    return [
+        Step(
+            op.get_friendly_name(),
+            {value.get_node().get_friendly_name() for value in op.input_values()},
+            {op.get_friendly_name()},
+            is_layer=op.get_type_name() in layers,
+        )
+        for op in model.get_ordered_ops()
+        if op.get_type_name() not in ("Constant", "Parameter", "Result")
+    ]
+
+
+def outside_network(steps: Sequence[Step]) -> list[str]:
+    """Return the names of a graph's steps before or after the network itself.
 
     Normalization comes before every layer that multiplies, softmax and averages after
-    the last: neither costs time, and in 8 bits either would cost accuracy.
+    the last: neither costs time, and in 8 bits either would cost accuracy. Left to
+    itself NNCF quantizes an average of probabilities, which then no longer sum to 1.
+
+    Args:
+        steps: In an order in which each comes after those that it uses.
+
+    Example:
+        >>> outside_network([
+        ...     Step("scale", {"x"}, {"a"}), Step("conv", {"a"}, {"b"}, is_layer=True),
+        ...     Step("relu", {"b"}, {"c"}), Step("fc", {"c"}, {"d"}, is_layer=True),
+        ...     Step("softmax", {"d"}, {"e"}),
+        ... ])
+        ['scale', 'softmax']
     """
-    nodes = list(model.graph.node)
-    is_layer = [node.op_type in ("Conv", "Gemm", "MatMul") for node in nodes]
-    ways = [(set(node.input), set(node.output)) for node in nodes]
+    is_layer = [step.is_layer for step in steps]
+    ways = [(step.takes, step.gives) for step in steps]
     is_after = _reached(ways, is_layer)
-    back = [(outputs, inputs) for inputs, outputs in reversed(ways)]
+    back = [(gives, takes) for takes, gives in reversed(ways)]
     is_before = _reached(back, is_layer[::-1])[::-1]
-    inside = zip(nodes, is_layer, is_after, is_before, strict=True)
-    return [node.name for node, layer, *both in inside if not (layer or all(both))]
+    both = zip(steps, is_after, is_before, strict=True)
+    return [
+        step.name
+        for step, after, before in both
+        if not (step.is_layer or (after and before))
+    ]
 
 
 def _reached(ways: list[tuple[set[str], set[str]]], is_start: list[bool]) -> list[bool]:
@@ -215,10 +269,12 @@ def _reached(ways: list[tuple[set[str], set[str]]], is_start: list[bool]) -> lis
 
 def _write_openvino_int8(source: Source, path: Path) -> None:
     openvino, nncf = require("openvino"), require("nncf")
+    model = openvino.convert_model(_onnx_of(source))
     quantized = nncf.quantize(
-        openvino.convert_model(_onnx_of(source)),
+        model,
         _calibration(source),
         subset_size=NUM_CALIBRATION,
+        ignored_scope=_around(model),
     )
     openvino.save_model(quantized, path, compress_to_fp16=False)
 
@@ -259,6 +315,7 @@ def _write_openvino_int8_with_care(source: Source, path: Path, nearness: float) 
         likeness,
         max_drop=nearness * distance,
         subset_size=NUM_CALIBRATION,
+        ignored_scope=_around(model),
     )
     openvino.save_model(quantized, path, compress_to_fp16=False)
 
@@ -266,6 +323,11 @@ def _write_openvino_int8_with_care(source: Source, path: Path, nearness: float) 
 def _calibration(source: Source) -> Any:
     images = source.training_images(0, NUM_CALIBRATION)
     return require("nncf").Dataset([image[None] for image in images])
+
+
+def _around(model: Any) -> Any:
+    names = outside_network(_openvino_steps(model))
+    return require("nncf").IgnoredScope(names=names, validate=False)
 
 
 def _exported(source: Source) -> Any:

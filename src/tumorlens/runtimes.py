@@ -316,8 +316,8 @@ def _most_frequent(names: Iterable[str]) -> str:
 
 
 def _refused(artefact: Artefact, runtime: str, error: Exception) -> ArtefactError:
-    lines = str(error).strip().splitlines()
-    why = lines[0][:200] if lines else type(error).__name__
+    # All of it in one line: the first names a place in the runtime's own source.
+    why = " ".join(str(error).split())[:600] or type(error).__name__
     return ArtefactError(
         f"{runtime} does not take {artefact.graph_path}: {why}",
         hint="update the runtime to the version in model.json (made_with), or export "

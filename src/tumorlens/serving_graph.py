@@ -61,6 +61,9 @@ class ServingGraph(nn.Module):
                 the members' side by side.
         """
         pixels = images.permute(0, 3, 1, 2).float()  # (N, 3, S, S), 0 to 255
+        if len(self.members) == 1:
+            probs, logits, embedding = self.members[0](pixels)
+            return probs, logits, embedding
         answers = [member(pixels) for member in self.members]
         probs, logits, embeddings = zip(*answers, strict=True)
         return (
