@@ -51,7 +51,7 @@ ROWS = [
     {"runs", "copies", "loaders", "phantom"},
     {"models", "split", "leaks", "studies", "outgoing", "arm_measures", "listing"},
     {"audit", "predict", "ensemble", "tracking", "arms", "costs"},
-    {"datasets"},
+    {"datasets", "study_tracking"},
     {"batches", "selection", "answers", "import_weights", "loop"},
     {"train", "estimates", "evaluate", "gain", "lr_find"},
     {"study", "compare", "report", "cli_options"},
