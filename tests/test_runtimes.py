@@ -110,8 +110,8 @@ def test_the_runtime_computes_in_what_the_artefact_was_made_for(
 def test_the_precision_is_what_most_layers_say_and_not_what_the_card_says(
     exported_run: Run,
 ) -> None:
-    for kind in ("onnx", "openvino", "torch-export"):
-        artefact = artefact_of(exported_run, kind)  # type: ignore[arg-type]
+    for kind in FLOATING:
+        artefact = artefact_of(exported_run, kind)
         lying = artefact.card.model_copy(update={"precision": "int8"})
         assert open_session(replace(artefact, card=lying)).precision == "fp32"
 

@@ -136,16 +136,13 @@ def precision_of(kind: Kind) -> Precision:
 
 
 def is_artefact(path: Path) -> bool:
-    """Whether a folder, or the file of a graph in it, is an artefact or looks like one.
+    """Whether a folder, or a file in it, is an artefact: a whole one or what is left.
 
-    A folder that holds a graph and no manifest does: `open_artefact` says what is wrong
-    with it.
+    A graph whose manifest was not copied along counts: `open_artefact` says so.
     """
-    names = {
-        "manifest.json",
-        *(name for files in GRAPH_FILES.values() for name in files),
-    }
-    return any((_folder(path) / name).is_file() for name in names)
+    graphs = {names[0] for names in GRAPH_FILES.values()}
+    folder = _folder(path)
+    return any((folder / name).is_file() for name in ("manifest.json", *graphs))
 
 
 def open_artefact(path: Path) -> Artefact:

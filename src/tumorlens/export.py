@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from tumorlens.index import Index, SplitRow
     from tumorlens.runs import ModelCard, Run
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int | None], None]
 Stage = Callable[[str], AbstractContextManager[Progress | None]]
 """Shows that something begins, in words, and how many files of it are done."""
 

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 ROUNDING: dict[Precision, float] = {"fp32": 1e-4, "bf16": 0.05}
 """By how much a probability may differ where nothing but the order and the width of
 sums has changed; int8 has no such bound, it is judged by its accuracy. fp32 differs by
-some 1e-6. A number of bf16 has 8 bits, and what each layer rounds adds up: for a trained
-mobilenetv2_100 over 337 val images by 0.009 in the mean and 0.075 at most in OpenVINO,
-for a resnet18 of random features under a steep last layer by 0.023 and 0.15. So the
-bound is not what bf16 can do, but what may pass for the same answer: with more, the
-format fails for this network."""
+some 1e-6. A number of bf16 has 8 bits, and what each layer rounds adds up: in OpenVINO,
+over 337 val images, a trained mobilenetv2_100 differs by 0.009 in the mean and 0.075 at
+most, over 160 images a resnet18 of random features under a steep last layer by 0.023
+and 0.15. So the bound is not what bf16 can do, but what may pass for the same answer:
+with more, the format fails for this network."""
 
 FLIP_MARGIN: dict[Precision, float] = {"fp32": 2e-4, "bf16": 0.05}
 """How far apart the run's two best classes may be at most for a flip to be rounding.
