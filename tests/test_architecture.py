@@ -47,6 +47,7 @@ ROWS = [
         "comparison_words",
         "comparison_tables",
         "benchmark_tables",
+        "benchmark_summary",
     },
     {
         "images",

@@ -20,9 +20,6 @@ from tumorlens.runs import Run, open_run
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-BASELINE: Kind = "torchscript"
-"""What ratios are to: the report's own path, in fp32."""
-
 
 @dataclass(frozen=True)
 class Subject:
