@@ -30,6 +30,7 @@ ROWS = [
         "environment",
         "interrupts",
         "terminal",
+        "heat_map",
     },
     {
         "tables",
@@ -54,6 +55,7 @@ ROWS = [
         "phantom_patient",
         "study_store",
         "artefacts",
+        "dicomdir",
     },
     {
         "runs",
@@ -63,6 +65,7 @@ ROWS = [
         "runtimes",
         "artefact_readme",
         "parity",
+        "series",
     },
     {
         "models",
@@ -75,10 +78,10 @@ ROWS = [
         "serving_graph",
     },
     {"audit", "predict", "ensemble", "tracking", "arms", "costs", "graph_files"},
-    {"datasets"},
-    {"batches", "selection", "answers", "import_weights", "loop"},
+    {"datasets", "series_answers"},
+    {"batches", "selection", "answers", "import_weights", "loop", "series_tables"},
     {"train", "estimates", "evaluate", "gain", "compare", "lr_find", "export"},
-    {"study", "report", "cli_options"},
+    {"study", "report", "cli_options", "cli_series"},
     {"cli_runs", "cli_study", "cli_deploy", "cli_predict"},
     {"cli"},
 ]

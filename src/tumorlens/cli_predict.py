@@ -10,6 +10,14 @@ import typer
 
 from tumorlens import terminal
 from tumorlens.cli_options import RunArgument
+from tumorlens.cli_series import (
+    IdentifyOption,
+    NoTumorOption,
+    RuleOption,
+    SeriesOption,
+    SeriesOptions,
+    predict_series,
+)
 from tumorlens.extras import require
 
 STATUS_UNREADABLE = 3
@@ -18,7 +26,8 @@ STATUS_UNREADABLE = 3
 def predict(
     path: RunArgument,
     images: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Files and folders.")
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Files, folders and DICOMDIRs."),
     ],
     *,
     more_runs: Annotated[
@@ -29,11 +38,20 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE", help="Write .csv, .json or .parquet instead."),
     ] = None,
+    series: SeriesOption = None,
+    series_rule: RuleOption = None,
+    no_tumor_class: NoTumorOption = None,
+    identify: IdentifyOption = False,
 ) -> int:
     """Give the probability of every class for images."""
     stage = require("tumorlens.predict")
     if out:
         stage.check_output(out)
+    options = SeriesOptions(series, series_rule, no_tumor_class, identify)
+    if options.is_wanted(images):
+        return _status(
+            predict_series((path, *(more_runs or [])), images, options, out=out)
+        )
     files = stage.find_images(images)
     answers = []
     for run_path in (path, *(more_runs or [])):
@@ -46,7 +64,10 @@ def predict(
         print(f"the probabilities are in {out}")
     else:
         terminal.say_predictions(answers)
-    num_unreadable = sum(not answer.predicted for answer in answers[0][2])
+    return _status(sum(not answer.predicted for answer in answers[0][2]))
+
+
+def _status(num_unreadable: int) -> int:
     if num_unreadable:
         print(f"{terminal.files(num_unreadable)} could not be read", file=sys.stderr)
         return STATUS_UNREADABLE

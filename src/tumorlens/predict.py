@@ -22,7 +22,13 @@ from tumorlens.artefacts import Artefact, is_artefact, open_artefact
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.extras import require
 from tumorlens.files import replacing, write_json, write_text
-from tumorlens.images import DEFAULT_LIMITS, SUFFIXES, ImageLimits, load_square
+from tumorlens.images import (
+    DEFAULT_LIMITS,
+    SUFFIXES,
+    ImageLimits,
+    load_square,
+    to_square,
+)
 from tumorlens.runs import ModelCard, Run, open_run
 
 if TYPE_CHECKING:
@@ -50,7 +56,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class _Voice:
+class Voice:
     """Something that answers: a network of a run, or an artefact."""
 
     size_px: int
@@ -58,6 +64,14 @@ class _Voice:
     in_chans: int
     ask: Callable[[NDArray[np.uint8]], NDArray[np.floating]]
     """Images (N, S, S, C) to probabilities (N, classes)."""
+    weights_sha256: tuple[str, ...]
+    """Digests of the weights files behind it."""
+
+    def square(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a decoded image as this network sees it, (S, S, C)."""
+        return to_square(
+            image, size_px=self.size_px, fit=self.fit, in_chans=self.in_chans
+        )
 
 
 class Predictor:
@@ -72,11 +86,16 @@ class Predictor:
     """
 
     def __init__(
-        self, name: str, classes: tuple[str, ...], voices: Sequence[_Voice]
+        self, name: str, classes: tuple[str, ...], voices: Sequence[Voice]
     ) -> None:
         self.name = name
         self.classes = classes
-        self._voices = voices
+        self._voices = tuple(voices)
+
+    @property
+    def voices(self) -> tuple[Voice, ...]:
+        """The networks, or the artefact, that answer."""
+        return self._voices
 
     @classmethod
     def open(cls, path: Path, *, device: str = "auto") -> Self:
@@ -126,6 +145,19 @@ class Predictor:
                 done += len(batch)
                 if progress is not None:
                     progress(done, len(paths))
+
+    def probs_of(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Return the probabilities (N, C) of decoded images, one batch.
+
+        Args:
+            images: At least one, as `images.read_image` gives them.
+        """
+        answers = [
+            voice.ask(np.stack([voice.square(image) for image in images]))
+            for voice in self._voices
+        ]
+        mean: NDArray[np.float32] = np.mean(answers, axis=0).astype(np.float32)
+        return mean
 
     def _predict_batch(
         self, paths: list[Path], limits: ImageLimits, pool: ThreadPoolExecutor
@@ -236,14 +268,20 @@ def check_output(out: Path) -> None:
         )
 
 
-def _voice_of(artefact: Artefact) -> tuple[str, tuple[str, ...], list[_Voice]]:
+def _voice_of(artefact: Artefact) -> tuple[str, tuple[str, ...], list[Voice]]:
     card = artefact.card
     session = require("tumorlens.runtimes").open_session(artefact)
-    voice = _Voice(card.size_px, card.fit, 3, lambda images: session(images).probs)
+    voice = Voice(
+        card.size_px,
+        card.fit,
+        3,
+        lambda images: session(images).probs,
+        card.weights_sha256,
+    )
     return f"{card.run} ({card.kind})", card.classes, [voice]
 
 
-def _voices_of(run: Run, *, device: str) -> tuple[list[_Voice], tuple[str, ...]]:
+def _voices_of(run: Run, *, device: str) -> tuple[list[Voice], tuple[str, ...]]:
     models = require("tumorlens.models")
     target = models.resolve_device(device)
     cards, voices = [], []
@@ -252,7 +290,13 @@ def _voices_of(run: Run, *, device: str) -> tuple[list[_Voice], tuple[str, ...]]
         module = models.load_model(card, part.weights_path).to(target)
         cards.append(card)
         voices.append(
-            _Voice(card.size_px, card.fit, card.in_chans, _asker(card, module, target))
+            Voice(
+                card.size_px,
+                card.fit,
+                card.in_chans,
+                _asker(card, module, target),
+                (card.weights_sha256,),
+            )
         )
     if len({card.classes for card in cards}) > 1:
         raise RunError(
@@ -296,7 +340,7 @@ def _parts(run: Run) -> tuple[Run, ...]:
 
 
 def _decode(
-    paths: list[Path], voice: _Voice, limits: ImageLimits, pool: ThreadPoolExecutor
+    paths: list[Path], voice: Voice, limits: ImageLimits, pool: ThreadPoolExecutor
 ) -> tuple[NDArray[np.uint8], dict[int, str]]:
     def decode(path: Path) -> NDArray[np.uint8] | str:
         try:
