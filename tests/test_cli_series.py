@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -190,6 +191,24 @@ def test_several_runs_answer_one_after_the_other(
     ]
 
 
+def test_results_are_written_as_dicom(
+    ask: Callable[..., Answer], run: Path, study: Path, tmp_path: Path
+) -> None:
+    out, table = tmp_path / "results", tmp_path / "x.json"
+    answer = ask(run, study, "--dicom-out", out, "--out", table)
+    assert answer.status == 0
+    assert "the patient's identity" in answer.err
+    names = [f"series-{n}-{kind}.dcm" for n in (1, 2) for kind in ("page", "sr")]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert len(rows_in(table)) == 8
+    # Identity goes into the DICOM files, and nowhere else.
+    written = (answer.out + answer.err + table.read_text()).replace(str(tmp_path), "")
+    assert not {value for value in identifying(study) if value in written}
+    # Laid beside the study, they are not taken for images of the patient.
+    again = ask(run, study, out)
+    assert "4 x result of tumorlens" in again.err
+
+
 # What is typed wrongly
 
 
@@ -230,6 +249,56 @@ def test_a_dicomdir_that_points_outside_is_refused(
     at = content.rindex(b"IM000000")
     media.write_bytes(content[:at] + b"../../XX" + content[at + 8 :])
     assert_refused(ask(run, media), "outside the folder", "../../XX")
+
+
+def test_dicom_results_of_ordinary_images_are_refused(
+    ask: Callable[..., Answer], run: Path, study: Path, tmp_path: Path
+) -> None:
+    image = run.parent / "data" / "glioma" / "0.png"
+    answer = ask(run, study, image, "--dicom-out", tmp_path / "out")
+    assert_refused(answer, "--dicom-out needs DICOM", str(image))
+    assert not (tmp_path / "out").exists()
+
+
+def test_dicom_results_of_several_runs_are_refused(
+    ask: Callable[..., Answer], run: Path, study: Path, tmp_path: Path
+) -> None:
+    answer = ask(run, study, "--run", run, "--dicom-out", tmp_path / "out")
+    assert_refused(answer, "--dicom-out takes one run, got 2")
+
+
+def test_a_place_that_cannot_be_written_is_refused(
+    ask: Callable[..., Answer], run: Path, study: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    answer = ask(run, study, "--dicom-out", tmp_path / "file")
+    assert_refused(answer, f"cannot write {tmp_path / 'file'}")
+
+
+def test_dicom_results_without_highdicom_name_the_extra(
+    ask: Callable[..., Answer],
+    run: Path,
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("highdicom")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [_Without("highdicom"), *sys.meta_path])
+    answer = ask(run, study, "--dicom-out", tmp_path / "out")
+    assert_refused(answer, "'highdicom', which is not installed")
+    assert 'pip install "tumorlens[dicom]"' in answer.err
+
+
+class _Without:
+    """A finder for which one library is not there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.partition(".")[0] == self.name:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 # Privacy

@@ -11,6 +11,7 @@ import typer
 from tumorlens import terminal
 from tumorlens.cli_options import RunArgument
 from tumorlens.cli_series import (
+    DicomOutOption,
     IdentifyOption,
     NoTumorOption,
     RuleOption,
@@ -42,12 +43,13 @@ def predict(
     series_rule: RuleOption = None,
     no_tumor_class: NoTumorOption = None,
     identify: IdentifyOption = False,
+    dicom_out: DicomOutOption = None,
 ) -> int:
     """Give the probability of every class for images."""
     stage = require("tumorlens.predict")
     if out:
         stage.check_output(out)
-    options = SeriesOptions(series, series_rule, no_tumor_class, identify)
+    options = SeriesOptions(series, series_rule, no_tumor_class, identify, dicom_out)
     if options.is_wanted(images):
         return _status(
             predict_series((path, *(more_runs or [])), images, options, out=out)

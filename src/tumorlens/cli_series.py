@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +16,6 @@ from tumorlens.extras import require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 
 class SeriesRule(StrEnum):
@@ -50,6 +50,15 @@ NoTumorOption = Annotated[
 IdentifyOption = Annotated[
     bool, typer.Option("--identify", help="Add the PatientID to the rows.")
 ]
+DicomOutOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Write each series' result as DICOM, a structured report and a picture. "
+        "They belong to the patient's study, so name and number of the patient are "
+        "in them.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class SeriesOptions:
     rule: SeriesRule | None
     no_tumor: str | None
     identify: bool
+    dicom_out: Path | None
 
     def is_wanted(self, paths: Sequence[Path]) -> bool:
         """Whether the answer is to be given series by series.
@@ -71,6 +81,7 @@ class SeriesOptions:
             "--series-rule": self.rule is not None,
             "--no-tumor-class": self.no_tumor is not None,
             "--identify": self.identify,
+            "--dicom-out": self.dicom_out is not None,
         }
         asked = [name for name, is_given in about_series.items() if is_given]
         if self.series is False and asked:
@@ -94,6 +105,8 @@ def predict_series(
     answers_of = require("tumorlens.series_answers")
     stage, tables = require("tumorlens.predict"), require("tumorlens.series_tables")
     found = require("tumorlens.series").find_series(images, identify=options.identify)
+    if options.dicom_out:
+        _check_dicom_out(options.dicom_out, runs, found)
     rule = str(options.rule or SeriesRule.MEAN)
     rows: list[dict[str, Any]] = []
     classes: dict[str, None] = {}
@@ -109,6 +122,8 @@ def predict_series(
         classes |= dict.fromkeys(predictor.classes)
         new = tables.rows_of(predictor.name, predictor.classes, answers, others)
         rows += new
+        if options.dicom_out:
+            _write_results(options.dicom_out, run, predictor, answers)
         if number == 0:
             num_unreadable = sum(
                 bool(row["error"]) for row in new if row["kind"] != "series"
@@ -123,6 +138,37 @@ def predict_series(
         words = require("tumorlens.series").described(found.skipped)
         print(f"skipped, as no image: {words}", file=sys.stderr)
     return num_unreadable
+
+
+def _check_dicom_out(folder: Path, runs: Sequence[Path], found: Any) -> None:
+    """Refuse what no DICOM results can be written for.
+
+    Raises:
+        ConfigError: Several runs are asked.
+    """
+    if len(runs) > 1:
+        raise ConfigError(
+            f"--dicom-out takes one run, got {len(runs)}",
+            hint="ask one run after the other, each with a folder of its own",
+        )
+    require("tumorlens.dicom_results").check_results(folder, found)
+
+
+def _write_results(folder: Path, run: Path, predictor: Any, answers: list[Any]) -> None:
+    results = require("tumorlens.dicom_results")
+    notes = require("tumorlens.model_notes").notes_of(run, predictor)
+    num_written = 0
+    with terminal.counting("heat maps") as progress:
+        for done, answer in enumerate(answers, start=1):
+            written = results.write_results(folder, predictor, answer, notes=notes)
+            num_written += bool(written)
+            if progress is not None:
+                progress(done, len(answers))
+    print(
+        f"the DICOM results of {num_written} series are in {folder}; they carry the "
+        "patient's identity",
+        file=sys.stderr,
+    )
 
 
 def _answers(

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,3 +85,29 @@ def occlusion_boxes(size_px: int) -> list[tuple[slice, slice]]:
         for start in range(stride - patch, size_px, stride)
     ]
     return [(rows, columns) for rows in spans for columns in spans]
+
+
+def place_on_image(
+    square_map: NDArray[np.float32],
+    *,
+    box: tuple[int, int, int, int],
+    shape: tuple[int, int],
+) -> NDArray[np.float32]:
+    """Return a map of the square as a map of the image that the square shows.
+
+    Args:
+        square_map: (S, S).
+        box: What of the image the square shows, as `images.square_box` gives it.
+        shape: Height and width of the image, H and W.
+
+    Returns:
+        (H, W); 0 outside the box, where nothing was seen.
+    """
+    height, width = shape
+    left, top, right, bottom = box
+    resized = Image.fromarray(square_map).resize(
+        (right - left, bottom - top), Image.Resampling.BILINEAR
+    )
+    canvas = Image.new("F", (width, height), 0)
+    canvas.paste(resized, (left, top))
+    return np.array(canvas, np.float32)
