@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pydicom
 import pytest
 from conftest import CLASSES, draw_image
@@ -101,7 +102,7 @@ def test_the_rule_can_be_chosen_and_is_stated_everywhere(
     ask: Callable[..., Answer], run: Path, study: Path, tmp_path: Path
 ) -> None:
     tables = {}
-    for suffix in ("csv", "json"):
+    for suffix in ("csv", "json", "jsonl", "parquet"):
         out = tmp_path / f"x.{suffix}"
         words = (run, study, "--series-rule", "most-suspicious", "--out", out)
         assert ask(*words).status == 0
@@ -114,6 +115,9 @@ def test_the_rule_can_be_chosen_and_is_stated_everywhere(
     assert rows[3]["slice"] == at + 1
     stated = f"most suspicious of 3 slices: slice {at + 1}"
     assert rows[3]["rule"] == stated
+    lines = tables["jsonl"].read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    assert parquet.read_table(tables["parquet"]).to_pylist() == rows
     with tables["csv"].open(encoding="utf-8", newline="") as file:
         as_text = list(csv.DictReader(file))
     assert as_text[3]["rule"] == stated
@@ -234,6 +238,13 @@ def test_no_series_does_not_go_with_options_about_series(
     assert_refused(answer, "--no-series, but --identify is about series")
 
 
+def test_series_cannot_be_resumed(
+    ask: Callable[..., Answer], run: Path, study: Path, tmp_path: Path
+) -> None:
+    answer = ask(run, study, "--resume", "--out", tmp_path / "x.csv")
+    assert_refused(answer, "--resume goes on with files")
+
+
 def test_a_study_without_images_is_refused(
     ask: Callable[..., Answer], run: Path, tmp_path: Path
 ) -> None:
@@ -337,7 +348,7 @@ def test_nothing_that_identifies_a_patient_is_written(
             path.write_bytes(content)
     words = [*paths, "--no-series"] if how == "plain" else [place]
     written = "".join(ask(run, *words)[1:])
-    for suffix in ("csv", "json"):
+    for suffix in ("csv", "json", "jsonl"):
         out = tmp_path / f"x.{suffix}"
         answer = ask(run, *words, "--out", out)
         assert answer.status in (0, 3), answer

@@ -20,6 +20,7 @@ from pydicom import uid
 from test_dicom import compressed
 
 import tumorlens
+from tumorlens.decoding import Look
 from tumorlens.dicom_results import Written, check_results, write_results
 from tumorlens.errors import DataError
 from tumorlens.predict import Predictor, Voice
@@ -44,7 +45,9 @@ def corner(squares: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.stack([glioma, (1 - glioma) * 0.75, (1 - glioma) * 0.25], axis=1)
 
 
-PREDICTOR = Predictor("hand", CLASSES, [Voice(32, "pad", 3, corner, (DIGEST,))])
+PREDICTOR = Predictor(
+    "hand", CLASSES, "cd" * 32, [Voice(Look(32, "pad", 3), corner, (DIGEST,))]
+)
 
 
 def answers_for(*places: Path) -> list[SeriesAnswer]:

@@ -10,6 +10,7 @@ import pytest
 from mr_volumes import mr_slice, write
 from pydicom import uid
 
+from tumorlens.decoding import Look
 from tumorlens.errors import ConfigError
 from tumorlens.predict import Predictor, Voice
 from tumorlens.series import Series, Slice, find_series
@@ -35,8 +36,10 @@ def brightness(squares: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def by_hand(*sizes_px: int) -> Predictor:
-    voices = [Voice(size, "squash", 3, brightness, ("0" * 64,)) for size in sizes_px]
-    return Predictor("hand", CLASSES, voices)
+    voices = [
+        Voice(Look(size, "squash", 3), brightness, ("0" * 64,)) for size in sizes_px
+    ]
+    return Predictor("hand", CLASSES, "digest", voices)
 
 
 def summary(rows: list[list[float] | None], **options: Any) -> Any:

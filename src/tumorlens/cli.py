@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import tumorlens
-from tumorlens import cli_deploy, cli_predict, cli_runs, cli_study, terminal
+from tumorlens import (
+    cli_benchmark,
+    cli_deploy,
+    cli_predict,
+    cli_runs,
+    cli_study,
+    terminal,
+)
+from tumorlens.addresses import without_password
 from tumorlens.cli_options import (
     STATUS_INTERRUPTED,
     DataArgument,
@@ -68,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _with_value(arguments) or ["--help"],
             prog_name="tumorlens",
             standalone_mode=False,
-            # What was typed, for the record of a run.
-            obj=shlex.join(["tumorlens", *arguments]),
+            # What was typed, for the record of a run. Passwords are kept nowhere.
+            obj=shlex.join(["tumorlens", *map(without_password, arguments)]),
         )
     except typer.TyperException as error:
         terminal.say_error(error.format_message(), _see_help(arguments))
@@ -232,7 +240,7 @@ def train(
     if not terminal.is_speaker():
         return 0
     terminal.say_training(result)
-    if tracker and (words := tracker.words(result.run)):
+    if tracker and (words := tracker.words(tracker.url_of(result.run))):
         terminal.say(words)
     if not result.is_finished:
         terminal.say_next(
@@ -320,6 +328,7 @@ app.command()(cli_runs.runs)
 app.command()(cli_study.compare)
 app.command()(cli_runs.ensemble)
 app.command()(cli_deploy.export)
+app.command()(cli_benchmark.benchmark)
 
 
 def _with_value(arguments: Sequence[str]) -> list[str]:

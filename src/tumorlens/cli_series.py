@@ -95,24 +95,30 @@ class SeriesOptions:
 
 
 def predict_series(
-    runs: Sequence[Path],
+    models: Sequence[tuple[Path, Any]],
     images: Sequence[Path],
     options: SeriesOptions,
     *,
     out: Path | None,
 ) -> int:
-    """Answer for every slice and every series; return the number of unreadable ones."""
+    """Answer for every slice and every series; return the number of unreadable ones.
+
+    Args:
+        models: Runs or artefacts, with the predictors that they were opened as.
+        images: Files, folders and DICOMDIRs.
+        options: What was said about series.
+        out: The table's file; `None` prints it.
+    """
     answers_of = require("tumorlens.series_answers")
-    stage, tables = require("tumorlens.predict"), require("tumorlens.series_tables")
+    tables = require("tumorlens.series_tables")
     found = require("tumorlens.series").find_series(images, identify=options.identify)
     if options.dicom_out:
-        _check_dicom_out(options.dicom_out, runs, found)
+        _check_dicom_out(options.dicom_out, found, num_runs=len(models))
     rule = str(options.rule or SeriesRule.MEAN)
     rows: list[dict[str, Any]] = []
     classes: dict[str, None] = {}
     num_unreadable = 0
-    for number, run in enumerate(runs):
-        predictor = stage.Predictor.open(run)
+    for number, (path, predictor) in enumerate(models):
         no_tumor = answers_of.check_rule(
             rule, predictor.classes, no_tumor=options.no_tumor
         )
@@ -123,7 +129,7 @@ def predict_series(
         new = tables.rows_of(predictor.name, predictor.classes, answers, others)
         rows += new
         if options.dicom_out:
-            _write_results(options.dicom_out, run, predictor, answers)
+            _write_results(options.dicom_out, path, predictor, answers)
         if number == 0:
             num_unreadable = sum(
                 bool(row["error"]) for row in new if row["kind"] != "series"
@@ -140,15 +146,15 @@ def predict_series(
     return num_unreadable
 
 
-def _check_dicom_out(folder: Path, runs: Sequence[Path], found: Any) -> None:
+def _check_dicom_out(folder: Path, found: Any, *, num_runs: int) -> None:
     """Refuse what no DICOM results can be written for.
 
     Raises:
         ConfigError: Several runs are asked.
     """
-    if len(runs) > 1:
+    if num_runs > 1:
         raise ConfigError(
-            f"--dicom-out takes one run, got {len(runs)}",
+            f"--dicom-out takes one run, got {num_runs}",
             hint="ask one run after the other, each with a folder of its own",
         )
     require("tumorlens.dicom_results").check_results(folder, found)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tumorlens.models import infer, load_model
+from tumorlens.timing import take_turns
 from tumorlens.views import POLICIES, policy_of
 
 if TYPE_CHECKING:
@@ -162,16 +164,18 @@ def time_in_turns(
     for call in calls:
         for _ in range(_NUM_WARM_UPS):
             call()
-    rounds: list[list[float]] = []
-    start = clock()
-    while len(rounds) < _MIN_ROUNDS or (
-        clock() - start < seconds and len(rounds) < _MAX_ROUNDS
-    ):
-        rounds.append([_seconds_of(call, clock) for call in calls])
-    times_ms = np.array(rounds) * 1000  # (R, number of calls)
+    timed = [partial(_seconds_of, call, clock) for call in calls]
+    found = take_turns(
+        timed,
+        seconds=seconds,
+        min_rounds=_MIN_ROUNDS,
+        max_rounds=_MAX_ROUNDS,
+        clock=clock,
+    )
+    times_ms = np.array(found) * 1000  # (number of calls, R)
     return [
         Latency(*(float(np.percentile(column, at)) for at in (50, 5, 95)))
-        for column in times_ms.T
+        for column in times_ms
     ]
 
 
@@ -204,7 +208,9 @@ def _answer(networks: Networks, device: torch.device) -> Callable[[], None]:
     return answer
 
 
-def _seconds_of(call: Callable[[], object], clock: Callable[[], float]) -> float:
+def _seconds_of(
+    call: Callable[[], object], clock: Callable[[], float], _round: int
+) -> float:
     start = clock()
     call()
     return clock() - start

@@ -41,7 +41,7 @@ def report_content(
 
     The first group of measurements is the series', the others are the slices'. The
     algorithm, its version and the digest of its weights are named in each, as the
-    template has it; the observer is a device, the same one for the same weights.
+    template has it; the observer is a device, the same one for the same model.
 
     Args:
         predictor: Who answered.
@@ -60,9 +60,9 @@ def report_content(
     from pydicom.sr.codedict import codes
     from pydicom.uid import generate_uid
 
-    digest = digest_of(predictor)
+    digest = predictor.digest
     device = sr.DeviceObserverIdentifyingAttributes(
-        # The same model is the same device.
+        # What answers the same is the same device.
         uid=f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, digest).int}",
         name=MANUFACTURER,
         manufacturer_name=MANUFACTURER,
@@ -150,14 +150,6 @@ def report_content(
             )
         )
     return content
-
-
-def digest_of(predictor: Predictor) -> str:
-    """Return the digest of the weights, or one over those of all networks."""
-    digests = _weights(predictor)
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256("".join(digests).encode("ascii")).hexdigest()
 
 
 def _weights(predictor: Predictor) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 import tumorlens
 from tumorlens import dicom
-from tumorlens.dicom_report import SCHEME, digest_of, report_content
+from tumorlens.dicom_report import SCHEME, report_content
 from tumorlens.errors import DataError
 from tumorlens.extras import require
 from tumorlens.files import replacing, write_bytes
@@ -112,7 +112,7 @@ def write_results(
                 answer,
                 references[answer.key],
                 identity,
-                digest=digest_of(predictor),
+                digest=predictor.digest,
             )
             report = _report(predictor, answer, references, identity, notes)
         except (ValueError, LookupError) as error:
@@ -221,7 +221,7 @@ def _heat(
     maps = [
         place_on_image(
             occlusion_map(voice.square(image), voice.ask, label=label),
-            box=square_box(image, fit=voice.fit),
+            box=square_box(image, fit=voice.look.fit),
             shape=(image.shape[0], image.shape[1]),
         )
         for voice in predictor.voices
@@ -304,7 +304,7 @@ def _report(
             predictor, answer, references, sentences=[f"{WARNING}.", *_sentences(notes)]
         ),
         is_complete=True,
-        **_ours(answer, what="report", series_number=9001, digest=digest_of(predictor)),
+        **_ours(answer, what="report", series_number=9001, digest=predictor.digest),
     )
     _identify(report, identity)
     return report  # type: ignore[no-any-return]

@@ -14,7 +14,10 @@ from typing import Any
 
 import tumorlens
 
-_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "pydicom")
+_PACKAGES = (
+    *("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "pydicom"),
+    *("onnxruntime", "openvino"),
+)
 
 
 def describe_environment(*, command: str, seed: int) -> dict[str, Any]:
@@ -38,6 +41,18 @@ def describe_environment(*, command: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "command": command,
     }
+
+
+def processor_name() -> str:
+    """Return what the processor calls itself, or its architecture."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # no Linux
+        return platform.processor() or platform.machine()
+    for line in text.splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def _version(package: str) -> str | None:

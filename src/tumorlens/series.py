@@ -8,7 +8,6 @@ by a running number, and of the header only what grouping needs is parsed.
 
 from __future__ import annotations
 
-import os
 import stat
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import numpy as np
 
 from tumorlens import dicom, dicomdir
 from tumorlens.errors import DataError
+from tumorlens.image_files import files_below
 from tumorlens.images import (
     DEFAULT_LIMITS,
     SUFFIXES,
@@ -26,7 +26,7 @@ from tumorlens.images import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from pydicom import Dataset
@@ -124,7 +124,7 @@ def holds_study(paths: Iterable[Path]) -> bool:
     num_named = 0
     for path in paths:
         if path.is_dir():
-            if any(is_dicom_file(file) for file in _walk(path)):
+            if next(files_below(path, is_dicom_file), None) is not None:
                 return True
         elif dicomdir.is_dicomdir(path):
             return True
@@ -167,8 +167,8 @@ def find_series(
         limits: What is refused before it is decoded.
 
     Raises:
-        DataError: A path does not exist, a folder has no image, nothing at all is an
-            image, or see `dicomdir.read_dicomdir`.
+        DataError: A path does not exist, a folder has no image or cannot be read,
+            nothing at all is an image, or see `dicomdir.read_dicomdir`.
     """
     found = _Paths()
     for path in paths:
@@ -211,22 +211,14 @@ def described(skipped: dict[str, int]) -> str:
     return ", ".join(f"{count} x {kind}" for kind, count in sorted(skipped.items()))
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield type(folder)(place, name)
-
-
 def _add_folder(folder: Path, found: _Paths, limits: ImageLimits) -> None:
     num_named = 0
-    for path in _walk(folder):
+    for path in files_below(folder, lambda _: True):
         if dicomdir.is_dicomdir(path):
             num_named += _add_dicomdir(path, found, limits)
         elif is_dicom_file(path):
             found.dicom[path] = None
-        elif path.suffix.lower() in SUFFIXES and path.is_file():
+        elif path.suffix.lower() in SUFFIXES:
             found.others[path] = None
         else:
             continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from typing import TYPE_CHECKING, Any
 
 from tumorlens import terminal
@@ -73,7 +74,7 @@ def rows_of(
 
 
 def save_rows(out: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """Write rows as CSV, JSON or Parquet, by the suffix.
+    """Write rows as CSV, JSON, JSON Lines or Parquet, by the suffix.
 
     Raises:
         DataError: The file cannot be written.
@@ -89,6 +90,9 @@ def save_rows(out: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
             write_text(out, text.getvalue())
         case ".json":
             write_json(out, full)
+        case ".jsonl":
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in full)
+            write_text(out, "".join(lines))
         case _:
             pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
             with replacing(out) as temporary:

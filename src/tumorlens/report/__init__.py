@@ -1,4 +1,4 @@
-"""Pages for people: one self-contained HTML file per run, audit and comparison.
+"""Pages for people: one self-contained HTML file each.
 
 This package reads files that other stages wrote and computes nothing, so a page can be
 made again years later, without the model. A newcomer would look for plots of a live
@@ -6,7 +6,13 @@ training here; those are in the progress bar and in `history.jsonl`.
 """
 
 from tumorlens.report.audit_page import write_audit_page
+from tumorlens.report.benchmark_page import write_benchmark_page
 from tumorlens.report.comparison_page import write_comparison_page
 from tumorlens.report.run_page import write_run_report
 
-__all__ = ["write_audit_page", "write_comparison_page", "write_run_report"]
+__all__ = [
+    "write_audit_page",
+    "write_benchmark_page",
+    "write_comparison_page",
+    "write_run_report",
+]

@@ -1,0 +1,155 @@
+"""What a benchmark measures: which artefacts, and on which images.
+
+Labels play no part in it, so images are files and nothing else. What the newcomer would
+get wrong: all artefacts are asked about the same files, those of the first run, even
+where runs have others; times of different files cannot be compared.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tumorlens.artefacts import KINDS, Artefact, Kind, is_artefact, open_artefact
+from tumorlens.errors import ArtefactError, ConfigError, DataError, RunError
+from tumorlens.image_files import walk_images
+from tumorlens.runs import Run, open_run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BASELINE: Kind = "torchscript"
+"""What ratios are to: the report's own path, in fp32."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An artefact under a name of its own."""
+
+    name: str
+    run: str
+    """The same for artefacts of one run, which are compared with each other."""
+    artefact: Artefact
+
+
+def find_subjects(
+    paths: Sequence[Path], kinds: Sequence[Kind] | None = None
+) -> list[Subject]:
+    """Return the artefacts of runs, and those that are named themselves.
+
+    Args:
+        paths: Run folders, and folders of artefacts.
+        kinds: Which of a run's artefacts; `None` takes all there are.
+
+    Raises:
+        ConfigError: A path is named twice, or none is.
+        RunError: A path is neither.
+        ArtefactError: A run has no artefact, or not one that is asked for; or an
+            artefact was changed or damaged.
+    """
+    if not paths:
+        raise ConfigError("no run was named", hint="tumorlens benchmark RUN...")
+    found: dict[Path, tuple[str, Artefact]] = {}
+    for path in paths:
+        for artefact in _artefacts_at(path, kinds):
+            folder = artefact.path.resolve()
+            if folder in found:
+                raise ConfigError(
+                    f"{artefact.path} is named twice", hint="name each run once"
+                )
+            found[folder] = (_run_key(artefact), artefact)
+    short = {run: Path(run).name for run, _ in found.values()}
+    if max(Counter(short.values()).values()) > 1:
+        short = {run: run for run in short}
+    return [
+        Subject(
+            artefact.card.kind
+            if len(short) == 1
+            else f"{short[run]} {artefact.card.kind}",
+            short[run],
+            artefact,
+        )
+        for run, artefact in found.values()
+    ]
+
+
+def find_files(
+    subjects: Sequence[Subject], *, data: Path | None, num_files: int
+) -> list[Path]:
+    """Return at most so many image files, taken evenly from all there are.
+
+    Args:
+        subjects: Without `data`, the val images of the first one whose run is there.
+        data: A folder, of which every image counts, or one image.
+        num_files: At most.
+
+    Raises:
+        DataError: There is none.
+    """
+    files = list(walk_images([data])) if data else _val_files(subjects)
+    step = len(files) / min(num_files, len(files))
+    return [files[int(number * step)] for number in range(min(num_files, len(files)))]
+
+
+def _artefacts_at(path: Path, kinds: Sequence[Kind] | None) -> list[Artefact]:
+    if is_artefact(path):
+        return [open_artefact(path)]
+    run = open_run(path)
+    folder = run.path / "export"
+    there = [kind for kind in KINDS if is_artefact(folder / kind)]
+    missing = [kind for kind in kinds or [] if kind not in there]
+    if missing:
+        wanted = " ".join(f"--format {kind}" for kind in missing)
+        raise ArtefactError(
+            f"{run.path} has no artefact of the format {', '.join(missing)}",
+            hint=f"make it with: tumorlens export {_exportable(run)} {wanted}",
+        )
+    if not there:
+        raise ArtefactError(
+            f"{run.path} has no artefacts",
+            hint=f"make them with: tumorlens export {_exportable(run)} --format all",
+        )
+    return [open_artefact(folder / kind) for kind in there if kind in (kinds or there)]
+
+
+def _exportable(run: Run) -> Path:
+    return run.fold_path(0) if run.is_kfold else run.path
+
+
+def _run_key(artefact: Artefact) -> str:
+    folder = _run_folder(artefact)
+    return str(folder or artefact.card.run)
+
+
+def _run_folder(artefact: Artefact) -> Path | None:
+    """Return where the run is that an artefact still lies in, if it does."""
+    folder = artefact.path.resolve().parents[1]
+    return folder if (folder / "config.toml").is_file() else None
+
+
+def _val_files(subjects: Sequence[Subject]) -> list[Path]:
+    folders = [_run_folder(one.artefact) for one in subjects]
+    for folder in filter(None, folders):
+        run = open_run(folder)
+        try:
+            rows = [row for row in run.split() if row.subset == "val"]
+        except RunError:  # imported weights have no split
+            continue
+        if not rows or run.config.data.path is None:
+            continue
+        place = Path(run.config.data.path)
+        root = place.parent if place.is_file() else place
+        files = [root / row.path for row in rows]
+        gone = [file for file in files if not file.is_file()]
+        if gone:
+            raise DataError(
+                f"there is no {gone[0]}, which is a val image of {folder}",
+                hint="the images have moved: give --data FOLDER",
+            )
+        return files
+    raise DataError(
+        "no image to measure with: the artefacts are in no run folder with val images",
+        hint="give --data FOLDER",
+    )
