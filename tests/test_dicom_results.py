@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import shutil
 import subprocess
 from pathlib import Path
@@ -309,10 +310,12 @@ def test_names_that_highdicom_dislikes_are_not_said_aloud(
     path = write_one(tmp_path / "x.dcm", PatientName="Quibble")
     content = path.read_bytes().replace(b"19430217", b"Feb 1943")
     path.write_bytes(content)
+    caplog.set_level(logging.INFO)
     (one,) = written_for(tmp_path / "out", path)
     said = "".join(capfd.readouterr()) + caplog.text
     assert "Quibble" not in said
     assert "Feb 1943" not in said
+    assert str(pydicom.dcmread(path).SOPInstanceUID) not in said
     assert not recwarn.list
     assert str(pydicom.dcmread(one.report).PatientName) == "Quibble"
 

@@ -9,7 +9,14 @@ import pytest
 
 from tumorlens.heat_map import place_on_image
 from tumorlens.images import fit_square, square_box
-from tumorlens.result_page import HEIGHT_PX, MIN_DROP, WIDTH_PX, Page, draw_page
+from tumorlens.result_page import (
+    HEIGHT_PX,
+    MIN_DROP,
+    WIDTH_PX,
+    Page,
+    draw_page,
+    drawable,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,6 +80,11 @@ def test_the_proportions_of_a_slice_are_kept() -> None:
     )
     rows = (page[LEFT] == 90).all(axis=-1).all(axis=1)
     assert rows.sum() == 238
+
+
+def test_letters_that_the_font_lacks_are_no_boxes() -> None:
+    assert (page_of(label="größer") == page_of(label="gro?er")).all()
+    assert drawable("Ménìngïoma") == "Meningioma"
 
 
 def test_long_names_and_many_classes_stay_on_the_page() -> None:

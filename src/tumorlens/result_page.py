@@ -7,6 +7,7 @@ is worth and that it is no diagnosis stand in it. No name of a patient does.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -86,6 +87,24 @@ def draw_page(page: Page) -> NDArray[np.uint8]:
             _text(draw, (_MARGIN, at), line, size=14, color=_DIM)
             at += 19
     return np.array(sheet)
+
+
+def drawable(words: str) -> str:
+    r"""Return words in the letters that Pillow's built-in font has: ASCII.
+
+    Accents are dropped, and what remains unknown is a question mark: better than the
+    empty boxes of the font. The report beside the page has the names as they are.
+
+    Example:
+        >>> drawable("Hirntumor, gr\u00f6\u00dfer\n\u8133")
+        'Hirntumor, gro?er ?'
+    """
+    apart = unicodedata.normalize("NFKD", terminal.one_line(words))
+    return "".join(
+        letter if letter.isascii() else "?"
+        for letter in apart
+        if not unicodedata.combining(letter)
+    )
 
 
 def _fitted(image: NDArray[np.uint8], left: int) -> tuple[Image.Image, tuple[int, int]]:
@@ -180,7 +199,7 @@ def _text(
     width: int | None = None,
 ) -> None:
     font = ImageFont.load_default(size)
-    words = terminal.one_line(words)
+    words = drawable(words)
     if width is not None and font.getlength(words) > width:
         while words and font.getlength(words + "...") > width:
             words = words[:-1]
@@ -191,7 +210,7 @@ def _text(
 def _wrapped(words: str) -> list[str]:
     font = ImageFont.load_default(14)
     lines = [""]
-    for word in terminal.one_line(words).split():
+    for word in drawable(words).split():
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and font.getlength(longer) > WIDTH_PX - 2 * _MARGIN:
             lines.append(word)
