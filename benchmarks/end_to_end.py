@@ -26,8 +26,9 @@ from torchvision import transforms
 from train_speed import Side
 
 from tumorlens.artefacts import Kind
+from tumorlens.image_files import walk_images
 from tumorlens.models import load_model
-from tumorlens.predict import Predictor, find_images
+from tumorlens.predict import Predictor
 from tumorlens.runs import open_run
 from tumorlens.runtimes import num_processors
 from tumorlens.timing import ratio_by_rounds, take_turns
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="default: the whole set, 6 at least")
     options = read_options(parser, models=("resnet18",), kinds=KINDS)
     run, parsed = options.runs[0], options.parsed
-    files = find_images([options.data])
+    files = list(walk_images([options.data]))
     say(f"decoding and answering for {len(files)} files")
     for file in files:
         file.read_bytes()  # from the disk's own cache for both

@@ -21,7 +21,7 @@ from pathlib import Path
 from bench_runs import read_options, say, table, write_block
 
 from tumorlens.artefacts import Kind
-from tumorlens.predict import find_images
+from tumorlens.image_files import walk_images
 
 FILES_IN_A_FOLDER = 1000
 SECONDS_BETWEEN = 0.5
@@ -41,7 +41,7 @@ def main() -> None:
     num, kind = options.parsed.images, options.parsed.artefact
     with tempfile.TemporaryDirectory(prefix="tumorlens-bench-") as folder:
         say(f"linking {num:,} names to {options.data}")
-        link_many(find_images([options.data]), num, Path(folder) / "images")
+        link_many(list(walk_images([options.data])), num, Path(folder) / "images")
         say("predicting")
         start = time.perf_counter()
         out = Path(folder) / "predictions.csv"

@@ -17,7 +17,7 @@ from functools import partial
 from bench_runs import read_options, say, table, write_block
 
 from tumorlens.artefacts import Kind
-from tumorlens.predict import find_images
+from tumorlens.image_files import walk_images
 from tumorlens.timing import median_of, take_turns
 
 KINDS: tuple[Kind, ...] = ("onnx", "openvino", "openvino-int8")
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     options = read_options(parser, models=("resnet18",), kinds=KINDS)
     folder = options.runs[0].path / "export"
-    image = find_images([options.data])[0]
+    image = next(iter(walk_images([options.data])))
     commands = {
         f"`predict` on one image, {kind}": ["predict", folder / kind, image]
         for kind in KINDS

@@ -10,6 +10,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+PASSWORD = "hunter2"
+"""Of the user in the server's URL: nothing that is kept or shown may hold it."""
+
 _USER = "postgres"
 _START_S = 30
 
@@ -47,10 +50,11 @@ def start(folder: Path, programs: Path) -> Postgres:
             if parent.stat().st_uid == 0 and not parent.stat().st_mode & 0o001:
                 parent.chmod(parent.stat().st_mode | 0o011)
         prefix = ["runuser", "-u", _USER, "--"]
-    run(
-        [*prefix, programs / "initdb", "-D", data, "-U", "tester", "-A", "trust"],
-        folder,
-    )
+    password = folder / "password"
+    password.write_text(PASSWORD, encoding="utf-8")
+    owner = ["-U", "tester", "-A", "scram-sha-256", f"--pwfile={password}"]
+    run([*prefix, programs / "initdb", "-D", data, *owner], folder)
+    password.unlink()
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
     control = [*prefix, str(programs / "pg_ctl"), "-D", str(data)]
     log = folder / "log"
@@ -68,7 +72,7 @@ def start(folder: Path, programs: Path) -> Postgres:
                 raise
             time.sleep(0.1)
     return Postgres(
-        f"postgresql://tester@127.0.0.1:{port}/postgres",
+        f"postgresql://tester:{PASSWORD}@127.0.0.1:{port}/postgres",
         [*control, "-m", "immediate", "stop"],
     )
 

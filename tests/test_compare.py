@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import runs_on_images
 from conftest import draw_image
 from handmade_runs import TWO, add_weights, answers, history, make_run
 from PIL import Image
@@ -18,7 +19,7 @@ from tumorlens import cli, costs
 from tumorlens import compare as stage
 from tumorlens.compare import compare
 from tumorlens.errors import ConfigError, DataError, RunError
-from tumorlens.evaluate import metrics_from_predictions
+from tumorlens.evaluate import evaluate, metrics_from_predictions
 from tumorlens.files import sha256_of
 from tumorlens.index import SplitRow
 from tumorlens.paired import Difference, holm, paired_bootstrap
@@ -26,6 +27,9 @@ from tumorlens.predict import Predictor
 from tumorlens.runs import open_run
 from tumorlens.studies import Study, create_study
 from tumorlens.study_plan import load_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Twelve images on which the first is right and not the second, two the other way round.
 BETTER = [1] * 12 + [0] * 2 + [1] * 26
@@ -365,13 +369,14 @@ def test_networks_are_timed_once_where_only_their_training_differs(
 ) -> None:
     make_run(tmp_path / "mirrored", answers(BETTER), model__mirror=True)
     timed: list[int] = []
-    measure = costs.measure_latencies
 
-    def count(answerers: Any, **options: Any) -> Any:
+    def time(answerers: Any, **options: Any) -> Any:
         timed.append(len(answerers))
-        return measure(answerers, **options, seconds=0.1)
+        return [
+            costs.Latency(1.0 + n, 0.9 + n, 1.2 + n) for n, _ in enumerate(answerers)
+        ]
 
-    monkeypatch.setattr(costs, "measure_latencies", count)
+    monkeypatch.setattr(costs, "measure_latencies", time)
     found = compared(*two, tmp_path / "mirrored", with_latency=True, device="cpu")
     better, worse, mirrored = (arm["latency_ms"] for arm in found["arms"])
     assert timed == [2]
@@ -443,14 +448,59 @@ def test_a_run_without_answers_is_listed_with_what_to_do(
     assert any(words.startswith("new (as-given, seed 42)") for words in found["words"])
 
 
-def test_without_any_answer_the_hint_is_how_to_get_them(tmp_path: Path) -> None:
-    make_run(tmp_path / "run", answers(BETTER))
-    with pytest.raises(RunError, match=r"answers for the subset 'val'") as caught:
-        compared(tmp_path / "run", subset="val")
+def test_without_any_answer_the_hint_is_how_to_get_that_of_each_run(
+    tmp_path: Path,
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    make_run(one)
+    make_run(other, optim__lr=0.5)
+    with pytest.raises(RunError, match=r"answers for the subset 'test'") as caught:
+        compared(one, other)
     assert caught.value.hint == (
-        f"{tmp_path / 'run'}: not evaluated yet: tumorlens evaluate "
-        f"{tmp_path / 'run'} --subset val"
+        f"tumorlens evaluate {one}; tumorlens evaluate {other}; or compare on val, "
+        "with --subset val and no look at test"
     )
+
+
+def test_runs_that_cannot_answer_say_why(tmp_path: Path) -> None:
+    make_run(tmp_path / "folds", [answers({"a.png": 1}), answers({"b.png": 1})])
+    with pytest.raises(RunError, match=r"answers for the subset 'val'") as caught:
+        compared(tmp_path / "folds", subset="val")
+    assert caught.value.hint == (
+        f"{tmp_path / 'folds'}: a run with folds has no subset 'val' of its own"
+    )
+
+
+def test_what_is_missing_of_val_is_asked_for_and_of_test_is_not(
+    make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = make_images()
+    runs = [
+        runs_on_images.make_run(tmp_path / name, data, seed=seed)
+        for seed, name in enumerate(("one", "other"))
+    ]
+    evaluate(runs[0], subset="val", device="cpu")
+    before = runs[0].predictions_of("val").stat().st_mtime_ns
+    moved = data.rename(tmp_path / "moved")
+    told: list[tuple[int, int]] = []
+    found = compare(
+        [run.path for run in runs],
+        subset="val",
+        data=moved,
+        with_latency=False,
+        device="cpu",
+        progress=lambda done, total: told.append((done, total)),
+    )
+    # Both networks differ in their seed alone.
+    measures = found["arms"][0]["measures"]["grouped"]
+    assert (measures["num_seeds"], measures["num_images"]) == (2, 8)
+    assert told[-1] == (8, 8)
+    assert runs[0].predictions_of("val").stat().st_mtime_ns == before
+    assert [run.looks() for run in runs] == [[], []]
+    with pytest.raises(
+        RunError, match="none of the runs has answers for the subset 'test'"
+    ):
+        compare([run.path for run in runs], with_latency=False)
 
 
 def test_a_run_with_folds_has_no_val(two: tuple[Path, Path], tmp_path: Path) -> None:
@@ -580,7 +630,7 @@ def test_an_image_that_cannot_be_read_is_refused(
 def study(tmp_path: Path) -> Study:
     """Return a study of three learning rates, two of them done."""
     (tmp_path / "lr.toml").write_text(
-        'title = "Learning rate"\nprotocols = ["as-given"]\n[base]\n'
+        'title = "Learning rate"\nprotocols = ["as-given"]\ntest = true\n[base]\n'
         'model.name = "test_resnet"\n[axes]\noptim.lr = [1e-3, 1e-2, 1e-4]\n',
         encoding="utf-8",
     )

@@ -650,3 +650,68 @@ def test_a_square_has_the_channels_that_the_model_takes(tmp_path: Path) -> None:
         load_square(
             grey, size_px=6, fit="pad", in_chans=1, limits=ImageLimits(max_pixels=35)
         )
+
+
+# JPEGs decoded at a fraction of their size
+
+
+def a_large_jpeg(path: Path, width: int, height: int, **options: Any) -> Path:
+    """Write a head-like picture: smooth shades with grain, and a black border."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(40, 255, (9, 9), dtype=np.uint8))
+    shades = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+    pixels = np.clip(shades + rng.normal(0, 6, shades.shape), 0, 255).astype(np.uint8)
+    pixels[: height // 10] = 0
+    return save(path, np.stack([pixels] * 3, axis=2), quality=90, **options)
+
+
+def squares_of(path: Path, **options: Any) -> list[NDArray[np.int64]]:
+    """Return the square as it is, and with scaled decoding."""
+    return [
+        load_square(path, in_chans=3, scaled=scaled, **options).astype(np.int64)
+        for scaled in (False, True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size_px", "decoded_px"), [(84, 256), (42, 128), (21, 64), (86, 512)]
+)
+def test_a_large_jpeg_is_decoded_at_a_fraction_within_the_bound(
+    size_px: int, decoded_px: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = a_large_jpeg(tmp_path / "x.jpg", 512, 512)
+    full, scaled = squares_of(path, size_px=size_px, fit="squash")
+    difference = np.abs(full - scaled)
+    assert difference.max() <= 6
+    assert difference.mean() <= 0.7
+    seen: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        images, "fit_square", lambda image, **_: seen.append(image.shape) or image
+    )
+    with pytest.raises(ValueError, match="reshape"):
+        load_square(path, size_px=size_px, fit="squash", in_chans=3, scaled=True)
+    assert seen == [(decoded_px, decoded_px)]
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "fit"),
+    [("x.jpg", 512, "pad"), ("x.jpg", 511, "squash"), ("x.png", 512, "squash")],
+    ids=["its crop follows pixels", "half of a pixel would be off", "no JPEG"],
+)
+def test_others_are_decoded_in_full_when_a_fraction_is_allowed(
+    name: str, width: int, fit: str, tmp_path: Path
+) -> None:
+    path = a_large_jpeg(tmp_path / name, width, 512)
+    full, scaled = squares_of(path, size_px=42, fit=fit)
+    assert np.array_equal(full, scaled)
+
+
+def test_a_turned_jpeg_is_turned_after_it_was_decoded_at_a_fraction(
+    tmp_path: Path,
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side
+    path = a_large_jpeg(tmp_path / "x.jpg", 512, 640, exif=exif)
+    full, scaled = squares_of(path, size_px=42, fit="squash")
+    assert np.abs(full - scaled).mean() <= 0.7
+    assert np.abs(full - np.rot90(scaled)).mean() > 10

@@ -219,7 +219,18 @@ def test_the_optimizer_gets_the_values_of_the_settings() -> None:
     assert {group["momentum"] for group in optimizer.param_groups} == {0.6}
 
 
-@pytest.mark.parametrize("name", ["adam", "AdamW", "sgd", "lamb"])
+@pytest.mark.parametrize(("name", "is_nesterov"), [("momentum", False), ("sgd", True)])
+def test_momentum_is_torch_s_sgd_and_sgd_is_nesterov_s(
+    name: str, *, is_nesterov: bool
+) -> None:
+    optimizer = make_optimizer(network(), OptimConfig(name=name, lr=0.25))
+    assert isinstance(optimizer, SGD)
+    assert {group["nesterov"] for group in optimizer.param_groups} == {is_nesterov}
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
+    assert {group["fused"] for group in optimizer.param_groups} == {True}
+
+
+@pytest.mark.parametrize("name", ["adam", "AdamW", "sgd", "momentum", "lamb"])
 def test_the_report_and_timm_optimizers_learn(name: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 1))

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as parquet
 import pytest
 import torch
 from PIL import Image
 
 import tumorlens
 from tumorlens.config import ModelConfig, parse_config
-from tumorlens.errors import ConfigError, DataError, RunError
+from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import sha256_of_bytes
 from tumorlens.images import ImageLimits, load_square
 from tumorlens.models import create_model, infer, load_model
-from tumorlens.predict import (
-    Prediction,
-    Predictor,
-    check_output,
-    find_images,
-    save_predictions,
-)
+from tumorlens.predict import Prediction, Predictor
 from tumorlens.runs import ModelCard, Run, create_run
 from tumorlens.weights import weights_as_bytes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 NAME = "test_efficientnet"
@@ -276,137 +268,3 @@ def test_a_gpu_that_is_not_there_is_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"torch sees no GPU"):
         Predictor.open(run.path, device="cuda")
-
-
-# Paths to files
-
-
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-
-
-def test_a_folder_gives_the_images_below_it_sorted(tmp_path: Path) -> None:
-    touch(tmp_path, "b.png", "a.JPG", "deep/er/c.dcm", "notes.txt", "no_suffix")
-    touch(tmp_path, ".hidden.png", ".cache/d.png", "deep/.e.png")
-    (tmp_path / "folder.png").mkdir()
-    touch(tmp_path, "folder.png/f.tif")
-    assert find_images([tmp_path]) == [
-        tmp_path / name
-        for name in ("a.JPG", "b.png", "deep/er/c.dcm", "folder.png/f.tif")
-    ]
-
-
-def test_a_folder_in_a_hidden_place_is_searched_all_the_same(tmp_path: Path) -> None:
-    touch(tmp_path, ".hidden/a.png")
-    assert find_images([tmp_path / ".hidden"]) == [tmp_path / ".hidden" / "a.png"]
-
-
-def test_a_file_that_is_named_is_taken_whatever_it_is_called(tmp_path: Path) -> None:
-    touch(tmp_path, "IM0001", ".b.png", "more/a.png")
-    named = [tmp_path / "IM0001", tmp_path / "more", tmp_path / ".b.png"]
-    assert find_images(named) == [named[0], tmp_path / "more" / "a.png", named[2]]
-
-
-def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no such file or folder: .*nowhere\.png"):
-        find_images([tmp_path / "nowhere.png"])
-
-
-def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
-    touch(tmp_path, "notes.txt")
-    with pytest.raises(
-        DataError, match=rf"no image in the folder {tmp_path}"
-    ) as caught:
-        find_images([tmp_path])
-    assert ".png" in caught.value.hint
-
-
-# Saving
-
-
-def answers() -> list[tuple[str, tuple[str, ...], list[Prediction]]]:
-    def prediction(name: str, *probs: float) -> Prediction:
-        return Prediction(Path(name), np.array(probs, np.float32), "b", None)
-
-    unreadable = Prediction(Path("x,y.png"), None, None, 'x,y.png is "empty"')
-    return [
-        ("one", ("a", "b"), [prediction("1.png", 0.25, 0.75), unreadable]),
-        ("two", ("b", "c"), [prediction("1.png", 0.5, 0.5)]),
-    ]
-
-
-EXPECTED: list[dict[str, Any]] = [
-    {
-        **{"path": "1.png", "run": "one", "predicted": "b"},
-        **{"prob_a": 0.25, "prob_b": 0.75, "prob_c": None, "error": None},
-    },
-    {
-        **{"path": "x,y.png", "run": "one", "predicted": None},
-        **{"prob_a": None, "prob_b": None, "prob_c": None},
-        "error": 'x,y.png is "empty"',
-    },
-    {
-        **{"path": "1.png", "run": "two", "predicted": "b"},
-        **{"prob_a": None, "prob_b": 0.5, "prob_c": 0.5, "error": None},
-    },
-]
-COLUMNS = ["path", "run", "predicted", "prob_a", "prob_b", "prob_c", "error"]
-
-
-def test_json_reads_back_what_was_answered(tmp_path: Path) -> None:
-    save_predictions(tmp_path / "p.json", answers())
-    assert json.loads((tmp_path / "p.json").read_text()) == EXPECTED
-
-
-def test_parquet_reads_back_what_was_answered(tmp_path: Path) -> None:
-    save_predictions(tmp_path / "p.parquet", answers())
-    table = parquet.read_table(tmp_path / "p.parquet")
-    assert table.to_pylist() == EXPECTED
-    assert table.column_names == COLUMNS
-
-
-def test_csv_reads_back_what_was_answered(tmp_path: Path) -> None:
-    save_predictions(tmp_path / "p.CSV", answers())
-    with (tmp_path / "p.CSV").open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    assert reader.fieldnames == COLUMNS
-    for row, expected in zip(rows, EXPECTED, strict=True):
-        for name, value in expected.items():
-            if isinstance(value, float):
-                assert float(row[name]) == value
-            else:
-                assert row[name] == (value or "")
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet"])
-def test_a_file_of_errors_only_can_be_saved(suffix: str, tmp_path: Path) -> None:
-    unreadable = Prediction(Path("1.png"), None, None, "empty")
-    save_predictions(tmp_path / f"p{suffix}", [("run", ("a", "b"), [unreadable])])
-    assert (tmp_path / f"p{suffix}").stat().st_size > 0
-
-
-@pytest.mark.parametrize("name", ["p.xlsx", "p", "p.csv.gz"])
-def test_another_suffix_is_refused_before_anything_is_written(
-    name: str, tmp_path: Path
-) -> None:
-    message = rf"one of \.csv, \.json, \.parquet, got '{name}'"
-    with pytest.raises(ConfigError, match=message) as caught:
-        check_output(tmp_path / name)
-    assert "--out p" in caught.value.hint
-    with pytest.raises(ConfigError, match=message):
-        save_predictions(tmp_path / name, answers())
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["p.csv", "p.JSON", "p.parquet"])
-def test_the_suffixes_that_are_written_are_not_refused(name: str) -> None:
-    check_output(Path(name))
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"cannot write .*file/p\.csv"):
-        save_predictions(tmp_path / "file" / "p.csv", answers())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -13,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from postgres import PASSWORD
 
+from tumorlens import cli
 from tumorlens import train as train_stage
 from tumorlens.estimates import estimate_study
+from tumorlens.optim import make_optimizer
 from tumorlens.runs import open_run
 from tumorlens.studies import Study, create_study, open_study
 from tumorlens.study import is_out_of_memory, run_study, work
@@ -23,6 +27,8 @@ from tumorlens.study_plan import load_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from postgres import Postgres
 
 REPOSITORY = Path(__file__).parents[1]
 STUDIES = sorted(REPOSITORY.glob("studies/*.toml"))
@@ -181,6 +187,29 @@ def test_a_search_aims_at_val_and_keeps_what_it_chose(make_study: Any) -> None:
         assert run.looks() == []
 
 
+def test_a_study_that_never_looks_at_test_is_compared_on_val_by_one_command(
+    make_study: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(
+        '[base]\nmodel.name = "test_resnet"\noptim.epochs = 1\n'
+        '[search]\ntrials = 2\nsampler = "random"\n'
+        "ranges.optim.lr = {low = 1e-4, high = 1e-2, log = true}\n"
+    )
+    assert work(study, study.open_store())
+    assert cli.main(["compare", str(study.path), "--no-latency"]) == 0
+    found = json.loads((study.path / "comparison.json").read_text(encoding="utf-8"))
+    assert found["subset"] == "val"
+    for trial, arm in zip(study.trials(), found["arms"], strict=True):
+        run = open_run(trial.run_path)
+        assert arm["measures"]["grouped"]["accuracy"]["value"] == trial.value
+        assert run.looks() == []
+        assert not run.metrics_path.exists()
+    assert cli.main(["compare", str(study.path), "--subset", "test"]) == 2
+    hint = capsys.readouterr().err.splitlines()[-1]
+    for trial in study.trials():
+        assert f"tumorlens evaluate {trial.run_path}; " in hint
+
+
 def test_another_study_in_the_same_folder_is_refused(make_study: Any) -> None:
     make_study(AXES.format("[1e-2]"))
     with pytest.raises(Exception, match="holds another study"):
@@ -242,6 +271,45 @@ def kill_workers(study: Path) -> None:
                 continue
 
 
+@pytest.mark.slow
+def test_the_password_of_a_store_is_in_no_file_and_nothing_that_is_printed(
+    make_images: Callable[..., Path],
+    postgres: Postgres,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    make_images(subsets={"Training": 8, "Testing": 4})
+    study = tmp_path / "study"
+    plan = tmp_path / "secret-store.toml"
+    plan.write_text(
+        "test = true\n" + AXES.format("[1e30, 1e-3]"), encoding="utf-8"
+    )  # one of them diverges, and its reason is kept
+    assert f":{PASSWORD}@" in postgres.url
+    settings = [word for one in TINY for word in ("--set", one)]
+    words = ["study", "run", plan, "--data", tmp_path / "data", "--out", study]
+    store = ["--store", postgres.url]
+    assert cli.main([str(word) for word in (*words, *settings, *store)]) == 0
+    assert cli.main(["study", "status", str(study), *store]) == 0
+    assert cli.main(["compare", str(study), "--no-latency", *store]) == 0
+
+    # Without it nobody comes in: the hint says that it is kept nowhere.
+    assert cli.main(["study", "status", str(study)]) == 2
+    assert cli.main(["study", "run", str(study)]) == 2
+    wrong = postgres.url.replace(PASSWORD, f"{PASSWORD}!")
+    assert cli.main(["compare", str(study), f"--store={wrong}"]) == 2
+    out, err = capfd.readouterr()
+    assert err.count("a password is kept nowhere") == 3
+    assert PASSWORD not in out + err
+    files = [path for path in study.rglob("*") if path.is_file()]
+    assert {"environment.json", "worker.log", "comparison.html", "store.txt"} <= {
+        path.name for path in files
+    }
+    holding = [path for path in files if PASSWORD.encode() in path.read_bytes()]
+    assert holding == []
+    run = open_run(study / "trials" / "lr=0.001_grouped_seed42")
+    assert "--store postgresql://tester@" in run.environment()["command"]
+
+
 def test_there_are_the_studies_of_the_report() -> None:
     assert {path.stem for path in STUDIES} >= {
         "learning-rate",
@@ -261,6 +329,16 @@ def test_a_shipped_study_can_be_planned(path: Path) -> None:
     comment = path.read_text(encoding="utf-8")
     assert f"tumorlens study run studies/{path.name} " in comment
     assert estimate_study(plan) is None  # without images there is no time to tell
+
+
+def test_the_report_s_sgd_is_torch_s_with_classical_momentum() -> None:
+    plan = load_plan(REPOSITORY / "studies" / "optimizer-pooling.toml")
+    (trial, _) = [one for one in plan.trials() if one.arm == "SGD, max"]
+    config = plan.config_of(trial.settings, protocol="as-given", seed=42)
+    optimizer = make_optimizer(torch.nn.Linear(2, 2), config.optim)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.defaults["nesterov"] is False
+    assert optimizer.defaults["momentum"] == 0.9
 
 
 def test_the_time_of_a_trial_is_estimated_from_its_images_and_epochs(

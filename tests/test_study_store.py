@@ -13,7 +13,6 @@ import pytest
 
 from tumorlens import study_store
 from tumorlens.errors import ConfigError, RunError
-from tumorlens.study_database import without_password
 from tumorlens.study_plan import StudyPlan, load_plan
 from tumorlens.study_store import MAX_DEATHS, Store
 
@@ -132,7 +131,6 @@ def test_a_failure_is_kept_with_its_reason_until_it_is_tried_again(
 DYING = """
 import os, sys
 from pathlib import Path
-from tumorlens.study_database import without_password
 from tumorlens.study_plan import load_plan
 from tumorlens.study_store import Store
 store = Store(load_plan(Path(sys.argv[1])), sys.argv[2], place=Path("."))
@@ -311,16 +309,9 @@ def test_a_file_that_is_no_database_is_named(
         Store(plan_of(AXES), f"sqlite:///{tmp_path / 'x.sqlite'}", place=tmp_path)
 
 
-def test_a_password_is_not_shown() -> None:
-    assert without_password("postgresql://a:b@c/d") == "postgresql://a@c/d"
-    assert without_password("postgresql://a@c/d") == "postgresql://a@c/d"
-    assert without_password("sqlite:////tmp/x") == "sqlite:////tmp/x"
-
-
 SHARING = """
 import sys, time
 from pathlib import Path
-from tumorlens.study_database import without_password
 from tumorlens.study_plan import load_plan
 from tumorlens.study_store import Store
 store = Store(load_plan(Path(sys.argv[1])), sys.argv[2], place=Path("."))

@@ -82,7 +82,9 @@ class Arm:
         return tuple(one for one in self.members if one.protocol == protocol)
 
 
-def find_arms(paths: Sequence[Path]) -> tuple[Arm, ...]:
+def find_arms(
+    paths: Sequence[Path], *, store_url: str | None = None
+) -> tuple[Arm, ...]:
     """Return the arms of a study, or of run folders given by hand.
 
     Runs whose settings differ in nothing but protocol, fold, seed and machine are one
@@ -91,6 +93,7 @@ def find_arms(paths: Sequence[Path]) -> tuple[Arm, ...]:
 
     Args:
         paths: Run folders, or one study folder.
+        store_url: The address of the study's store, where a password belongs to it.
 
     Returns:
         In the order of the first run of each.
@@ -99,7 +102,7 @@ def find_arms(paths: Sequence[Path]) -> tuple[Arm, ...]:
         ConfigError: No path is given, one is given twice, or a study is not alone.
         RunError: A path is neither a run folder nor a study, or cannot be read.
     """
-    return _arms(_members(paths))
+    return _arms(_members(paths, store_url))
 
 
 def is_study(path: Path) -> bool:
@@ -138,7 +141,7 @@ def describe_settings(settings: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _members(paths: Sequence[Path]) -> list[Member]:
+def _members(paths: Sequence[Path], store_url: str | None) -> list[Member]:
     """Return the trainings in some folders, each with the name of its arm.
 
     Raises:
@@ -161,17 +164,19 @@ def _members(paths: Sequence[Path]) -> list[Member]:
     ]
     if repeated:
         raise ConfigError(f"{repeated[0]} was given twice", hint="name each run once")
-    return _members_of_study(studies[0]) if studies else _members_of_runs(paths)
+    if studies:
+        return _members_of_study(studies[0], store_url)
+    return _members_of_runs(paths)
 
 
-def _members_of_study(path: Path) -> list[Member]:
+def _members_of_study(path: Path, store_url: str | None) -> list[Member]:
     """Return the trials of a study.
 
     Raises:
         RunError: It has none yet.
     """
     study = require("tumorlens.studies").open_study(path)
-    trials = study.trials()
+    trials = study.trials(study.open_store(store_url))
     if not trials:
         raise RunError(
             f"the study {path} has no trials yet",

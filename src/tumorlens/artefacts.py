@@ -117,8 +117,13 @@ class Artefact:
 
 
 def is_artefact(path: Path) -> bool:
-    """Whether a folder, or the file of a graph in it, belongs to an artefact."""
-    return (_folder(path) / "manifest.json").is_file()
+    """Whether a folder, or a file in it, is an artefact: a whole one or what is left.
+
+    A graph whose manifest was not copied along counts: `open_artefact` says so.
+    """
+    graphs = {names[0] for names in GRAPH_FILES.values()}
+    folder = _folder(path)
+    return any((folder / name).is_file() for name in ("manifest.json", *graphs))
 
 
 def open_artefact(path: Path) -> Artefact:

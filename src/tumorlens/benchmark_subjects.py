@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tumorlens.artefacts import KINDS, Artefact, Kind, is_artefact, open_artefact
 from tumorlens.errors import ArtefactError, ConfigError, DataError, RunError
-from tumorlens.predict import find_images
+from tumorlens.image_files import walk_images
 from tumorlens.runs import Run, open_run
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def files_of(runs: Sequence[Path], *, data: Path | None, num_files: int) -> list
     Raises:
         DataError: There is none.
     """
-    files = find_images([data]) if data else _val_files(runs)
+    files = list(walk_images([data])) if data else _val_files(runs)
     step = len(files) / min(num_files, len(files))
     return [files[int(number * step)] for number in range(min(num_files, len(files)))]
 

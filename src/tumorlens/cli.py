@@ -28,6 +28,7 @@ from tumorlens import (
     cli_study,
     terminal,
 )
+from tumorlens.addresses import without_password
 from tumorlens.cli_options import (
     STATUS_INTERRUPTED,
     DataArgument,
@@ -75,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _with_value(arguments) or ["--help"],
             prog_name="tumorlens",
             standalone_mode=False,
-            # What was typed, for the record of a run.
-            obj=shlex.join(["tumorlens", *arguments]),
+            # What was typed, for the record of a run. Passwords are kept nowhere.
+            obj=shlex.join(["tumorlens", *map(without_password, arguments)]),
         )
     except typer.TyperException as error:
         terminal.say_error(error.format_message(), _see_help(arguments))
@@ -239,7 +240,7 @@ def train(
     if not terminal.is_speaker():
         return 0
     terminal.say_training(result)
-    if tracker and (words := tracker.words(result.run)):
+    if tracker and (words := tracker.words(tracker.url_of(result.run))):
         terminal.say(words)
     if not result.is_finished:
         terminal.say_next(

@@ -3,51 +3,130 @@
 from __future__ import annotations
 
 import sys
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tumorlens import terminal
-from tumorlens.cli_options import RunArgument
+from tumorlens.errors import ConfigError
 from tumorlens.extras import require
 
 STATUS_UNREADABLE = 3
 
+TABLE_FILES = 1000
+"""Files of one table. Where there are more, another one follows it: nobody waits for
+the last file to see the first, and memory stays what it is."""
+
 
 def predict(
-    path: RunArgument,
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="Run folder, or artefact of export."),
+    ],
     images: Annotated[
         list[Path], typer.Argument(metavar="PATH...", help="Files and folders.")
     ],
     *,
+    best: Annotated[
+        bool,
+        typer.Option("--best", help="Use the fastest good artefact of the run."),
+    ] = False,
     more_runs: Annotated[
         list[Path] | None,
-        typer.Option("--run", metavar="RUN", help="One more run; repeatable."),
+        typer.Option("--run", metavar="MODEL", help="One more; repeatable."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write .csv, .json or .parquet instead."),
+        typer.Option(
+            metavar="FILE", help="Write .csv, .json, .jsonl or .parquet instead."
+        ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --out after a stop.")
+    ] = False,
 ) -> int:
     """Give the probability of every class for images."""
-    stage = require("tumorlens.predict")
-    if out:
-        stage.check_output(out)
-    files = stage.find_images(images)
-    answers = []
-    for run_path in (path, *(more_runs or [])):
-        predictor = stage.Predictor.open(run_path)
-        with terminal.counting(predictor.name) as progress:
-            predictions = list(predictor.predict_files(files, progress=progress))
-        answers.append((predictor.name, predictor.classes, predictions))
-    if out:
-        stage.save_predictions(out, answers)
-        print(f"the probabilities are in {out}")
-    else:
-        terminal.say_predictions(answers)
-    num_unreadable = sum(not answer.predicted for answer in answers[0][2])
+    _check_output(out, resume=resume)
+    require("tumorlens.image_files").walk_images(images)  # what is wrong, at once
+    predictors = _open([path, *(more_runs or [])], best=best)
+    num_unreadable = (
+        _write(out, predictors, images, resume=resume)
+        if out
+        else _show(predictors, images)
+    )
     if num_unreadable:
         print(f"{terminal.files(num_unreadable)} could not be read", file=sys.stderr)
         return STATUS_UNREADABLE
     return 0
+
+
+def _check_output(out: Path | None, *, resume: bool) -> None:
+    """Refuse what would only fail after the last image.
+
+    Raises:
+        ConfigError: Of the two options, or of the file's suffix.
+    """
+    if out:
+        require("tumorlens.prediction_files").check_output(out)
+    elif resume:
+        raise ConfigError(
+            "--resume goes on with a file, and there is no --out",
+            hint="give the --out that was stopped",
+        )
+
+
+def _open(paths: list[Path], *, best: bool) -> list[Any]:
+    """Load what is to answer; with `best`, the first one's fastest artefact."""
+    if best:
+        choice = require("tumorlens.fastest").choose_fastest(paths[0])
+        print(terminal.one_line(choice.words), file=sys.stderr)
+        paths = [choice.path, *paths[1:]]
+    return [require("tumorlens.predict").Predictor.open(path) for path in paths]
+
+
+def _show(predictors: list[Any], images: list[Path]) -> int:
+    """Print the answers, a table at a time, and return how many have an error."""
+    files = require("tumorlens.image_files").walk_images(images)
+    num_unreadable = 0
+    while some := list(islice(files, TABLE_FILES)):
+        answers = []
+        for one in predictors:
+            with terminal.counting(one.name) as progress:
+                found = list(one.predict_files(some, progress=progress))
+            answers.append((one.name, one.classes, found))
+        terminal.say_predictions(answers)
+        num_unreadable += sum(not answer.predicted for answer in answers[0][2])
+    return num_unreadable
+
+
+def _write(
+    out: Path, predictors: list[Any], images: list[Path], *, resume: bool
+) -> int:
+    """Write the answers as they come, and return how many files have an error.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; what is there stays.
+    """
+    walk, stage = (
+        require("tumorlens.image_files"),
+        require("tumorlens.prediction_files"),
+    )
+    file = stage.PredictionFile(out, predictors, resume=resume)
+    try:
+        with file, terminal.counting("predicting") as progress:
+            # Walked once more, but only where somebody watches.
+            total = walk.count_images(images) * len(predictors) if progress else None
+            for one in predictors:
+                remaining = file.remaining(one, walk.walk_images(images))
+                for answer in one.predict_files(remaining):
+                    file.add(one, answer)
+                    if progress:
+                        progress(file.num_rows, total)
+            file.finish()
+    except KeyboardInterrupt:
+        print(f"go on by the same command and --resume: {file.part}", file=sys.stderr)
+        raise
+    print(f"the probabilities are in {out}")
+    return int(file.num_unreadable) // len(predictors)

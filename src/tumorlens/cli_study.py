@@ -80,6 +80,15 @@ def run(
         bool,
         typer.Option("--dry-run", help="Print the trials and their time, run none."),
     ] = False,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[URL]",
+            help="Mirror the trials in MLflow, as one experiment: on the server at "
+            "URL; without one where the study was tracked before, else in a file "
+            "mlflow.db beside its folder.",
+        ),
+    ] = None,
 ) -> int:
     """Run every trial of a study; finished ones are skipped, begun ones go on."""
     studies = require("tumorlens.studies")
@@ -97,9 +106,16 @@ def run(
         study_display.say_plan(plan, estimate)
         return 0
     _check_data(plan)
+    out = plan_path if study else out or Path("runs") / plan.name
+    tracker = None
+    if track is not None:
+        tracker = require("tumorlens.study_tracking").StudyTracker(
+            out, name=plan.name, url=track
+        )
     if study is None:
-        out = out or Path("runs") / plan.name
         study = studies.create_study(out, plan, store_url=store)
+    if tracker:
+        tracker.begin(study)
     if retry_failed:
         study.open_store(store).retry_failed()
     stage = require("tumorlens.study")
@@ -112,12 +128,16 @@ def run(
             command=str(context.obj),
             progress=display.progress,
             say=display.say,
+            tracker=tracker,
         )
     study_display.say_trials(study.trials(study.open_store(store)))
+    if tracker and (words := tracker.words()):
+        terminal.say(words)
     if not is_over:
         terminal.say_next(
             f"everything so far is in {study.path}",
             *("tumorlens", "study", "run", study.path),
+            *([] if track is None else ["--track"]),
         )
         return STATUS_INTERRUPTED
     terminal.say_next(
@@ -178,6 +198,7 @@ def lr_find(
 
 
 def compare(
+    context: typer.Context,
     paths: Annotated[
         list[Path],
         typer.Argument(metavar="RUN...", help="Run folders, or one study folder."),
@@ -194,12 +215,20 @@ def compare(
         typer.Option(metavar="FILE", help="An image to put through every network."),
     ] = None,
     subset: Annotated[
-        str, typer.Option(help="test, or val while choices are being made.")
-    ] = "test",
+        str | None,
+        typer.Option(
+            help="test, or val while choices are being made. Default: test; val for a "
+            "study that never looks at test."
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DATA", help="Folder that --image may be relative to."),
+        typer.Option(
+            metavar="DATA",
+            help="Where the images are, if they moved; --image may be relative to it.",
+        ),
     ] = None,
+    store: StoreOption = None,
     no_latency: Annotated[
         bool, typer.Option("--no-latency", help="Do not time the networks.")
     ] = False,
@@ -209,9 +238,17 @@ def compare(
     if out is None:
         is_study = require("tumorlens.arms").is_study(paths[0])
         out = paths[0] if is_study else Path("comparison")
-    found = stage.compare(
-        paths, subset=subset, image=image, data=data, with_latency=not no_latency
-    )
+    with terminal.counting("comparing") as progress:
+        found = stage.compare(
+            paths,
+            subset=subset,
+            image=image,
+            data=data,
+            with_latency=not no_latency,
+            store_url=store,
+            command=context.obj,
+            progress=progress,
+        )
     write_json(out / "comparison.json", found)
     tables.write_tables(found, out)
     page = require("tumorlens.report").write_comparison_page(

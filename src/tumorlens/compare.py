@@ -1,10 +1,11 @@
 """Runs side by side: what each reached and costs, and which differences are real.
 
-Everything about accuracy comes from the runs' `predictions.csv`; no network is asked
-again. Two arms are compared on the images that both were asked about, under the same
-protocol. What the newcomer would get wrong: the arm with the highest figure has not
-won. Of ten equal arms one is best by luck, so p-values are corrected for the number of
-pairs, and a difference that may be luck is called noise.
+Everything about accuracy comes from the runs' `predictions.csv`. Where those of val are
+missing the networks are asked for them; for test never, since each look at test is
+somebody's decision. Two arms are compared on the images that both were asked about,
+under the same protocol. What the newcomer would get wrong: the arm with the highest
+figure has not won. Of ten equal arms one is best by luck, so p-values are corrected for
+the number of pairs, and a difference that may be luck is called noise.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tumorlens.arm_measures import (
 from tumorlens.arms import find_arms, is_study
 from tumorlens.comparison_words import say_all, say_pair
 from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
+from tumorlens.evaluate import evaluate
 from tumorlens.extras import require
 from tumorlens.files import sha256_of
 from tumorlens.models import resolve_device
@@ -39,6 +41,7 @@ from tumorlens.predictions import pool_predictions, read_predictions
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from tumorlens.answers import Progress
     from tumorlens.arms import Arm, Member
     from tumorlens.predictions import Predictions
     from tumorlens.runs import Run
@@ -56,22 +59,29 @@ SIGNIFICANCE = 0.05
 def compare(
     paths: Sequence[Path],
     *,
-    subset: str = "test",
+    subset: str | None = None,
     image: Path | None = None,
     data: Path | None = None,
     with_latency: bool = True,
     device: str = "auto",
+    store_url: str | None = None,
+    command: str = "",
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Return everything that can be said about some runs side by side.
 
     Args:
-        paths: Evaluated run folders, or one study folder. What is not evaluated yet is
-            listed with its state and without measures.
-        subset: `test`, or `val` while choices are being made.
+        paths: Run folders, or one study folder. A run that is not finished, or not
+            evaluated on test, is listed with what to do and without measures.
+        subset: `test`, or `val` while choices are being made. `None`: `test`, but `val`
+            for a study that never looks at test.
         image: A file to put through every arm.
-        data: Folder or table that `image` may be relative to.
+        data: Where the images are now, if they moved. `image` may be relative to it.
         with_latency: Whether to time the networks, which takes a few seconds.
-        device: Where to time them: `auto`, `cpu` or `cuda`.
+        device: Where to time and to ask them: `auto`, `cpu` or `cuda`.
+        store_url: The address of the study's store, where a password belongs to it.
+        command: What the user typed, for the record of what is asked of val.
+        progress: Called with images done and images in all of a run asked for val.
 
     Returns:
         The content of `comparison.json`.
@@ -79,15 +89,21 @@ def compare(
     Raises:
         ConfigError: The subset is unknown, no path is given or one twice, or a study
             with other paths.
-        DataError: The image cannot be read.
+        DataError: The image cannot be read, or those of val cannot.
         RunError: A path is no run folder, one of its files is damaged, the runs are of
             different classes or labels, or none is evaluated.
     """
+    subset = subset or _default_subset(paths)
     if subset not in SUBSETS:
         raise ConfigError(
             f"unknown subset {subset!r}", hint=did_you_mean(subset, SUBSETS)
         )
-    entries = [_Entry(arm, _answers(arm, subset)) for arm in find_arms(paths)]
+    found = find_arms(paths, store_url=store_url)
+    if subset == "val":
+        asking: dict[str, Any] = {"device": device, "progress": progress}
+        for run in _lacking(found, subset):
+            evaluate(run, subset=subset, data=data, command=command, **asking)
+    entries = [_Entry(arm, _answers(arm, subset)) for arm in found]
     _check_comparable(entries, subset)
     headline = _headline_protocol(entries)
     root = paths[0] if is_study(paths[0]) else None
@@ -108,6 +124,27 @@ def compare(
         "example": _example(image, data, entries, headline) if image else None,
     }
     return comparison | {"words": say_all(comparison)}
+
+
+def _default_subset(paths: Sequence[Path]) -> str:
+    if len(paths) != 1 or not is_study(paths[0]):
+        return "test"
+    plan = require("tumorlens.studies").open_study(paths[0]).plan
+    return "test" if plan.test else "val"
+
+
+def _lacking(arms: Iterable[Arm], subset: str) -> list[Run]:
+    """Return the finished runs that could answer for a subset and have not yet."""
+    return [
+        member.run
+        for arm in arms
+        for member in arm.members
+        if member.run is not None
+        and member.state == "finished"
+        and not _evaluated([member], subset)
+        # Each image of a k-fold run is in val of some folds and in training of others.
+        and not (member.run.is_kfold and subset != "test")
+    ]
 
 
 @dataclass(frozen=True)
@@ -170,10 +207,9 @@ def _check_comparable(entries: Sequence[_Entry], subset: str) -> None:
         for table in by_seed.values()
     ]
     if not tables:
-        member = entries[0].arm.members[0]
         raise RunError(
             f"none of the runs has answers for the subset {subset!r}",
-            hint=f"{member.path}: {_reason(member, subset) or member.state}",
+            hint=_how_to_get_answers([entry.arm for entry in entries], subset),
         )
     first_name, first = tables[0]
     labels: dict[str, int] = {}
@@ -194,6 +230,16 @@ def _check_comparable(entries: Sequence[_Entry], subset: str) -> None:
                 )
 
 
+def _how_to_get_answers(arms: Sequence[Arm], subset: str) -> str:
+    """Return the commands that give the answers, or why there can be none."""
+    commands = [f"tumorlens evaluate {run.path}" for run in _lacking(arms, subset)]
+    if commands:
+        asked = "; ".join(commands)
+        return f"{asked}; or compare on val, with --subset val and no look at test"
+    member = arms[0].members[0]
+    return f"{member.path}: {_reason(member, subset) or member.state}"
+
+
 def _reason(member: Member, subset: str) -> str | None:
     """Return why a run has no measures, or `None` where it has."""
     if member.reason or member.state != "finished" or member.run is None:
@@ -202,8 +248,7 @@ def _reason(member: Member, subset: str) -> str | None:
         return None
     if member.run.is_kfold and subset != "test":
         return f"a run with folds has no subset {subset!r} of its own"
-    option = "" if subset == "test" else f" --subset {subset}"
-    return f"not evaluated yet: tumorlens evaluate {member.path}{option}"
+    return f"not evaluated yet: tumorlens evaluate {member.path}"
 
 
 def _headline_protocol(entries: Sequence[_Entry]) -> str:

@@ -52,6 +52,10 @@ _BLACK_BORDER = 12
 _MIN_CONTENT_PX = 16
 """A crop smaller than this on one side is a speck in the dark, not a head."""
 
+_SCALED_SPARE = 3
+"""How many times the square's side a JPEG must keep when it is decoded at a fraction of
+its size: what follows then still averages over 3 x 3 pixels."""
+
 
 @dataclass(frozen=True)
 class ImageLimits:
@@ -97,16 +101,7 @@ def read_image(
         MissingExtraError: A DICOM file is compressed in a way that needs the extra
             `dicom`.
     """
-    try:
-        # Before opening: to open a pipe waits for somebody to write to it.
-        _check_file(path, path.stat(), limits)
-        with path.open("rb") as file, _decoder_warnings_silenced():
-            return _read(path, file, limits, frame)
-    except OSError as error:
-        raise DataError(
-            f"cannot open {path}: {error.strerror or error}",
-            hint="check that it is a file and can be read",
-        ) from error
+    return _open_and_read(path, limits, frame, None)
 
 
 def fit_square(
@@ -163,6 +158,7 @@ def load_square(
     in_chans: int,
     limits: ImageLimits = DEFAULT_LIMITS,
     frame: int | None = None,
+    scaled: bool = False,
 ) -> NDArray[np.uint8]:
     """Return a file as what a model is given before normalization.
 
@@ -173,6 +169,12 @@ def load_square(
         in_chans: 1 turns colour into grey (ITU-R 601 luma), 3 repeats grey.
         limits: As for `read_image`.
         frame: As for `read_image`.
+        scaled: Let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, which is faster,
+            where both its sides divide by that and three times `size_px` is left, and
+            `fit` is `squash`. Over 1,700 squares of 32 to 84 px of a public set this
+            moved no grey value by more than 6, and none of the squares by more than
+            0.7 on average. Not for `pad`: its crop follows single pixels, and where
+            the border came out one pixel off, an edge moved by 200.
 
     Returns:
         (S, S, in_chans), writable.
@@ -184,11 +186,27 @@ def load_square(
     """
     if in_chans not in (1, 3):
         raise ValueError(f"expected in_chans 1 or 3, got {in_chans}")
-    image = read_image(path, limits=limits, frame=frame)
+    keep_px = _SCALED_SPARE * size_px if scaled and fit == "squash" else None
+    image = _open_and_read(path, limits, frame, keep_px)
     square = Image.fromarray(fit_square(image, size_px=size_px, fit=fit))
     return np.array(square.convert("L" if in_chans == 1 else "RGB")).reshape(
         size_px, size_px, in_chans
     )
+
+
+def _open_and_read(
+    path: Path, limits: ImageLimits, frame: int | None, keep_px: int | None
+) -> NDArray[np.uint8]:
+    try:
+        # Before opening: to open a pipe waits for somebody to write to it.
+        _check_file(path, path.stat(), limits)
+        with path.open("rb") as file, _decoder_warnings_silenced():
+            return _read(path, file, limits, frame, keep_px)
+    except OSError as error:
+        raise DataError(
+            f"cannot open {path}: {error.strerror or error}",
+            hint="check that it is a file and can be read",
+        ) from error
 
 
 def _check_file(path: Path, status: os.stat_result, limits: ImageLimits) -> None:
@@ -205,7 +223,11 @@ def _check_file(path: Path, status: os.stat_result, limits: ImageLimits) -> None
 
 
 def _read(
-    path: Path, file: IO[bytes], limits: ImageLimits, frame: int | None
+    path: Path,
+    file: IO[bytes],
+    limits: ImageLimits,
+    frame: int | None,
+    keep_px: int | None,
 ) -> NDArray[np.uint8]:
     # Broad on purpose, and only around the decoders: on a damaged file they raise
     # whatever their parsing trips over. Seen on mutated files: OSError, SyntaxError,
@@ -213,15 +235,16 @@ def _read(
     # OverflowError, RuntimeError, NotImplementedError, struct.error, zlib.error.
     try:
         if dicom.is_dicom(file):
-            image = dicom.read_frame(
-                path,
-                frame=frame,
-                max_bytes=limits.max_bytes,
-                max_pixels=limits.max_pixels,
-                max_frames=limits.max_frames,
+            return _without_equal_channels(
+                dicom.read_frame(
+                    path,
+                    frame=frame,
+                    max_bytes=limits.max_bytes,
+                    max_pixels=limits.max_pixels,
+                    max_frames=limits.max_frames,
+                )
             )
-        else:
-            image = _read_with_pillow(path, file, limits, frame)
+        return _read_with_pillow(path, file, limits, frame, keep_px)
     except TumorlensError:
         raise
     except UnidentifiedImageError:
@@ -236,11 +259,14 @@ def _read(
             f"({type(error).__name__})",
             hint="fetch the file again, or remove it",
         ) from error
-    return _without_equal_channels(image)
 
 
 def _read_with_pillow(
-    path: Path, file: IO[bytes], limits: ImageLimits, frame: int | None
+    path: Path,
+    file: IO[bytes],
+    limits: ImageLimits,
+    frame: int | None,
+    keep_px: int | None,
 ) -> NDArray[np.uint8]:
     try:
         image = Image.open(file, formats=_PILLOW_FORMATS)
@@ -262,8 +288,23 @@ def _read_with_pillow(
         num_pixels = image.width * image.height
         if num_pixels > limits.max_pixels:
             raise _too_many_pixels(path, num_pixels, limits)
+        if keep_px and image.format == "JPEG":
+            _decode_at_a_fraction(image, keep_px)
         ImageOps.exif_transpose(image, in_place=True)  # else it copies every image
         return _to_array(image)
+
+
+def _decode_at_a_fraction(image: Image.Image, keep_px: int) -> None:
+    width, height = image.size
+    for scale in (8, 4, 2):
+        # Where a side does not divide, the last pixel would stand for less than the
+        # others, and the whole picture would be off by a part of one.
+        if (
+            width % scale == height % scale == 0
+            and min(width, height) >= scale * keep_px
+        ):
+            image.draft(None, (width // scale, height // scale))
+            return
 
 
 def _too_many_pixels(path: Path, found: object, limits: ImageLimits) -> DataError:
@@ -293,8 +334,19 @@ def _to_array(image: Image.Image) -> NDArray[np.uint8]:
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image.convert("RGBA"))
-    mode = "L" if image.mode in ("1", "L") else "RGB"
-    return np.array(image if image.mode == mode else image.convert(mode))
+    if image.mode in ("1", "L"):
+        return np.array(image if image.mode == "L" else image.convert("L"))
+    return _without_equal_bands(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _without_equal_bands(image: Image.Image) -> NDArray[np.uint8]:
+    # The same as `_without_equal_channels` in half of the time: Pillow takes the bands
+    # apart faster than numpy compares every third byte.
+    first, *others = (band.tobytes() for band in image.split())
+    if all(first == other for other in others):
+        grey = np.frombuffer(bytearray(first), np.uint8)
+        return grey.reshape(image.height, image.width)
+    return np.array(image)
 
 
 def _scale_to_uint8(deep: NDArray[Any]) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-_FUSED = ("adam", "adamw", "sgd")
+_FUSED = ("adam", "adamw", "sgd", "momentum")
 """torch's own optimizers that take one pass over the parameters when asked to."""
 
 _WARMUP_START = 0.01

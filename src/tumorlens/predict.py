@@ -1,39 +1,39 @@
 """Files become probabilities: `Predictor`, the way in for everyone who uses a model.
 
-An image goes through `images.load_square` and `models.infer`, exactly as validation's
-images did. A file that cannot be read is an answer too: a `Prediction` with its error.
+An image goes through `images.load_square` and then through `models.infer`, exactly as
+validation's images did, or through an artefact's graph, which has the same inside. A
+file that cannot be read is an answer too: a `Prediction` with its error. What the
+newcomer would get wrong: torch is only imported for a run, or an artefact of torch.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from tumorlens.artefacts import Artefact, is_artefact, open_artefact
-from tumorlens.errors import ConfigError, DataError, RunError
+from tumorlens.decoding import Decoded, Look, decode_ahead
+from tumorlens.errors import RunError
 from tumorlens.extras import require
-from tumorlens.files import replacing, write_json, write_text
-from tumorlens.images import DEFAULT_LIMITS, SUFFIXES, ImageLimits, load_square
-from tumorlens.runs import ModelCard, Run, open_run
+from tumorlens.files import sha256_of, sha256_of_bytes
+from tumorlens.images import DEFAULT_LIMITS, ImageLimits
+from tumorlens.runtimes import num_processors, open_session
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
-    from tumorlens.config import Fit
+    from tumorlens.runs import ModelCard, Run
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int | None], None]
 
-OUTPUT_SUFFIXES = (".csv", ".json", ".parquet")
-"""Formats of `save_predictions`."""
+BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,7 @@ class Prediction:
 class _Voice:
     """Something that answers: a network of a run, or an artefact."""
 
-    size_px: int
-    fit: Fit
-    in_chans: int
+    look: Look
     ask: Callable[[NDArray[np.uint8]], NDArray[np.floating]]
     """Images (N, S, S, C) to probabilities (N, classes)."""
 
@@ -69,13 +67,19 @@ class Predictor:
     Attributes:
         name: Of the run folder.
         classes: Names, in the order of the probabilities.
+        digest: SHA-256 of all that decides an answer; equal digests answer the same.
     """
 
     def __init__(
-        self, name: str, classes: tuple[str, ...], voices: Sequence[_Voice]
+        self,
+        name: str,
+        classes: tuple[str, ...],
+        digest: str,
+        voices: Sequence[_Voice],
     ) -> None:
         self.name = name
         self.classes = classes
+        self.digest = digest
         self._voices = voices
 
     @classmethod
@@ -84,7 +88,8 @@ class Predictor:
 
         Args:
             path: Of an ordinary run, finished or with weights, a k-fold run or an
-                ensemble; or of an artefact that `export` has made.
+                ensemble; or of an artefact that `export` has made, or its graph's
+                file.
             device: 'auto', 'cpu' or 'cuda'; artefacts run on the CPU.
 
         Raises:
@@ -95,155 +100,78 @@ class Predictor:
         """
         if is_artefact(path):
             return cls(*_voice_of(open_artefact(path)))
-        run = open_run(path)
-        voices, classes = _voices_of(run, device=device)
-        return cls(run.name, classes, voices)
+        run = require("tumorlens.runs").open_run(path)
+        return cls(run.name, *_voices_of(run, device=device))
 
     def predict_files(
         self,
-        paths: Sequence[Path],
+        paths: Iterable[Path],
         *,
-        batch_size: int = 32,
+        batch_size: int = BATCH_SIZE,
         limits: ImageLimits = DEFAULT_LIMITS,
         progress: Progress | None = None,
     ) -> Iterator[Prediction]:
         """Give the answer for each file, in order, as they come.
 
+        Files are decoded in threads while the network works on those before, two
+        batches ahead at most: memory does not grow with their number.
+
         Args:
-            paths: Files, not folders: see `find_images`.
+            paths: Files, not folders: see `image_files.walk_images`. They may come from
+                a generator, which is asked as there is room.
             batch_size: Images that go through the network together.
             limits: What is refused before it is decoded.
-            progress: Called with files done and files in all.
+            progress: Called with files done and files in all, if `paths` has a length.
 
         Yields:
             One `Prediction` per path. Unreadable files do not stop the others.
         """
+        total = len(paths) if isinstance(paths, Sized) else None
         done = 0
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            remaining = iter(paths)
-            while batch := list(islice(remaining, batch_size)):
-                yield from self._predict_batch(batch, limits, pool)
+        decoded = decode_ahead(
+            paths,
+            [voice.look for voice in self._voices],
+            num_ahead=2 * batch_size,
+            num_threads=num_processors(),
+            limits=limits,
+        )
+        with closing(decoded):
+            while batch := list(islice(decoded, batch_size)):
+                yield from self._predict_batch(batch)
                 done += len(batch)
                 if progress is not None:
-                    progress(done, len(paths))
+                    progress(done, total)
 
-    def _predict_batch(
-        self, paths: list[Path], limits: ImageLimits, pool: ThreadPoolExecutor
-    ) -> list[Prediction]:
-        errors: dict[int, str] = {}
-        answers: list[NDArray[np.floating]] = []  # (N, C) of each network
-        for voice in self._voices:
-            images, errors = _decode(paths, voice, limits, pool)
-            if len(images):
-                answers.append(voice.ask(images))
+    def _predict_batch(self, batch: Sequence[Decoded]) -> list[Prediction]:
+        readable = [one for one in batch if one.error is None]
+        answers = [  # (N, C) of each network
+            voice.ask(np.stack([one.squares[voice.look] for one in readable]))
+            for voice in self._voices
+            if readable
+        ]
         mean = iter(np.mean(answers, axis=0).astype(np.float32) if answers else ())
         return [
-            Prediction(path, None, None, errors[number])
-            if number in errors
-            else self._prediction(path, next(mean))
-            for number, path in enumerate(paths)
+            Prediction(one.path, None, None, one.error)
+            if one.error is not None
+            else self._prediction(one.path, next(mean))
+            for one in batch
         ]
 
     def _prediction(self, path: Path, probs: NDArray[np.float32]) -> Prediction:
         return Prediction(path, probs, self.classes[int(probs.argmax())], None)
 
 
-def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Return files as they are, and folders as the images below them, sorted.
-
-    In a folder, images are known by their suffix and hidden names are passed over. A
-    file that is named itself is taken whatever it is called.
-
-    Raises:
-        DataError: A path does not exist, or a folder has no image below it.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            below = sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in SUFFIXES
-                and file.is_file()
-                and not any(
-                    part.startswith(".") for part in file.relative_to(path).parts
-                )
-            )
-            if not below:
-                raise DataError(
-                    f"there is no image in the folder {path}",
-                    hint=f"images end in {', '.join(sorted(SUFFIXES))}; name a file "
-                    "itself if it ends otherwise",
-                )
-            found += below
-        elif path.exists():
-            found.append(path)
-        else:
-            raise DataError(
-                f"no such file or folder: {path}", hint="check the path's spelling"
-            )
-    return found
-
-
-def save_predictions(
-    out: Path, answers: Sequence[tuple[str, tuple[str, ...], Sequence[Prediction]]]
-) -> None:
-    """Write predictions of one or several runs as CSV, JSON or Parquet.
-
-    Args:
-        out: Its suffix says which: .csv, .json or .parquet.
-        answers: Per run its name, its classes and its predictions.
-
-    Raises:
-        ConfigError: Another suffix.
-        DataError: The file cannot be written.
-        MissingExtraError: Parquet without the extra `parquet`.
-    """
-    check_output(out)
-    classes = list(dict.fromkeys(name for _, names, _ in answers for name in names))
-    columns = ["path", "run", "predicted", *map("prob_{}".format, classes), "error"]
-    rows = [
-        _as_row(run, names, prediction, columns)
-        for run, names, predictions in answers
-        for prediction in predictions
-    ]
-    match out.suffix.lower():
-        case ".csv":
-            text = io.StringIO(newline="")
-            writer = csv.DictWriter(text, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-            write_text(out, text.getvalue())
-        case ".json":
-            write_json(out, rows)
-        case _:
-            pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
-            with replacing(out) as temporary:
-                parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
-
-
-def check_output(out: Path) -> None:
-    """Refuse an output file of a format that `save_predictions` does not write.
-
-    Raises:
-        ConfigError: The suffix is unknown.
-    """
-    if out.suffix.lower() not in OUTPUT_SUFFIXES:
-        raise ConfigError(
-            f"expected --out ending in one of {', '.join(OUTPUT_SUFFIXES)}, "
-            f"got {out.name!r}",
-            hint=f"for example --out {out.stem or 'predictions'}.csv",
-        )
-
-
-def _voice_of(artefact: Artefact) -> tuple[str, tuple[str, ...], list[_Voice]]:
+def _voice_of(artefact: Artefact) -> tuple[str, tuple[str, ...], str, list[_Voice]]:
     card = artefact.card
-    session = require("tumorlens.runtimes").open_session(artefact)
-    voice = _Voice(card.size_px, card.fit, 3, lambda images: session(images).probs)
-    return f"{card.run} ({card.kind})", card.classes, [voice]
+    session = open_session(artefact)
+    look = Look(card.size_px, card.fit, 3)
+    # The manifest has the digests of the graph and of its card.
+    digest = sha256_of(artefact.path / "manifest.json")
+    voice = _Voice(look, lambda images: session(images).probs)
+    return f"{card.run} ({card.kind})", card.classes, digest, [voice]
 
 
-def _voices_of(run: Run, *, device: str) -> tuple[list[_Voice], tuple[str, ...]]:
+def _voices_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[_Voice]]:
     models = require("tumorlens.models")
     target = models.resolve_device(device)
     cards, voices = [], []
@@ -251,15 +179,16 @@ def _voices_of(run: Run, *, device: str) -> tuple[list[_Voice], tuple[str, ...]]
         card = part.card()
         module = models.load_model(card, part.weights_path).to(target)
         cards.append(card)
-        voices.append(
-            _Voice(card.size_px, card.fit, card.in_chans, _asker(card, module, target))
-        )
+        look = Look(card.size_px, card.fit, card.in_chans)
+        voices.append(_Voice(look, _asker(card, module, target)))
     if len({card.classes for card in cards}) > 1:
         raise RunError(
             f"the networks of {run.path} do not have the same classes",
             hint="train the run, or make the ensemble, again",
         )
-    return voices, cards[0].classes
+    # The cards have the digests of the weights.
+    digest = sha256_of_bytes("".join(card.model_dump_json() for card in cards).encode())
+    return cards[0].classes, digest, voices
 
 
 def _asker(
@@ -293,41 +222,3 @@ def _parts(run: Run) -> tuple[Run, ...]:
             hint=f"finish it with: tumorlens train --resume --out {run.path}",
         )
     return run.networks()
-
-
-def _decode(
-    paths: list[Path], voice: _Voice, limits: ImageLimits, pool: ThreadPoolExecutor
-) -> tuple[NDArray[np.uint8], dict[int, str]]:
-    def decode(path: Path) -> NDArray[np.uint8] | str:
-        try:
-            return load_square(
-                path,
-                size_px=voice.size_px,
-                fit=voice.fit,
-                in_chans=voice.in_chans,
-                limits=limits,
-            )
-        except DataError as error:
-            return error.problem
-
-    decoded = list(pool.map(decode, paths))
-    errors = {n: image for n, image in enumerate(decoded) if isinstance(image, str)}
-    images = [image for image in decoded if not isinstance(image, str)]
-    empty = np.empty((0, voice.size_px, voice.size_px, voice.in_chans), np.uint8)
-    return np.stack(images) if images else empty, errors
-
-
-def _as_row(
-    run: str, classes: tuple[str, ...], prediction: Prediction, columns: list[str]
-) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(columns)
-    row |= {
-        "path": str(prediction.path),
-        "run": run,
-        "predicted": prediction.predicted,
-        "error": prediction.error,
-    }
-    if prediction.probs is not None:
-        for name, prob in zip(classes, prediction.probs, strict=True):
-            row[f"prob_{name}"] = float(prob)
-    return row

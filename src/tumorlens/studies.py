@@ -3,6 +3,7 @@
     STUDY/study.toml         the complete plan
         store.txt            the address of the store, without a password
         store.sqlite         the store, unless it is a server
+        tracking.txt         where it is mirrored, if that was said
         trials/NAME          ordinary run folders, one per trial
         worker.log               what the workers printed
         trials/NAME.txt      the traceback of a trial that failed by a fault of ours
@@ -19,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tumorlens.addresses import without_password
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import write_text
 from tumorlens.runs import Run, open_run
-from tumorlens.study_database import without_password
 from tumorlens.study_plan import StudyPlan, dump_plan, read_plan
 from tumorlens.study_store import Store
 
@@ -77,6 +78,11 @@ class Study:
     def log_path(self) -> Path:
         """What the workers print, warnings of libraries among it."""
         return self.path / "worker.log"
+
+    @property
+    def tracking_path(self) -> Path:
+        """The address of the MLflow that mirrors the trials, without a password."""
+        return self.path / "tracking.txt"
 
     @property
     def store_url(self) -> str:

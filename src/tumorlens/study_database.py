@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tumorlens.addresses import without_password, without_secrets
 from tumorlens.errors import ConfigError, RunError, TumorlensError
 from tumorlens.extras import require
 
@@ -76,8 +77,10 @@ def readable(url: str) -> Iterator[None]:
     except Exception as error:
         first = str(error.__cause__ or error).splitlines() or [type(error).__name__]
         raise RunError(
-            f"the store {without_password(url)} cannot be used: {first[0][:200]}",
-            hint="check the address, and that the database exists and lets you in",
+            f"the store {without_password(url)} cannot be used: "
+            f"{without_secrets(first[0], url)[:200]}",
+            hint="check the address, and that the database exists and lets you in; a "
+            "password is kept nowhere, so give --store with it each time",
         ) from None
 
 
@@ -102,10 +105,3 @@ def _engine_arguments(url: str) -> dict[str, Any]:
         # A connection that waits for the next question in minutes is one too many.
         "poolclass": require("sqlalchemy.pool").NullPool,
     }
-
-
-def without_password(url: str) -> str:
-    """Return an address without its password."""
-    head, at, host = url.rpartition("@")
-    scheme, separator, user = head.partition("://")
-    return f"{scheme}{separator}{user.partition(':')[0]}{at}{host}"

@@ -25,14 +25,10 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from tumorlens.addresses import without_password
 from tumorlens.errors import RunError
 from tumorlens.extras import require
-from tumorlens.study_database import (
-    file_lock,
-    open_storage,
-    readable,
-    without_password,
-)
+from tumorlens.study_database import file_lock, open_storage, readable
 from tumorlens.study_plan import Range, Search, StudyPlan, search_name
 
 if TYPE_CHECKING:

@@ -294,7 +294,7 @@ def say_runs(rows: Sequence[Any]) -> None:
 
 
 @contextmanager
-def counting(words: str) -> Iterator[Callable[[int, int], None] | None]:
+def counting(words: str) -> Iterator[Callable[[int, int | None], None] | None]:
     """Give a function that shows a count of files, or `None` where nobody watches.
 
     Args:

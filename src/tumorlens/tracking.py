@@ -21,9 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from tumorlens import terminal
+from tumorlens.addresses import is_server, without_password, without_secrets
 from tumorlens.errors import ConfigError
 from tumorlens.extras import require
 from tumorlens.files import sha256_of, sha256_of_bytes
@@ -98,15 +99,20 @@ class Tracker:
         beside = f"sqlite:///{run.path.resolve().parent / DATABASE}"
         return self._url or str(run.tracking().get("url") or beside)
 
-    def words(self, run: Run) -> str:
-        """Return where a run can be looked at; empty where tracking is broken."""
+    def words(self, url: str, *, of: str = "run") -> str:
+        """Return where a run can be looked at; empty where tracking is broken.
+
+        Args:
+            url: As `url_of` gives it.
+            of: What is tracked there.
+        """
         if self._has_warned:
             return ""
-        url = _without_password(self.url_of(run))
-        if _is_server(url):
-            return f"the run is tracked at {url}"
+        url = without_password(url)
+        if is_server(url):
+            return f"the {of} is tracked at {url}"
         return (
-            f"the run is tracked in {url}; where MLflow is installed in full, see it "
+            f"the {of} is tracked in {url}; where MLflow is installed in full, see it "
             f"with: mlflow ui --backend-store-uri {url}"
         )
 
@@ -133,10 +139,22 @@ class Tracker:
         finally:
             self._end(path, state)
 
-    def after_epoch(self, path: Path) -> None:
-        """Mirror a run that goes on, unless that failed a short while ago."""
-        if time.monotonic() >= self._retry_at:
-            self._attempt(lambda: open_run(path), state="RUNNING")
+    def keep_up(
+        self, path: Path, *, state: str = "RUNNING", is_last: bool = False
+    ) -> bool:
+        """Mirror a run as it stands, unless that failed a short while ago.
+
+        Args:
+            path: The run folder.
+            state: As for `mirror`.
+            is_last: Try it even then.
+
+        Returns:
+            Whether MLflow has all of it now.
+        """
+        if time.monotonic() < self._retry_at and not is_last:
+            return False
+        return self._attempt(lambda: open_run(path), state=state)
 
     def mirror(self, run: Run, *, state: str = "KILLED") -> bool:
         """Send what MLflow does not have of a run yet.
@@ -155,7 +173,7 @@ class Tracker:
     def _end(self, path: Path, state: str) -> None:
         # Settings that did not fit leave no folder behind, and nothing to mirror.
         if (path / "config.toml").is_file():
-            self._attempt(lambda: open_run(path), state=state)
+            self.keep_up(path, state=state, is_last=True)
 
     def _attempt(self, get_run: Callable[[], Run], *, state: str) -> bool:
         url = self._url or "MLflow"
@@ -163,7 +181,7 @@ class Tracker:
             run = get_run()
             url = self.url_of(run)
             # Kept in the folder. Empty means beside it, wherever that will be.
-            note = _without_password(self._url or str(run.tracking().get("url") or ""))
+            note = without_password(self._url or str(run.tracking().get("url") or ""))
             with _quiet():
                 self._send(_Place(self._client(url), url, note), run, state=state)
         except Exception as error:  # whatever breaks there must not break a training
@@ -171,7 +189,7 @@ class Tracker:
             if not self._has_warned:
                 self._has_warned = True
                 self._warn(
-                    f"tracking to {_without_password(url)} does not work: "
+                    f"tracking to {without_password(url)} does not work: "
                     f"{_reason(error, url)}; nothing is lost, the run folder has it all"
                 )
             return False
@@ -202,7 +220,7 @@ class Tracker:
             return
         if there.info.status != state:
             client.set_terminated(run_id, status=state)
-        _send_files(client, run, there, is_remote=_is_server(place.url))
+        _send_files(client, run, there, is_remote=is_server(place.url))
         self._complete.add(run.path)
 
     def _find_or_make(self, place: _Place, run: Run, *, parent: str | None) -> Any:
@@ -272,7 +290,7 @@ class _Following:
 
     def epoch(self, row: dict[str, Any]) -> None:
         self._inner.epoch(row)
-        self._tracker.after_epoch(self._path)
+        self._tracker.keep_up(self._path)
 
 
 def _load_mlflow() -> None:
@@ -373,7 +391,7 @@ def _send_files(client: Any, run: Run, there: Any, *, is_remote: bool) -> None:
 
 def _artifact_location(url: str, run: Run) -> str | None:
     """Return where files go: beside the database, or where the server says."""
-    if _is_server(url):
+    if is_server(url):
         return None
     scheme, _, rest = url.partition(":///")
     database = Path(rest.partition("?")[0])
@@ -381,24 +399,9 @@ def _artifact_location(url: str, run: Run) -> str | None:
     return (folder.resolve() / MIRRORS).as_uri()
 
 
-def _is_server(url: str) -> bool:
-    return urlsplit(url).scheme in ("http", "https")
-
-
-def _without_password(url: str) -> str:
-    """Return a URL that may be shown and kept."""
-    parts = urlsplit(url)
-    if not parts.password:
-        return url
-    netloc = parts.netloc.replace(f":{parts.password}@", "@", 1)
-    return urlunsplit(parts._replace(netloc=netloc))
-
-
 def _reason(error: Exception, url: str) -> str:
     """Return the first line of an error, short and without a password."""
     words = str(getattr(error, "problem", error)).strip().splitlines()
     reason = words[0] if words else type(error).__name__
-    password = urlsplit(url).password
-    if password:
-        reason = reason.replace(password, "***")
+    reason = without_secrets(reason, url)
     return reason if len(reason) <= 200 else f"{reason[:197]}..."

@@ -1,0 +1,85 @@
+"""Addresses of servers and databases as they may be shown and kept: no password.
+
+What the newcomer would get wrong: a password is not only between `:` and `@`. A
+database takes it after `?` too, and an error message may quote it.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote, urlsplit
+
+_SECRET = re.compile(r"[^=]*(pass|pwd|secret|token)", re.IGNORECASE)
+"""Names of what is secret after `?`."""
+_WEB = ("http", "https")
+_WEB_LOGIN = re.compile(r"([^:/?#]*):([^/?#]*)@")
+_DATABASE_LOGIN = re.compile(r"([^:/]*):([^@]*(?:@[^@/?]*)*)@")
+"""As SQLAlchemy reads it: a password may have a slash or a question mark in it."""
+
+
+def without_password(address: str) -> str:
+    """Return an address without its password; what is no address as it is.
+
+    Args:
+        address: A URL, or a word of a command line that holds one.
+
+    Example:
+        >>> without_password("postgresql://me:hunter2@host:5432/db")
+        'postgresql://me@host:5432/db'
+        >>> without_password("--store=postgresql://me@host/db?password=hunter2&x=1")
+        '--store=postgresql://me@host/db?x=1'
+        >>> without_password("sqlite:////home/me/a:b@c/store.sqlite")
+        'sqlite:////home/me/a:b@c/store.sqlite'
+    """
+    head, password, rest = _cut(address)
+    place, mark, query = rest.partition("?")
+    parts = query.split("&")
+    kept = "&".join(part for part in parts if not _SECRET.match(part))
+    # An address is not touched where there is nothing to hide.
+    if password is None and kept == query:
+        return address
+    return f"{head}{place}{mark if kept else ''}{kept}"
+
+
+def without_secrets(text: str, address: str) -> str:
+    """Return what somebody said about an address, the password in it struck out.
+
+    Example:
+        >>> without_secrets("no entry with me:hunter2", "http://me:hunter2@host")
+        'no entry with me:***'
+    """
+    _, password, rest = _cut(address)
+    parts = rest.partition("?")[2].split("&")
+    secrets = [part.partition("=")[2] for part in parts if _SECRET.match(part)]
+    spellings = {form for one in (password or "", *secrets) for form in _spell(one)}
+    # The longest first: one may be a part of another.
+    for secret in sorted(spellings, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def is_server(url: str) -> bool:
+    """Whether a URL is that of a web server."""
+    return urlsplit(url).scheme in _WEB
+
+
+def _cut(address: str) -> tuple[str, str | None, str]:
+    """Return what is before the password, the password if there is one, and the rest.
+
+    The parts of an address without any are itself, `None` and nothing, but for what
+    follows `?`, which is in the rest.
+    """
+    scheme, separator, after = address.partition("://")
+    if not separator:
+        return address, None, ""
+    start = _WEB_LOGIN if scheme.rpartition("=")[2] in _WEB else _DATABASE_LOGIN
+    login = start.match(after)
+    if login is None:
+        place, mark, query = after.partition("?")
+        return f"{scheme}://{place}", None, mark + query
+    return f"{scheme}://{login[1]}", login[2], after[login.end(2) :]
+
+
+def _spell(secret: str) -> set[str]:
+    """Return a secret as it was typed, and as it is meant."""
+    return {secret, unquote(secret)} - {""}

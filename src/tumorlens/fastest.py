@@ -1,0 +1,126 @@
+"""Which artefact of a run is the fastest here: for `predict --best`.
+
+A processor decides which runtime and which precision are fast, so they are tried, in
+turns and for a second or two, on the machine at hand. Only artefacts are asked whose
+verdict was good; how fast they are on paper, and elsewhere, is not looked at.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tumorlens.artefacts import KINDS, Artefact, is_artefact, open_artefact
+from tumorlens.errors import ArtefactError, MissingExtraError
+from tumorlens.runtimes import Session, open_session
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_BATCH_SIZE = 8
+_MAX_ROUNDS = 7
+_BUDGET_S = 1.5
+"""For all of them together, loading left out. One round is always made."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The artefact to use, and why."""
+
+    path: Path
+    words: str
+
+
+def choose_fastest(run: Path) -> Choice:
+    """Return the fastest artefact of a run whose verdict was good.
+
+    Those of torch are only tried where there is no other: its import alone takes
+    longer than the others need for a hundred images.
+
+    Args:
+        run: Its folder, which `export` has been in.
+
+    Raises:
+        ArtefactError: There is none, or none that can be used here.
+    """
+    passed_over: list[str] = []
+    good = _good_artefacts(run / "export", passed_over)
+    light = [one for one in good if not one.card.kind.startswith("torch")]
+    sessions: dict[Path, Session] = {}
+    for artefact in light or good:
+        try:
+            sessions[artefact.path] = open_session(artefact)
+        except (ArtefactError, MissingExtraError) as error:
+            passed_over.append(f"{artefact.card.kind}: {error.problem}")
+    if not sessions:
+        raise ArtefactError(
+            f"{run} has no artefact that can be used here"
+            + "".join(f"; {words}" for words in passed_over),
+            hint=f"tumorlens export {run} --format all",
+        )
+    seconds = _measure(list(sessions.values()))
+    order = sorted(zip(seconds, sessions, strict=True))
+    figures = ", ".join(
+        f"{path.name} {1000 * one:.2f} ms" for one, path in order if len(order) > 1
+    )
+    words = f"the fastest here is {order[0][1].name}" + (
+        f" (per image: {figures})" if figures else ": no other can be used"
+    )
+    return Choice(order[0][1], "; passed over, ".join([words, *passed_over]))
+
+
+def _good_artefacts(folder: Path, passed_over: list[str]) -> list[Artefact]:
+    """Return the artefacts that are whole, proven and have their runtime."""
+    found = []
+    for kind in KINDS:
+        path = folder / kind
+        if not is_artefact(path):
+            continue
+        runtime = "torch" if kind.startswith("torch") else kind.partition("-")[0]
+        module = "onnxruntime" if runtime == "onnx" else runtime
+        try:
+            artefact = open_artefact(path)
+            if artefact.parity().get("passed") is not True:
+                passed_over.append(f"{kind}: its verdict is not good")
+            elif not _is_installed(module):
+                passed_over.append(f"{kind}: {module} is not installed")
+            else:
+                found.append(artefact)
+        except ArtefactError as error:
+            passed_over.append(f"{kind}: {error.problem}")
+    return found
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _measure(sessions: list[Session]) -> list[float]:
+    """Return the median seconds per image of each, measured in turns."""
+    if len(sessions) == 1:
+        return [0.0]
+    rng = np.random.default_rng(0)
+    batches = [
+        rng.integers(0, 256, (_BATCH_SIZE, one.size_px, one.size_px, 3), np.uint8)
+        for one in sessions
+    ]
+    for session, images in zip(sessions, batches, strict=True):
+        session(images)  # the first call of a runtime allocates
+    taken: list[list[float]] = [[] for _ in sessions]
+    end = time.perf_counter() + _BUDGET_S
+    for _ in range(_MAX_ROUNDS):
+        for session, images, seconds in zip(sessions, batches, taken, strict=True):
+            start = time.perf_counter()
+            session(images)
+            seconds.append((time.perf_counter() - start) / _BATCH_SIZE)
+        if time.perf_counter() > end:
+            break
+    return [median(seconds) for seconds in taken]
