@@ -319,7 +319,7 @@ def _read_with_pillow(
         num_pixels = image.width * image.height
         if num_pixels > limits.max_pixels:
             raise _too_many_pixels(path, num_pixels, limits)
-        if keep_px and image.format == "JPEG":
+        if keep_px:
             _decode_at_a_fraction(image, keep_px)
         ImageOps.exif_transpose(image, in_place=True)  # else it copies every image
         return _to_array(image)
@@ -327,7 +327,7 @@ def _read_with_pillow(
 
 def _decode_at_a_fraction(image: Image.Image, keep_px: int) -> None:
     width, height = image.size
-    for scale in (8, 4, 2):
+    for scale in (8, 4, 2):  # `draft` does nothing for formats other than JPEG
         # Where a side does not divide, the last pixel would stand for less than the
         # others, and the whole picture would be off by a part of one.
         if (
