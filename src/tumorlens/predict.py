@@ -197,8 +197,10 @@ def _voice_of(artefact: Artefact) -> tuple[str, tuple[str, ...], str, list[Voice
     card = artefact.card
     session = open_session(artefact)
     look = Look(card.size_px, card.fit, 3)
-    # The manifest has the digests of the graph and of its card.
-    digest = sha256_of(artefact.path / "manifest.json")
+    # The manifest has the digests of the graph and of its card; while an export is
+    # being proven there is none yet.
+    seal = artefact.path / "manifest.json"
+    digest = sha256_of(seal) if seal.is_file() else ""
     voice = Voice(look, lambda images: session(images).probs, card.weights_sha256)
     return f"{card.run} ({card.kind})", card.classes, digest, [voice]
 
