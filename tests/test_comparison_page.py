@@ -583,6 +583,14 @@ def test_seeds_are_one_line_their_mean_where_all_of_them_are() -> None:
     assert np.allclose(line.get_xydata(), [[1, 0.55], [2, 0.8]])
 
 
+def test_a_study_of_one_epoch_has_no_fractions_of_it() -> None:
+    arms = [ArmCurves("plain", 0, [rows(val_accuracy=[0.5])])]
+    drawing = draw_arm_curves(arms, HEADING, measures=("accuracy",))
+    (axes,) = drawing.figure.axes
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+
+
 def test_val_is_solid_train_dashed_and_a_watched_test_said_to_be_unused() -> None:
     history = rows(
         val_loss=[1.0, 0.8],

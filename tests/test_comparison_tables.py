@@ -258,6 +258,14 @@ def test_names_cannot_break_latex(comparison: dict[str, Any]) -> None:
     assert text.splitlines()[0] == r"% two \input{lines}"
 
 
+@pytest.mark.parametrize("name", ["[2cm]", "*"])
+def test_a_name_is_no_option_of_the_end_of_the_row_above(
+    comparison: dict[str, Any], name: str
+) -> None:
+    comparison["arms"][1]["name"] = name
+    assert f"\\\\\n{{}}{name} & " in as_latex(comparison)
+
+
 def test_latex_is_two_tabulars_with_as_many_columns_as_cells(
     comparison: dict[str, Any],
 ) -> None:

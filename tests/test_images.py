@@ -502,8 +502,8 @@ def test_warnings_stay_away_until_the_last_reader_is_done() -> None:
     def warn() -> None:
         warnings.warn_explicit("x", UserWarning, "x.py", 1, module="PIL.Image")
 
-    with images._decoder_warnings_silenced():
-        with images._decoder_warnings_silenced():
+    with images.decoder_warnings_silenced():
+        with images.decoder_warnings_silenced():
             warn()
         warn()
         with pytest.raises(UserWarning):

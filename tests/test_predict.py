@@ -357,7 +357,7 @@ def test_a_graph_without_its_manifest_is_refused_as_an_artefact(tmp_path: Path) 
     artefact = make_artefact(tmp_path / "onnx")
     (artefact.path / "manifest.json").unlink()
     for path in (artefact.path, artefact.graph_path):
-        with pytest.raises(ArtefactError, match=r"cannot read .*onnx/manifest\.json"):
+        with pytest.raises(ArtefactError, match=r"onnx has no manifest\.json"):
             Predictor.open(path)
 
 

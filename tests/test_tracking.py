@@ -315,7 +315,7 @@ def test_a_run_goes_on_where_it_was_tracked_before(
     assert tracker.mirror(run), said
     assert len(runs_at(url)) == 1
     assert not (tmp_path / "runs" / DATABASE).exists()
-    assert url in tracker.words(run)
+    assert url in tracker.words(tracker.url_of(run))
 
 
 # a training
@@ -578,7 +578,7 @@ def test_the_console_says_one_line(run: Run, capfd: pytest.CaptureFixture[str]) 
     assert out == ""
     assert err.startswith("warning: tracking to http://127.0.0.1:")
     assert err.count("\n") == 1
-    assert tracker.words(run) == ""
+    assert tracker.words(tracker.url_of(run)) == ""
 
 
 def test_a_password_is_neither_shown_nor_kept(

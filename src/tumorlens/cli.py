@@ -240,7 +240,7 @@ def train(
     if not terminal.is_speaker():
         return 0
     terminal.say_training(result)
-    if tracker and (words := tracker.words(result.run)):
+    if tracker and (words := tracker.words(tracker.url_of(result.run))):
         terminal.say(words)
     if not result.is_finished:
         terminal.say_next(

@@ -80,6 +80,15 @@ def run(
         bool,
         typer.Option("--dry-run", help="Print the trials and their time, run none."),
     ] = False,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[URL]",
+            help="Mirror the trials in MLflow, as one experiment: on the server at "
+            "URL; without one where the study was tracked before, else in a file "
+            "mlflow.db beside its folder.",
+        ),
+    ] = None,
 ) -> int:
     """Run every trial of a study; finished ones are skipped, begun ones go on."""
     studies = require("tumorlens.studies")
@@ -97,9 +106,16 @@ def run(
         study_display.say_plan(plan, estimate)
         return 0
     _check_data(plan)
+    out = plan_path if study else out or Path("runs") / plan.name
+    tracker = None
+    if track is not None:
+        tracker = require("tumorlens.study_tracking").StudyTracker(
+            out, name=plan.name, url=track
+        )
     if study is None:
-        out = out or Path("runs") / plan.name
         study = studies.create_study(out, plan, store_url=store)
+    if tracker:
+        tracker.begin(study)
     if retry_failed:
         study.open_store(store).retry_failed()
     stage = require("tumorlens.study")
@@ -112,12 +128,16 @@ def run(
             command=str(context.obj),
             progress=display.progress,
             say=display.say,
+            tracker=tracker,
         )
     study_display.say_trials(study.trials(study.open_store(store)))
+    if tracker and (words := tracker.words()):
+        terminal.say(words)
     if not is_over:
         terminal.say_next(
             f"everything so far is in {study.path}",
             *("tumorlens", "study", "run", study.path),
+            *([] if track is None else ["--track"]),
         )
         return STATUS_INTERRUPTED
     terminal.say_next(

@@ -100,15 +100,9 @@ def compare(
         )
     found = find_arms(paths, store_url=store_url)
     if subset == "val":
+        asking: dict[str, Any] = {"device": device, "progress": progress}
         for run in _lacking(found, subset):
-            evaluate(
-                run,
-                subset=subset,
-                data=data,
-                device=device,
-                command=command,
-                progress=progress,
-            )
+            evaluate(run, subset=subset, data=data, command=command, **asking)
     entries = [_Entry(arm, _answers(arm, subset)) for arm in found]
     _check_comparable(entries, subset)
     headline = _headline_protocol(entries)

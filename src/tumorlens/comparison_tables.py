@@ -264,7 +264,9 @@ _LATEX = {
 
 def _latex_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def line(cells: Iterable[str]) -> str:
-        return f"{' & '.join(_latex(cell) for cell in cells)} \\\\"
+        row = " & ".join(_latex(cell) for cell in cells)
+        # After the end of a row, a bracket or star would be an option of that end.
+        return f"{'{}' if row.startswith(('[', '*')) else ''}{row} \\\\"
 
     return "\n".join(
         [

@@ -3,6 +3,7 @@
     STUDY/study.toml         the complete plan
         store.txt            the address of the store, without a password
         store.sqlite         the store, unless it is a server
+        tracking.txt         where it is mirrored, if that was said
         trials/NAME          ordinary run folders, one per trial
         worker.log               what the workers printed
         trials/NAME.txt      the traceback of a trial that failed by a fault of ours
@@ -77,6 +78,11 @@ class Study:
     def log_path(self) -> Path:
         """What the workers print, warnings of libraries among it."""
         return self.path / "worker.log"
+
+    @property
+    def tracking_path(self) -> Path:
+        """The address of the MLflow that mirrors the trials, without a password."""
+        return self.path / "tracking.txt"
 
     @property
     def store_url(self) -> str:

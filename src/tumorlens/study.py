@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tumorlens.config import Config
     from tumorlens.runs import Run
     from tumorlens.study_store import Claim, Store
+    from tumorlens.study_tracking import StudyTracker
 
 _MAX_SPLITS = 5
 """Halvings of a batch: 32 images then go through one by one."""
@@ -109,6 +110,7 @@ def run_study(
     command: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
+    tracker: StudyTracker | None = None,
 ) -> bool:
     """Run what is left of a study in worker processes of this machine.
 
@@ -120,6 +122,7 @@ def run_study(
         command: What the user typed, for the record of the runs.
         progress: Told how far it is, about twice a second.
         say: Told a sentence whenever a trial ends.
+        tracker: Mirrors the trials of this folder.
 
     Returns:
         Whether every trial is over, be it here or elsewhere. False after an interrupt.
@@ -139,6 +142,8 @@ def run_study(
             while True:
                 told = watch.look(say)
                 progress(told)
+                if tracker:
+                    tracker.look(watch.trials)
                 left = told.counts.get("waiting", 0) + told.counts.get("running", 0)
                 if left == 0 and watch.is_complete:
                     break
@@ -164,6 +169,8 @@ def run_study(
             _stop(workers)
     told = watch.look(say)
     progress(told)
+    if tracker:
+        tracker.look(watch.trials, is_last=True)
     return not is_interrupted()
 
 
@@ -310,12 +317,14 @@ class _Watch:
         self._only = only
         self._start = time.monotonic()
         self._states: dict[str, str] = {}
+        self.trials: list[Trial] = []
+        """As they were at the last look."""
         self._first_epochs: int | None = None
         self.is_complete = False
         """Whether no trial can come on top of those that are known."""
 
     def look(self, say: Callable[[str], None]) -> Progress:
-        trials = [
+        self.trials = trials = [
             trial
             for trial in self._study.trials(self._store)
             if fnmatchcase(trial.name, self._only)

@@ -99,15 +99,20 @@ class Tracker:
         beside = f"sqlite:///{run.path.resolve().parent / DATABASE}"
         return self._url or str(run.tracking().get("url") or beside)
 
-    def words(self, run: Run) -> str:
-        """Return where a run can be looked at; empty where tracking is broken."""
+    def words(self, url: str, *, of: str = "run") -> str:
+        """Return where a run can be looked at; empty where tracking is broken.
+
+        Args:
+            url: As `url_of` gives it.
+            of: What is tracked there.
+        """
         if self._has_warned:
             return ""
-        url = without_password(self.url_of(run))
+        url = without_password(url)
         if is_server(url):
-            return f"the run is tracked at {url}"
+            return f"the {of} is tracked at {url}"
         return (
-            f"the run is tracked in {url}; where MLflow is installed in full, see it "
+            f"the {of} is tracked in {url}; where MLflow is installed in full, see it "
             f"with: mlflow ui --backend-store-uri {url}"
         )
 
@@ -134,10 +139,22 @@ class Tracker:
         finally:
             self._end(path, state)
 
-    def after_epoch(self, path: Path) -> None:
-        """Mirror a run that goes on, unless that failed a short while ago."""
-        if time.monotonic() >= self._retry_at:
-            self._attempt(lambda: open_run(path), state="RUNNING")
+    def keep_up(
+        self, path: Path, *, state: str = "RUNNING", is_last: bool = False
+    ) -> bool:
+        """Mirror a run as it stands, unless that failed a short while ago.
+
+        Args:
+            path: The run folder.
+            state: As for `mirror`.
+            is_last: Try it even then.
+
+        Returns:
+            Whether MLflow has all of it now.
+        """
+        if time.monotonic() < self._retry_at and not is_last:
+            return False
+        return self._attempt(lambda: open_run(path), state=state)
 
     def mirror(self, run: Run, *, state: str = "KILLED") -> bool:
         """Send what MLflow does not have of a run yet.
@@ -156,7 +173,7 @@ class Tracker:
     def _end(self, path: Path, state: str) -> None:
         # Settings that did not fit leave no folder behind, and nothing to mirror.
         if (path / "config.toml").is_file():
-            self._attempt(lambda: open_run(path), state=state)
+            self.keep_up(path, state=state, is_last=True)
 
     def _attempt(self, get_run: Callable[[], Run], *, state: str) -> bool:
         url = self._url or "MLflow"
@@ -273,7 +290,7 @@ class _Following:
 
     def epoch(self, row: dict[str, Any]) -> None:
         self._inner.epoch(row)
-        self._tracker.after_epoch(self._path)
+        self._tracker.keep_up(self._path)
 
 
 def _load_mlflow() -> None:

@@ -142,7 +142,10 @@ def draw_arm_curves(
             if is_split and shown == ["test"]:
                 axes.set_title(_NOT_USED, loc="left", fontsize=9.5)
             axes.set_xlabel("epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+            # Of one epoch there is one tick, where two would have fractions.
+            axes.xaxis.set_major_locator(
+                MaxNLocator(nbins=8, integer=True, min_n_ticks=1)
+            )
             _scale(axes, measure)
             if not is_split:
                 _legend_above(axes, [_subset_key(subset) for subset in shown])

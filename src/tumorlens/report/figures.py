@@ -62,7 +62,10 @@ def draw_curves(
             _mark_kept_epoch(axes, histories)
             axes.set_xlabel("epoch")
             axes.set_ylabel(measure)
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+            # Of one epoch there is one tick, where two would have fractions.
+            axes.xaxis.set_major_locator(
+                MaxNLocator(nbins=8, integer=True, min_n_ticks=1)
+            )
             if measure == "accuracy":
                 axes.yaxis.set_major_formatter(
                     PercentFormatter(1.0, decimals=0, symbol=" %")
