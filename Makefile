@@ -17,10 +17,12 @@ WITH_TEST := .venv/.installed-test
 CODE := src tests examples benchmarks docs
 # Tests that need what this machine may not have are asked for by name.
 TESTS := -m "not (gpu or network or real)"
+# The first of RUNS is a resnet18: some benchmarks measure only that.
+BENCH := $(if $(DATA),--data $(DATA)) $(if $(RUNS),--runs $(RUNS)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 .PHONY: help
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
 
 .PHONY: demo
 demo: $(WITH_DEMO) ## The main job on built-in images: audit, train, evaluate, report (5 minutes)
@@ -76,13 +78,33 @@ bench-train: $(WITH_TEST) ## Training speed against the plain loop (DATA=folder 
 bench-copies: $(WITH_TEST) ## The search for copies on 10k, 100k and 1M hashes
 	$(BIN)/python benchmarks/copies.py
 
+.PHONY: bench
+bench: bench-speed bench-end-to-end bench-start bench-memory ## Every figure of speed in docs/performance.md but training's (an hour)
+	@cat bench/*.md
+
+.PHONY: bench-speed
+bench-speed: $(WITH_TEST) ## Artefacts against TorchScript (DATA=folder RUNS="runs/a runs/b" WEIGHTS=model=file)
+	$(BIN)/python benchmarks/speed.py $(BENCH)
+
+.PHONY: bench-end-to-end
+bench-end-to-end: $(WITH_TEST) ## From files to labels, against the report's path
+	$(BIN)/python benchmarks/end_to_end.py $(BENCH)
+
+.PHONY: bench-start
+bench-start: $(WITH_TEST) ## Seconds to the first answer, and to the help
+	$(BIN)/python benchmarks/start.py $(BENCH)
+
+.PHONY: bench-memory
+bench-memory: $(WITH_TEST) ## Memory over 100,000 images
+	$(BIN)/python benchmarks/flat_memory.py $(BENCH)
+
 .PHONY: docs
 docs: $(WITH_TEST) ## Write docs/settings.md anew from the settings
 	$(BIN)/python docs/make_settings.py > docs/settings.md
 
 .PHONY: clean
-clean: ## Remove .venv, the demo and every cache
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov dist build
+clean: ## Remove .venv, the demo, the benchmarks' runs and every cache
+	rm -rf .venv demo bench .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

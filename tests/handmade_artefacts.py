@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def make_artefact(
-    run: Path, kind: Kind, *, accuracy: float = 0.75, change: float = 0.0
+    run: Path,
+    kind: Kind,
+    *,
+    accuracy: float = 0.75,
+    change: float = 0.0,
+    num_flips: int = 0,
 ) -> Artefact:
     """Make RUN/export/KIND, with graph files of 10 bytes each."""
     folder = run / "export" / kind
@@ -43,6 +48,7 @@ def make_artefact(
     parity: dict[str, Any] = {
         "passed": True,
         "num_images": 8,
+        "flips": [{"path": f"{number}.png"} for number in range(num_flips)],
         "accuracy": {
             "run": accuracy - change,
             "artefact": accuracy,

@@ -175,7 +175,7 @@ def test_it_says_in_words_what_is_faster_and_what_was_not_narrow(
         "openvino-int8 answers for one image 5.00 times as fast as torchscript "
         "(5.00 to 5.00 over 20 rounds), accuracy on val -12.50 points." in words
     )
-    assert "2% narrow for torchscript, openvino, openvino-int8: the machine" in words
+    assert "2 % narrow for torchscript, openvino, openvino-int8: the machine" in words
 
 
 def test_every_process_is_closed(found: dict[str, Any]) -> None:

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,30 +21,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tumorlens.benchmark_process import Worker
-from tumorlens.benchmark_subjects import (
+from tumorlens.benchmark_subjects import Subject, find_files, find_subjects
+from tumorlens.benchmark_summary import (
     BASELINE,
-    Subject,
-    find_files,
-    find_subjects,
+    SEED,
+    WIDTH,
+    Measured,
+    measures_of,
+    summary,
 )
-from tumorlens.environment import describe_environment, processor_name
 from tumorlens.errors import ConfigError
 from tumorlens.images import load_square
 from tumorlens.runtimes import num_processors
-from tumorlens.timing import Median, are_narrow, median_of, ratio_by_rounds, take_turns
+from tumorlens.timing import are_narrow, take_turns
 
 if TYPE_CHECKING:
     from tumorlens.artefacts import Kind
 
-FORMAT = 1
-"""Of `benchmark.json`."""
-
 BATCHES = (1, 8, 32)
 SECONDS_EACH = 20.0
 """For each artefact, all stages together, where no budget is given."""
-
-WIDTH = 0.02
-"""Of the interval of a median, as a fraction of it, at which a stage has enough."""
 
 NUM_FILES = 256
 """Images at most that all are asked about, in turn."""
@@ -58,27 +53,9 @@ _MIN_ROUNDS = {"latency": 20, "batches": 6, "files": 6}
 """Twenty turns of ten calls, for a 99th percentile that is not the slowest call; six
 for there to be an interval."""
 _MAX_ROUNDS = 1000
-_SEED = 42
 
 Progress = Callable[[str, int], None]
 """Is given what is measured now, and the rounds of it that are done."""
-
-
-@dataclass
-class _Measured:
-    """What is known of one artefact; times in seconds."""
-
-    facts: dict[str, Any] = field(default_factory=dict)
-    loads: list[float] = field(default_factory=list)
-    peaks: list[int] = field(default_factory=list)
-    calls: dict[int, list[list[float]]] = field(default_factory=dict)
-    """Batch size -> a list of calls for each round."""
-    files: list[float] = field(default_factory=list)
-    """For one file, a value for each round."""
-
-    def rounds(self, batch: int) -> list[float]:
-        """Return the median call of each round."""
-        return [statistics.median(calls) for calls in self.calls[batch]]
 
 
 @dataclass(frozen=True)
@@ -127,13 +104,28 @@ def benchmark(
         threads or num_processors(),
         SECONDS_EACH * len(subjects) if seconds is None else seconds,
     )
-    measured = [_Measured() for _ in subjects]
+    measured = [Measured() for _ in subjects]
     with tempfile.TemporaryDirectory(prefix="tumorlens-benchmark-") as folder:
         images = _decoded(subjects, files, Path(folder), max(plan.batches))
         _measure_starts(subjects, measured, images, plan, progress)
         _measure_calls(subjects, measured, images, plan, progress)
     _measure_files(subjects, measured, files, plan, progress)
-    return _summary(subjects, measured, plan, num_files=len(files), command=command)
+    baselines = {
+        subject.run: one
+        for subject, one in zip(subjects, measured, strict=True)
+        if subject.artefact.card.kind == BASELINE
+    }
+    return summary(
+        [
+            _row(subject, one, baselines.get(subject.run))
+            for subject, one in zip(subjects, measured, strict=True)
+        ],
+        batches=plan.batches,
+        threads=plan.threads,
+        seconds=plan.seconds,
+        num_files=len(files),
+        command=command,
+    )
 
 
 def _check_numbers(
@@ -182,7 +174,7 @@ def _decoded(
 
 def _measure_starts(
     subjects: Sequence[Subject],
-    measured: Sequence[_Measured],
+    measured: Sequence[Measured],
     images: Sequence[Path],
     plan: _Plan,
     progress: Progress,
@@ -202,14 +194,14 @@ def _measure_starts(
         seconds=0,
         min_rounds=_NUM_STARTS,
         max_rounds=_NUM_STARTS,
-        shuffle_seed=_SEED,
+        shuffle_seed=SEED,
         progress=partial(progress, "load time and memory"),
     )
 
 
 def _measure_calls(
     subjects: Sequence[Subject],
-    measured: Sequence[_Measured],
+    measured: Sequence[Measured],
     images: Sequence[Path],
     plan: _Plan,
     progress: Progress,
@@ -241,7 +233,7 @@ def _measure_calls(
 
 def _measure_files(
     subjects: Sequence[Subject],
-    measured: Sequence[_Measured],
+    measured: Sequence[Measured],
     files: Sequence[Path],
     plan: _Plan,
     progress: Progress,
@@ -286,7 +278,7 @@ def _rounds_of(
         min_rounds=min_rounds,
         max_rounds=_MAX_ROUNDS,
         is_enough=is_enough,
-        shuffle_seed=_SEED,
+        shuffle_seed=SEED,
         progress=progress,
     )
 
@@ -304,57 +296,16 @@ def _time_files(worker: Worker, files: Sequence[Path], number: int) -> float:
     return worker.time_files(chosen) / num
 
 
-def _summary(
-    subjects: Sequence[Subject],
-    measured: Sequence[_Measured],
-    plan: _Plan,
-    *,
-    num_files: int,
-    command: str,
-) -> dict[str, Any]:
-    baselines = {
-        subject.run: one
-        for subject, one in zip(subjects, measured, strict=True)
-        if subject.artefact.card.kind == BASELINE
-    }
-    rows = [
-        _row(subject, one, baselines.get(subject.run))
-        for subject, one in zip(subjects, measured, strict=True)
-    ]
-    return {
-        "format": FORMAT,
-        "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-        "environment": {
-            **describe_environment(command=command, seed=_SEED),
-            "processor": processor_name(),
-        },
-        "settings": {
-            "threads": plan.threads,
-            "seconds": plan.seconds,
-            "batches": list(plan.batches),
-            "width": WIDTH,
-            "num_files": num_files,
-        },
-        "artefacts": rows,
-        "words": _words(rows, plan),
-    }
-
-
 def _row(
-    subject: Subject, measured: _Measured, baseline: _Measured | None
+    subject: Subject, measured: Measured, baseline: Measured | None
 ) -> dict[str, Any]:
     card, parity = subject.artefact.card, subject.artefact.parity()
-    milliseconds = [1000 * one for one in measured.rounds(1)]
-    calls_ms = [1000 * call for calls in measured.calls[1] for call in calls]
-    per_batch = {batch: median_of(measured.rounds(batch)) for batch in measured.calls}
-    best = min(per_batch, key=lambda batch: per_batch[batch].value / batch)
     return {
         "name": subject.name,
         "run": subject.run,
         "kind": card.kind,
         "networks": list(card.networks),
         "size_px": card.size_px,
-        **measured.facts,
         "size_bytes": subject.artefact.size_bytes,
         "accuracy": {
             "value": parity["accuracy"]["artefact"],
@@ -363,75 +314,5 @@ def _row(
             "num_images": parity["num_images"],
             "subset": "val",
         },
-        "load_ms": 1000 * statistics.median(measured.loads),
-        "peak_memory_bytes": max(measured.peaks, default=None),
-        "latency_ms": {
-            **_as_measure(median_of(milliseconds)),
-            "p95": float(np.percentile(calls_ms, 95)),
-            "p99": float(np.percentile(calls_ms, 99)),
-            "num_calls": len(calls_ms),
-            "rounds": milliseconds,
-        },
-        "images_per_second": {
-            str(batch): _per_second(median, batch)
-            for batch, median in per_batch.items()
-        },
-        "best_batch": best,
-        "end_to_end_ms": {
-            **_as_measure(median_of([1000 * one for one in measured.files])),
-            "rounds": [1000 * one for one in measured.files],
-        },
-        "ratios": None if baseline is None else _ratios(measured, baseline),
+        **measures_of(measured, baseline),
     }
-
-
-def _ratios(measured: _Measured, baseline: _Measured) -> dict[str, Any]:
-    return {
-        "latency": asdict(ratio_by_rounds(baseline.rounds(1), measured.rounds(1))),
-        "end_to_end": asdict(ratio_by_rounds(baseline.files, measured.files)),
-    }
-
-
-def _as_measure(median: Median) -> dict[str, float | None]:
-    return {"value": median.value, "low": median.low, "high": median.high}
-
-
-def _per_second(median: Median, batch: int) -> dict[str, float | None]:
-    """Return images per second where `median` is the seconds of a batch."""
-    return {
-        "value": batch / median.value,
-        "low": None if median.high is None else batch / median.high,
-        "high": None if median.low is None else batch / median.low,
-    }
-
-
-def _words(rows: Sequence[Mapping[str, Any]], plan: _Plan) -> list[str]:
-    """Return what is worth saying, in sentences."""
-    words = []
-    for row in rows:
-        if row["ratios"] and row["kind"] != BASELINE:
-            ratio = row["ratios"]["latency"]
-            points = 100 * row["accuracy"]["change"]["value"]
-            words.append(
-                f"{row['name']} answers for one image {ratio['value']:.2f} times as "
-                f"fast as {BASELINE} ({ratio['low']:.2f} to {ratio['high']:.2f} over "
-                f"{ratio['num_rounds']} rounds), accuracy on val {points:+.2f} points."
-            )
-    without = dict.fromkeys(row["run"] for row in rows if row["ratios"] is None)
-    words += [
-        f"{run} has no {BASELINE} artefact here, so nothing is set in relation to it."
-        for run in without
-    ]
-    wide = [
-        row["name"]
-        for row in rows
-        if row["latency_ms"]["high"] - row["latency_ms"]["low"]
-        > WIDTH * row["latency_ms"]["value"]
-    ]
-    if wide:
-        words.append(
-            f"The time was up before the interval of the median latency was "
-            f"{WIDTH:.0%} narrow for {', '.join(wide)}: the machine is not quiet, or "
-            f"--seconds, {plan.seconds:g} here, is short."
-        )
-    return words

@@ -20,9 +20,6 @@ from tumorlens.runs import Run, open_run
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-BASELINE: Kind = "torchscript"
-"""What ratios are to: the report's own path, in fp32."""
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -78,17 +75,23 @@ def find_subjects(
 def find_files(
     subjects: Sequence[Subject], *, data: Path | None, num_files: int
 ) -> list[Path]:
+    """Return what `files_of` gives for the runs that artefacts still lie in."""
+    folders = [_run_folder(one.artefact) for one in subjects]
+    return files_of([one for one in folders if one], data=data, num_files=num_files)
+
+
+def files_of(runs: Sequence[Path], *, data: Path | None, num_files: int) -> list[Path]:
     """Return at most so many image files, taken evenly from all there are.
 
     Args:
-        subjects: Without `data`, the val images of the first one whose run is there.
+        runs: Without `data`, the val images of the first one that has any.
         data: A folder, of which every image counts, or one image.
         num_files: At most.
 
     Raises:
         DataError: There is none.
     """
-    files = list(walk_images([data])) if data else _val_files(subjects)
+    files = list(walk_images([data])) if data else _val_files(runs)
     step = len(files) / min(num_files, len(files))
     return [files[int(number * step)] for number in range(min(num_files, len(files)))]
 
@@ -129,9 +132,8 @@ def _run_folder(artefact: Artefact) -> Path | None:
     return folder if (folder / "config.toml").is_file() else None
 
 
-def _val_files(subjects: Sequence[Subject]) -> list[Path]:
-    folders = [_run_folder(one.artefact) for one in subjects]
-    for folder in filter(None, folders):
+def _val_files(runs: Sequence[Path]) -> list[Path]:
+    for folder in runs:
         run = open_run(folder)
         try:
             rows = [row for row in run.split() if row.subset == "val"]
@@ -150,6 +152,6 @@ def _val_files(subjects: Sequence[Subject]) -> list[Path]:
             )
         return files
     raise DataError(
-        "no image to measure with: the artefacts are in no run folder with val images",
+        "no image to measure with: there is no run folder with val images",
         hint="give --data FOLDER",
     )

@@ -34,11 +34,8 @@ def table_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _plain(row: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    latency, end_to_end, ratios = (
-        row["latency_ms"],
-        row["end_to_end_ms"],
-        row["ratios"] or {},
-    )
+    latency, ratios = row["latency_ms"], row["ratios"] or {}
+    accuracy = row["accuracy"] or {"value": None, "change": {"value": None}}
     plain = {
         key: row[key]
         for key in (
@@ -46,8 +43,8 @@ def _plain(row: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
             *("size_px", "size_bytes", "load_ms", "peak_memory_bytes"),
         )
     }
-    plain["accuracy"] = row["accuracy"]["value"]
-    plain["accuracy_change"] = row["accuracy"]["change"]["value"]
+    plain["accuracy"] = accuracy["value"]
+    plain["accuracy_change"] = accuracy["change"]["value"]
     plain["latency_p50_ms"] = latency["value"]
     plain["latency_p50_low_ms"] = latency["low"]
     plain["latency_p50_high_ms"] = latency["high"]
@@ -58,7 +55,7 @@ def _plain(row: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
             "value"
         ]
     plain["best_batch"] = row["best_batch"]
-    plain["end_to_end_ms"] = end_to_end["value"]
+    plain["end_to_end_ms"] = row["end_to_end_ms"] and row["end_to_end_ms"]["value"]
     for name in ("latency", "end_to_end"):
         ratio = ratios.get(name, {})
         plain[f"{name}_ratio"] = ratio.get("value")
@@ -70,8 +67,7 @@ def _plain(row: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
 def _shown(row: Mapping[str, Any]) -> list[str]:
     latency, accuracy = row["latency_ms"], row["accuracy"]
     best = row["images_per_second"][str(row["best_batch"])]["value"]
-    ratio = row["ratios"] and row["ratios"]["latency"]
-    memory = row["peak_memory_bytes"]
+    ratio, files = row["ratios"] and row["ratios"]["latency"], row["end_to_end_ms"]
     return [
         row["name"],
         row["precision"],
@@ -80,13 +76,18 @@ def _shown(row: Mapping[str, Any]) -> list[str]:
         f"{latency['p99']:.2f}",
         f"{ratio['value']:.2f}{_bounds(ratio)}" if ratio else "",
         f"{best:.0f} (batch {row['best_batch']})",
-        f"{row['end_to_end_ms']['value']:.2f}",
-        f"{row['load_ms']:.0f}",
-        "" if memory is None else f"{memory / 1e6:.0f}",
-        f"{row['size_bytes'] / 1e6:.1f}",
-        f"{100 * accuracy['value']:.1f} %",
-        f"{100 * accuracy['change']['value']:+.2f}",
+        _number(files and files["value"], 2),
+        _number(row["load_ms"], 0),
+        _number(row["peak_memory_bytes"], 0, unit=1e6),
+        _number(row["size_bytes"], 1, unit=1e6),
+        f"{100 * accuracy['value']:.1f} %" if accuracy else "",
+        # 0 is never written with a minus.
+        f"{round(100 * accuracy['change']['value'], 2) + 0.0:+.2f}" if accuracy else "",
     ]
+
+
+def _number(value: float | None, digits: int, *, unit: float = 1.0) -> str:
+    return "" if value is None else f"{value / unit:.{digits}f}"
 
 
 def _bounds(measure: Mapping[str, Any]) -> str:

@@ -59,6 +59,9 @@ def benchmark(
             help="Images to ask about. Default: the val images of the first run.",
         ),
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, or cuda: then the runs' networks on the GPU.")
+    ] = "cpu",
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for page, table and figures.")
     ] = Path("benchmark"),
@@ -70,18 +73,23 @@ def benchmark(
     )
     # Before minutes of measuring, not after, it is known whether a page can be drawn.
     pages = require("tumorlens.report")
+    kinds = _kinds(formats)
+    options = {
+        "batches": batch or stage.BATCHES,
+        "seconds": seconds,
+        "data": data,
+        "command": context.obj,
+    }
     try:
         with _rounds() as progress:
-            found = stage.benchmark(
-                paths,
-                kinds=_kinds(formats),
-                batches=batch or stage.BATCHES,
-                threads=threads,
-                seconds=seconds,
-                data=data,
-                command=context.obj,
-                progress=progress,
-            )
+            if _is_gpu(device, formats, threads):
+                found = require("tumorlens.benchmark_gpu").benchmark_gpu(
+                    paths, progress=progress, **options
+                )
+            else:
+                found = stage.benchmark(
+                    paths, kinds=kinds, threads=threads, progress=progress, **options
+                )
     except KeyboardInterrupt:
         print(f"nothing was written to {out}", file=sys.stderr)
         return STATUS_INTERRUPTED
@@ -107,6 +115,24 @@ def _rounds() -> Iterator[Callable[[str, int], None]]:
             return
         task: Any = bars.add_task("starting", total=None, rounds=0)
         yield lambda words, rounds: bars.update(task, description=words, rounds=rounds)
+
+
+def _is_gpu(device: str, *only_on_cpu: object) -> bool:
+    """Whether the GPU is asked for.
+
+    Raises:
+        ConfigError: The device is unknown, or an option means nothing on a GPU.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"expected --device cpu or cuda, got {device!r}", hint="leave --device out"
+        )
+    if device == "cuda" and any(only_on_cpu):
+        raise ConfigError(
+            "--format and --threads are for the CPU, and --device is cuda",
+            hint="leave them out: on a GPU the runs' networks are measured",
+        )
+    return device == "cuda"
 
 
 def _kinds(formats: list[str] | None) -> list[str] | None:

@@ -1,0 +1,71 @@
+"""Seconds from a command to its answer: `predict` on one image, and `--help`.
+
+Each call is a process of its own, and the commands take turns. The files are in the
+disk's cache, as they are for everybody but the first user of a day.
+
+    python benchmarks/start.py --runs runs/resnet18
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from functools import partial
+
+from bench_runs import read_options, say, table, write_block
+
+from tumorlens.artefacts import Kind
+from tumorlens.image_files import walk_images
+from tumorlens.timing import median_of, take_turns
+
+KINDS: tuple[Kind, ...] = ("onnx", "openvino", "openvino-int8")
+
+
+def main() -> None:
+    """Measure and write the block."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    options = read_options(parser, models=("resnet18",), kinds=KINDS)
+    folder = options.runs[0].path / "export"
+    image = next(walk_images([options.data]))
+    commands = {
+        f"`predict` on one image, {kind}": ["predict", folder / kind, image]
+        for kind in KINDS
+        if (folder / kind).is_dir()
+    }
+    commands["`--help`"] = ["--help"]
+    say("starting commands")
+    calls = [
+        partial(seconds_of, [sys.executable, "-m", "tumorlens", *map(str, words)])
+        for words in commands.values()
+    ]
+    for call in calls:
+        call(0)  # byte code is written here
+    found = take_turns(
+        calls,
+        seconds=0,
+        min_rounds=options.parsed.rounds,
+        max_rounds=options.parsed.rounds,
+        shuffle_seed=42,
+    )
+    rows = []
+    for name, rounds in zip(commands, found, strict=True):
+        one = median_of(rounds)
+        ends = "" if one.low is None else f"{one.low:.2f} to {one.high:.2f} s"
+        rows.append([name, f"{one.value:.2f} s", ends])
+    write_block(
+        options.work, "start", table(["command", "median", "95 % interval"], *rows)
+    )
+
+
+def seconds_of(command: list[str], _round: int) -> float:
+    """Return how long a command takes that must succeed."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

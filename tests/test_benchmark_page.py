@@ -1,0 +1,183 @@
+"""The page of a benchmark, from a file written by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tumorlens.errors import RunError
+from tumorlens.report import write_benchmark_page
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def artefact(name: str, **changes: Any) -> dict[str, Any]:
+    measure = {"value": 4.25, "low": 4.125, "high": 4.5}
+    return {
+        "name": name,
+        "run": "first <run>",
+        "kind": "onnx",
+        "runtime": "onnxruntime 9.9",
+        "precision": "fp32",
+        "device": "cpu",
+        "threads": 2,
+        "size_px": 224,
+        "size_bytes": 44_700_000,
+        "accuracy": {
+            "value": 0.8125,
+            "run": 0.8125,
+            "change": {"value": -0.0025, "low": -0.01, "high": 0.005},
+            "num_images": 400,
+            "subset": "val",
+        },
+        "load_ms": 1234.5,
+        "peak_memory_bytes": 210_000_000,
+        "latency_ms": {**measure, "p95": 5.5, "p99": 6.75, "num_calls": 200},
+        "images_per_second": {
+            "1": {"value": 235.0, "low": 222.0, "high": 242.0},
+            "8": {"value": 290.0, "low": 280.0, "high": 299.0},
+        },
+        "best_batch": 8,
+        "end_to_end_ms": {"value": 5.75, "low": 5.5, "high": 6.0},
+        "ratios": {
+            "latency": {"value": 1.875, "low": 1.75, "high": 2.0},
+            "end_to_end": {"value": 1.625, "low": 1.5, "high": 1.75},
+        },
+        **changes,
+    }
+
+
+def benchmark_file(*artefacts: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "time": "2026-01-02 03:04",
+        "environment": {
+            "tumorlens": "0.1.0",
+            "processor": "Abacus 3000",
+            "cpu_count": 2,
+            "platform": "Linux x86_64",
+        },
+        "settings": {"threads": 2, "batches": [1, 8], "num_files": 64},
+        "artefacts": list(artefacts),
+        "words": ["It is faster & smaller."],
+        **changes,
+    }
+
+
+def write_page(folder: Path, content: dict[str, Any]) -> str:
+    (folder / "benchmark.json").write_text(json.dumps(content), encoding="utf-8")
+    page = write_benchmark_page(
+        folder / "benchmark.json", out=folder / "benchmark.html"
+    )
+    return page.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> str:
+    other = artefact("openvino-int8", precision="int8", runtime="openvino 9")
+    return write_page(tmp_path, benchmark_file(artefact("onnx"), other))
+
+
+def words_of(page: str) -> str:
+    """Return what a reader sees, without markup."""
+
+    class Text(HTMLParser):
+        text = ""
+
+        def handle_data(self, data: str) -> None:
+            self.text += data + " "
+
+    parser = Text()
+    parser.feed(page[page.index("<body>") :])
+    return " ".join(parser.text.split())
+
+
+def test_the_page_shows_every_figure(page: str) -> None:
+    words = words_of(page)
+    for shown in (
+        *("4.25 4.12 to 4.50", "5.50", "6.75", "1.88 1.75 to 2.00", "81.2 %"),
+        *("-0.25 -1.00 to +0.50", "235 222 to 242", "290 280 to 299"),
+        *("5.75 5.50 to 6.00", "1.62 1.50 to 1.75", "1,234", "210.0 MB", "44.7 MB"),
+        *("Abacus 3000, 2 threads", "onnxruntime 9.9, openvino 9", "2026-01-02 03:04"),
+        *("400 images", "It is faster & smaller.", "int8"),
+    ):
+        assert shown in words, shown
+
+
+def test_the_best_batch_is_bold(page: str) -> None:
+    assert "<strong>290</strong>" in page
+    assert "<strong>235</strong>" not in page
+
+
+def test_the_three_figures_are_in_the_page_and_in_files(
+    page: str, tmp_path: Path
+) -> None:
+    assert page.count("<figure") == page.count("<svg") == 3
+    for name in ("accuracy", "latency", "size"):
+        svg = (tmp_path / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+        assert "openvino-int8" in svg
+        png = (tmp_path / "figures" / f"{name}.png").read_bytes()
+        assert png.startswith(b"\x89PNG")
+    assert "onnx 4.25 ms; openvino-int8 4.25 ms" in page
+
+
+def test_the_page_loads_nothing(page: str) -> None:
+    assert "default-src 'none'" in page
+    assert "<script" not in page
+    assert set(re.findall(r'href="([^#"][^"]*)"', page)) == {"benchmark.csv"}
+    assert not re.findall(r'\bsrc="(?!data:)', page)
+
+
+def test_ids_are_unique(page: str) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_names_are_text_and_never_markup(page: str) -> None:
+    assert "first <run>" not in page
+    assert "first &lt;run&gt;" in page
+
+
+def test_what_was_not_measured_breaks_nothing(tmp_path: Path) -> None:
+    missing = dict.fromkeys(
+        [
+            *("accuracy", "load_ms", "peak_memory_bytes", "end_to_end_ms", "ratios"),
+            "size_bytes",
+        ]
+    )
+    words = words_of(write_page(tmp_path, benchmark_file(artefact("bare", **missing))))
+    assert "Times as fast" not in words
+    assert words.count("n/a") == 6
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        *("latency.png", "latency.svg"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"format": 7}, "expected format 1 in .*, got 7"),
+        ([1], r"expected format 1 in .*, got \[1\]"),
+        (benchmark_file(), "damaged at artefacts: .* got "),
+        (benchmark_file(artefact("a", load_ms="long")), "load_ms: .* got 'long'"),
+    ],
+)
+def test_a_file_that_is_not_ours_is_refused(
+    tmp_path: Path, content: Any, message: str
+) -> None:
+    with pytest.raises(RunError, match=message):
+        write_page(tmp_path, content)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    path, out = tmp_path / "benchmark.json", tmp_path / "benchmark.html"
+    with pytest.raises(RunError, match=r"there is no .*benchmark\.json"):
+        write_benchmark_page(path, out=out)
+    path.write_bytes(b"{")
+    with pytest.raises(RunError, match=r"cannot read .*benchmark\.json"):
+        write_benchmark_page(path, out=out)
