@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     options = read_options(parser, models=("resnet18",), kinds=KINDS)
     folder = options.runs[0].path / "export"
-    image = next(iter(walk_images([options.data])))
+    image = next(walk_images([options.data]))
     commands = {
         f"`predict` on one image, {kind}": ["predict", folder / kind, image]
         for kind in KINDS

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tumorlens.runs import Run
+
 CLASSES = ("glioma", "meningioma", "no_tumor", "pituitary")
 _BLOB_CENTRES = {
     "glioma": (0.35, 0.4),
@@ -76,6 +78,14 @@ def make_images(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return write
+
+
+@pytest.fixture(scope="session")
+def exported_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a run with artefacts of every format, which tests must not change."""
+    from exported_runs import export_everything
+
+    return export_everything(tmp_path_factory.mktemp("exported"))
 
 
 @pytest.fixture(scope="session")

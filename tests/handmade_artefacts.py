@@ -56,5 +56,6 @@ def make_artefact(
         },
     }
     artefacts.write_parity(folder, parity)
+    artefacts.write_readme(folder, "made by hand")
     artefacts.write_manifest(folder)
     return open_artefact(folder)

@@ -179,6 +179,7 @@ def test_it_works_with_the_core_dependencies_alone(module: str) -> None:
         ("tumorlens.report", "jinja2", "train"),
         ("nilearn.datasets", "nilearn", "demo"),
         ("gdcm", "gdcm", "dicom"),
+        ("highdicom.sr", "highdicom", "dicom"),
         ("mlflow.tracking", "mlflow", "track"),
         ("pyarrow", "pyarrow", "parquet"),
     ],

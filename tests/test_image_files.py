@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tumorlens.errors import DataError
-from tumorlens.image_files import walk_images
+from tumorlens.image_files import count_images, walk_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,3 +53,44 @@ def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
     ) as caught:
         walk_images([tmp_path])
     assert ".png" in caught.value.hint
+
+
+def test_a_folder_is_walked_as_its_files_are_asked_for(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "b/1.png")
+    found = walk_images([tmp_path])
+    assert next(found) == tmp_path / "a" / "1.png"
+    touch(tmp_path, "b/0.png")
+    assert list(found) == [tmp_path / "b" / "0.png", tmp_path / "b" / "1.png"]
+
+
+def test_links_to_folders_are_not_followed_and_links_to_files_are(
+    tmp_path: Path,
+) -> None:
+    touch(tmp_path, "data/a.png")
+    (tmp_path / "data" / "round").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "b.png").symlink_to(tmp_path / "data" / "a.png")
+    (tmp_path / "data" / "c.png").symlink_to(tmp_path / "nowhere")
+    found = [path.name for path in walk_images([tmp_path / "data"])]
+    assert found == ["a.png", "b.png"]
+
+
+def test_files_are_counted_as_they_are_walked(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "a/notes.txt", "b/deep/1.png", "other")
+    assert count_images([tmp_path / "a", tmp_path, tmp_path / "other"]) == 4
+
+
+def test_a_path_is_refused_before_the_first_file_is_given(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    with pytest.raises(DataError, match=r"nowhere"):
+        walk_images([tmp_path / "a.png", tmp_path / "nowhere"])
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.scandir", refuse)  # root may read whatever there is
+    with pytest.raises(DataError, match=rf"the folder {tmp_path}: Permission denied"):
+        walk_images([tmp_path])

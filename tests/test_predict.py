@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from working_artefacts import make_artefact, probs_by_hand
 
 import tumorlens
 from tumorlens.config import ModelConfig, parse_config
-from tumorlens.errors import ConfigError, RunError
+from tumorlens.errors import ArtefactError, ConfigError, RunError
 from tumorlens.files import sha256_of_bytes
 from tumorlens.images import ImageLimits, load_square
 from tumorlens.models import create_model, infer, load_model
@@ -20,6 +22,7 @@ from tumorlens.runs import ModelCard, Run, create_run
 from tumorlens.weights import weights_as_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -268,3 +271,106 @@ def test_a_gpu_that_is_not_there_is_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"torch sees no GPU"):
         Predictor.open(run.path, device="cuda")
+
+
+# Artefacts
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> list[Path]:
+    """Return plain images, from black to red."""
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (40, 30), (50 * number, 90, 0)).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "torchscript"])
+def test_an_artefact_answers_by_its_folder_and_by_its_graph(
+    kind: Any, colours: list[Path], tmp_path: Path
+) -> None:
+    artefact = make_artefact(tmp_path / "artefact", kind)
+    reds = np.zeros((6, 1, 1, 3), np.uint8)
+    reds[:, 0, 0, 0] = [50 * number for number in range(6)]
+    for path in (artefact.path, artefact.graph_path):
+        predictor = Predictor.open(path)
+        assert predictor.name == f"run ({kind})"
+        assert predictor.classes == ("glioma", "no_tumor")
+        predictions = list(predictor.predict_files(colours, batch_size=4))
+        assert probs_of(predictions) == pytest.approx(probs_by_hand(reds), abs=1e-5)
+        predicted = [prediction.predicted for prediction in predictions]
+        assert predicted == ["no_tumor"] * 2 + ["glioma"] * 4
+
+
+def test_files_are_asked_for_two_batches_ahead_and_no_further(
+    colours: list[Path], tmp_path: Path
+) -> None:
+    predictor = Predictor.open(make_artefact(tmp_path / "artefact").path)
+    asked: list[int] = []
+    seen: list[tuple[int, int | None]] = []
+
+    def generate() -> Iterator[Path]:
+        for number in range(100):
+            asked.append(number)
+            yield colours[number % 6]
+
+    answers = predictor.predict_files(
+        generate(), batch_size=5, progress=lambda *step: seen.append(step)
+    )
+    assert next(answers).path == colours[0]
+    assert len(asked) == 15
+    assert len(list(answers)) == 99
+    assert seen[0] == (5, None)
+    assert seen[-1] == (100, None)
+
+
+def test_memory_does_not_grow_with_the_number_of_files(
+    colours: list[Path], tmp_path: Path
+) -> None:
+    predictor = Predictor.open(make_artefact(tmp_path / "artefact").path)
+
+    def peak(number: int) -> int:
+        tracemalloc.start()
+        paths = (colours[0].with_name(f"{n % 6}.png") for n in range(number))
+        assert sum(1 for _ in predictor.predict_files(paths)) == number
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(200)
+    # 1,800 answers and their paths would be more than 1 MB.
+    assert peak(2000) - peak(200) < 400_000
+
+
+def test_a_digest_tells_what_answers(run: Run, tmp_path: Path) -> None:
+    other = fill_run(tmp_path / "other", seed=1)
+    one = make_artefact(tmp_path / "onnx")
+    two = make_artefact(tmp_path / "two", fit="pad")
+    paths = (run.path, other.path, one.path, two.path)
+    digests = [Predictor.open(path, device="cpu").digest for path in paths]
+    assert len(set(digests)) == 4
+    again = [Predictor.open(path, device="cpu").digest for path in paths]
+    assert again == digests
+
+
+def test_a_graph_without_its_manifest_is_refused_as_an_artefact(tmp_path: Path) -> None:
+    artefact = make_artefact(tmp_path / "onnx")
+    (artefact.path / "manifest.json").unlink()
+    for path in (artefact.path, artefact.graph_path):
+        with pytest.raises(ArtefactError, match=r"onnx has no manifest\.json"):
+            Predictor.open(path)
+
+
+def test_a_damaged_graph_is_refused(tmp_path: Path) -> None:
+    artefact = make_artefact(tmp_path / "onnx")
+    with artefact.graph_path.open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(ArtefactError, match=r"graph\.onnx is not the file that was"):
+        Predictor.open(artefact.path)
+
+
+def test_a_path_that_is_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    for name in ("nowhere", "notes.txt"):
+        with pytest.raises(RunError, match=name):
+            Predictor.open(tmp_path / name)

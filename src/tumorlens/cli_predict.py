@@ -10,6 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from tumorlens import terminal
+from tumorlens.cli_series import (
+    DicomOutOption,
+    IdentifyOption,
+    NoTumorOption,
+    RuleOption,
+    SeriesOption,
+    SeriesOptions,
+    predict_series,
+)
 from tumorlens.errors import ConfigError
 from tumorlens.extras import require
 
@@ -26,7 +35,8 @@ def predict(
         typer.Argument(metavar="MODEL", help="Run folder, or artefact of export."),
     ],
     images: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Files and folders.")
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Files, folders and DICOMDIRs."),
     ],
     *,
     best: Annotated[
@@ -46,16 +56,25 @@ def predict(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --out after a stop.")
     ] = False,
+    series: SeriesOption = None,
+    series_rule: RuleOption = None,
+    no_tumor_class: NoTumorOption = None,
+    identify: IdentifyOption = False,
+    dicom_out: DicomOutOption = None,
 ) -> int:
     """Give the probability of every class for images."""
     _check_output(out, resume=resume)
-    require("tumorlens.image_files").walk_images(images)  # what is wrong, at once
-    predictors = _open([path, *(more_runs or [])], best=best)
-    num_unreadable = (
-        _write(out, predictors, images, resume=resume)
-        if out
-        else _show(predictors, images)
-    )
+    options = SeriesOptions(series, series_rule, no_tumor_class, identify, dicom_out)
+    by_series = options.is_wanted(images)
+    _check_images(images, by_series=by_series, resume=resume)
+    models = _open([path, *(more_runs or [])], best=best)
+    predictors = [predictor for _, predictor in models]
+    if by_series:
+        num_unreadable = predict_series(models, images, options, out=out)
+    elif out:
+        num_unreadable = _write(out, predictors, images, resume=resume)
+    else:
+        num_unreadable = _show(predictors, images)
     if num_unreadable:
         print(f"{terminal.files(num_unreadable)} could not be read", file=sys.stderr)
         return STATUS_UNREADABLE
@@ -77,13 +96,29 @@ def _check_output(out: Path | None, *, resume: bool) -> None:
         )
 
 
-def _open(paths: list[Path], *, best: bool) -> list[Any]:
+def _check_images(images: list[Path], *, by_series: bool, resume: bool) -> None:
+    """Say what is wrong with the images before a network is loaded.
+
+    Raises:
+        ConfigError: Series cannot be resumed.
+    """
+    if not by_series:
+        require("tumorlens.image_files").walk_images(images)
+    elif resume:
+        raise ConfigError(
+            "--resume goes on with files, and these are answered series by series",
+            hint="leave out --resume, or give --no-series",
+        )
+
+
+def _open(paths: list[Path], *, best: bool) -> list[tuple[Path, Any]]:
     """Load what is to answer; with `best`, the first one's fastest artefact."""
     if best:
         choice = require("tumorlens.fastest").choose_fastest(paths[0])
         print(terminal.one_line(choice.words), file=sys.stderr)
         paths = [choice.path, *paths[1:]]
-    return [require("tumorlens.predict").Predictor.open(path) for path in paths]
+    open_one = require("tumorlens.predict").Predictor.open
+    return [(path, open_one(path)) for path in paths]
 
 
 def _show(predictors: list[Any], images: list[Path]) -> int:

@@ -27,7 +27,7 @@ from tumorlens.errors import DataError, MissingExtraError
 
 # pydicom takes half a second to import, so only functions that meet a DICOM file do.
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -115,7 +115,7 @@ def read_frame(
         rescale and window), https://dicom.nema.org. The percentiles are those of
         nnU-Net for intensities without a scale (Isensee et al., Nature Methods 2021).
     """
-    dataset = _read_dataset(path, max_bytes=max_bytes)
+    dataset = read_header(path, tags=_TAGS, max_bytes=max_bytes)
     if "Rows" not in dataset or not _has_pixels(dataset):
         raise DataError(
             f"{path} is a DICOM file without an image in it",
@@ -167,7 +167,20 @@ def choose_frame(
     return chosen
 
 
-def _read_dataset(path: Path, *, max_bytes: int) -> Dataset:
+def read_header(path: Path, *, tags: Sequence[str], max_bytes: int) -> Dataset:
+    """Return the named elements of a DICOM file, and its `file_meta`.
+
+    Reading ends before the pixels unless they are among `tags`.
+
+    Args:
+        path: A file for which `is_dicom` holds.
+        tags: Keywords of the elements; no others are parsed.
+        max_bytes: As for `read_frame`.
+
+    Raises:
+        DataError: The header is damaged, or inflates to more than the limit. No value
+            of the header is in the message.
+    """
     import pydicom
     from pydicom.filereader import read_dataset, read_file_meta_info
     from pydicom.tag import Tag
@@ -177,7 +190,11 @@ def _read_dataset(path: Path, *, max_bytes: int) -> Dataset:
     try:
         meta = read_file_meta_info(path)
         if meta.TransferSyntaxUID != DeflatedExplicitVRLittleEndian:
-            return pydicom.dcmread(path, specific_tags=list(_TAGS))
+            return pydicom.dcmread(
+                path,
+                specific_tags=list(tags),
+                stop_before_pixels="PixelData" not in tags,
+            )
         start = 144 + int(meta.FileMetaInformationGroupLength)
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         content = inflater.decompress(path.read_bytes()[start:], max_bytes + 1)
@@ -196,7 +213,7 @@ def _read_dataset(path: Path, *, max_bytes: int) -> Dataset:
         BytesIO(content),
         is_implicit_VR=False,
         is_little_endian=True,
-        specific_tags=[Tag(name) for name in _TAGS],
+        specific_tags=[Tag(name) for name in tags],
     )
     dataset.file_meta = meta
     return dataset

@@ -14,7 +14,7 @@ from tumorlens.errors import DataError
 from tumorlens.images import SUFFIXES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 
 def walk_images(paths: Iterable[Path]) -> Iterator[Path]:
@@ -67,6 +67,19 @@ def _walk(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
+    return files_below(folder, lambda path: path.suffix.lower() in SUFFIXES)
+
+
+def files_below(folder: Path, is_wanted: Callable[[Path], bool]) -> Iterator[Path]:
+    """Give the files below a folder that are wanted, sorted, without hidden names.
+
+    Args:
+        folder: Walked as the files are needed.
+        is_wanted: Asked before it is looked whether a path is a file.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
     try:
         with os.scandir(folder) as entries:
             # Names and no more: 100,000 entries of the system would be 30 MB.
@@ -83,6 +96,6 @@ def _below(folder: Path) -> Iterator[Path]:
     for name, is_folder in names:
         path = folder / name
         if is_folder:
-            yield from _below(path)
-        elif path.suffix.lower() in SUFFIXES and path.is_file():
+            yield from files_below(path, is_wanted)
+        elif is_wanted(path) and path.is_file():
             yield path

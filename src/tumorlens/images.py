@@ -150,6 +150,26 @@ def fit_square(
     return np.array(square)
 
 
+def square_box(image: NDArray[np.uint8], *, fit: Fit) -> tuple[int, int, int, int]:
+    """Return which part of an image `fit_square` shows: left, top, right, bottom.
+
+    In pixels of the image. Where black is added, the box reaches beyond the image, so
+    `left` and `top` can be negative.
+
+    Example:
+        >>> square_box(np.full((40, 20), 200, np.uint8), fit="pad")
+        (-10, 0, 30, 40)
+    """
+    height, width = image.shape[:2]
+    if fit == "squash":
+        return 0, 0, width, height
+    top, bottom, left, right = _inside_border(image)
+    side = max(bottom - top, right - left)
+    left -= (side - (right - left)) // 2
+    top -= (side - (bottom - top)) // 2
+    return left, top, left + side, top + side
+
+
 def load_square(
     path: Path,
     *,
@@ -182,12 +202,23 @@ def load_square(
     Raises:
         DataError: The file cannot be read, see `read_image`.
         MissingExtraError: See `read_image`.
+        ValueError: See `to_square`.
+    """
+    keep_px = _SCALED_SPARE * size_px if scaled and fit == "squash" else None
+    image = _open_and_read(path, limits, frame, keep_px)
+    return to_square(image, size_px=size_px, fit=fit, in_chans=in_chans)
+
+
+def to_square(
+    image: NDArray[np.uint8], *, size_px: int, fit: Fit, in_chans: int
+) -> NDArray[np.uint8]:
+    """Return a decoded image as `load_square` returns its file.
+
+    Raises:
         ValueError: `in_chans` is neither 1 nor 3, or see `fit_square`.
     """
     if in_chans not in (1, 3):
         raise ValueError(f"expected in_chans 1 or 3, got {in_chans}")
-    keep_px = _SCALED_SPARE * size_px if scaled and fit == "squash" else None
-    image = _open_and_read(path, limits, frame, keep_px)
     square = Image.fromarray(fit_square(image, size_px=size_px, fit=fit))
     return np.array(square.convert("L" if in_chans == 1 else "RGB")).reshape(
         size_px, size_px, in_chans
@@ -200,7 +231,7 @@ def _open_and_read(
     try:
         # Before opening: to open a pipe waits for somebody to write to it.
         _check_file(path, path.stat(), limits)
-        with path.open("rb") as file, _decoder_warnings_silenced():
+        with path.open("rb") as file, decoder_warnings_silenced():
             return _read(path, file, limits, frame, keep_px)
     except OSError as error:
         raise DataError(
@@ -288,7 +319,7 @@ def _read_with_pillow(
         num_pixels = image.width * image.height
         if num_pixels > limits.max_pixels:
             raise _too_many_pixels(path, num_pixels, limits)
-        if keep_px and image.format == "JPEG":
+        if keep_px:
             _decode_at_a_fraction(image, keep_px)
         ImageOps.exif_transpose(image, in_place=True)  # else it copies every image
         return _to_array(image)
@@ -296,7 +327,7 @@ def _read_with_pillow(
 
 def _decode_at_a_fraction(image: Image.Image, keep_px: int) -> None:
     width, height = image.size
-    for scale in (8, 4, 2):
+    for scale in (8, 4, 2):  # `draft` does nothing for formats other than JPEG
         # Where a side does not divide, the last pixel would stand for less than the
         # others, and the whole picture would be off by a part of one.
         if (
@@ -374,13 +405,18 @@ def _without_equal_channels(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _crop_black_border(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    top, bottom, left, right = _inside_border(image)
+    return image[top:bottom, left:right]
+
+
+def _inside_border(image: NDArray[np.uint8]) -> tuple[int, int, int, int]:
     bright = (image if image.ndim == 2 else image.max(axis=2)) > _BLACK_BORDER
     rows, columns = bright.sum(axis=1), bright.sum(axis=0)
     top, bottom = _content(rows)
     left, right = _content(columns)
     if min(bottom - top, right - left) < _MIN_CONTENT_PX:
-        return image
-    return image[top:bottom, left:right]
+        return 0, image.shape[0], 0, image.shape[1]
+    return top, bottom, left, right
 
 
 def _content(counts: NDArray[np.integer[Any]]) -> tuple[int, int]:
@@ -405,7 +441,8 @@ _filters_before: warnings.catch_warnings[None] | None = None
 
 
 @contextmanager
-def _decoder_warnings_silenced() -> Iterator[None]:
+def decoder_warnings_silenced() -> Iterator[None]:
+    """Keep Pillow, pydicom and gdcm from warning: pydicom quotes headers in it."""
     # What Pillow and pydicom warn of either ends as an error here or does not matter.
     # `warnings.catch_warnings` alone puts back a list of the whole process: of two
     # threads that enter and leave in turns, the later one would put back the other's.

@@ -21,7 +21,7 @@ from tumorlens.decoding import Decoded, Look, decode_ahead
 from tumorlens.errors import RunError
 from tumorlens.extras import require
 from tumorlens.files import sha256_of, sha256_of_bytes
-from tumorlens.images import DEFAULT_LIMITS, ImageLimits
+from tumorlens.images import DEFAULT_LIMITS, ImageLimits, to_square
 from tumorlens.runtimes import num_processors, open_session
 
 if TYPE_CHECKING:
@@ -50,12 +50,21 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class _Voice:
+class Voice:
     """Something that answers: a network of a run, or an artefact."""
 
     look: Look
     ask: Callable[[NDArray[np.uint8]], NDArray[np.floating]]
     """Images (N, S, S, C) to probabilities (N, classes)."""
+    weights_sha256: tuple[str, ...]
+    """Digests of the weights files behind it."""
+
+    def square(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a decoded image as this network sees it, (S, S, C)."""
+        look = self.look
+        return to_square(
+            image, size_px=look.size_px, fit=look.fit, in_chans=look.in_chans
+        )
 
 
 class Predictor:
@@ -75,12 +84,17 @@ class Predictor:
         name: str,
         classes: tuple[str, ...],
         digest: str,
-        voices: Sequence[_Voice],
+        voices: Sequence[Voice],
     ) -> None:
         self.name = name
         self.classes = classes
         self.digest = digest
-        self._voices = voices
+        self._voices = tuple(voices)
+
+    @property
+    def voices(self) -> tuple[Voice, ...]:
+        """The networks, or the artefact, that answer."""
+        return self._voices
 
     @classmethod
     def open(cls, path: Path, *, device: str = "auto") -> Self:
@@ -99,9 +113,14 @@ class Predictor:
             MissingExtraError: torch, or the artefact's runtime, is not installed.
         """
         if is_artefact(path):
-            return cls(*_voice_of(open_artefact(path)))
+            return cls.of_artefact(open_artefact(path))
         run = require("tumorlens.runs").open_run(path)
         return cls(run.name, *_voices_of(run, device=device))
+
+    @classmethod
+    def of_artefact(cls, artefact: Artefact) -> Self:
+        """Load an artefact that is checked already; `export` has one to prove."""
+        return cls(*_voice_of(artefact))
 
     def predict_files(
         self,
@@ -142,6 +161,19 @@ class Predictor:
                 if progress is not None:
                     progress(done, total)
 
+    def probs_of(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Return the probabilities (N, C) of decoded images, one batch.
+
+        Args:
+            images: At least one, as `images.read_image` gives them.
+        """
+        answers = [
+            voice.ask(np.stack([voice.square(image) for image in images]))
+            for voice in self._voices
+        ]
+        mean: NDArray[np.float32] = np.mean(answers, axis=0).astype(np.float32)
+        return mean
+
     def _predict_batch(self, batch: Sequence[Decoded]) -> list[Prediction]:
         readable = [one for one in batch if one.error is None]
         answers = [  # (N, C) of each network
@@ -161,17 +193,19 @@ class Predictor:
         return Prediction(path, probs, self.classes[int(probs.argmax())], None)
 
 
-def _voice_of(artefact: Artefact) -> tuple[str, tuple[str, ...], str, list[_Voice]]:
+def _voice_of(artefact: Artefact) -> tuple[str, tuple[str, ...], str, list[Voice]]:
     card = artefact.card
     session = open_session(artefact)
     look = Look(card.size_px, card.fit, 3)
-    # The manifest has the digests of the graph and of its card.
-    digest = sha256_of(artefact.path / "manifest.json")
-    voice = _Voice(look, lambda images: session(images).probs)
+    # The manifest has the digests of the graph and of its card; while an export is
+    # being proven there is none yet.
+    seal = artefact.path / "manifest.json"
+    digest = sha256_of(seal) if seal.is_file() else ""
+    voice = Voice(look, lambda images: session(images).probs, card.weights_sha256)
     return f"{card.run} ({card.kind})", card.classes, digest, [voice]
 
 
-def _voices_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[_Voice]]:
+def _voices_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Voice]]:
     models = require("tumorlens.models")
     target = models.resolve_device(device)
     cards, voices = [], []
@@ -180,7 +214,7 @@ def _voices_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[_Vo
         module = models.load_model(card, part.weights_path).to(target)
         cards.append(card)
         look = Look(card.size_px, card.fit, card.in_chans)
-        voices.append(_Voice(look, _asker(card, module, target)))
+        voices.append(Voice(look, _asker(card, module, target), (card.weights_sha256,)))
     if len({card.classes for card in cards}) > 1:
         raise RunError(
             f"the networks of {run.path} do not have the same classes",

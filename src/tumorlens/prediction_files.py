@@ -12,7 +12,7 @@ import csv
 import json
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 from tumorlens.errors import ConfigError, DataError
 from tumorlens.extras import require
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from tumorlens.predict import Prediction, Predictor
+    from tumorlens.predict import Prediction
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 """Formats, by the ending of the file's name."""
@@ -30,6 +30,14 @@ SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 _FORMAT = 1
 _ROWS_AT_ONCE = 10_000
 """Rows of a Parquet row group: held in memory together."""
+
+
+class Answerer(Protocol):
+    """As much of a `predict.Predictor` as a file has to know."""
+
+    name: str
+    classes: tuple[str, ...]
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class PredictionFile:
     """
 
     def __init__(
-        self, out: Path, predictors: Sequence[Predictor], *, resume: bool = False
+        self, out: Path, predictors: Sequence[Answerer], *, resume: bool = False
     ) -> None:
         """Start a file, or go on with one.
 
@@ -113,7 +121,7 @@ class PredictionFile:
         if self.num_rows == 0:
             self.part.unlink(missing_ok=True)
 
-    def remaining(self, predictor: Predictor, paths: Iterable[Path]) -> Iterator[Path]:
+    def remaining(self, predictor: Answerer, paths: Iterable[Path]) -> Iterator[Path]:
         """Give the paths that have no row yet.
 
         Args:
@@ -133,7 +141,7 @@ class PredictionFile:
                     hint="the files have changed since: remove it and start again",
                 )
 
-    def add(self, predictor: Predictor, prediction: Prediction) -> None:
+    def add(self, predictor: Answerer, prediction: Prediction) -> None:
         """Keep a prediction.
 
         Raises:

@@ -2,14 +2,20 @@
 
 Each runtime is imported when an artefact needs it and not before; ONNX Runtime and
 OpenVINO need no torch. What the newcomer would get wrong: a runtime chooses its own
-precision. OpenVINO computes in bf16 wherever the processor can, unless it is told, so
-every session is told, and `Session.precision` is what the runtime then says it does.
+precision. OpenVINO computes in bf16 wherever the processor can, unless it is told, and
+in fp32 where it was told bf16 and the processor cannot. So every session is told, and
+`Session.precision` is what the runtime then says of the layers that it really runs.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +24,42 @@ from tumorlens.errors import ArtefactError, ConfigError
 from tumorlens.extras import require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
     from tumorlens.artefacts import Artefact
+
+
+_PRECISION_OF = {
+    "f32": "fp32",
+    "float32": "fp32",
+    "f16": "fp16",
+    "float16": "fp16",
+    "bf16": "bf16",
+    "bfloat16": "bf16",
+    "i8": "int8",
+    "u8": "int8",
+    "int8": "int8",
+    "uint8": "int8",
+}
+"""How the runtimes name number types -> our word."""
+
+_OPENVINO_LAYERS = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul")
+
+_ONNX_LAYERS = {
+    **dict.fromkeys(
+        ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"), "fp32"
+    ),
+    **dict.fromkeys(
+        (
+            *("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger"),
+            *("MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
+        ),
+        "int8",
+    ),
+}
+"""Operators of ONNX Runtime that multiply -> what in. On a CPU there is no bf16."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +83,37 @@ class Session:
     size_px: int
     """Side of the images that it takes."""
 
+    find_precision: Callable[[], str]
+    """Asks the runtime; see `precision`."""
+
     runtime: str
     """Name and version, such as "onnxruntime 1.32.0"."""
-    precision: str
-    """What the runtime says it computes in: "fp32", "bf16", "int8" ..."""
     device: str
     """Such as "cpu" or "cuda"."""
     threads: int
     """How many it computes with."""
 
+    @cached_property
+    def precision(self) -> str:
+        """What most layers that multiply compute in: "fp32", "bf16", "int8" ...
+
+        The runtime says so of the graph as it runs it: OpenVINO of its compiled model,
+        ONNX Runtime in a profile of one image (a moment, and only when asked), torch by
+        the numbers that the graph holds. "unknown" where it says nothing.
+        """
+        return self.find_precision()
+
     def __call__(self, images: NDArray[np.uint8]) -> Answers:
         """Answer for images.
 
         Args:
-            images: Shape (N, S, S, 3), N > 0, uint8.
+            images: Shape (N, S, S, 3), N > 0, uint8; in any order in memory.
 
         Raises:
             ValueError: Another shape or type.
         """
         check_images(images, self.size_px)
-        return self.ask(images)
+        return self.ask(np.ascontiguousarray(images))
 
 
 def open_session(artefact: Artefact, *, threads: int | None = None) -> Session:
@@ -73,7 +121,9 @@ def open_session(artefact: Artefact, *, threads: int | None = None) -> Session:
 
     Args:
         artefact: From `artefacts.open_artefact`, whose files are checked.
-        threads: To compute with; `None` takes as many as there are processors.
+        threads: To compute with; `None` takes as many as there are processors. For the
+            formats of torch this sets the number of the whole process: torch has no
+            other, and the last session that was opened wins.
 
     Raises:
         ArtefactError: The runtime does not take the graph.
@@ -128,8 +178,8 @@ def _open_onnx(artefact: Artefact, threads: int) -> Session:
     return Session(
         ask=lambda images: Answers(*session.run(None, {"images": images})),
         size_px=artefact.card.size_px,
+        find_precision=lambda: _onnx_precision(artefact),
         runtime=f"onnxruntime {onnxruntime.__version__}",
-        precision=artefact.card.precision,
         device="cpu",
         threads=threads,
     )
@@ -159,10 +209,10 @@ def _open_openvino(artefact: Artefact, threads: int) -> Session:
     return Session(
         ask=ask,
         size_px=artefact.card.size_px,
+        find_precision=lambda: openvino_precision(compiled),
         runtime=f"openvino {openvino.__version__.partition('-')[0]}",
-        precision=artefact.card.precision,
         device="cpu",
-        threads=threads,
+        threads=int(compiled.get_property("INFERENCE_NUM_THREADS")),
     )
 
 
@@ -175,15 +225,17 @@ def _open_torch(artefact: Artefact, threads: int) -> Session:
         raise _refused(artefact, "torch", error) from None
 
     def ask(images: NDArray[np.uint8]) -> Answers:
+        # torch warns of an array that it could not write to, as of a memory map.
+        given = images if images.flags.writeable else images.copy()
         with torch.inference_mode():
-            parts = graph(torch.from_numpy(images))
+            parts = graph(torch.from_numpy(given))
         return Answers(*(part.numpy() for part in parts))
 
     return Session(
         ask=ask,
         size_px=artefact.card.size_px,
+        find_precision=lambda: _torch_precision(graph),
         runtime=f"torch {torch.__version__}",
-        precision=artefact.card.precision,
         device="cpu",
         threads=threads,
     )
@@ -201,9 +253,71 @@ def _load_torch(artefact: Artefact) -> Any:
         return torch.jit.load(str(artefact.graph_path), map_location="cpu").eval()
 
 
+def openvino_precision(compiled: Any) -> str:
+    """Return what most multiplying layers of a compiled model compute in."""
+    layers = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
+    return _most_frequent(
+        str(layer["runtimePrecision"].value)
+        for layer in layers
+        if layer["layerType"].value in _OPENVINO_LAYERS
+    )
+
+
+def has_bf16() -> bool:
+    """Whether OpenVINO computes in bf16 on this processor.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+    """
+    core = require("openvino").Core()
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _onnx_precision(artefact: Artefact) -> str:
+    # The graph that runs is not the one in the file: what was fused, and what was left
+    # floating for want of an int8 kernel, only a profile says.
+    onnxruntime = require("onnxruntime")
+    size_px = artefact.card.size_px
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(
+            str(artefact.graph_path), options, providers=["CPUExecutionProvider"]
+        )
+        session.run(None, {"images": np.zeros((1, size_px, size_px, 3), np.uint8)})
+        profile = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    names = (event.get("args", {}).get("op_name") for event in profile)
+    return _most_frequent(_ONNX_LAYERS[name] for name in names if name in _ONNX_LAYERS)
+
+
+def _torch_precision(graph: Any) -> str:
+    return _most_frequent(
+        str(tensor.dtype).removeprefix("torch.")
+        for tensor in _tensors_of(graph)
+        if tensor.dim() > 1 and tensor.is_floating_point()
+    )
+
+
+def _tensors_of(graph: Any) -> Iterator[Any]:
+    yield from graph.parameters()
+    if not hasattr(graph, "inlined_graph"):
+        return
+    # Freezing has made constants of the parameters of TorchScript.
+    for node in graph.inlined_graph.nodes():
+        if node.kind() == "prim::Constant" and str(node.output().type()) == "Tensor":
+            yield node.t("value")
+
+
+def _most_frequent(names: Iterable[str]) -> str:
+    found = Counter(_PRECISION_OF.get(name, name) for name in names).most_common(1)
+    return found[0][0] if found else "unknown"
+
+
 def _refused(artefact: Artefact, runtime: str, error: Exception) -> ArtefactError:
-    lines = str(error).strip().splitlines()
-    why = lines[0][:200] if lines else type(error).__name__
+    # All of it in one line: the first names a place in the runtime's own source.
+    why = " ".join(str(error).split())[:600] or type(error).__name__
     return ArtefactError(
         f"{runtime} does not take {artefact.graph_path}: {why}",
         hint="update the runtime to the version in model.json (made_with), or export "

@@ -61,6 +61,9 @@ class ServingGraph(nn.Module):
                 the members' side by side.
         """
         pixels = images.permute(0, 3, 1, 2).float()  # (N, 3, S, S), 0 to 255
+        if len(self.members) == 1:
+            probs, logits, embedding = self.members[0](pixels)
+            return probs, logits, embedding
         answers = [member(pixels) for member in self.members]
         probs, logits, embeddings = zip(*answers, strict=True)
         return (
@@ -93,19 +96,24 @@ class _Member(nn.Module):
             weighted = (pixels * self.luma).sum(dim=1, keepdim=True)
             pixels = torch.floor((weighted + 32768) / 65536)  # (N, 1, S, S)
         values = (pixels / 255 - self.mean) / self.std
-        answers = [self._ask(view) for view in views_of(values, self.policy)]
-        probs, logits, embeddings = zip(*answers, strict=True)
-        return (
-            torch.stack(probs).mean(dim=0),
-            torch.stack(logits).mean(dim=0),
-            torch.stack(embeddings).mean(dim=0),
-        )
-
-    def _ask(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        views = list(views_of(values, self.policy))
+        # One batch of all views, not one pass for each: the graph then holds the
+        # network once, and a quantized file does not repeat its weights.
+        together = torch.cat(views) if len(views) > 1 else values  # (V * N, C, S, S)
+        features = self.module.forward_features(together)
         # Not `module(values)`: one pass gives both. That the logits are the same, a
         # test of many networks shows.
-        features = self.module.forward_features(values)
         logits = self.module.forward_head(features)
-        embedding = self.module.forward_head(features, pre_logits=True)
+        embedding = self.module.forward_head(features, pre_logits=True).flatten(1)
         probs = (logits / self.temperature).softmax(dim=1)
-        return probs, logits, embedding.flatten(1)
+        return (
+            _mean_over_views(probs, len(views)),
+            _mean_over_views(logits, len(views)),
+            _mean_over_views(embedding, len(views)),
+        )
+
+
+def _mean_over_views(values: Tensor, num_views: int) -> Tensor:
+    if num_views == 1:
+        return values
+    return values.view(num_views, -1, values.shape[1]).mean(dim=0)  # (N, ...)

@@ -226,6 +226,43 @@ def say_gain(gain: Mapping[str, Any]) -> None:
     say(gain["words"])
 
 
+def say_export(
+    verdicts: Sequence[Mapping[str, Any]], sizes: Sequence[int | None]
+) -> None:
+    """Print a line for each format: how near it is to its run, and the verdict.
+
+    Args:
+        verdicts: As in `parity.json`.
+        sizes: Bytes of each graph; `None` where nothing was written.
+    """
+    judged = [verdict for verdict in verdicts if "accuracy" in verdict]
+    if judged:
+        say(f"asked for {judged[0]['num_images']} val images, from file to label")
+    rows = []
+    for verdict, size in zip(verdicts, sizes, strict=True):
+        row = [verdict["kind"], "" if size is None else f"{size / 1e6:.2f} MB"]
+        if verdict in judged:
+            change = verdict["accuracy"]["change"]
+            low, high = change["low"], change["high"]
+            bounds = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+            row.append(f"{verdict['max_difference']:.1g}")
+            row.append(str(len(verdict["flips"])))
+            row.append(f"{100 * change['value']:+.1f}{bounds}")
+        else:
+            row += ["", "", ""]
+        rows.append([*row, "good" if verdict["passed"] else "failed"])
+    print_table(
+        (
+            *("format", "size", "largest difference", "flips"),
+            *("accuracy change, points", "verdict"),
+        ),
+        rows,
+    )
+    for verdict in verdicts:
+        for reason in verdict["reasons"]:
+            say(f"{verdict['kind']}: {reason}")
+
+
 def say_predictions(
     answers: Sequence[tuple[str, Sequence[str], Sequence[Any]]],
 ) -> None:
