@@ -57,14 +57,18 @@ class FakeWorker:
         slow = 1 + next(self._rounds) % 2
         return slow * 0.01 / SPEED[self.kind]
 
-    def open_session(self, images: Path) -> dict[str, Any]:
+    def open_session(self, images: Path) -> float:
         assert images.is_file()
+        self.memory = 50_000_000
+        return 0.5
+
+    def facts(self) -> dict[str, Any]:
+        self.memory *= 2  # a runtime may load the graph again to know its precision
         return {
             "runtime": "false 1.0",
             "precision": "int8" if self.kind.endswith("int8") else "fp32",
             "device": "cpu",
             "threads": self.threads,
-            "load_seconds": 0.5,
         }
 
     def time_calls(self, *, batch: int, num_calls: int) -> list[float]:
@@ -79,7 +83,7 @@ class FakeWorker:
         return len(paths) * (self._seconds() + 0.001)
 
     def peak_memory_bytes(self) -> int:
-        return 50_000_000
+        return self.memory
 
 
 @pytest.fixture

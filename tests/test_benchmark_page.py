@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tumorlens.errors import RunError
-from tumorlens.report import write_benchmark_page
+from tumorlens.report import benchmark_page, write_benchmark_page
+from tumorlens.report.comparison_figures import Bar, draw_bars
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tumorlens.report.drawing import Drawing, Heading
 
 
 def artefact(name: str, **changes: Any) -> dict[str, Any]:
@@ -181,3 +184,25 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"{")
     with pytest.raises(RunError, match=r"cannot read .*benchmark\.json"):
         write_benchmark_page(path, out=out)
+
+
+def test_bars_are_what_the_file_says_with_the_interval_of_the_latency(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, Bar] = {}
+
+    def draw(bars: list[Bar], heading: Heading, **options: Any) -> Drawing:
+        drawn[heading.title] = bars[0]
+        return draw_bars(bars, heading, **options)
+
+    monkeypatch.setattr(benchmark_page, "draw_bars", draw)
+    write_page(tmp_path, benchmark_file(artefact("onnx")))
+    bars = {
+        title: (bar.value, bar.low, bar.high, bar.text.replace("\xa0", " "))
+        for title, bar in drawn.items()
+    }
+    assert bars == {
+        "Accuracy on val": (0.8125, None, None, "81.2 %"),
+        "Latency": (4.25, 4.125, 4.5, "4.25 ms"),
+        "Size on disk": (44.7, None, None, "44.7 MB"),
+    }

@@ -82,17 +82,24 @@ class Worker:
         """Close it."""
         self.close()
 
-    def open_session(self, images: Path) -> dict[str, Any]:
+    def open_session(self, images: Path) -> float:
         """Load the artefact for arrays, and let it answer once.
 
         Args:
             images: A .npy file, (M, S, S, 3) of uint8, that later calls draw from.
 
         Returns:
-            `runtime`, `precision`, `device` and `threads` as the session says, and
-            `load_seconds`, from nothing imported to the first answer.
+            The seconds of it, from nothing imported to the first answer.
         """
-        return self._ask("open_session", images=str(images))
+        return float(self._ask("open_session", images=str(images))["seconds"])
+
+    def facts(self) -> dict[str, Any]:
+        """Return `runtime`, `precision`, `device` and `threads` as the session says.
+
+        To know its precision a runtime may load the graph once more, so the memory is
+        asked before.
+        """
+        return self._ask("facts")
 
     def time_calls(self, *, batch: int, num_calls: int) -> list[float]:
         """Return the seconds of so many calls, each with other images."""
@@ -176,12 +183,15 @@ class _Served:
         session(self._images[:1])
         seconds = time.perf_counter() - start
         self._session = session
+        return {"seconds": seconds}
+
+    def facts(self, _: dict[str, Any]) -> dict[str, Any]:
+        assert self._session is not None
         return {
-            "runtime": session.runtime,
-            "precision": session.precision,
-            "device": session.device,
-            "threads": session.threads,
-            "load_seconds": seconds,
+            "runtime": self._session.runtime,
+            "precision": self._session.precision,
+            "device": self._session.device,
+            "threads": self._session.threads,
         }
 
     def time_calls(self, request: dict[str, Any]) -> dict[str, Any]:
