@@ -69,7 +69,7 @@ def choose_fastest(run: Path) -> Choice:
         f"{path.name} {1000 * one:.2f} ms" for one, path in order if len(order) > 1
     )
     words = f"the fastest here is {order[0][1].name}" + (
-        f" (per image: {figures})" if figures else ": no other can be used"
+        f" (per image: {figures})" if figures else ": the only one to try"
     )
     return Choice(order[0][1], "; passed over, ".join([words, *passed_over]))
 
