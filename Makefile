@@ -22,7 +22,7 @@ BENCH := $(if $(DATA),--data $(DATA)) $(if $(RUNS),--runs $(RUNS)) $(if $(WEIGHT
 
 .PHONY: help
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' Makefile
 
 .PHONY: demo
 demo: $(WITH_DEMO) ## The main job on built-in images: audit, train, evaluate, report (5 minutes)
@@ -79,7 +79,7 @@ bench-copies: $(WITH_TEST) ## The search for copies on 10k, 100k and 1M hashes
 	$(BIN)/python benchmarks/copies.py
 
 .PHONY: bench
-bench: bench-speed bench-end-to-end bench-start bench-memory ## Every figure of speed in docs/performance.md but training's (an hour)
+bench: bench-speed bench-end-to-end bench-start bench-memory ## Every figure of speed in docs/performance.md but training's (long)
 	@cat bench/*.md
 
 .PHONY: bench-speed
