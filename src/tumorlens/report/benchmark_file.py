@@ -6,13 +6,11 @@ by hand. What a page does not show is not looked at.
 
 from __future__ import annotations
 
-import json
-import reprlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from tumorlens.errors import RunError
+from tumorlens.report.page_file import read_page_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,25 +116,4 @@ def read_benchmark(path: Path) -> Benchmark:
     Raises:
         RunError: It is missing, damaged or of another version.
     """
-    try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"there is no {path}", hint=_HINT) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {path}: {error}", hint=_HINT) from None
-    version = found.get("format") if isinstance(found, dict) else found
-    if version != BENCHMARK_FORMAT:
-        raise RunError(
-            f"expected format {BENCHMARK_FORMAT} in {path}, got {version!r}",
-            hint=_HINT,
-        )
-    try:
-        return Benchmark.model_validate(found)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise RunError(
-            f"{path} is damaged at {place}: {first['msg']}, got "
-            f"{reprlib.repr(first['input'])}",
-            hint=_HINT,
-        ) from None
+    return read_page_file(path, Benchmark, version=BENCHMARK_FORMAT, hint=_HINT)

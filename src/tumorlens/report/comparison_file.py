@@ -7,13 +7,11 @@ read as well.
 
 from __future__ import annotations
 
-import json
-import reprlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from tumorlens.errors import RunError
+from tumorlens.report.page_file import read_page_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -197,25 +195,4 @@ def read_comparison(path: Path) -> Comparison:
     Raises:
         RunError: It is missing, damaged or of another version.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"there is no {path}", hint=_HINT) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {path}: {error}", hint=_HINT) from None
-    version = found.get("format") if isinstance(found, dict) else found
-    if version != COMPARISON_FORMAT:
-        raise RunError(
-            f"expected format {COMPARISON_FORMAT} in {path}, got {version!r}",
-            hint=_HINT,
-        )
-    try:
-        return Comparison.model_validate(found)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise RunError(
-            f"{path} is damaged at {place}: {first['msg']}, got "
-            f"{reprlib.repr(first['input'])}",
-            hint=_HINT,
-        ) from None
+    return read_page_file(path, Comparison, version=COMPARISON_FORMAT, hint=_HINT)
