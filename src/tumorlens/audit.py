@@ -351,9 +351,11 @@ def _verdict(sides: Sides, found: Mapping[str, Any]) -> dict[str, Any]:
         }
     touched = sides.copied | sides.same_patient
     believable = len(touched) <= _MAX_BELIEVABLE_SHARE * leak["num_test"]
+    as_far = "copies and known patients go"
+    if not leak["test_files_with_patient"]:
+        as_far = "copies go: patients are not known"
     opening = (
-        "A score on this test set can be believed, as far as copies and known patients "
-        "go."
+        f"A score on this test set can be believed, as far as {as_far}."
         if believable
         else "A score on this test set cannot be believed."
     )

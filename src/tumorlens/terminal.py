@@ -15,6 +15,8 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from tumorlens.leak_states import unknown_patients_in_words
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -184,15 +186,17 @@ def say_training(result: Any) -> None:
             f"val accuracy {percent(result.best['val_accuracy'])}"
         )
     leak = result.run.leak()
-    if leak["leaks"]:
+    if leak["leaks"] or unknown_patients_in_words(leak):
         say(leak["words"])
 
 
 def say_measures(measures: Mapping[str, Any]) -> None:
     """Print the headline figures of an evaluation, and what they are worth."""
+    unknown = unknown_patients_in_words(measures["leak"])
     say(
         f"{measures['num_images']} {measures['subset']} images in "
         f"{measures['num_groups']} groups, protocol {measures['protocol']}"
+        f"{unknown and f'; {unknown}'}"
     )
     headline = ("accuracy", "balanced_accuracy", "macro_f1")
     print_table(

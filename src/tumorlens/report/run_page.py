@@ -19,6 +19,14 @@ from tumorlens.config import Config
 from tumorlens.errors import RunError
 from tumorlens.files import write_bytes, write_text
 from tumorlens.images import ImageLimits
+from tumorlens.leak_states import (
+    LEAK,
+    NO_LEAK,
+    NO_PATIENTS,
+    SOME_PATIENTS,
+    leak_state,
+    unknown_patients_in_words,
+)
 from tumorlens.predictions import read_predictions
 from tumorlens.report.drawing import Drawing, Heading
 from tumorlens.report.figures import (
@@ -103,6 +111,7 @@ def write_run_report(run: Run, *, data: Path | None = None) -> Path:
             "model": run.config.model.name,
             "metrics": metrics,
             "leak": metrics["leak"],
+            "verdict": _verdict(metrics["leak"]),
             "percentages": [(label, metrics[key]) for label, key in _PERCENTAGES],
             "decimals": [(label, metrics[key]) for label, key in _DECIMALS],
             "looks": [
@@ -200,6 +209,25 @@ def _read_mistakes(run: Run, data: Path | None) -> tuple[list[Mistake], int]:
         for row in order[:MAX_MISTAKES]
     ]
     return mistakes, len(order)
+
+
+def _verdict(leak: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the heading of the leak verdict, its look, and whose patient is known."""
+    state = leak_state(leak)
+    num_known = leak["num_test"] - leak["num_test_unknown_patient"]
+    if state == NO_LEAK:
+        return {
+            "heading": "✓ Leak check: passed",
+            "look": "",
+            "num_known": num_known,
+        }
+    look = " bad" if leak["leaks"] else " open"
+    heading = "Leak check: what training has seen is not known"
+    if state == LEAK:
+        heading = "✕ Leak check: failed"
+    elif state in (NO_PATIENTS, SOME_PATIENTS):
+        heading = f"Leak check: {unknown_patients_in_words(leak)}"
+    return {"heading": heading, "look": look, "num_known": num_known}
 
 
 def _draw(
