@@ -408,6 +408,27 @@ def test_a_check_without_known_patients_has_not_passed(
     assert 'class="card verdict open"' in page
 
 
+def test_the_page_says_which_interval_to_believe_and_why_there_is_none(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run()
+    content = json.loads(run.metrics_path.read_text(encoding="utf-8"))
+    content["balanced_accuracy"] |= {"low": None, "high": None}
+    content["no_interval"] = {"balanced_accuracy": "all resamples give the same"}
+    content["warnings"] = ["Few groups carry these figures: 3 groups in all."]
+    content["per_class"]["glioma"]["recall_by_group"] = {
+        "value": 0.75,
+        "low": 0.3123,
+        "high": 0.9543,
+    }
+    write_json(run.metrics_path, content)
+    write_run_report(run)
+    text = _Tags(page_of(run)).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "80.4 % no interval: all resamples give the same" in text
+    assert "Few groups carry these figures: 3 groups in all." in text
+    assert "groups 31.2 to 95.4 % Wilson 70.0 to 78.4 %" in text
+
+
 def test_the_words_of_the_leak_are_drawn_into_the_png(
     written: dict[str, Run],
 ) -> None:

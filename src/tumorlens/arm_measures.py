@@ -8,6 +8,7 @@ it. How far another seed would have gone is not in it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ def mean_measures(tables: Sequence[Predictions]) -> dict[str, Any]:
         losses[:, seed, 0] = np.bincount(groups, of_images, minlength=len(names))
         losses[:, seed, 1] = np.bincount(groups, minlength=len(names))
 
+    macro_f1 = partial(metrics.resampled_macro_f1, whole=confusions.sum(axis=0))
     groups_of_class = (confusions.sum(axis=(1, 3)) > 0).sum(axis=0)
     units = [int(number) for number in groups_of_class if number]
     return {
@@ -75,7 +77,7 @@ def mean_measures(tables: Sequence[Predictions]) -> dict[str, Any]:
         "balanced_accuracy": _figure(
             confusions, metrics.balanced_accuracy, units=units
         ),
-        "macro_f1": _figure(confusions, metrics.macro_f1, units=units),
+        "macro_f1": _figure(confusions, macro_f1, units=units),
         "log_loss": _figure(losses, _ratio),
         "ece": fmean(
             metrics.expected_calibration_error(table.probs, table.labels)

@@ -201,13 +201,33 @@ def say_measures(measures: Mapping[str, Any]) -> None:
     headline = ("accuracy", "balanced_accuracy", "macro_f1")
     print_table(
         ("measure", "95 % interval"),
-        [(name.replace("_", " "), interval(measures[name])) for name in headline]
+        [
+            (name.replace("_", " "), _or_why_not(measures, name, measures[name]))
+            for name in headline
+        ]
         + [
-            (f"recall of {name}", interval(per_class["recall"]))
-            for name, per_class in measures["per_class"].items()
+            (
+                f"recall of {name}",
+                _or_why_not(measures, f"recall of {name}", one["recall_by_group"]),
+            )
+            for name, one in measures["per_class"].items()
         ],
     )
+    say(
+        "Intervals are from resampling groups. metrics.json has Wilson's for recalls "
+        "too, with images counted as independent: too narrow where a group has many."
+    )
+    for warning in measures.get("warnings", ()):
+        say(warning)
     say(measures["leak"]["words"])
+
+
+def _or_why_not(
+    measures: Mapping[str, Any], name: str, measure: Mapping[str, float | None]
+) -> str:
+    """Return a measure with its interval, or with the reason why it has none."""
+    why = measures.get("no_interval", {}).get(name)
+    return interval(measure) + (f" (no interval: {why})" if why else "")
 
 
 def say_gain(gain: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,8 @@ def write_run_report(run: Run, *, data: Path | None = None) -> Path:
     alts = _alternatives(metrics)
     bins = metrics["curves"]["calibration"]
     environment = run.environment()
+    # Older files do not say why a figure has none.
+    no_interval = metrics.get("no_interval", {})
     page = render_page(
         "run.html.j2",
         {
@@ -112,8 +115,16 @@ def write_run_report(run: Run, *, data: Path | None = None) -> Path:
             "metrics": metrics,
             "leak": metrics["leak"],
             "verdict": _verdict(metrics["leak"]),
-            "percentages": [(label, metrics[key]) for label, key in _PERCENTAGES],
-            "decimals": [(label, metrics[key]) for label, key in _DECIMALS],
+            "no_interval": defaultdict(str, no_interval),
+            **{
+                name: [
+                    (label, metrics[key], no_interval.get(key)) for label, key in those
+                ]
+                for name, those in (
+                    ("percentages", _PERCENTAGES),
+                    ("decimals", _DECIMALS),
+                )
+            },
             "looks": [
                 look for look in run.looks() if look["subset"] == metrics["subset"]
             ],
