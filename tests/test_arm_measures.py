@@ -181,14 +181,32 @@ def test_the_worst_verdict_of_several_seeds_counts(tmp_path: Path) -> None:
         tmp_path / "imported",
         leak={"leaks": True, "is_known": False, "words": "Who knows."},
     )
-    assert worst_leak([clean]) == {"words": "No leak found.", "is_believable": True}
+    assert worst_leak([clean]) == {
+        "words": "No leak found.",
+        "is_believable": True,
+        "state": "no leak",
+    }
     assert worst_leak([clean, imported]) == {
         "words": "Who knows.",
         "is_believable": None,
+        "state": "unknown",
     }
     assert worst_leak([imported, clean, leaking]) == {
         "words": "Leak.",
         "is_believable": False,
+        "state": "leak",
+    }
+
+
+def test_a_run_whose_patients_nobody_knows_is_not_called_believable(
+    tmp_path: Path,
+) -> None:
+    unknown = {"num_test": 8, "num_test_unknown_patient": 8, "words": "No copies."}
+    run = make_run(tmp_path / "run", leak={"leaks": False, **unknown})
+    assert worst_leak([run]) == {
+        "words": "No copies.",
+        "is_believable": None,
+        "state": "patients not known",
     }
 
 

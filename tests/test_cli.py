@@ -241,6 +241,44 @@ def test_audit_counts_files_that_cannot_be_read_and_goes_on(
     assert sorted(Path(bad["path"]).name for bad in found["unreadable"]) == names
 
 
+def test_audit_of_a_set_that_training_refuses_says_so(
+    ask: Callable[..., Answer], tmp_path: Path
+) -> None:
+    data = draw_folder(tmp_path / "data")
+    add_bad_files(data)
+    for number in range(20):
+        (data / CLASSES[0] / f"text{number}.jpg").write_text("no image")
+    answer = ask("audit", data, "--out", tmp_path / "audit")
+    assert answer.status == 0, answer.err
+    assert "Too many files cannot be read: 24 of 72 (33.3 %)" in answer.out
+    assert "next: mend or remove" in answer.out
+    assert "tumorlens train" not in answer.out
+    found = json.loads((tmp_path / "audit" / "audit.json").read_text(encoding="utf-8"))
+    assert found["verdict"]["believable"] is False
+
+
+def test_audit_of_a_set_without_one_image_is_refused(
+    ask: Callable[..., Answer], tmp_path: Path
+) -> None:
+    for label in CLASSES:
+        (tmp_path / "data" / label).mkdir(parents=True)
+        (tmp_path / "data" / label / "1.jpg").write_text("no image")
+    answer = ask("audit", tmp_path / "data", "--out", tmp_path / "audit")
+    assert_refused(answer, "none of 4 files in")
+    assert "give a folder of JPEG" in answer.err
+    assert not (tmp_path / "audit").exists()
+
+
+def test_audit_into_a_file_is_told_that_out_is_a_folder(
+    ask: Callable[..., Answer], tmp_path: Path
+) -> None:
+    data = draw_folder(tmp_path / "data")
+    (tmp_path / "tab.csv").write_text("")
+    answer = ask("audit", data, "--out", tmp_path / "tab.csv")
+    assert_refused(answer, "tab.csv is a file")
+    assert "hint: --out is a folder" in answer.err
+
+
 def test_train_leaves_unreadable_files_out_and_says_how_many(
     ask: Callable[..., Answer], tmp_path: Path
 ) -> None:

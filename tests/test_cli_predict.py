@@ -61,6 +61,25 @@ def gliomas_in(out: Path) -> list[float]:
     return [float(row["prob_glioma"]) for row in rows]
 
 
+def test_models_in_folders_of_one_name_are_told_apart_by_the_shortest_path() -> None:
+    paths = [Path("/runs/a/first"), Path("/runs/b/first"), Path("/runs/b/second")]
+    assert cli_predict._told_apart(paths) == ["a/first", "b/first", "second"]
+    assert cli_predict._told_apart(paths[:1] * 2) == ["first", "first"]
+
+
+def test_models_of_one_name_have_names_of_their_own_in_the_file(
+    ask: Callable[..., tuple[int, str, str]], images: Path, tmp_path: Path
+) -> None:
+    one, other = (
+        make_artefact(tmp_path / name / "onnx", kind="onnx") for name in ("a", "b")
+    )
+    out = tmp_path / "out.csv"
+    status, _, _ = ask(one.path, images, "--run", other.path, "--out", out)
+    assert status == 0
+    rows = csv.DictReader(out.read_text("utf-8").splitlines())
+    assert {row["run"] for row in rows} == {"a/onnx", "b/onnx"}
+
+
 # Without torch
 
 

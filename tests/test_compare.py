@@ -68,7 +68,11 @@ def test_arms_have_the_figures_of_evaluate_and_their_settings(
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss"):
         assert measures[name] == pytest.approx(expected[name]), name
     assert (measures["num_seeds"], measures["num_images"]) == (1, 40)
-    assert measures["leak"] == {"words": "No leak found.", "is_believable": True}
+    assert measures["leak"] == {
+        "words": "No leak found.",
+        "is_believable": True,
+        "state": "no leak",
+    }
     assert measures["best_test_epoch"] is None
     assert (first["train_seconds"], first["images_per_second"]) == (4.0, 100.0)
     assert first["runs"] == [

@@ -286,6 +286,19 @@ def test_what_nobody_checked_is_not_called_clean(tmp_path: Path) -> None:
     assert "✓" not in page.partition("<main>")[0]
 
 
+def test_patients_that_nobody_knows_are_named_in_place_of_a_passed_check(
+    tmp_path: Path,
+) -> None:
+    content = without_curves(comparison(("plain",)))
+    content["arms"][0]["measures"]["grouped-kfold"]["leak"] |= {
+        "is_believable": None,
+        "state": "patients not known",
+    }
+    page = write(tmp_path, content)
+    assert "grouped-kfold: copies checked, patients not known" in text_of(page)
+    assert "✓" not in page.partition("<main>")[0]
+
+
 def test_every_figure_under_a_leaking_protocol_carries_the_leak(folder: Path) -> None:
     figures = {path.stem: path for path in (folder / "figures").glob("*.svg")}
     assert set(figures) == {

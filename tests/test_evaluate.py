@@ -229,8 +229,9 @@ def test_the_interval_is_explained(pair: tuple[Table, dict[str, Any]]) -> None:
     _, got = pair
     assert got["num_groups"] == 150
     assert got["interval"] == (
-        "95 %, percentile bootstrap over 150 groups, 2000 resamples, seed 42; Wilson "
-        "for recalls"
+        "95 %, percentile bootstrap over 150 groups, 2000 resamples, seed 42; recalls "
+        "have this and Wilson's, which counts images as independent: too narrow where "
+        "a group has many"
     )
 
 
@@ -290,6 +291,114 @@ def test_a_perfect_score_has_the_interval_of_as_many_groups(tmp_path: Path) -> N
     assert got["balanced_accuracy"]["low"] == pytest.approx(np.mean(lows))
     assert got["log_loss"] == {"value": 0, "low": None, "high": None}
     json.dumps(got, allow_nan=False)
+
+
+def test_the_interval_of_a_recall_over_groups_equals_a_plain_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tumorlens.evaluate.NUM_RESAMPLES", 60)
+    table = few_groups(num_groups=6)
+    got = written(tmp_path, table)["per_class"]["glioma"]
+    names = sorted(set(table.groups))
+    draw = np.random.default_rng(42)
+    recalls = []
+    for _ in range(60):
+        drawn = draw.integers(len(names), size=len(names))
+        right = [
+            said == 0
+            for number in drawn
+            for group, truth_, said in zip(
+                table.groups, table.labels, table.predicted, strict=True
+            )
+            if group == names[number] and truth_ == 0
+        ]
+        recalls.append(np.mean(right))
+    low, high = np.percentile(recalls, [2.5, 97.5])
+    assert got["recall_by_group"] == {
+        "value": pytest.approx(got["recall"]["value"]),
+        "low": pytest.approx(low),
+        "high": pytest.approx(high),
+    }
+
+
+def test_a_recall_of_one_or_nought_has_the_interval_of_as_many_groups(
+    tmp_path: Path,
+) -> None:
+    table = few_groups(num_groups=6)
+    for truth_, said in ((0, 0), (0, 1)):
+        labels = np.full(300, truth_)
+        probs = np.eye(4)[np.full(300, said)]
+        changed = {"labels": labels, "probs": probs, "groups": table.groups}
+        got = written(tmp_path, Predictions(**{**vars(table), **changed}))
+        num = len(set(table.groups))
+        expected = scipy.stats.binomtest(num * (said == 0), num).proportion_ci(
+            method="wilson"
+        )
+        recall = got["per_class"]["glioma"]["recall_by_group"]
+        assert (recall["low"], recall["high"]) == pytest.approx(tuple(expected))
+
+
+def test_a_figure_without_an_interval_says_why(tmp_path: Path) -> None:
+    # Each group has one image of each class, the first of which is missed: whatever
+    # is drawn, half is right.
+    labels = np.tile([0, 1], 20)
+    table = answers().rows(range(40))
+    changes = {
+        "labels": labels,
+        "probs": np.eye(4)[np.ones(40, dtype=int)],
+        "groups": tuple(f"g{number // 2}" for number in range(40)),
+    }
+    got = written(tmp_path, Predictions(**{**vars(table), **changes}))
+    assert got["balanced_accuracy"] == {"value": 0.5, "low": None, "high": None}
+    assert got["no_interval"]["balanced_accuracy"] == "all resamples give the same"
+    assert got["no_interval"]["ece"] == "resampling would only add to it"
+    assert "recall of no_tumor" not in got["no_interval"]
+    one = Predictions(**{**vars(table), **changes, "groups": ("g",) * 40})
+    assert written(tmp_path, one)["no_interval"]["accuracy"] == (
+        "there is one group only"
+    )
+
+
+def few_groups(*, num_groups: int) -> Predictions:
+    """Return `answers` with so many groups of each class, all of one size or nearly."""
+    table = answers()
+    groups = [
+        f"{label}-{number % num_groups}" for number, label in enumerate(table.labels)
+    ]
+    return Predictions(**{**vars(table), "groups": tuple(groups)})
+
+
+def test_resamples_of_few_groups_leave_the_classes_they_lack_out_of_macro_f1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tumorlens.evaluate.NUM_RESAMPLES", 60)
+    table = few_groups(num_groups=2)
+    got = written(tmp_path, table)
+    groups = np.array(table.groups)
+    names = np.unique(groups)
+    draw = np.random.default_rng(42)
+    values, num_lacking = [], 0
+    for _ in range(60):
+        drawn = draw.integers(len(names), size=len(names))
+        images = np.concatenate([np.flatnonzero(groups == names[n]) for n in drawn])
+        y, predicted = table.labels[images], table.predicted[images]
+        there = np.unique(y)
+        num_lacking += len(there) < 4
+        values.append(truth.f1_score(y, predicted, labels=there, average="macro"))
+    assert num_lacking > 10
+    low, high = np.percentile(values, [2.5, 97.5])
+    assert got["macro_f1"]["low"] == pytest.approx(low)
+    assert got["macro_f1"]["high"] == pytest.approx(high)
+
+
+def test_few_groups_are_warned_of_in_words(tmp_path: Path) -> None:
+    (words,) = written(tmp_path, few_groups(num_groups=4))["warnings"]
+    assert words == (
+        "Few groups carry these figures: 4 groups of glioma, 4 groups of meningioma, "
+        "4 groups of no_tumor, 4 groups of pituitary, 16 groups in all. Intervals from "
+        "so few are too narrow: the doubt is larger than they say."
+    )
+    assert written(tmp_path, few_groups(num_groups=10))["warnings"] == []
 
 
 def test_images_of_one_class_only_have_no_auroc(tmp_path: Path) -> None:

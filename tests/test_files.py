@@ -73,6 +73,9 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path) -> None:
         write_half(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     assert caught.value.problem == f"cannot write {path}: No space left on device"
     assert "the file that was there before is untouched" in caught.value.hint
+    with pytest.raises(DataError) as caught:
+        write_half(tmp_path / "new", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert "untouched" not in caught.value.hint
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

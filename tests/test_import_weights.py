@@ -179,7 +179,7 @@ def test_with_data_it_is_evaluated_and_reported_with_the_warning(
     assert measures["num_images"] >= 4
     words = measures["leak"]["words"]
     assert words.startswith("Unknown training data: mine.pth was trained elsewhere")
-    assert "Had it been trained on this split's train: No leak found: none" in words
+    assert "Had it been trained on this split's train: No copies found: none" in words
     page = write_run_report(run).read_text(encoding="utf-8")
     assert "Unknown training data: mine.pth" in page
     assert "No history: the weights were not trained here." in page

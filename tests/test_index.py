@@ -49,6 +49,15 @@ def error_of(data: Path, metadata: str | None = None) -> DataError:
 # Folders
 
 
+def test_class_folders_that_differ_are_told_what_to_do(tmp_path: Path) -> None:
+    for place in ("Training/a", "Training/b", "Testing/a"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "1.png").write_bytes(b"1")
+    with pytest.raises(DataError, match="'b' is in Training but not in") as caught:
+        read_index(tmp_path)
+    assert caught.value.hint.startswith("every subset needs the same class folders")
+
+
 def test_a_folder_of_classes_becomes_one_record_per_file(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "set", {"b/2.png": "two", "a/1.png": "one"})
     index = read_index(root)

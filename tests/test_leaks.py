@@ -138,17 +138,19 @@ def test_a_patient_in_two_folds_is_a_leak() -> None:
         ),
         pytest.param(
             {"train": "b7", "test": "a4 b5 b6"},
-            "No leak found: none of 3 test images shows a picture that is also in "
+            "No copies found: none of 3 test images shows a picture that is also in "
             "training, and none of the 1 with a known patient shares that patient with "
-            "training; 2 test images have no known patient, so patients cannot be "
-            "checked there.",
+            "training. Patients are not known for 2 of 3 test images: whether training "
+            "has seen them cannot be checked, and as their images count as groups of "
+            "their own, intervals may be too narrow.",
             id="no leak as far as is known",
         ),
         pytest.param(
             {"train": "b6", "test": "b7"},
-            "No leak found: none of 1 test image shows a picture that is also in "
-            "training; 1 test image has no known patient, so patients cannot be "
-            "checked there.",
+            "No copies found: none of 1 test image shows a picture that is also in "
+            "training. Patients are not known for 1 of 1 test image: whether training "
+            "has seen them cannot be checked, and as their images count as groups of "
+            "their own, intervals may be too narrow.",
             id="no known patient",
         ),
         pytest.param(

@@ -106,6 +106,19 @@ def test_a_finished_run_has_its_figures(tmp_path: Path) -> None:
     assert row.value("path") == str(tmp_path / "one")
 
 
+@pytest.mark.parametrize(
+    ("num_unknown", "state"),
+    [(0, "no leak"), (3, "patients partly known"), (8, "patients not known")],
+)
+def test_a_split_is_called_free_of_leaks_only_where_all_patients_are_known(
+    tmp_path: Path, num_unknown: int, state: str
+) -> None:
+    run = make_run(tmp_path / "one")
+    numbers = {"num_test": 8, "num_test_unknown_patient": num_unknown}
+    run.write_leak({"leaks": False, "words": "No copies.", **numbers})
+    assert only(tmp_path).leak == state
+
+
 def test_an_interrupted_run_says_how_far_it_came(tmp_path: Path) -> None:
     make_run(tmp_path / "one", "optim.epochs=12", is_finished=False)
     row = only(tmp_path)

@@ -25,6 +25,7 @@ from tumorlens.metrics import (
     macro_f1,
     precision,
     recall,
+    resampled_macro_f1,
     roc_curve,
     specificity,
     weighted_macro_auroc,
@@ -186,6 +187,17 @@ def test_macro_auroc_leaves_out_an_absent_class() -> None:
     # 0.3 and 0.6 tie with nothing; one of the two pairs of class 0 is lost.
     probs[2] = [0.7, 0.2, 0.1]
     assert macro_auroc(probs, labels) == 0.5
+
+
+def test_a_class_that_a_resample_lacks_is_left_out_of_its_macro_f1() -> None:
+    # No image of the second class, though it was predicted once: F1 is 0.75 and 0.
+    whole = [[4, 1, 0], [0, 3, 0], [0, 0, 0]]
+    resamples = [[[3, 2, 0], [0, 0, 0], [0, 0, 0]], whole]
+    got = resampled_macro_f1(resamples, whole)
+    assert got == pytest.approx([0.75, float(macro_f1(whole))])
+    # A class that the whole set lacks counts as scikit-learn has it, in both.
+    other = [[2, 0, 2], [0, 2, 0], [0, 0, 0]]
+    assert resampled_macro_f1(other, other) == pytest.approx(macro_f1(other))
 
 
 def test_a_weight_of_two_is_two_copies_of_the_image() -> None:

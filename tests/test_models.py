@@ -9,6 +9,7 @@ import pickle
 import re
 import urllib.error
 import urllib.request
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -177,7 +178,7 @@ def test_an_argument_that_the_network_does_not_take_is_named() -> None:
         ConfigError, match=r"test_efficientnet cannot be made with wings=2: .*wings"
     ) as caught:
         create_model(settings(extra={"wings": 2}), num_classes=4)
-    assert "wings" in caught.value.hint
+    assert caught.value.hint.endswith("remove 'wings' from model.extra")
 
 
 def test_the_arguments_are_only_what_the_settings_change() -> None:
@@ -386,6 +387,16 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(
     # The bomb is a real one.
     pickle.loads(pickle.dumps(Bomb(tmp_path / "was-run")))
     assert (tmp_path / "was-run").exists()
+
+
+def test_a_pickle_of_another_protocol_is_refused_without_a_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    warnings.simplefilter("always")
+    (tmp_path / "w.pth").write_bytes(pickle.dumps({"a": Bomb(tmp_path)}, protocol=4))
+    with pytest.raises(ConfigError, match="is a pickle with code in it"):
+        create_model(settings(pretrained=str(tmp_path / "w.pth")), num_classes=4)
+    assert not [one for one in recwarn if "pickle" in str(one.message)]
 
 
 def test_a_truncated_safetensors_file_is_named(safetensors: Path) -> None:

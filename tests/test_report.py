@@ -41,7 +41,7 @@ LEAK_WORDS = (
 SUBSET_COUNTS = [[6, 1, 0, 1], [0, 7, 1, 0], [0, 0, 8, 0], [1, 2, 0, 5]]
 
 
-def leak(*, leaks: bool) -> dict[str, Any]:
+def leak(*, leaks: bool, num_unknown: int = 0) -> dict[str, Any]:
     return {
         "leaks": leaks,
         "num_test": 32,
@@ -49,7 +49,7 @@ def leak(*, leaks: bool) -> dict[str, Any]:
         "num_pixel_identical": 3 if leaks else 0,
         "num_patients_on_both_sides": 2 if leaks else 0,
         "num_test_patient_in_train": 4 if leaks else 0,
-        "num_test_unknown_patient": 7,
+        "num_test_unknown_patient": num_unknown,
         "words": LEAK_WORDS if leaks else "no test image has a copy in training",
     }
 
@@ -384,6 +384,49 @@ def test_a_clean_run_is_not_warned_of(written: dict[str, Run]) -> None:
     assert "✓ Leak check: passed" in text
     assert "failed" not in text
     assert 'class="banner"' not in page
+
+
+@pytest.mark.parametrize(
+    ("num_unknown", "in_training", "both_sides"),
+    [(32, "n/a", "n/a"), (7, "0 of those known", "0 of those known")],
+)
+def test_a_check_without_known_patients_has_not_passed(
+    make_run: Callable[..., Run], num_unknown: int, in_training: str, both_sides: str
+) -> None:
+    run = make_run()
+    content = json.loads(run.metrics_path.read_text(encoding="utf-8"))
+    content["leak"] = leak(leaks=False, num_unknown=num_unknown)
+    write_json(run.metrics_path, content)
+    write_run_report(run)
+    page = page_of(run)
+    text = _Tags(page).text
+    heading = f"Leak check: patients not known for {num_unknown} of 32 test images"
+    assert heading in text
+    assert f"with their patient in training {in_training}" in text
+    assert f"patients on both sides {both_sides}" in text
+    assert "✓" not in text
+    assert 'class="card verdict open"' in page
+
+
+def test_the_page_says_which_interval_to_believe_and_why_there_is_none(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run()
+    content = json.loads(run.metrics_path.read_text(encoding="utf-8"))
+    content["balanced_accuracy"] |= {"low": None, "high": None}
+    content["no_interval"] = {"balanced_accuracy": "all resamples give the same"}
+    content["warnings"] = ["Few groups carry these figures: 3 groups in all."]
+    content["per_class"]["glioma"]["recall_by_group"] = {
+        "value": 0.75,
+        "low": 0.3123,
+        "high": 0.9543,
+    }
+    write_json(run.metrics_path, content)
+    write_run_report(run)
+    text = _Tags(page_of(run)).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "80.4 % no interval: all resamples give the same" in text
+    assert "Few groups carry these figures: 3 groups in all." in text
+    assert "groups 31.2 to 95.4 % Wilson 70.0 to 78.4 %" in text
 
 
 def test_the_words_of_the_leak_are_drawn_into_the_png(

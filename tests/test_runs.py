@@ -135,6 +135,25 @@ def test_tampered_weights_are_refused(run: Run) -> None:
     assert run.card(check_weights=False) == make_card()
 
 
+def test_a_finished_run_is_not_told_to_resume_for_what_resuming_cannot_mend(
+    run: Run,
+) -> None:
+    run.mark_finished()
+    run.weights_path.write_bytes(WEIGHTS + b"!")
+    with pytest.raises(RunError) as tampered:
+        run.card()
+    run.weights_path.unlink()
+    with pytest.raises(RunError) as missing:
+        run.card()
+    run.card_path.write_text("{")
+    with pytest.raises(RunError) as damaged:
+        run.card()
+    for caught in (tampered, missing, damaged):
+        assert "--resume" not in caught.value.hint
+        assert "restore the file" in caught.value.hint
+        assert "train again" in caught.value.hint
+
+
 def test_a_run_without_weights_says_how_to_get_them(run: Run) -> None:
     run.weights_path.unlink()
     with pytest.raises(RunError, match=r"has no weights.safetensors") as caught:

@@ -81,6 +81,11 @@ def read_data(run: Run, data: Path | None) -> Index:
         raise DataError(
             f"{run.path} does not say where its images are", hint="give --data"
         )
+    if data is None and not place.exists():
+        raise DataError(
+            f"the images of {run.path} are not in {place} any more",
+            hint="say where they are now: --data DATA",
+        )
     return read_index(place, metadata=config.metadata)
 
 

@@ -8,6 +8,7 @@ it. How far another seed would have gone is not in it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,14 @@ import numpy as np
 
 from tumorlens import metrics
 from tumorlens.intervals import group_bootstrap, perfect_score_interval
+from tumorlens.leak_states import (
+    LEAK,
+    NO_LEAK,
+    NO_PATIENTS,
+    SOME_PATIENTS,
+    UNKNOWN,
+    leak_state,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -60,6 +69,7 @@ def mean_measures(tables: Sequence[Predictions]) -> dict[str, Any]:
         losses[:, seed, 0] = np.bincount(groups, of_images, minlength=len(names))
         losses[:, seed, 1] = np.bincount(groups, minlength=len(names))
 
+    macro_f1 = partial(metrics.resampled_macro_f1, whole=confusions.sum(axis=0))
     groups_of_class = (confusions.sum(axis=(1, 3)) > 0).sum(axis=0)
     units = [int(number) for number in groups_of_class if number]
     return {
@@ -67,7 +77,7 @@ def mean_measures(tables: Sequence[Predictions]) -> dict[str, Any]:
         "balanced_accuracy": _figure(
             confusions, metrics.balanced_accuracy, units=units
         ),
-        "macro_f1": _figure(confusions, metrics.macro_f1, units=units),
+        "macro_f1": _figure(confusions, macro_f1, units=units),
         "log_loss": _figure(losses, _ratio),
         "ece": fmean(
             metrics.expected_calibration_error(table.probs, table.labels)
@@ -108,19 +118,16 @@ def epoch_accuracies(runs: Iterable[Run]) -> dict[str, float | int | None]:
 
 
 def worst_leak(runs: Iterable[Run]) -> dict[str, Any]:
-    """Return words and `is_believable` of the worst leak verdict among some runs.
+    """Return words, `is_believable` and `state` of the worst leak verdict of some runs.
 
     `is_believable` is `None` where nobody knows what training has seen, as with weights
-    from elsewhere.
+    from elsewhere or patients that are not known; `state` says which.
     """
-    verdicts = []
-    for run in runs:
-        leak = run.leak()
-        is_known = leak.get("is_known", "leaks" in leak)
-        is_believable = not leak["leaks"] if is_known else None
-        verdicts.append({"words": leak["words"], "is_believable": is_believable})
-    order = [False, None, True]
-    return min(verdicts, key=lambda verdict: order.index(verdict["is_believable"]))
+    believable = {LEAK: False, NO_LEAK: True}
+    verdicts = [(leak_state(leak), leak["words"]) for leak in (r.leak() for r in runs)]
+    order = [LEAK, UNKNOWN, NO_PATIENTS, SOME_PATIENTS, NO_LEAK]
+    state, words = min(verdicts, key=lambda verdict: order.index(verdict[0]))
+    return {"words": words, "is_believable": believable.get(state), "state": state}
 
 
 def training_speed(runs: Sequence[Run]) -> dict[str, float | None]:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tumorlens import shortcuts
+from tumorlens.config import DataConfig
 from tumorlens.copies import group_records
 from tumorlens.images import SUFFIXES
-from tumorlens.leaks import LeakVerdict, Sides, count_images, judge_leak
+from tumorlens.leaks import LeakVerdict, Sides, count_images, judge_leak, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -103,7 +104,7 @@ def audit(index: Index, copies: Copies, *, seed: int = 42) -> dict[str, Any]:
         **_shortcuts(readable, copies, groups, sides, seed=seed),
         "groups": groups,
     }
-    found["verdict"] = _verdict(sides, found)
+    found["verdict"] = _verdict(sides, found) | _too_many_unreadable(found)
     found["findings"] = _findings(found)
     return found
 
@@ -351,9 +352,11 @@ def _verdict(sides: Sides, found: Mapping[str, Any]) -> dict[str, Any]:
         }
     touched = sides.copied | sides.same_patient
     believable = len(touched) <= _MAX_BELIEVABLE_SHARE * leak["num_test"]
+    as_far = "copies and known patients go"
+    if not leak["test_files_with_patient"]:
+        as_far = "copies go: patients are not known"
     opening = (
-        "A score on this test set can be believed, as far as copies and known patients "
-        "go."
+        f"A score on this test set can be believed, as far as {as_far}."
         if believable
         else "A score on this test set cannot be believed."
     )
@@ -361,6 +364,26 @@ def _verdict(sides: Sides, found: Mapping[str, Any]) -> dict[str, Any]:
         "believable": believable,
         "words": f"{opening} {leak['words']}",
         "left": _left(leak) if touched else "",
+    }
+
+
+def is_trainable(found: Mapping[str, Any]) -> bool:
+    """Return whether training accepts that many unreadable files by default."""
+    highest = DataConfig().max_unreadable
+    return bool(found["num_unreadable"] <= highest * found["num_files"])
+
+
+def _too_many_unreadable(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what replaces the verdict on a set that training refuses, if it does."""
+    num, num_files = found["num_unreadable"], found["num_files"]
+    highest = DataConfig().max_unreadable
+    if is_trainable(found):
+        return {}
+    return {
+        "believable": False,
+        "words": f"Too many files cannot be read: {num} of {num_files} "
+        f"({percent(num / num_files)}), and training stops above {percent(highest)} "
+        "(data.max_unreadable).",
     }
 
 

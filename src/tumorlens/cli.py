@@ -43,12 +43,12 @@ from tumorlens.cli_options import (
     tracker_of,
     train_words,
 )
-from tumorlens.errors import ConfigError, TumorlensError
+from tumorlens.errors import ConfigError, DataError, TumorlensError
 from tumorlens.extras import require
 from tumorlens.files import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 STATUS_ERROR = 2
 
@@ -147,18 +147,22 @@ def audit(
     metadata: MetadataOption = None,
 ) -> None:
     """Say what is wrong with a set of images."""
+    _check_folder(out)
     index = require("tumorlens.index").read_index(data, metadata=metadata)
     stage, pages = require("tumorlens.audit"), require("tumorlens.report")
     with terminal.counting("reading") as progress:
         copies = require("tumorlens.copies").find_copies(index, progress=progress)
+    _check_any_readable(data, len(index.records), copies.unreadable)
     found = stage.audit(index, copies)
     write_json(out / "audit.json", found)
     page = pages.write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
     terminal.say_audit(found)
-    terminal.say_next(
-        f"the page with the pictures is {page}, audit.json is beside it",
-        *train_words(data),
-    )
+    where = f"the page with the pictures is {page}, audit.json is beside it"
+    if stage.is_trainable(found):
+        terminal.say_next(where, *train_words(data))
+    else:
+        terminal.say(where)
+        terminal.say("next: mend or remove the files that cannot be read")
 
 
 @app.command()
@@ -354,6 +358,36 @@ def _refuse_settings(out: Path, *given: object) -> None:
         raise ConfigError(
             f"--resume continues {out} with the settings it was started with",
             hint="leave out CONFIG, --data and --set, or start another run",
+        )
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse an --out for several files that is a file itself.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(
+            f"--out {out} is a file",
+            hint="--out is a folder, for audit.json and audit.html: name a new one",
+        )
+
+
+def _check_any_readable(
+    data: Path, num_files: int, unreadable: Mapping[str, str]
+) -> None:
+    """Refuse a set of which nothing can be audited.
+
+    Raises:
+        DataError: Not one file can be read.
+    """
+    if len(unreadable) == num_files:
+        path, reason = next(iter(unreadable.items()))
+        raise DataError(
+            f"none of {terminal.files(num_files)} in {data} can be read; the first is "
+            f"{path}: {reason}",
+            hint="give a folder of JPEG, PNG, TIFF, BMP or DICOM images",
         )
 
 

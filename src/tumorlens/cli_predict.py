@@ -118,7 +118,43 @@ def _open(paths: list[Path], *, best: bool) -> list[tuple[Path, Any]]:
         print(terminal.one_line(choice.words), file=sys.stderr)
         paths = [choice.path, *paths[1:]]
     open_one = require("tumorlens.predict").Predictor.open
-    return [(path, open_one(path)) for path in paths]
+    for path in paths:
+        _warn_of_unfinished(path)
+    models = [(path, open_one(path)) for path in paths]
+    names = [one.name for _, one in models]
+    for (_, one), name in zip(models, _told_apart(paths), strict=True):
+        if names.count(one.name) > 1:
+            one.name = name
+    return models
+
+
+def _told_apart(paths: list[Path]) -> list[str]:
+    """Return the end of each path that is long enough to be no other's."""
+    parts = [path.resolve().parts for path in paths]
+    names = []
+    for own in parts:
+        others = [other for other in parts if other != own]
+        length = next(
+            number
+            for number in range(1, len(own) + 1)
+            if all(other[-number:] != own[-number:] for other in others)
+            or number == len(own)
+        )
+        names.append(str(Path(*own[-length:])))
+    return names
+
+
+def _warn_of_unfinished(path: Path) -> None:
+    """Say on standard error that more training would have changed the answers."""
+    if not (path / "config.toml").is_file():
+        return
+    for run in require("tumorlens.runs").open_run(path).networks():
+        if run.card_path.is_file() and not run.is_finished:
+            epoch = run.card(check_weights=False).epoch
+            terminal.say_warning(
+                f"the training of {run.path} is not finished: these are the weights "
+                f"of epoch {epoch}"
+            )
 
 
 def _show(predictors: list[Any], images: list[Path]) -> int:

@@ -9,6 +9,7 @@ is an event. It is logged in the run, and its figures choose nothing.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,17 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Number of the layout of `metrics.json`."""
+
+FEW_GROUPS = 20
+"""With fewer groups in all, `metrics.json` warns that intervals are too narrow.
+
+Source: Cameron, Gelbach and Miller, "Bootstrap-based improvements for inference with
+clustered errors", Review of Economics and Statistics 90, 2008: with 5 to 30 clusters
+the usual intervals miss the truth too often.
+"""
+
+FEW_GROUPS_OF_CLASS = 10
+"""The same for the groups of one class, which carry its recall."""
 
 SEED = 42
 """Of the bootstrap. Not a setting: an interval is not to be chosen."""
@@ -102,7 +114,9 @@ def metrics_from_predictions(path: Path) -> dict[str, Any]:
     resamples, seed 42. It is null where it would say nothing, as with one group only;
     for a perfect accuracy, balanced accuracy or macro F1 it is Wilson's, with groups
     as units. The calibration error has none, see
-    `metrics.expected_calibration_error`. Recalls have Wilson's over images. What is
+    `metrics.expected_calibration_error`; `no_interval` says why. Recalls have two:
+    `recall` Wilson's over images, as if they were independent, `recall_by_group` that
+    of resampled groups, which is the one to believe. What is
     undefined, such as the recall of a class without images, is null.
 
     Args:
@@ -118,21 +132,24 @@ def metrics_from_predictions(path: Path) -> dict[str, Any]:
     groups, num_groups = _numbered(table.groups)
     interval = (
         f"95 %, percentile bootstrap over {num_groups} groups, {NUM_RESAMPLES} "
-        f"resamples, seed {SEED}; Wilson for recalls"
+        f"resamples, seed {SEED}; recalls have this and Wilson's, which counts images "
+        "as independent: too narrow where a group has many"
     )
-    return {
+    content: dict[str, Any] = {
         "num_images": len(table.paths),
         "num_groups": num_groups,
         "classes": list(table.classes),
         **_headline(table, groups),
         **_of_probabilities(table, groups),
-        "per_class": _per_class(table),
+        "per_class": _per_class(table, groups),
         "confusion_matrix": _matrix(table).tolist(),
         "by_source": _by_source(table),
         "folds": _by_fold(table),
         "curves": _curves(table),
         "interval": interval,
+        "warnings": _warnings(table, groups),
     }
+    return content | {"no_interval": _without_interval(content)}
 
 
 def _write_results(
@@ -198,11 +215,17 @@ def _headline(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Any]:
         "macro_f1": [int(number) for number in groups_of_class if number],
     }
     figures = {}
+    whole = confusions.sum(axis=0)
     for name, num_groups in units.items():
         measure = getattr(metrics, name)
-        value = float(measure(confusions.sum(axis=0)))
+        value = float(measure(whole))
         interval = group_bootstrap(
-            confusions, measure, num_resamples=NUM_RESAMPLES, seed=SEED
+            confusions,
+            partial(metrics.resampled_macro_f1, whole=whole)
+            if name == "macro_f1"
+            else measure,
+            num_resamples=NUM_RESAMPLES,
+            seed=SEED,
         )
         if value == 1 and len(confusions) > 1:
             interval = perfect_score_interval(num_groups)
@@ -240,8 +263,11 @@ def _of_probabilities(table: Predictions, groups: NDArray[np.int64]) -> dict[str
     return figures
 
 
-def _per_class(table: Predictions) -> dict[str, Any]:
-    matrix = _matrix(table)
+def _per_class(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Any]:
+    confusions = metrics.group_confusions(
+        table.labels, table.predicted, groups, num_classes=len(table.classes)
+    )
+    matrix = confusions.sum(axis=0)
     precision, specificity, f1 = (
         measure(matrix)
         for measure in (metrics.precision, metrics.specificity, metrics.f1)
@@ -251,6 +277,7 @@ def _per_class(table: Predictions) -> dict[str, Any]:
             "num_images": int(matrix[number].sum()),
             "precision": _defined(precision[number]),
             "recall": _recall(matrix, number),
+            "recall_by_group": _recall_by_group(confusions, number),
             "specificity": _defined(specificity[number]),
             "f1": _defined(f1[number]),
             "auroc": _defined(
@@ -266,6 +293,53 @@ def _recall(matrix: NDArray[np.int64], number: int) -> dict[str, float | None]:
     if not num_images:
         return _figure(math.nan, None)
     return _figure(num_right / num_images, wilson_interval(num_right, num_images))
+
+
+def _recall_by_group(
+    confusions: NDArray[np.int64], number: int
+) -> dict[str, float | None]:
+    """Return the recall of one class with its interval over resampled groups.
+
+    Where it is 0 or 1 no resample differs: it is Wilson's then, with groups as units.
+    """
+    of_class = confusions[:, number]  # (G, C)
+    of_class = of_class[of_class.sum(axis=1) > 0]
+    num_groups, num_images = len(of_class), int(of_class.sum())
+    if not num_images:
+        return _figure(math.nan, None)
+    value = int(of_class[:, number].sum()) / num_images
+    interval = group_bootstrap(
+        confusions,
+        lambda sums: metrics.recall(sums)[..., number],
+        num_resamples=NUM_RESAMPLES,
+        seed=SEED,
+    )
+    if value in (0, 1) and num_groups > 1:
+        interval = wilson_interval(int(value) * num_groups, num_groups)
+    return _figure(value, interval)
+
+
+def _without_interval(content: dict[str, Any]) -> dict[str, str]:
+    """Return why a figure has no interval, by its name; those with one are absent."""
+    figures = {
+        name: content[name]
+        for name in (
+            *("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc"),
+            *("log_loss", "brier", "ece"),
+        )
+    }
+    figures |= {
+        f"recall of {name}": one["recall_by_group"]
+        for name, one in content["per_class"].items()
+    }
+    same = "all resamples give the same"
+    if content["num_groups"] == 1:
+        same = "there is one group only"
+    return {
+        name: "resampling would only add to it" if name == "ece" else same
+        for name, figure in figures.items()
+        if figure["value"] is not None and figure["low"] is None
+    }
 
 
 def _by_source(table: Predictions) -> dict[str, Any]:
@@ -330,6 +404,30 @@ def _curves(table: Predictions) -> dict[str, Any]:
             "count": count.tolist(),
         },
     }
+
+
+def _warnings(table: Predictions, groups: NDArray[np.int64]) -> list[str]:
+    """Return in words that few groups carry the figures; none where many do."""
+    num_all = len(np.unique(groups))
+    few = {}
+    for number, name in enumerate(table.classes):
+        num = len(np.unique(groups[table.labels == number]))
+        if 0 < num < FEW_GROUPS_OF_CLASS:
+            few[name] = num
+    if num_all >= FEW_GROUPS and not few:
+        return []
+    parts = [_count_groups(num, f" of {name}") for name, num in few.items()]
+    if num_all < FEW_GROUPS:
+        parts = [*parts, _count_groups(num_all, " in all")]
+    words = (
+        f"Few groups carry these figures: {', '.join(parts)}. Intervals from so few "
+        "are too narrow: the doubt is larger than they say."
+    )
+    return [words]
+
+
+def _count_groups(num: int, of_what: str) -> str:
+    return f"{num} group{'s' * (num != 1)}{of_what}"
 
 
 def _figure(value: float, interval: Interval | None) -> dict[str, float | None]:

@@ -7,6 +7,7 @@ medical tool must not tell anybody what it is used on.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,10 @@ from tumorlens.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+# matplotlib says at its import that it builds a cache of fonts: nobody who asked for a
+# report wants to read that, and a level set after the import is too late.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 _EXTRA_OF = {
     "accelerate": "train",

@@ -48,8 +48,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(
             f"cannot write {path}: {error.strerror or error}",
-            hint="free some space or choose another folder; the file that was there "
-            "before is untouched",
+            hint="free some space or choose another folder"
+            + ("; the file that was there before is untouched" * path.is_file()),
         ) from error
     finally:
         # Where the folder is a file, there is nothing to remove, and saying so would

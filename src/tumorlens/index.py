@@ -19,6 +19,7 @@ import os
 import posixpath
 import re
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -293,8 +294,19 @@ def _check_same_classes(data: Path, classes: dict[str, list[str]]) -> None:
                 raise DataError(
                     f"class folders differ in {data}: {odd[0]!r} is in {one} but not "
                     f"in {other}",
-                    hint=did_you_mean(odd[0], theirs),
+                    hint=_same_classes_hint(odd[0], its, theirs),
                 )
+
+
+def _same_classes_hint(label: str, its: list[str], theirs: list[str]) -> str:
+    """Return what to do about a class folder that another subset lacks."""
+    near = get_close_matches(label, sorted(set(theirs) - set(its)), n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return (
+        "every subset needs the same class folders: add the missing one, or remove "
+        "the class from all"
+    )
 
 
 def _rows_of_classes(

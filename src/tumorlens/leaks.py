@@ -196,8 +196,9 @@ class Sides:
     def _words_without_leak(self) -> str:
         num_known = len(self.tested) - self.num_unknown
         words = (
-            f"No leak found: none of {count_images(len(self.tested), 'test')} shows a "
-            "picture that is also in training"
+            f"No {'copies' if self.num_unknown else 'leak'} found: none of "
+            f"{count_images(len(self.tested), 'test')} shows a picture that is also in "
+            "training"
         )
         if num_known:
             words += (
@@ -206,9 +207,10 @@ class Sides:
             )
         if self.num_unknown:
             words += (
-                f"; {count_images(self.num_unknown, 'test')} "
-                f"{'has' if self.num_unknown == 1 else 'have'} no known patient, so "
-                "patients cannot be checked there"
+                f". Patients are not known for {self.num_unknown} of "
+                f"{count_images(len(self.tested), 'test')}: whether training has seen "
+                "them cannot be checked, and as their images count as groups of their "
+                "own, intervals may be too narrow"
             )
         return f"{words}."
 

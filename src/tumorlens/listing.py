@@ -22,6 +22,7 @@ from typing import Any
 
 from tumorlens.config import Config, setting_names
 from tumorlens.errors import ConfigError, RunError, did_you_mean
+from tumorlens.leak_states import leak_state
 from tumorlens.runs import MIRRORS, Run, open_run
 
 COLUMNS = (
@@ -74,7 +75,7 @@ class RunRow:
     test_accuracy: Mapping[str, float | None] | None = None
     """`value`, `low` and `high`, once it is evaluated."""
     leak: str | None = None
-    """`leak`, `no leak`, or `unknown` where weights came from elsewhere."""
+    """As `leak_states.leak_state` says it, such as `no leak`."""
 
     def value(self, key: str) -> Any:
         """Return what a column or a setting such as `optim.lr` holds; `None`: unset."""
@@ -299,10 +300,7 @@ def _number(value: Any, path: Path) -> float:
 def _leak(run: Run) -> str | None:
     if not run.leak_path.is_file():
         return None
-    verdict = run.leak()
-    if verdict.get("is_known") is False:
-        return "unknown"
-    return "leak" if verdict.get("leaks") else "no leak"
+    return leak_state(run.leak())
 
 
 def _condition(text: str) -> Callable[[RunRow], bool]:

@@ -153,10 +153,45 @@ def balanced_accuracy(matrix: ArrayLike) -> NDArray[np.float64]:
 def macro_f1(matrix: ArrayLike) -> NDArray[np.float64]:
     """Return the mean F1 over the classes with an image or a prediction, shape (...).
 
+    For the resamples of a bootstrap there is `resampled_macro_f1`.
+
     Source:
         scikit-learn's `f1_score(average="macro")` with its default labels.
     """
     return _mean_of_defined(f1(matrix))
+
+
+def resampled_macro_f1(matrices: ArrayLike, whole: ArrayLike) -> NDArray[np.float64]:
+    """Return `macro_f1` of resamples, without the classes that a resample lacks.
+
+    A resample without a class says nothing about how well the class is told. Counted
+    as `macro_f1` does, the class would give 0 where it was predicted once and nothing
+    where it was not: with two groups of each class, a third of the resamples lack one,
+    and the low end of the interval is made of such zeros. So a class that has images
+    in the whole set and none in the resample is left out of that resample's mean, as
+    `balanced_accuracy` does it. On the whole set both are the same.
+
+    Args:
+        matrices: Confusion matrices of resamples, shape (..., C, C).
+        whole: The confusion matrix that they were drawn from, shape broadcastable to
+            (..., C, C).
+
+    Returns:
+        Shape (...).
+
+    Example:
+        The resample has no image of the second class, which was predicted once.
+
+        >>> float(resampled_macro_f1([[3, 1], [0, 0]], [[3, 1], [0, 4]]).round(3))
+        0.857
+
+    Source:
+        The rule for absent classes is that of scikit-learn's
+        `balanced_accuracy_score`.
+    """
+    counts = np.asarray(matrices, dtype=float)
+    is_lost = (counts.sum(axis=-1) == 0) & (np.asarray(whole).sum(axis=-1) > 0)
+    return _mean_of_defined(np.where(is_lost, np.nan, f1(counts)))
 
 
 def auroc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:

@@ -314,9 +314,15 @@ def _build(
         asked = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise ConfigError(
             f"{name} cannot be made with {asked or 'its defaults'}: {error}",
-            hint="not every network takes every argument; remove model."
-            + (next(iter(arguments), "extra")),
+            hint="not every network takes every argument; remove "
+            + _setting_of(next(iter(arguments), "extra")),
         ) from None
+
+
+def _setting_of(argument: str) -> str:
+    """Return the setting that an argument of a network comes from."""
+    is_own = argument in ModelConfig.model_fields
+    return f"model.{argument}" if is_own else f"{argument!r} from model.extra"
 
 
 def _check_hub(name: str) -> None:

@@ -260,6 +260,9 @@ class Run:
                 or another version of the package saved them.
         """
         hint = f"finish it with: tumorlens train --resume --out {self.path}"
+        if self.is_finished:
+            # Resuming leaves a finished run as it is.
+            hint = "restore the file from a copy, or train again into another --out"
         if self.is_ensemble:
             hint = (
                 f"each network of an ensemble is a run in {self.member_path(0).parent}"
@@ -287,8 +290,8 @@ class Run:
             raise RunError(
                 f"{self.weights_path} is not the file that {self.card_path.name} "
                 f"describes: its SHA-256 should be {card.weights_sha256[:12]}...",
-                hint="the weights were changed or damaged: restore them; if training "
-                "was interrupted, " + hint,
+                hint="the weights were changed or damaged: "
+                + (hint if self.is_finished else f"restore them, or {hint}"),
             )
         return card
 

@@ -396,8 +396,9 @@ def _deal_groups(
 def _refuse_few_groups(label: str, number: int, shares: Iterable[str]) -> NoReturn:
     names = list(shares)
     raise DataError(
-        f"class {label!r} has {number} group(s) of images that must stay together, too "
-        f"few for {len(names)} subsets ({', '.join(names)}) with the class in each",
+        f"class {label!r} has {number} group{'s' * (number != 1)} of images that must "
+        f"stay together, too few for {len(names)} subsets ({', '.join(names)}) with "
+        "the class in each",
         hint="add images of other patients to the class, lower data.num_folds where "
         "that is the protocol, or take the class out",
     )
@@ -453,7 +454,8 @@ def _check_groups(rows: Sequence[SplitRow], groups: Mapping[str, str]) -> None:
     if torn:
         name, (first, row) = min(torn.items())
         raise DataError(
-            f"{len(torn)} group(s) of the split are on two sides: the first is group "
+            f"{len(torn)} group{'s' * (len(torn) != 1)} of the split "
+            f"{'is' if len(torn) == 1 else 'are'} on two sides: the first is group "
             f"{name!r}, with {first.path} in {first.subset} and {row.path} in "
             f"{row.subset}",
             hint="give the files of a group one subset; they show the same picture or "

@@ -15,6 +15,8 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from tumorlens.leak_states import unknown_patients_in_words
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -184,26 +186,48 @@ def say_training(result: Any) -> None:
             f"val accuracy {percent(result.best['val_accuracy'])}"
         )
     leak = result.run.leak()
-    if leak["leaks"]:
+    if leak["leaks"] or unknown_patients_in_words(leak):
         say(leak["words"])
 
 
 def say_measures(measures: Mapping[str, Any]) -> None:
     """Print the headline figures of an evaluation, and what they are worth."""
+    unknown = unknown_patients_in_words(measures["leak"])
     say(
         f"{measures['num_images']} {measures['subset']} images in "
         f"{measures['num_groups']} groups, protocol {measures['protocol']}"
+        f"{unknown and f'; {unknown}'}"
     )
     headline = ("accuracy", "balanced_accuracy", "macro_f1")
     print_table(
         ("measure", "95 % interval"),
-        [(name.replace("_", " "), interval(measures[name])) for name in headline]
+        [
+            (name.replace("_", " "), _or_why_not(measures, name, measures[name]))
+            for name in headline
+        ]
         + [
-            (f"recall of {name}", interval(per_class["recall"]))
-            for name, per_class in measures["per_class"].items()
+            (
+                f"recall of {name}",
+                _or_why_not(measures, f"recall of {name}", one["recall_by_group"]),
+            )
+            for name, one in measures["per_class"].items()
         ],
     )
+    say(
+        "Intervals are from resampling groups. metrics.json has Wilson's for recalls "
+        "too, with images counted as independent: too narrow where a group has many."
+    )
+    for warning in measures.get("warnings", ()):
+        say(warning)
     say(measures["leak"]["words"])
+
+
+def _or_why_not(
+    measures: Mapping[str, Any], name: str, measure: Mapping[str, float | None]
+) -> str:
+    """Return a measure with its interval, or with the reason why it has none."""
+    why = measures.get("no_interval", {}).get(name)
+    return interval(measure) + (f" (no interval: {why})" if why else "")
 
 
 def say_gain(gain: Mapping[str, Any]) -> None:

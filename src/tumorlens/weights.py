@@ -8,6 +8,7 @@ and asks here that the tensors fit.
 from __future__ import annotations
 
 import pickle
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
@@ -88,7 +89,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     # The unpickler answers damaged bytes with KeyError, IndexError, struct.error,
     # AttributeError and more: every kind that was tried ended in the last branch.
     try:
-        state = load_state_dict(str(path), device="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # torch warns of a pickle's protocol before it refuses what is in it.
+            warnings.simplefilter("ignore", UserWarning)
+            state = load_state_dict(str(path), device="cpu", weights_only=True)
     except Exception as error:
         # timm wraps torch's refusal to run what is in a pickle.
         if isinstance(error.__cause__ or error, pickle.UnpicklingError):

@@ -92,6 +92,7 @@ def write_audit_page(audit_json: Path, *, data: Path, out: Path) -> Path:
         {
             "found": found,
             "verdict": verdict.removesuffix("."),
+            "doubtful": _is_doubtful(found),
             "reasons": reasons,
             "num_conflicting": len(conflicting),
             "conflicting": [_copy_set(root, one) for one in conflicting[:MAX_SETS]],
@@ -105,6 +106,15 @@ def write_audit_page(audit_json: Path, *, data: Path, out: Path) -> Path:
     )
     write_text(out, page)
     return out
+
+
+def _is_doubtful(found: Mapping[str, Any]) -> bool:
+    """Return whether a score may be believed only as nobody knows the patients."""
+    return bool(
+        found["verdict"]["believable"]
+        and found["leak"]
+        and found["leak"].get("test_files_without_patient")
+    )
 
 
 def _read_audit(path: Path) -> dict[str, Any]:

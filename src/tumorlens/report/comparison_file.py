@@ -52,6 +52,9 @@ class Leak(_Part):
     is_believable: bool | None = None
     """`False`: figures under this protocol say little about new patients."""
 
+    state: str | None = None
+    """As `leak_states.leak_state` says it; older files do not."""
+
 
 class Measures(_Part):
     """What one arm reached under one protocol."""

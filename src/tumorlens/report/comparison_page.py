@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from tumorlens.files import write_bytes, write_text
+from tumorlens.leak_states import NO_PATIENTS, SOME_PATIENTS
 from tumorlens.report.comparison_figures import (
     ArmCurves,
     Bar,
@@ -37,9 +38,9 @@ from tumorlens.report.pages import (
 from tumorlens.report.pictures import Picture, data_root, load_picture
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from tumorlens.report.comparison_file import Arm
+    from tumorlens.report.comparison_file import Arm, Leak
 
 MAX_OPEN_PAIRS = 15
 """A longer list of pairs is folded."""
@@ -175,12 +176,22 @@ def _verdicts(found: Comparison) -> list[dict[str, Any]]:
             "protocol": protocol,
             "leaks": any(leak.is_believable is False for leak in leaks),
             "passed": all(leak.is_believable for leak in leaks),
+            "open": _open_question(leaks),
             "words": [leak.words for leak in leaks if leak.words],
         }
         for protocol in found.protocols
         if (leaks := found.leaks(protocol))
     ]
     return sorted(verdicts, key=lambda one: not one["leaks"])
+
+
+def _open_question(leaks: Iterable[Leak]) -> str:
+    """Return what is not known where no leak was found and the check has not passed."""
+    states = {leak.state for leak in leaks if leak.is_believable is None}
+    if not states or states - {NO_PATIENTS, SOME_PATIENTS}:
+        return "leaks are not known"
+    worst = NO_PATIENTS if NO_PATIENTS in states else SOME_PATIENTS
+    return f"copies checked, {worst}"
 
 
 def _leak_mark(found: Comparison, protocol: str) -> str:

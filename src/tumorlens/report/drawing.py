@@ -9,7 +9,6 @@ system, so figures are made from `matplotlib.figure.Figure` alone.
 from __future__ import annotations
 
 import io
-import logging
 import re
 import textwrap
 import warnings
@@ -27,10 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from matplotlib.axes import Axes
-
-# The first import of the font manager announces that it builds a cache; nobody who
-# asked for a report wants to read that.
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 PANEL_INCHES = 4.8
 """Width of a panel: 345 points, so that on a phone a point is about a pixel."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,14 @@ from tumorlens.config import Config
 from tumorlens.errors import RunError
 from tumorlens.files import write_bytes, write_text
 from tumorlens.images import ImageLimits
+from tumorlens.leak_states import (
+    LEAK,
+    NO_LEAK,
+    NO_PATIENTS,
+    SOME_PATIENTS,
+    leak_state,
+    unknown_patients_in_words,
+)
 from tumorlens.predictions import read_predictions
 from tumorlens.report.drawing import Drawing, Heading
 from tumorlens.report.figures import (
@@ -96,6 +105,8 @@ def write_run_report(run: Run, *, data: Path | None = None) -> Path:
     alts = _alternatives(metrics)
     bins = metrics["curves"]["calibration"]
     environment = run.environment()
+    # Older files do not say why a figure has none.
+    no_interval = metrics.get("no_interval", {})
     page = render_page(
         "run.html.j2",
         {
@@ -103,8 +114,17 @@ def write_run_report(run: Run, *, data: Path | None = None) -> Path:
             "model": run.config.model.name,
             "metrics": metrics,
             "leak": metrics["leak"],
-            "percentages": [(label, metrics[key]) for label, key in _PERCENTAGES],
-            "decimals": [(label, metrics[key]) for label, key in _DECIMALS],
+            "verdict": _verdict(metrics["leak"]),
+            "no_interval": defaultdict(str, no_interval),
+            **{
+                name: [
+                    (label, metrics[key], no_interval.get(key)) for label, key in those
+                ]
+                for name, those in (
+                    ("percentages", _PERCENTAGES),
+                    ("decimals", _DECIMALS),
+                )
+            },
             "looks": [
                 look for look in run.looks() if look["subset"] == metrics["subset"]
             ],
@@ -200,6 +220,25 @@ def _read_mistakes(run: Run, data: Path | None) -> tuple[list[Mistake], int]:
         for row in order[:MAX_MISTAKES]
     ]
     return mistakes, len(order)
+
+
+def _verdict(leak: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the heading of the leak verdict, its look, and whose patient is known."""
+    state = leak_state(leak)
+    num_known = leak["num_test"] - leak["num_test_unknown_patient"]
+    if state == NO_LEAK:
+        return {
+            "heading": "✓ Leak check: passed",
+            "look": "",
+            "num_known": num_known,
+        }
+    look = " bad" if leak["leaks"] else " open"
+    heading = "Leak check: what training has seen is not known"
+    if state == LEAK:
+        heading = "✕ Leak check: failed"
+    elif state in (NO_PATIENTS, SOME_PATIENTS):
+        heading = f"Leak check: {unknown_patients_in_words(leak)}"
+    return {"heading": heading, "look": look, "num_known": num_known}
 
 
 def _draw(
