@@ -196,7 +196,13 @@ def test_more_files_than_a_table_holds_come_in_tables(
     assert names == [str(images / f"{number}.png") for number in range(6)]
 
 
-MAIN = "import sys; from tumorlens import cli; sys.exit(cli.main(sys.argv[1:]))"
+# A shell that starts the tests in the background has them ignore Ctrl-C.
+MAIN = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from tumorlens import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
 
 
 def test_a_killed_prediction_is_gone_on_with(
