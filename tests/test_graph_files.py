@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -175,8 +176,24 @@ def test_a_full_disk_is_said_to_be_full(
         write_graph(kind, source_of(tmp_path), tmp_path)
 
 
+class _Stack(ctypes.Structure):
+    _fields_ = (
+        ("place", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("size", ctypes.c_size_t),
+    )
+
+
+def stack_for_signals() -> tuple[int | None, int]:
+    """Return where this thread handles signals; Python's handlers run there."""
+    stack = _Stack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+    return stack.place, stack.size
+
+
 def test_more_care_brings_int8_nearer(tmp_path: Path) -> None:
     source = source_of(tmp_path)
+    stack = stack_for_signals()
     folders = [tmp_path / name for name in ("plain", "careful")]
     for folder in folders:
         folder.mkdir()
@@ -191,6 +208,8 @@ def test_more_care_brings_int8_nearer(tmp_path: Path) -> None:
         np.abs(probs_of(folder, images) - expected).mean() for folder in folders
     )
     assert careful < plain / 2
+    # Else the next Ctrl-C is a crash.
+    assert stack_for_signals() == stack
 
 
 def held_out(source: Source) -> Source:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -308,15 +309,22 @@ def _write_openvino_int8_with_care(source: Source, path: Path, nearness: float) 
 
     plain = core.compile_model(path, "CPU", hint)
     distance = 1 - likeness(plain, enumerate(images))[0]
-    quantized = nncf.quantize_with_accuracy_control(
-        model,
-        _calibration(source),
-        nncf.Dataset(list(enumerate(images))),
-        likeness,
-        max_drop=nearness * distance,
-        subset_size=NUM_CALIBRATION,
-        ignored_scope=_around(model),
-    )
+
+    def quantize() -> Any:
+        return nncf.quantize_with_accuracy_control(
+            model,
+            _calibration(source),
+            nncf.Dataset(list(enumerate(images))),
+            likeness,
+            max_drop=nearness * distance,
+            subset_size=NUM_CALIBRATION,
+            ignored_scope=_around(model),
+        )
+
+    # In a thread of its own: it takes away the stack on which the calling thread
+    # handles signals, and the next Ctrl-C would end the process with a crash.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        quantized = pool.submit(quantize).result()
     openvino.save_model(quantized, path, compress_to_fp16=False)
 
 
