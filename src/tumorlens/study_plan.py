@@ -240,6 +240,16 @@ def search_name(number: int) -> str:
     return f"trial-{number:04d}"
 
 
+def search_number(name: str) -> int:
+    """Return the number in the name of a search's trial.
+
+    Example:
+        >>> search_number(search_name(7))
+        7
+    """
+    return int(name.removeprefix("trial-"))
+
+
 def trial_name(arm: str, protocol: str, seed: int) -> str:
     """Return the name of a trial, which is also that of its folder.
 
