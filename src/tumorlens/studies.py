@@ -153,8 +153,15 @@ def create_study(path: Path, plan: StudyPlan, *, store_url: str | None) -> Study
     """Make a study folder, or find the one that this plan has made.
 
     Raises:
-        RunError: The folder holds something else.
+        RunError: The folder holds something else, or cannot be one: it or a folder
+            above it is a file.
     """
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise RunError(
+                f"the study cannot be put in {path}: {place} is a file",
+                hint="give another --out",
+            )
     if (path / "study.toml").exists():
         study = open_study(path)
         if study.plan.digest() != plan.digest():
