@@ -269,6 +269,23 @@ def test_a_file_where_the_folder_should_be_is_refused(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("command", [("study", "status"), ("compare",)])
+def test_looking_at_a_study_that_is_not_in_the_store_makes_none(
+    make_study: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...],
+) -> None:
+    study = make_study(AXES.format("[1e-2]"))
+    store = tmp_path / "none.sqlite"
+    words = [*command, str(study.path), "--store", f"sqlite:///{store}"]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert "holds no such study as 'question'" in said
+    assert f"tumorlens study run {study.path}" in said
+    assert list(tmp_path.glob("none*")) == []
+
+
 def outcome(study: Study) -> dict[str, Any]:
     """Return what must not depend on interruptions: states, histories, weights."""
     found = {}

@@ -344,6 +344,25 @@ def test_another_study_of_the_same_name_is_refused(open_store: Any) -> None:
         open_store("[axes]\noptim.lr = [0.5]\n")
 
 
+def test_a_study_that_must_exist_is_not_made(
+    plan_of: Callable[[str], StudyPlan], open_store: Any, tmp_path: Path
+) -> None:
+    plan = plan_of(AXES)
+    none, empty = tmp_path / "none" / "x.sqlite", tmp_path / "empty.sqlite"
+    empty.touch()
+    for file in (none, empty):
+        with pytest.raises(RunError, match=f"{file.name} holds no such study"):
+            Store(plan, f"sqlite:///{file}", place=tmp_path, must_exist=True)
+    assert not none.parent.exists()
+    assert empty.read_bytes() == b""
+    open_store()
+    url = f"sqlite:///{tmp_path / 'store.sqlite'}"
+    assert Store(plan, url, place=tmp_path, must_exist=True).rows() == []
+    other = plan.model_copy(update={"name": "other"})
+    with pytest.raises(RunError, match="holds no such study as 'other'"):
+        Store(other, url, place=tmp_path, must_exist=True)
+
+
 @pytest.mark.parametrize("url", ["mysql://a@b/c", "somewhere", "http://x"])
 def test_a_database_of_another_kind_is_refused(
     plan_of: Callable[[str], StudyPlan], tmp_path: Path, url: str

@@ -163,7 +163,7 @@ def status(
 ) -> None:
     """Show the trials of a study, also while it runs."""
     study = require("tumorlens.studies").open_study(path)
-    study_display.say_trials(study.trials(study.open_store(store)))
+    study_display.say_trials(study.trials(study.open_store(store, must_exist=True)))
 
 
 def lr_find(

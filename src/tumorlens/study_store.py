@@ -31,7 +31,7 @@ import numpy as np
 from tumorlens.addresses import without_password
 from tumorlens.errors import RunError
 from tumorlens.extras import require
-from tumorlens.study_database import file_lock, open_storage, readable
+from tumorlens.study_database import file_lock, holds_study, open_storage, readable
 from tumorlens.study_plan import Range, Search, StudyPlan, search_name, search_number
 
 if TYPE_CHECKING:
@@ -143,21 +143,31 @@ class Claim:
 class Store:
     """The trials of one study in a database."""
 
-    def __init__(self, plan: StudyPlan, url: str, *, place: Path) -> None:
+    def __init__(
+        self, plan: StudyPlan, url: str, *, place: Path, must_exist: bool = False
+    ) -> None:
         """Open the study of a plan, or enter it.
 
         Args:
             plan: Must be the one that the study was entered with.
             url: `sqlite:///FILE` or `postgresql://USER@HOST/NAME`.
             place: The study's folder on this machine, for the record.
+            must_exist: Refuse to enter it: for those who only want to look.
 
         Raises:
             ConfigError: The database is of another kind.
             MissingExtraError: Optuna or the database's driver is not installed.
             RunError: The database cannot be reached or used, or holds another study
-                of the same name.
+                of the same name, or does not hold one that must exist.
         """
         self.optuna = require("optuna")
+        if must_exist and not holds_study(url, plan.name):
+            raise RunError(
+                f"the store {without_password(url)} holds no such study as "
+                f"{plan.name!r}",
+                hint=f"start it with: tumorlens study run {place}; or give the --store "
+                "that it was started with",
+            )
         self.states = self.optuna.trial.TrialState
         self.optuna.logging.set_verbosity(self.optuna.logging.ERROR)
         self._plan = plan
