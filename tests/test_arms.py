@@ -11,7 +11,7 @@ from handmade_runs import answers, make_run
 from tumorlens.arms import describe_settings, find_arms, is_study
 from tumorlens.config import setting_names
 from tumorlens.errors import ConfigError, RunError
-from tumorlens.studies import Study, create_study
+from tumorlens.studies import Study, create_study, open_study
 from tumorlens.study_plan import load_plan
 
 
@@ -254,5 +254,8 @@ def test_a_study_is_compared_alone(study: Study, tmp_path: Path) -> None:
 def test_a_study_that_never_began_says_how_to_start_it(tmp_path: Path) -> None:
     (tmp_path / "lr.toml").write_text(PLAN, encoding="utf-8")
     create_study(tmp_path / "study", load_plan(tmp_path / "lr.toml"), store_url=None)
+    with pytest.raises(RunError, match=r"no such study.*\n.*tumorlens study run"):
+        find_arms([tmp_path / "study"])
+    open_study(tmp_path / "study").open_store()  # entered, and killed before a trial
     with pytest.raises(RunError, match=r"has no trials yet\n.*tumorlens study run"):
         find_arms([tmp_path / "study"])

@@ -389,6 +389,18 @@ def test_every_pair_has_its_tests_and_its_verdict(page: str) -> None:
     assert page.count('<details class="pairs-of" open>') == 2
 
 
+def test_why_a_test_is_missing_is_said_where_arms_have_several_seeds(
+    page: str, tmp_path: Path
+) -> None:
+    why = "n/a where an arm has several seeds"
+    assert why in text_of(section(page, "Pairs"))
+    content = without_curves(comparison(("plain", "dropout")))
+    for arm in content["arms"]:
+        for one in arm["measures"].values():
+            one["num_seeds"] = 1
+    assert why not in text_of(section(write(tmp_path, content), "Pairs"))
+
+
 def test_a_long_list_of_pairs_is_folded(tmp_path: Path) -> None:
     content = without_curves(comparison(("plain", "dropout")))
     content["pairs"] = content["pairs"][:1] * 16

@@ -177,6 +177,15 @@ def test_a_leak_is_said_first_and_once_for_a_protocol() -> None:
     )
 
 
+def test_a_leak_is_said_of_test_where_val_is_compared() -> None:
+    leaking: dict[str, Any] = {"leak": "Leak: 9 of 10.", "is_believable": False}
+    arms = [arm(name, "as-given", **leaking) for name in "AB"]
+    assert say_all(comparison(*arms) | {"subset": "val"})[0] == (
+        "The accuracy on test under as-given cannot be believed. Leak: 9 of 10. "
+        "The figures here are of val, which that does not speak of."
+    )
+
+
 def test_a_leak_of_some_arms_names_them() -> None:
     arms = [
         arm("A", "grouped"),

@@ -216,6 +216,76 @@ def test_another_study_in_the_same_folder_is_refused(make_study: Any) -> None:
         make_study(AXES.format("[1e-3]"))
 
 
+def run_command(tmp_path: Path, *more: str | Path) -> int:
+    """Run the study of question.toml by the command line."""
+    settings = [word for one in (*TINY, "optim.name=sgd") for word in ("--set", one)]
+    words = ["study", "run", tmp_path / "question.toml", "--data", tmp_path / "data"]
+    return cli.main([str(word) for word in (*words, *settings, *more)])
+
+
+@pytest.mark.parametrize(
+    ("rates", "count", "next_words"),
+    [
+        ("[1e30, 1e-3]", "1 of 2 trials failed", "tumorlens compare"),
+        ("[1e30]", "1 of 1 trial failed", "--retry-failed"),
+    ],
+)
+def test_a_study_with_failed_trials_says_how_many_and_exits_with_3(
+    make_images: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    rates: str,
+    count: str,
+    next_words: str,
+) -> None:
+    make_images(subsets={"Training": 8, "Testing": 4})
+    (tmp_path / "question.toml").write_text(AXES.format(rates))
+    assert run_command(tmp_path, "--out", tmp_path / "study") == 3
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1] == count
+    assert next_words in said.out + said.err
+    assert ("tumorlens compare" in said.out + said.err) == (count[5] == "2")
+
+
+def test_a_pattern_that_no_trial_matches_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "question.toml").write_text(AXES.format("[1e-3]"))
+    assert run_command(tmp_path, "--out", tmp_path / "s", "--only", "zzz*") == 2
+    assert "lr=0.001_grouped_seed42" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("below", ["", "study"])
+def test_a_file_where_the_folder_should_be_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "question.toml").write_text(AXES.format("[1e-3]"))
+    (tmp_path / "file").write_text("mine")
+    assert run_command(tmp_path, "--out", tmp_path / "file" / below) == 2
+    assert f"{tmp_path / 'file'} is a file" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", [("study", "status"), ("compare",)])
+def test_looking_at_a_study_that_is_not_in_the_store_makes_none(
+    make_study: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...],
+) -> None:
+    study = make_study(AXES.format("[1e-2]"))
+    store = tmp_path / "none.sqlite"
+    words = [*command, str(study.path), "--store", f"sqlite:///{store}"]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert "holds no such study as 'question'" in said
+    assert f"tumorlens study run {study.path}" in said
+    assert list(tmp_path.glob("none*")) == []
+
+
 def outcome(study: Study) -> dict[str, Any]:
     """Return what must not depend on interruptions: states, histories, weights."""
     found = {}
@@ -288,7 +358,7 @@ def test_the_password_of_a_store_is_in_no_file_and_nothing_that_is_printed(
     settings = [word for one in TINY for word in ("--set", one)]
     words = ["study", "run", plan, "--data", tmp_path / "data", "--out", study]
     store = ["--store", postgres.url]
-    assert cli.main([str(word) for word in (*words, *settings, *store)]) == 0
+    assert cli.main([str(word) for word in (*words, *settings, *store)]) == 3
     assert cli.main(["study", "status", str(study), *store]) == 0
     assert cli.main(["compare", str(study), "--no-latency", *store]) == 0
 

@@ -7,6 +7,7 @@ import pytest
 from tumorlens.errors import ConfigError
 from tumorlens.study_plan import (
     StudyPlan,
+    check_only,
     dump_plan,
     load_plan,
     read_plan,
@@ -100,7 +101,7 @@ def test_a_config_beside_the_study_is_its_base(study: Path) -> None:
 
 
 def test_test_is_watched_under_as_given_alone(study: Path) -> None:
-    plan = plan_of(study, "watch_test = true\n" + AXES)
+    plan = plan_of(study, "test = true\nwatch_test = true\n" + AXES)
     watched = {
         trial.protocol: plan.config_of(
             trial.settings, protocol=trial.protocol, seed=trial.seed
@@ -231,3 +232,38 @@ def test_a_search_for_minutes_has_no_number_of_trials(study: Path) -> None:
 def test_a_name_is_a_folder_on_every_system() -> None:
     assert trial_name("../x: y", "grouped", 1) == "x-y_grouped_seed1"
     assert trial_name("...", "grouped", 1) == "arm_grouped_seed1"
+
+
+def test_watching_test_in_a_study_that_never_looks_at_it_is_refused(
+    study: Path,
+) -> None:
+    problem = problem_of(study, "watch_test = true\n" + AXES)
+    assert "watch_test = true without test = true" in problem
+
+
+def test_watching_test_is_refused_where_no_trial_could(study: Path) -> None:
+    text = AXES.replace('"as-given", "grouped"', '"grouped", "grouped-kfold"')
+    problem = problem_of(study, "test = true\nwatch_test = true\n" + text)
+    assert problem.endswith(
+        "expected 'as-given' among the protocols, got grouped, grouped-kfold"
+    )
+
+
+def test_a_pattern_that_no_trial_matches_is_refused_and_some_are_named(
+    study: Path,
+) -> None:
+    plan = plan_of(study, AXES)
+    check_only(plan, "*as-given_seed2")
+    with pytest.raises(ConfigError, match=r"matches --only 'zzz\*'") as caught:
+        check_only(plan, "zzz*")
+    assert "lr=0.01-global_pool=avg_as-given_seed1, " in (caught.value.hint or "")
+    assert (caught.value.hint or "").endswith(", ...")
+
+
+def test_a_search_that_only_time_ends_may_have_a_trial_of_any_number(
+    study: Path,
+) -> None:
+    plan = plan_of(study, "[search]\nminutes = 1\nranges.optim.lr = [0.1, 0.2]\n")
+    check_only(plan, "trial-0123")
+    with pytest.raises(ConfigError, match="--only 'lr='"):
+        check_only(plan, "lr=")

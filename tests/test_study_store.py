@@ -233,6 +233,66 @@ def test_what_a_search_chooses_lies_in_its_ranges(open_store: Any) -> None:
     assert [row.settings for row in store.rows()] == chosen
 
 
+def draw(store: Store, count: int) -> list[str]:
+    """Run trials, and return what was chosen for each."""
+    drawn = []
+    for _ in range(count):
+        claim = store.claim()
+        assert claim is not None
+        drawn.append(repr(claim.choose(store._plan.search.ranges)))  # type: ignore[union-attr]
+        claim.finish(0.5)
+    return drawn
+
+
+WIDE = (
+    '[search]\ntrials = {}\nsampler = "{}"\nseed = {}\n[search.ranges]\n'
+    "optim.lr = {{low = 1e-6, high = 1.0, log = true}}\n"
+    "optim.weight_decay = {{low = 0.0, high = 1.0}}\n"
+)
+
+
+def undisturbed(open_store: Any, tmp_path: Path, text: str, count: int) -> list[str]:
+    store = open_store(text)
+    store.fill()
+    drawn = draw(store, count)
+    (tmp_path / "store.sqlite").unlink()
+    return drawn
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+def test_a_search_that_starts_again_draws_what_it_would_have_drawn_undisturbed(
+    open_store: Any, tmp_path: Path, sampler: str
+) -> None:
+    text = WIDE.format(13, sampler, 42)
+    expected = undisturbed(open_store, tmp_path, text, 13)
+    open_store(text).fill()
+    drawn = []
+    for count in (1, 2, 8, 2):
+        drawn += draw(open_store(text), count)
+    assert drawn == expected
+    assert len(set(drawn)) == 13
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+def test_workers_at_once_draw_different_points(open_store: Any, sampler: str) -> None:
+    text = WIDE.format(4, sampler, 42)
+    open_store(text).fill()
+    stores = [open_store(text) for _ in range(4)]
+    claims = [store.claim() for store in stores]
+    drawn = {repr(claim.choose(stores[0]._plan.search.ranges)) for claim in claims}
+    for claim in claims:
+        claim.finish(0.5)
+    assert len(drawn) == 4
+
+
+def test_another_seed_draws_other_points(open_store: Any, tmp_path: Path) -> None:
+    of_42, of_43 = (
+        undisturbed(open_store, tmp_path, WIDE.format(4, "random", seed), 4)
+        for seed in (42, 43)
+    )
+    assert not {*of_42} & {*of_43}
+
+
 def test_a_grid_visits_every_point_once(open_store: Any) -> None:
     store = open_store(
         '[search]\nsampler = "grid"\n[search.ranges]\noptim.lr = [0.1, 0.2]\n'
@@ -282,6 +342,25 @@ def test_another_study_of_the_same_name_is_refused(open_store: Any) -> None:
     open_store()
     with pytest.raises(RunError, match="another study called 'questions'"):
         open_store("[axes]\noptim.lr = [0.5]\n")
+
+
+def test_a_study_that_must_exist_is_not_made(
+    plan_of: Callable[[str], StudyPlan], open_store: Any, tmp_path: Path
+) -> None:
+    plan = plan_of(AXES)
+    none, empty = tmp_path / "none" / "x.sqlite", tmp_path / "empty.sqlite"
+    empty.touch()
+    for file in (none, empty):
+        with pytest.raises(RunError, match=f"{file.name} holds no such study"):
+            Store(plan, f"sqlite:///{file}", place=tmp_path, must_exist=True)
+    assert not none.parent.exists()
+    assert empty.read_bytes() == b""
+    open_store()
+    url = f"sqlite:///{tmp_path / 'store.sqlite'}"
+    assert Store(plan, url, place=tmp_path, must_exist=True).rows() == []
+    other = plan.model_copy(update={"name": "other"})
+    with pytest.raises(RunError, match="holds no such study as 'other'"):
+        Store(other, url, place=tmp_path, must_exist=True)
 
 
 @pytest.mark.parametrize("url", ["mysql://a@b/c", "somewhere", "http://x"])

@@ -173,10 +173,10 @@ def _members_of_study(path: Path, store_url: str | None) -> list[Member]:
     """Return the trials of a study.
 
     Raises:
-        RunError: It has none yet.
+        RunError: It has none yet, or is not in the store.
     """
     study = require("tumorlens.studies").open_study(path)
-    trials = study.trials(study.open_store(store_url))
+    trials = study.trials(study.open_store(store_url, must_exist=True))
     if not trials:
         raise RunError(
             f"the study {path} has no trials yet",

@@ -6,7 +6,8 @@ top makes every call slower by seconds, and a test says so. The commands of one 
 are in a module of theirs, `cli_...`, and entered here in the order of the help.
 
 Exit status: 0; 2 for an error that the user can remove (one `error:` and one `hint:`
-line); 3 when `predict` met files that cannot be read; 130 after Ctrl-C.
+line); 3 when `predict` met files that cannot be read, or a trial of `study run` failed;
+130 after Ctrl-C.
 """
 
 from __future__ import annotations

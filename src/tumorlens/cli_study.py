@@ -5,8 +5,10 @@ They parse, call the stages, and print.
 
 from __future__ import annotations
 
+import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +22,11 @@ from tumorlens.cli_options import (
 from tumorlens.errors import ConfigError
 from tumorlens.extras import require
 from tumorlens.files import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+STATUS_FAILED = 3
 
 app = typer.Typer(
     help="Compare many settings: run, resume and watch studies.",
@@ -90,7 +97,10 @@ def run(
         ),
     ] = None,
 ) -> int:
-    """Run every trial of a study; finished ones are skipped, begun ones go on."""
+    """Run every trial of a study; finished ones are skipped, begun ones go on.
+
+    The exit status is 3 when a trial failed.
+    """
     studies = require("tumorlens.studies")
     if plan_path.is_dir():
         _refuse(plan_path, out, data, settings)
@@ -101,6 +111,7 @@ def run(
             plan_path, assignments=settings or [], data=data
         )
         study = None
+    require("tumorlens.study_plan").check_only(plan, only)
     if dry_run:
         estimate = require("tumorlens.estimates").estimate_study(plan)
         study_display.say_plan(plan, estimate)
@@ -130,7 +141,8 @@ def run(
             say=display.say,
             tracker=tracker,
         )
-    study_display.say_trials(study.trials(study.open_store(store)))
+    trials = study.trials(study.open_store(store))
+    study_display.say_trials(trials)
     if tracker and (words := tracker.words()):
         terminal.say(words)
     if not is_over:
@@ -140,10 +152,7 @@ def run(
             *([] if track is None else ["--track"]),
         )
         return STATUS_INTERRUPTED
-    terminal.say_next(
-        f"the study is in {study.path}", "tumorlens", "compare", study.path
-    )
-    return 0
+    return _say_end(study.path, trials, only=only)
 
 
 @app.command()
@@ -154,7 +163,7 @@ def status(
 ) -> None:
     """Show the trials of a study, also while it runs."""
     study = require("tumorlens.studies").open_study(path)
-    study_display.say_trials(study.trials(study.open_store(store)))
+    study_display.say_trials(study.trials(study.open_store(store, must_exist=True)))
 
 
 def lr_find(
@@ -258,6 +267,26 @@ def compare(
     for sentence in found["words"]:
         terminal.say(sentence)
     terminal.say(f"the page is {page}, its tables are beside it as .csv, .md and .tex")
+
+
+def _say_end(path: Path, trials: Sequence[Any], *, only: str) -> int:
+    """Say what came of a study that is over; return the exit status.
+
+    Failed trials that were not asked for do not count.
+    """
+    asked = [trial for trial in trials if fnmatchcase(trial.name, only)]
+    num_failed = sum(trial.state == "failed" for trial in asked)
+    if any(trial.state == "finished" for trial in trials):
+        compare_words = ("tumorlens", "compare", path)
+        terminal.say_next(f"the study is in {path}", *compare_words)
+    elif num_failed:
+        again = ("tumorlens", "study", "run", path, "--retry-failed")
+        terminal.say_next(f"nothing in {path} can be compared yet", *again)
+    if num_failed:
+        words = study_display.failed_words(num_failed, of=len(asked))
+        print(words, file=sys.stderr)
+        return STATUS_FAILED
+    return 0
 
 
 def _refuse(path: Path, *given: object) -> None:

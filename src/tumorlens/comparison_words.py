@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+_ON_VAL = "The figures here are of val, which that does not speak of."
+
 _MAX_SENTENCES = 6
 """Of pairs that are noise, and of runs without measures."""
 
@@ -103,7 +105,12 @@ def _say_leaks(comparison: Mapping[str, Any]) -> list[str]:
             continue
         whose = f" of {', '.join(names)}" if len(names) < num_arms[protocol] else ""
         cannot = "cannot be believed" if is_believable is False else "may be too high"
-        words.append(f"The accuracy{whose} under {protocol} {cannot}. {said}")
+        # The check compares test with training, whatever is compared here.
+        on = "" if comparison["subset"] == "test" else " on test"
+        below = f" {_ON_VAL}" if on else ""
+        words.append(
+            f"The accuracy{on}{whose} under {protocol} {cannot}. {said}{below}"
+        )
     return words
 
 

@@ -92,18 +92,25 @@ class Study:
         except OSError:
             return f"sqlite:///{(self.path / 'store.sqlite').resolve()}"
 
-    def open_store(self, url: str | None = None) -> Store:
+    def open_store(self, url: str | None = None, *, must_exist: bool = False) -> Store:
         """Return the store of this study.
 
         Args:
             url: Its address with a password, where one is needed.
+            must_exist: Whether to refuse to enter the study there.
 
         Raises:
             ConfigError: The address is of another kind.
             MissingExtraError: Optuna is not installed.
-            RunError: It cannot be reached, or holds another study of that name.
+            RunError: It cannot be reached, or holds another study of that name, or
+                none where one must exist.
         """
-        return Store(self.plan, url or self.store_url, place=self.path.resolve())
+        return Store(
+            self.plan,
+            url or self.store_url,
+            place=self.path.resolve(),
+            must_exist=must_exist,
+        )
 
     def trials(self, store: Store | None = None) -> list[Trial]:
         """Return the trials in the order of the plan.
@@ -153,8 +160,15 @@ def create_study(path: Path, plan: StudyPlan, *, store_url: str | None) -> Study
     """Make a study folder, or find the one that this plan has made.
 
     Raises:
-        RunError: The folder holds something else.
+        RunError: The folder holds something else, or cannot be one: it or a folder
+            above it is a file.
     """
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise RunError(
+                f"the study cannot be put in {path}: {place} is a file",
+                hint="give another --out",
+            )
     if (path / "study.toml").exists():
         study = open_study(path)
         if study.plan.digest() != plan.digest():

@@ -49,6 +49,28 @@ def open_storage(url: str, *, heartbeat_s: int, grace_s: int) -> Any:
     return open_once()
 
 
+def holds_study(url: str, name: str) -> bool:
+    """Whether there is a study in a database; unlike Optuna, this makes nothing.
+
+    Raises:
+        ConfigError: The address is of another kind.
+        MissingExtraError: Optuna or the driver is not installed.
+        RunError: The database cannot be reached or used.
+    """
+    sqlalchemy = require("sqlalchemy")
+    file = url.removeprefix("sqlite:///")
+    # SQLite makes a file that it does not find.
+    if file != url and not Path(file).exists():
+        return False
+    with readable(url):
+        engine = sqlalchemy.create_engine(_with_driver(url), **_engine_arguments(url))
+        with engine.connect() as connection:
+            if not sqlalchemy.inspect(connection).has_table("studies"):
+                return False
+            query = sqlalchemy.text("SELECT 1 FROM studies WHERE study_name = :name")
+            return connection.execute(query, {"name": name}).first() is not None
+
+
 def file_lock(url: str) -> Any:
     """Return a lock for one machine's SQLite file, or nothing to wait for.
 

@@ -73,6 +73,16 @@ def say_trials(trials: Iterable[Any]) -> None:
     terminal.print_table(["trial", "state", "val", "time", "why"], rows)
 
 
+def failed_words(num_failed: int, *, of: int) -> str:
+    """Return how many trials failed, in words.
+
+    Example:
+        >>> failed_words(1, of=4), failed_words(1, of=1)
+        ('1 of 4 trials failed', '1 of 1 trial failed')
+    """
+    return f"{num_failed} of {of} {'trial' if of == 1 else 'trials'} failed"
+
+
 def say_plan(plan: Any, seconds: Mapping[str, float] | None) -> None:
     """Print the trials of a plan with the time that each may take.
 

@@ -31,6 +31,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -53,6 +54,7 @@ OBJECTIVES = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
 """Val measures that a search can aim at. Test is none of them."""
 
 _MAX_TRIALS = 10_000
+_NUM_NAMED = 3
 _CHOSEN_PER_TRIAL = ("train.seed", "data.protocol", "data.fold", "train.watch_test")
 
 _OF_THE_MACHINE = (
@@ -240,6 +242,16 @@ def search_name(number: int) -> str:
     return f"trial-{number:04d}"
 
 
+def search_number(name: str) -> int:
+    """Return the number in the name of a search's trial.
+
+    Example:
+        >>> search_number(search_name(7))
+        7
+    """
+    return int(name.removeprefix("trial-"))
+
+
 def trial_name(arm: str, protocol: str, seed: int) -> str:
     """Return the name of a trial, which is also that of its folder.
 
@@ -295,8 +307,31 @@ def load_plan(
             "search": search,
         },
     )
+    _check_watch(path, plan)
     _check_arms(path, plan)
     return plan
+
+
+def check_only(plan: StudyPlan, only: str) -> None:
+    """Refuse a pattern that no trial of a plan can match.
+
+    Args:
+        plan: Of a search without a number of trials, any number may come.
+        only: Pattern of names, as of a shell.
+
+    Raises:
+        ConfigError: Nothing matches; the hint names some trials.
+    """
+    names = [trial.name for trial in plan.trials()]
+    if plan.search is not None and plan.num_search_trials is None:
+        names = [search_name(number) for number in range(1, _MAX_TRIALS + 1)]
+    if any(fnmatchcase(name, only) for name in names):
+        return
+    more = ", ..." if len(names) > _NUM_NAMED else ""
+    raise ConfigError(
+        f"no trial of the study {plan.name!r} matches --only {only!r}",
+        hint=f"its trials are {', '.join(names[:_NUM_NAMED])}{more}",
+    )
 
 
 def read_plan(path: Path) -> StudyPlan:
@@ -428,6 +463,24 @@ def _check_varied(path: Path, varied: set[str], assignments: Sequence[str]) -> N
                 f"--set {assignment}: a study has {plural} of its own",
                 hint=f"write {plural} = [...] at the top of the study's file",
             )
+
+
+def _check_watch(path: Path, plan: StudyPlan) -> None:
+    # Not in StudyPlan: a folder that an earlier plan made can still be read.
+    if not plan.watch_test:
+        return
+    if not plan.test:
+        raise ConfigError(
+            f"{path} has watch_test = true without test = true: it would look at test "
+            "after every epoch of a study that never looks at test",
+            hint="add test = true, or leave watch_test out",
+        )
+    if "as-given" not in plan.protocols:
+        raise ConfigError(
+            f"{path} has watch_test = true, and no trial could watch test: expected "
+            f"'as-given' among the protocols, got {', '.join(plan.protocols)}",
+            hint='add "as-given" to protocols, or leave watch_test out',
+        )
 
 
 def _check_arms(path: Path, plan: StudyPlan) -> None:

@@ -20,16 +20,19 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tumorlens.addresses import without_password
 from tumorlens.errors import RunError
 from tumorlens.extras import require
-from tumorlens.study_database import file_lock, open_storage, readable
-from tumorlens.study_plan import Range, Search, StudyPlan, search_name
+from tumorlens.study_database import file_lock, holds_study, open_storage, readable
+from tumorlens.study_plan import Range, Search, StudyPlan, search_name, search_number
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -140,21 +143,31 @@ class Claim:
 class Store:
     """The trials of one study in a database."""
 
-    def __init__(self, plan: StudyPlan, url: str, *, place: Path) -> None:
+    def __init__(
+        self, plan: StudyPlan, url: str, *, place: Path, must_exist: bool = False
+    ) -> None:
         """Open the study of a plan, or enter it.
 
         Args:
             plan: Must be the one that the study was entered with.
             url: `sqlite:///FILE` or `postgresql://USER@HOST/NAME`.
             place: The study's folder on this machine, for the record.
+            must_exist: Refuse to enter it: for those who only want to look.
 
         Raises:
             ConfigError: The database is of another kind.
             MissingExtraError: Optuna or the database's driver is not installed.
             RunError: The database cannot be reached or used, or holds another study
-                of the same name.
+                of the same name, or does not hold one that must exist.
         """
         self.optuna = require("optuna")
+        if must_exist and not holds_study(url, plan.name):
+            raise RunError(
+                f"the store {without_password(url)} holds no such study as "
+                f"{plan.name!r}",
+                hint=f"start it with: tumorlens study run {place}; or give the --store "
+                "that it was started with",
+            )
         self.states = self.optuna.trial.TrialState
         self.optuna.logging.set_verbosity(self.optuna.logging.ERROR)
         self._plan = plan
@@ -171,7 +184,6 @@ class Store:
                 self._study = self.optuna.create_study(
                     study_name=plan.name,
                     storage=self.storage,
-                    sampler=_sampler(self.optuna, plan.search),
                     pruner=_pruner(self.optuna, plan.search),
                     direction=_direction(plan.search),
                     load_if_exists=True,
@@ -224,7 +236,7 @@ class Store:
                         for other in trials
                         if other.user_attrs["name"] == name
                     )
-                    handle = self.optuna.trial.Trial(self._study, trial._trial_id)
+                    handle = self._handle(trial._trial_id, name)
                     return Claim(self, handle, name, num_splits=num_splits)
         return None
 
@@ -340,6 +352,14 @@ class Store:
             self.storage.set_trial_user_attr(trial._trial_id, key, value)
         return True
 
+    def _handle(self, trial_id: int, name: str) -> Any:
+        """Return Optuna's trial, with a sampler that is seeded for it alone."""
+        study = copy(self._study)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # experimental, says Optuna
+            study.sampler = _sampler(self.optuna, self._plan.search, name=name)
+        return self.optuna.trial.Trial(study, trial_id)
+
     def _queue(
         self,
         name: str,
@@ -433,19 +453,39 @@ def _points(plan: StudyPlan) -> dict[str, dict[str, str]]:
     }
 
 
-def _sampler(optuna: Any, search: Search | None) -> Any:
+def _sampler(optuna: Any, search: Search | None, *, name: str) -> Any:
+    """Return what chooses the settings of one trial.
+
+    Each worker has a sampler of its own, and so has each restart: seeded alike, they
+    would all draw the same points again. By its name a trial draws what it would draw
+    in a search that nothing disturbs.
+    """
+    samplers = optuna.samplers
     if search is None:
-        return optuna.samplers.RandomSampler(seed=42)
+        return samplers.RandomSampler(seed=42)
+    seed = _trial_seed(search.seed, name)
     match search.sampler:
         case "tpe":
-            return optuna.samplers.TPESampler(seed=search.seed)
+            return samplers.TPESampler(seed=seed)
         case "random":
-            return optuna.samplers.RandomSampler(seed=search.seed)
+            return samplers.RandomSampler(seed=seed)
         case "qmc":
-            return optuna.samplers.QMCSampler(seed=search.seed, scramble=True)
+            # One sequence for all trials; the database counts how far it is used up.
+            # Only what comes before it, a first trial or two, is drawn at random.
+            return samplers.QMCSampler(
+                seed=search.seed,
+                scramble=True,
+                independent_sampler=samplers.RandomSampler(seed=seed),
+            )
         case "grid":
             # Its points are queued; nothing is left to choose.
-            return optuna.samplers.RandomSampler(seed=search.seed)
+            return samplers.RandomSampler(seed=seed)
+
+
+def _trial_seed(seed: int, name: str) -> int:
+    # Not the sum of the two: seeds 42 and 43 would share all trials but one.
+    sequence = np.random.SeedSequence([seed, search_number(name)])
+    return int(sequence.generate_state(1)[0])
 
 
 def _pruner(optuna: Any, search: Search | None) -> Any:

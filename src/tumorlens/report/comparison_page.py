@@ -116,6 +116,9 @@ def write_comparison_page(
                 for name in found.protocols
                 if (arms := [a for a in content["arms"] if name in a["measures"]])
             },
+            "has_seeds": any(
+                one.num_seeds > 1 for arm in found.arms for one in arm.measures.values()
+            ),
             "with_epochs": {
                 name
                 for arm in found.arms
