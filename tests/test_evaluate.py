@@ -668,7 +668,7 @@ def test_moved_images_are_found_with_data(
     run, data = make_run()
     expected = evaluate(run)
     data.rename(tmp_path / "moved")
-    with pytest.raises(DataError, match="are not in .*data any more"):
+    with pytest.raises(DataError, match=r"are not in .*data any more"):
         evaluate(run)
     assert evaluate(run, data=tmp_path / "moved") == expected
 
