@@ -24,6 +24,7 @@ from tumorlens.graph_files import (
     outside_network,
     write_graph,
 )
+from tumorlens.runtimes import openvino_core
 from tumorlens.serving_graph import ServingGraph
 
 if TYPE_CHECKING:
@@ -223,8 +224,6 @@ def held_out(source: Source) -> Source:
 
 
 def probs_of(folder: Path, images: Any) -> Any:
-    import openvino
-
     hint = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(folder / "graph.xml", "CPU", hint)
+    compiled = openvino_core().compile_model(folder / "graph.xml", "CPU", hint)
     return np.array(compiled([images])[0])

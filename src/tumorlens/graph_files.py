@@ -24,6 +24,7 @@ from tumorlens import extras
 from tumorlens.artefacts import GRAPH_FILES, OUTPUTS, Kind
 from tumorlens.errors import ArtefactError, DataError, TumorlensError
 from tumorlens.extras import require
+from tumorlens.runtimes import openvino_core
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -271,11 +272,13 @@ def _reached(ways: list[tuple[set[str], set[str]]], is_start: list[bool]) -> lis
 def _write_openvino_int8(source: Source, path: Path) -> None:
     openvino, nncf = require("openvino"), require("nncf")
     model = openvino.convert_model(_onnx_of(source))
-    quantized = nncf.quantize(
-        model,
-        _calibration(source),
-        subset_size=NUM_CALIBRATION,
-        ignored_scope=_around(model),
+    quantized = _in_a_thread(
+        lambda: nncf.quantize(
+            model,
+            _calibration(source),
+            subset_size=NUM_CALIBRATION,
+            ignored_scope=_around(model),
+        )
     )
     openvino.save_model(quantized, path, compress_to_fp16=False)
 
@@ -291,7 +294,7 @@ def _write_openvino_int8_with_care(source: Source, path: Path, nearness: float) 
     held_out = source.training_images(NUM_CALIBRATION, NUM_CALIBRATION + NUM_HELD_OUT)
     images = [image[None] for image in held_out]
     hint = {"INFERENCE_PRECISION_HINT": "f32"}
-    core = openvino.Core()
+    core = openvino_core()
 
     def probs_of(compiled: Any) -> NDArray[np.float32]:
         return np.concatenate([np.array(compiled([image])[0]) for image in images])
@@ -309,9 +312,8 @@ def _write_openvino_int8_with_care(source: Source, path: Path, nearness: float) 
 
     plain = core.compile_model(path, "CPU", hint)
     distance = 1 - likeness(plain, enumerate(images))[0]
-
-    def quantize() -> Any:
-        return nncf.quantize_with_accuracy_control(
+    quantized = _in_a_thread(
+        lambda: nncf.quantize_with_accuracy_control(
             model,
             _calibration(source),
             nncf.Dataset(list(enumerate(images))),
@@ -320,12 +322,17 @@ def _write_openvino_int8_with_care(source: Source, path: Path, nearness: float) 
             subset_size=NUM_CALIBRATION,
             ignored_scope=_around(model),
         )
-
-    # In a thread of its own: it takes away the stack on which the calling thread
-    # handles signals, and the next Ctrl-C would end the process with a crash.
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        quantized = pool.submit(quantize).result()
+    )
     openvino.save_model(quantized, path, compress_to_fp16=False)
+
+
+def _in_a_thread(quantize: Callable[[], Any]) -> Any:
+    """Return what a call of NNCF gives, which makes cores as it likes.
+
+    Why not here, `runtimes.openvino_core` tells: it would cost this thread its signals.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(quantize).result()
 
 
 def _calibration(source: Source) -> Any:

@@ -13,8 +13,9 @@ import json
 import os
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +145,24 @@ def open_session(artefact: Artefact, *, threads: int | None = None) -> Session:
     return opened(artefact, threads or num_processors())
 
 
+@cache
+def openvino_core() -> Any:
+    """Return the one `openvino.Core` of this process.
+
+    Each core that reaches the CPU gives the thread that does so another stack to handle
+    signals on, and takes it away when the core goes. With several cores what is left is
+    a stack that is gone, and the next Ctrl-C ends the process with a crash. So there is
+    one, it stays, and a thread that is over takes the stack with it.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+    """
+    core = require("openvino").Core()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pool.submit(core.get_property, "CPU", "FULL_DEVICE_NAME").result()
+    return core
+
+
 def num_processors() -> int:
     """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -189,7 +208,7 @@ def _open_openvino(artefact: Artefact, threads: int) -> Session:
     openvino = require("openvino")
     hint = "bf16" if artefact.card.precision == "bf16" else "f32"
     try:
-        compiled = openvino.Core().compile_model(
+        compiled = openvino_core().compile_model(
             str(artefact.graph_path),
             "CPU",
             {
@@ -269,7 +288,7 @@ def has_bf16() -> bool:
     Raises:
         MissingExtraError: OpenVINO is not installed.
     """
-    core = require("openvino").Core()
+    core = openvino_core()
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
