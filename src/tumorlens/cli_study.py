@@ -26,6 +26,8 @@ from tumorlens.files import write_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tumorlens.study_plan import StudyPlan
+
 STATUS_FAILED = 3
 
 app = typer.Typer(
@@ -302,13 +304,13 @@ def _refuse(path: Path, *given: object) -> None:
         )
 
 
-def _check_data(plan: object) -> None:
+def _check_data(plan: StudyPlan) -> None:
     """Refuse a study whose every trial would fail for want of data.
 
     Raises:
         ConfigError: No data was named, or it does not exist.
     """
-    path = plan.base.data.path  # type: ignore[attr-defined]
+    path = plan.base.data.path
     if path is None:
         raise ConfigError(
             "no data was named", hint="give --data DIR, or set data.path in [base]"

@@ -252,7 +252,7 @@ def _picture(
     from pydicom.sr.codedict import codes
     from pydicom.uid import ExplicitVRLittleEndian
 
-    picture = sc.SCImage.from_ref_dataset(
+    picture: Dataset = sc.SCImage.from_ref_dataset(
         source,
         page,
         photometric_interpretation="RGB",
@@ -287,7 +287,7 @@ def _picture(
             if name in source:
                 picture[name] = source[name]
     _identify(picture, identity)
-    return picture  # type: ignore[no-any-return]
+    return picture
 
 
 def _report(
@@ -298,7 +298,7 @@ def _report(
     notes: Sequence[str],
 ) -> Dataset:
     sr = require("highdicom.sr")
-    report = sr.ComprehensiveSR(
+    report: Dataset = sr.ComprehensiveSR(
         evidence=list({one.SOPInstanceUID: one for one in references}.values()),
         content=report_content(
             predictor, answer, references, sentences=[f"{WARNING}.", *_sentences(notes)]
@@ -307,7 +307,7 @@ def _report(
         **_ours(answer, what="report", series_number=9001, digest=predictor.digest),
     )
     _identify(report, identity)
-    return report  # type: ignore[no-any-return]
+    return report
 
 
 def _ours(

@@ -15,7 +15,7 @@ from tumorlens import dicom
 from tumorlens.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 NAME = "DICOMDIR"
@@ -129,10 +129,10 @@ def _records(path: Path, max_bytes: int) -> Iterator[tuple[str, tuple[str, ...]]
     return ((kind, parts) for kind, parts in found if parts)
 
 
-def _parts_of(file_id: object) -> tuple[str, ...]:
+def _parts_of(file_id: str | Iterable[object] | None) -> tuple[str, ...]:
     if file_id is None or file_id == "":
         return ()
-    parts = [file_id] if isinstance(file_id, str) else list(file_id)  # type: ignore[call-overload]
+    parts = [file_id] if isinstance(file_id, str) else list(file_id)
     return tuple(str(part) for part in parts)
 
 
