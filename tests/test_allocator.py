@@ -1,9 +1,19 @@
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
+from working_artefacts import make_artefact
+
+from tumorlens import benchmark_process, cli, cli_predict
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CODE = """
 import ctypes, resource, sys
@@ -38,3 +48,17 @@ def test_a_large_block_is_fetched_from_the_system_once() -> None:
     if handed_back == 0:
         pytest.skip("this system does not count page faults")
     assert kept < 0.2 * handed_back
+
+
+def test_who_asks_a_network_again_and_again_keeps_what_it_frees(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept: list[str] = []
+    for module in (cli_predict, benchmark_process):
+        name = module.__name__
+        monkeypatch.setattr(module, "keep_freed_memory", partial(kept.append, name))
+    benchmark_process.serve(io.BytesIO(), io.BytesIO())
+    artefact = make_artefact(tmp_path / "onnx")
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    assert cli.main(["predict", str(artefact.path), str(tmp_path / "image.png")]) == 0
+    assert kept == ["tumorlens.benchmark_process", "tumorlens.cli_predict"]

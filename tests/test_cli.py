@@ -461,6 +461,29 @@ def test_a_report_wants_an_evaluated_run(ask: Callable[..., Answer], run: Path) 
     assert not (run / "report.html").exists()
 
 
+def test_a_report_says_that_pictures_are_missing_and_where_to_name_them(
+    ask: Callable[..., Answer], run: Path, tmp_path: Path
+) -> None:
+    with (run / "predictions.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    probs = [name for name in rows[0] if name.startswith("prob_")]
+    for row in rows:  # another class than the label is sure
+        right = f"prob_{row['label']}"
+        row |= dict.fromkeys(probs, "0") | {next(n for n in probs if n != right): "1"}
+        row["predicted"] = next(n for n in probs if n != right).removeprefix("prob_")
+    with (run / "predictions.csv").open("w", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert "missing" not in ask("report", run).err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    answer = ask("report", run, "--data", empty)
+    assert answer.status == 0
+    assert "pictures are missing from the page" in answer.err
+    assert "the file is gone; --data DIR" in answer.err
+
+
 def test_train_does_not_write_into_a_run_that_is_there(
     ask: Callable[..., Answer], work: Path, run: Path
 ) -> None:

@@ -143,7 +143,7 @@ def test_metrics_say_what_the_members_have_in_common(pair: tuple[Run, Run]) -> N
 def test_the_report_names_the_members_and_their_epochs(pair: tuple[Run, Run]) -> None:
     both = join(*pair)
     evaluate(both, device="cpu")
-    page = write_run_report(both).read_text(encoding="utf-8")
+    page = write_run_report(both).path.read_text(encoding="utf-8")
     assert "test_resnet + test_vit" in page
     assert "the mean probabilities of small, large" in page
     assert "trained for 2 epochs each" in page

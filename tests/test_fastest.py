@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +17,8 @@ from tumorlens.runtimes import open_session
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tumorlens.runs import Run
 
 
 @pytest.fixture
@@ -50,6 +54,19 @@ def test_the_one_that_was_measured_fastest_is_chosen(
         assert choice.words == (
             f"the fastest here is {first} (per image: {first} 1.00 ms, {other} 2.50 ms)"
         )
+
+
+def test_what_was_made_of_other_weights_is_passed_over(
+    exported_run: Run, tmp_path: Path
+) -> None:
+    run = tmp_path / "retrained"
+    shutil.copytree(exported_run.path, run)
+    assert "other weights" not in choose_fastest(run).words
+    card = json.loads((run / "model.json").read_text())
+    card["weights_sha256"] = card["weights_sha256"][::-1]
+    (run / "model.json").write_text(json.dumps(card))
+    with pytest.raises(ArtefactError, match="onnx: the run has other weights by now"):
+        choose_fastest(run)
 
 
 def test_they_are_measured_in_turns_and_one_round_is_enough(

@@ -300,7 +300,8 @@ def test_an_orientation_that_does_not_exist_changes_nothing(
 def test_a_missing_file_a_folder_and_an_empty_file_are_named(tmp_path: Path) -> None:
     missing = tmp_path / "gone.png"
     assert (
-        error_of(missing).problem == f"cannot open {missing}: No such file or directory"
+        error_of(missing).problem
+        == f"{missing} cannot be opened: No such file or directory"
     )
     assert error_of(tmp_path).problem == f"{tmp_path} is not a regular file"
     (tmp_path / "empty.png").touch()

@@ -180,7 +180,7 @@ def test_with_data_it_is_evaluated_and_reported_with_the_warning(
     words = measures["leak"]["words"]
     assert words.startswith("Unknown training data: mine.pth was trained elsewhere")
     assert "Had it been trained on this split's train: No copies found: none" in words
-    page = write_run_report(run).read_text(encoding="utf-8")
+    page = write_run_report(run).path.read_text(encoding="utf-8")
     assert "Unknown training data: mine.pth" in page
     assert "No history: the weights were not trained here." in page
     assert "Leak check: passed" not in page

@@ -200,7 +200,7 @@ def test_an_unreadable_file_is_an_answer_and_the_rest_goes_on(
             assert prediction.probs is None
             assert prediction.predicted is None
             assert prediction.error is not None
-            assert images[number].name in prediction.error
+            assert images[number].name not in prediction.error
             assert "\n" not in prediction.error
         else:
             assert prediction.error is None

@@ -155,7 +155,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
         runs[kind] = make(
             leaks=kind == "leaking", num_folds=3 if kind == "folds" else 0
         )
-        assert write_run_report(runs[kind]) == runs[kind].path / "report.html"
+        assert write_run_report(runs[kind]).path == runs[kind].path / "report.html"
     return runs
 
 
@@ -347,7 +347,7 @@ def test_a_run_page_says_what_it_is_not_and_how_to_repeat_it(
     make_run: Callable[..., Run],
 ) -> None:
     run = make_run(name="my run")
-    text = _Tags(write_run_report(run).read_text(encoding="utf-8")).text
+    text = _Tags(write_run_report(run).path.read_text(encoding="utf-8")).text
     assert "Not a medical device; research use only" in text
     assert "tumorlens train --data data --out run" in text
     assert f"tumorlens train '{run.path}/config.toml' --out '{run.path}-again'" in text
@@ -448,7 +448,7 @@ def test_names_of_the_user_are_text_and_never_markup(
 ) -> None:
     hostile = '<script>alert("$x$")</script>'
     run = make_run(classes=(hostile, "_hidden", "b&b", "</svg><b>"))
-    page = write_run_report(run).read_text(encoding="utf-8")
+    page = write_run_report(run).path.read_text(encoding="utf-8")
     assert_self_contained(page)
     tags = _Tags(page)
     assert not [name for name, _ in tags.elements if name == "b"]
@@ -521,12 +521,15 @@ def test_images_that_are_gone_or_broken_are_said_to_be(
     run = make_run()
     elsewhere = tmp_path / "moved"
     (tmp_path / "data").rename(elsewhere)
-    text = _Tags(write_run_report(run).read_text(encoding="utf-8")).text
+    written = write_run_report(run)
+    text = _Tags(written.path.read_text(encoding="utf-8")).text
     assert text.count("not shown: the file is gone") == 6
+    assert written.num_missing == 6
+    assert written.why_not == "not shown: the file is gone"
 
     for path in elsewhere.rglob("*.png"):
         path.write_bytes(b"no image")
-    page = write_run_report(run, data=elsewhere).read_text(encoding="utf-8")
+    page = write_run_report(run, data=elsewhere).path.read_text(encoding="utf-8")
     text = _Tags(page).text
     assert text.count("not shown: the file cannot be read as an image") == 6
 
@@ -614,7 +617,7 @@ def test_measures_that_are_not_defined_are_left_open(
         "count": [0, 32],
     }
     run.metrics_path.write_text(json.dumps(content), encoding="utf-8")
-    text = _Tags(write_run_report(run).read_text(encoding="utf-8")).text
+    text = _Tags(write_run_report(run).path.read_text(encoding="utf-8")).text
     assert "0.931 meningioma" in text
     assert "0.942 glioma" not in text
     assert "n/a glioma" not in text

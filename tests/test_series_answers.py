@@ -164,5 +164,6 @@ def test_a_damaged_slice_does_not_stop_the_others(tmp_path: Path) -> None:
     (series,) = find_series([tmp_path]).series
     answer = answer_series(by_hand(32), series, rule="mean", no_tumor=1)
     assert answer.slices[1].probs is None
-    assert str(bad) in str(answer.slices[1].error)
+    assert answer.slices[1].error
+    assert str(bad) not in answer.slices[1].error
     assert answer.rule == "mean of 1 of 2 slices"

@@ -19,7 +19,7 @@ from tumorlens.datasets import PreparedData, image_limits, load_subset
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.index import read_index
 from tumorlens.loaders import Decoding, plain_batches
-from tumorlens.models import infer, load_model
+from tumorlens.models import infer, load_model, resolve_device, resolve_precision
 from tumorlens.runs import Run, open_run
 from tumorlens.train import Listener, train
 
@@ -207,6 +207,36 @@ def test_a_kfold_run_tests_every_kept_file_once(
     assert len(tested) == 80
 
 
+class Noting(Listener):
+    """Keeps the folds that it is told of."""
+
+    def __init__(self) -> None:
+        self.folds: list[tuple[int, int]] = []
+
+    def fold(self, fold: int, num_folds: int) -> None:
+        self.folds.append((fold, num_folds))
+
+
+def test_each_fold_is_told_of_and_says_what_auto_came_to(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configure(
+        *("data.protocol=grouped-kfold", "data.num_folds=2", "optim.epochs=1"),
+        *("train.precision=auto", "train.device=auto"),
+    )
+    listener = Noting()
+    run = train(config, out=tmp_path / "run", listener=listener).run
+    assert listener.folds == [(0, 2), (1, 2)]
+    device = resolve_device("auto")
+    for one in (run, *run.folds()):
+        assert one.environment()["compute"] == {
+            "device": device.type,
+            "precision": resolve_precision("auto", device),
+            "threads": torch.get_num_threads(),
+            "processes": 1,
+        }
+
+
 def test_resuming_a_kfold_run_goes_on_in_its_fold(
     configure: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -216,8 +246,8 @@ def test_resuming_a_kfold_run_goes_on_in_its_fold(
     whole = train(config, out=tmp_path / "whole").run
 
     class StopInSecondFold(StopAt):
-        def stage(self, text: str) -> None:
-            if text == "fold 2 of 2":
+        def fold(self, fold: int, num_folds: int) -> None:
+            if fold == 1:
                 self.at = (1, 2)
 
     stopped = train(config, out=tmp_path / "stopped", listener=StopInSecondFold(0, 0))

@@ -27,6 +27,7 @@ import numpy as np
 
 import tumorlens
 from tumorlens import errors
+from tumorlens.allocator import keep_freed_memory
 from tumorlens.artefacts import open_artefact
 from tumorlens.errors import ArtefactError, TumorlensError
 from tumorlens.extras import require
@@ -223,7 +224,8 @@ class _Served:
         for answer in answers:
             if answer.error:
                 raise errors.DataError(
-                    answer.error, hint="give --data a folder of readable images"
+                    f"{answer.path}: {answer.error}",
+                    hint="give --data a folder of readable images",
                 )
         return {"seconds": seconds}
 
@@ -239,6 +241,8 @@ class _Served:
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """Answer until the other side closes the pipe."""
     served = _Served()
+    # As `predict` does: what torch frees it needs again, and would otherwise wait for.
+    keep_freed_memory()
     # A collection in the middle of a call would be counted as the runtime's time.
     gc.disable()
     is_first = True

@@ -320,8 +320,13 @@ def report(
     page = require("tumorlens.report").write_run_report(run, data=data)
     if tracker:
         tracker.mirror(run)
+    if page.num_missing:
+        terminal.say_warning(
+            f"{page.num_missing} pictures are missing from the page, the first is "
+            f"{page.why_not}; --data DIR says where the images are now"
+        )
     terminal.say_next(
-        f"the page is {page}, its figures are in {run.figures_dir}",
+        f"the page is {page.path}, its figures are in {run.figures_dir}",
         *("tumorlens", "predict", path, "IMAGE"),
     )
 

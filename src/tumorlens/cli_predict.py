@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tumorlens import terminal
+from tumorlens.allocator import keep_freed_memory
 from tumorlens.cli_series import (
     DicomOutOption,
     IdentifyOption,
@@ -69,6 +70,7 @@ def predict(
     _check_images(images, by_series=by_series, resume=resume)
     models = _open([path, *(more_runs or [])], best=best)
     predictors = [predictor for _, predictor in models]
+    keep_freed_memory()
     if by_series:
         num_unreadable = predict_series(models, images, options, out=out)
     elif out:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tumorlens.errors import DataError
-from tumorlens.images import DEFAULT_LIMITS, ImageLimits, load_square
+from tumorlens.images import DEFAULT_LIMITS, ImageLimits, load_square, without_path
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -47,7 +47,7 @@ class Decoded:
     squares: Mapping[Look, NDArray[np.uint8]]
     """(S, S, in_chans) for each look; empty for a file that cannot be read."""
     error: str | None
-    """In one line."""
+    """In one line, without the path."""
 
 
 def decode_ahead(
@@ -86,7 +86,7 @@ def decode_ahead(
                     scaled=True,
                 )
         except DataError as error:
-            return Decoded(path, {}, error.problem)
+            return Decoded(path, {}, without_path(error, path))
         return Decoded(path, squares, None)
 
     waiting: deque[Future[Decoded]] = deque()

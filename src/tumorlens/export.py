@@ -408,7 +408,7 @@ def _probs_of(
     for answer in predictor.predict_files(paths, progress=progress):
         if answer.probs is None:
             raise RunError(
-                f"a val image cannot be read any more: {answer.error}",
+                f"a val image cannot be read any more: {answer.path}: {answer.error}",
                 hint="restore the data",
             )
         probs.append(answer.probs)

@@ -2,7 +2,8 @@
 
 A processor decides which runtime and which precision are fast, so they are tried, in
 turns and for a second or two, on the machine at hand. Only artefacts are asked whose
-verdict was good; how fast they are on paper, and elsewhere, is not looked at.
+verdict was good and whose weights the run still has; how fast they are on paper, and
+elsewhere, is not looked at.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -17,10 +19,14 @@ import numpy as np
 
 from tumorlens.artefacts import KINDS, Artefact, is_artefact, open_artefact
 from tumorlens.errors import ArtefactError, MissingExtraError
+from tumorlens.runs import open_run
 from tumorlens.runtimes import Session, open_session
+from tumorlens.timing import take_turns
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 _BATCH_SIZE = 8
 _MAX_ROUNDS = 7
@@ -49,7 +55,7 @@ def choose_fastest(run: Path) -> Choice:
         ArtefactError: There is none, or none that can be used here.
     """
     passed_over: list[str] = []
-    good = _good_artefacts(run / "export", passed_over)
+    good = _good_artefacts(run, passed_over)
     light = [one for one in good if not one.card.kind.startswith("torch")]
     sessions: dict[Path, Session] = {}
     for artefact in light or good:
@@ -74,24 +80,35 @@ def choose_fastest(run: Path) -> Choice:
     return Choice(order[0][1], "; passed over, ".join([words, *passed_over]))
 
 
-def _good_artefacts(folder: Path, passed_over: list[str]) -> list[Artefact]:
-    """Return the artefacts that are whole, proven and have their runtime."""
+def _good_artefacts(run: Path, passed_over: list[str]) -> list[Artefact]:
+    """Return those that are whole, proven, of today's weights, and have a runtime."""
     found = []
+    weights = _weights_of(run)
     for kind in KINDS:
-        path = folder / kind
+        path = run / "export" / kind
         if not is_artefact(path):
             continue
         runtime = "torch" if kind.startswith("torch") else kind.partition("-")[0]
         module = "onnxruntime" if runtime == "onnx" else runtime
         try:
             artefact = open_artefact(path)
-            if not _is_installed(module):
+            if weights not in (None, artefact.card.weights_sha256):
+                passed_over.append(f"{kind}: the run has other weights by now")
+            elif not _is_installed(module):
                 passed_over.append(f"{kind}: {module} is not installed")
             else:
                 found.append(artefact)
         except ArtefactError as error:
             passed_over.append(f"{kind}: {error.problem}")
     return found
+
+
+def _weights_of(run: Path) -> tuple[str, ...] | None:
+    """Return the digests of the run's networks; `None` of a folder that is no run."""
+    if not (run / "config.toml").is_file():
+        return None
+    networks = open_run(run).networks()
+    return tuple(one.card(check_weights=False).weights_sha256 for one in networks)
 
 
 def _is_installed(module: str) -> bool:
@@ -112,13 +129,20 @@ def _measure(sessions: list[Session]) -> list[float]:
     ]
     for session, images in zip(sessions, batches, strict=True):
         session(images)  # the first call of a runtime allocates
-    taken: list[list[float]] = [[] for _ in sessions]
-    end = time.perf_counter() + _BUDGET_S
-    for _ in range(_MAX_ROUNDS):
-        for session, images, seconds in zip(sessions, batches, taken, strict=True):
-            start = time.perf_counter()
-            session(images)
-            seconds.append((time.perf_counter() - start) / _BATCH_SIZE)
-        if time.perf_counter() > end:
-            break
+    taken = take_turns(
+        [
+            partial(_seconds_of, session, images)
+            for session, images in zip(sessions, batches, strict=True)
+        ],
+        seconds=_BUDGET_S,
+        min_rounds=1,
+        max_rounds=_MAX_ROUNDS,
+    )
     return [median(seconds) for seconds in taken]
+
+
+def _seconds_of(session: Session, images: NDArray[np.uint8], _round: int) -> float:
+    """Return the seconds per image of one call."""
+    start = time.perf_counter()
+    session(images)
+    return (time.perf_counter() - start) / len(images)

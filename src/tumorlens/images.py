@@ -104,6 +104,11 @@ def read_image(
     return _open_and_read(path, limits, frame, None)
 
 
+def without_path(error: DataError, path: Path) -> str:
+    """Return what `read_image` says is wrong, for where the path stands beside it."""
+    return error.problem.removeprefix(f"{path} ")
+
+
 def fit_square(
     image: NDArray[np.uint8], *, size_px: int, fit: Fit
 ) -> NDArray[np.uint8]:
@@ -235,7 +240,7 @@ def _open_and_read(
             return _read(path, file, limits, frame, keep_px)
     except OSError as error:
         raise DataError(
-            f"cannot open {path}: {error.strerror or error}",
+            f"{path} cannot be opened: {error.strerror or error}",
             hint="check that it is a file and can be read",
         ) from error
 

@@ -46,7 +46,7 @@ class Prediction:
     predicted: str | None
     """The most probable class."""
     error: str | None
-    """Why the file could not be read, in one line."""
+    """Why the file could not be read, in one line and without the path."""
 
 
 @dataclass(frozen=True)

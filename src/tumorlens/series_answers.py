@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from tumorlens.errors import ConfigError, DataError, did_you_mean
-from tumorlens.images import DEFAULT_LIMITS, ImageLimits, read_image
+from tumorlens.images import DEFAULT_LIMITS, ImageLimits, read_image, without_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -178,7 +178,7 @@ def _answers(
         try:
             return read_image(one.path, frame=one.frame, limits=limits)
         except DataError as error:
-            return error.problem
+            return without_path(error, one.path)
 
     decoded = list(pool.map(decode, slices))
     images = [image for image in decoded if not isinstance(image, str)]

@@ -290,6 +290,9 @@ class _Reporter:
     def stage(self, text: str) -> None:
         self._inner.stage(text)
 
+    def fold(self, fold: int, num_folds: int) -> None:
+        self._inner.fold(fold, num_folds)
+
     def files(self, done: int, total: int) -> None:
         self._inner.files(done, total)
 

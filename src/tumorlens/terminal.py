@@ -376,11 +376,16 @@ class TrainingDisplay:
         self._bars = bars
         self._task = bars.add_task("starting", total=None) if bars else None
         self._words = ""
+        self._fold = ""
 
     def stage(self, text: str) -> None:
         """Name what begins."""
         self._words = text
         self._show(text, 0, None)
+
+    def fold(self, fold: int, num_folds: int) -> None:
+        """Name the fold that begins, in all that follows."""
+        self._fold = f"fold {fold + 1}/{num_folds}  "
 
     def files(self, done: int, total: int) -> None:
         """Show how many files of the stage are done."""
@@ -393,7 +398,7 @@ class TrainingDisplay:
     def epoch(self, row: dict[str, Any]) -> None:
         """Print the line of an epoch."""
         line = (
-            f"epoch {row['epoch']:>3}  "
+            f"{self._fold}epoch {row['epoch']:>3}  "
             f"train {row['train_loss']:.3f} {percent(row['train_accuracy'])}  "
             f"val {row['val_loss']:.3f} {percent(row['val_accuracy'])}  "
             f"lr {row['lr']:.2g}  {row['images_per_second']:.0f} images/s"
@@ -409,7 +414,10 @@ class TrainingDisplay:
     def _show(self, words: str, done: int, total: int | None) -> None:
         if self._bars and self._task is not None:
             self._bars.update(
-                self._task, description=words, completed=done, total=total
+                self._task,
+                description=f"{self._fold}{words}",
+                completed=done,
+                total=total,
             )
 
 

@@ -63,7 +63,10 @@ class Listener:
     """What is told of a training as it goes. Every method may be overridden."""
 
     def stage(self, text: str) -> None:
-        """A part of the work begins, such as decoding, or one fold of several."""
+        """A part of the work begins, such as decoding."""
+
+    def fold(self, fold: int, num_folds: int) -> None:
+        """A fold of several begins; the first is 0."""
 
     def files(self, done: int, total: int) -> None:
         """So many of the stage's files are done."""
@@ -130,7 +133,7 @@ def train(
         with accelerator.main_process_first():
             listener.stage("reading the data")
             if accelerator.is_main_process and not resume:
-                run = _start(config, out, command=command)
+                run = _start(config, out, accelerator, command=command)
                 is_ours_to_remove = True
             else:
                 run = open_run(out)
@@ -149,8 +152,10 @@ def train(
             return result(is_finished=is_finished, best=best[-1] if best else None)
         for fold in range(run.config.data.num_folds):
             with accelerator.main_process_first():
-                fold_run, fold_data = _fold_of(run, data, fold, command=command)
-            listener.stage(f"fold {fold + 1} of {run.config.data.num_folds}")
+                fold_run, fold_data = _fold_of(
+                    run, data, fold, accelerator, command=command
+                )
+            listener.fold(fold, run.config.data.num_folds)
             if not fit(fold_run, fold_data, accelerator=accelerator, listener=listener):
                 return result(is_finished=False)
         return result(is_finished=True)
@@ -264,7 +269,7 @@ def fit(
     return True
 
 
-def _start(config: Config, out: Path, *, command: str) -> Run:
+def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str) -> Run:
     if config.data.path is None:
         raise ConfigError(
             "no data was named", hint="give --data DIR, or set data.path in the config"
@@ -283,14 +288,30 @@ def _start(config: Config, out: Path, *, command: str) -> Run:
         update={"data": config.data.model_copy(update=paths), "model": model}
     )
     run = create_run(out, config)
-    run.write_environment(describe_environment(command=command, seed=config.train.seed))
+    run.write_environment(
+        {
+            **describe_environment(command=command, seed=config.train.seed),
+            # What `auto` came to, here and today.
+            "compute": {
+                "device": accelerator.device.type,
+                "precision": _precision(config, accelerator),
+                "threads": torch.get_num_threads(),
+                "processes": accelerator.num_processes,
+            },
+        }
+    )
     if config.train.watch_test:
         run.log_look(subset="test", command=f"{command} (train.watch_test)")
     return run
 
 
 def _fold_of(
-    run: Run, data: PreparedData, fold: int, *, command: str
+    run: Run,
+    data: PreparedData,
+    fold: int,
+    accelerator: Accelerator,
+    *,
+    command: str,
 ) -> tuple[Run, PreparedData]:
     """Return one fold of a k-fold run as an ordinary run, made where it is missing."""
     path = run.fold_path(fold)
@@ -302,7 +323,7 @@ def _fold_of(
     if not fold_run.leak_path.is_file():
         # Killed while the folder was made: nothing in it is worth keeping.
         shutil.rmtree(path, ignore_errors=True)
-        fold_run = _start(config, path, command=command)
+        fold_run = _start(config, path, accelerator, command=command)
         fold_run.write_split(fold_data.rows)
         fold_run.write_leak(run.leak())
     return fold_run, fold_data

@@ -11,7 +11,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -74,13 +74,23 @@ class Mistake:
     """Every class with its probability, the largest first."""
 
 
+class RunPage(NamedTuple):
+    """A page that was written."""
+
+    path: Path
+    num_missing: int
+    """Pictures of mistakes that could not be shown."""
+    why_not: str
+    """Why the first of them could not."""
+
+
 @dataclass(frozen=True)
 class _Shown:
     svg: Markup
     alt: str
 
 
-def write_run_report(run: Run, *, data: Path | None = None) -> Path:
+def write_run_report(run: Run, *, data: Path | None = None) -> RunPage:
     """Write `report.html` and the folder `figures` of an evaluated run.
 
     Args:
@@ -89,7 +99,7 @@ def write_run_report(run: Run, *, data: Path | None = None) -> Path:
             are gone are named in the page instead of shown.
 
     Returns:
-        The path of the page.
+        Where the page is, and what it lacks.
 
     Raises:
         RunError: The run is not evaluated yet, or one of its files cannot be read.
@@ -167,7 +177,8 @@ def write_run_report(run: Run, *, data: Path | None = None) -> Path:
         },
     )
     write_text(run.report_path, page)
-    return run.report_path
+    missing = [one.picture.why_not for one in mistakes if one.picture.why_not]
+    return RunPage(run.report_path, len(missing), missing[0] if missing else "")
 
 
 def _read_metrics(run: Run) -> dict[str, Any]:
