@@ -12,7 +12,7 @@ from tumorlens.arms import describe_settings, find_arms, is_study
 from tumorlens.config import setting_names
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.studies import Study, create_study, open_study
-from tumorlens.study_plan import load_plan
+from tumorlens.study_file import load_plan
 
 
 def names_of(*paths: Path) -> list[str]:

@@ -26,7 +26,7 @@ from tumorlens.paired import Difference, holm, paired_bootstrap
 from tumorlens.predict import Predictor
 from tumorlens.runs import open_run
 from tumorlens.studies import Study, create_study
-from tumorlens.study_plan import load_plan
+from tumorlens.study_file import load_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,7 @@ from PIL import Image
 from tumorlens import cli
 from tumorlens.studies import create_study
 from tumorlens.study import work
-from tumorlens.study_plan import load_plan
+from tumorlens.study_file import load_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,15 @@ import pytest
 import torch
 from postgres import PASSWORD
 
-from tumorlens import cli
+from tumorlens import cli, estimates
 from tumorlens import train as train_stage
 from tumorlens.estimates import estimate_study
 from tumorlens.optim import make_optimizer
 from tumorlens.runs import open_run
 from tumorlens.studies import Study, create_study, open_study
 from tumorlens.study import is_out_of_memory, run_study, work
-from tumorlens.study_plan import load_plan
+from tumorlens.study_file import load_plan
+from tumorlens.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -398,7 +400,9 @@ def test_a_shipped_study_can_be_planned(path: Path) -> None:
     assert set(plan.protocols) == {"as-given", "grouped-kfold"}
     comment = path.read_text(encoding="utf-8")
     assert f"tumorlens study run studies/{path.name} " in comment
-    assert estimate_study(plan) is None  # without images there is no time to tell
+    assert (
+        estimate_study(plan, plan.trials()) is None
+    )  # without images there is no time to tell
 
 
 def test_the_report_s_sgd_is_torch_s_with_classical_momentum() -> None:
@@ -414,7 +418,73 @@ def test_the_report_s_sgd_is_torch_s_with_classical_momentum() -> None:
 def test_the_time_of_a_trial_is_estimated_from_its_images_and_epochs(
     make_study: Any,
 ) -> None:
-    short = estimate_study(make_study(AXES.format("[1e-2]")).plan)
+    plan = make_study(AXES.format("[1e-2]")).plan
+    short = estimate_study(plan, plan.trials())
     assert short is not None
     assert list(short) == ["lr=0.01_grouped_seed42"]
     assert 0 < short["lr=0.01_grouped_seed42"] < 120
+
+
+def test_the_images_of_an_estimate_are_those_that_the_trial_gets(
+    make_study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "_time_steps", lambda *_, **__: (1.0, 1000.0))
+    plan = make_study(
+        'protocols = ["grouped", "grouped-kfold"]\n' + AXES.format("[1e-2]"),
+        "data.num_folds=2",
+    ).plan
+    seconds = estimate_study(plan, plan.trials())
+    assert seconds is not None
+    for trial in plan.trials():
+        settings = {"protocol": trial.protocol, "seed": trial.seed}
+        run = train(
+            plan.config_of(trial.settings, **settings), out=tmp_path / trial.name
+        )
+        networks = [one.split() for one in run.run.folds() or [run.run]]
+        expected = 0.0
+        for rows in networks:
+            num = Counter(row.subset for row in rows)
+            expected += 2 * (num["train"] + 1000 * num["val"]) + 1000 * num["test"]
+        assert seconds[trial.name] == expected
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("model.pretrained=gone.safetensors", "gone.safetensors"),
+        ("data.num_folds=20", "20 folds"),
+    ],
+)
+def test_a_dry_run_finds_what_would_end_every_trial_at_its_start(
+    make_images: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    setting: str,
+    said: str,
+) -> None:
+    data = make_images(subsets={"Training": 8, "Testing": 4})
+    file = tmp_path / "question.toml"
+    file.write_text('protocols = ["grouped-kfold"]\n' + AXES.format("[1e-2]"))
+    words = ["study", "run", str(file), "--data", str(data), "--dry-run"]
+    for assignment in (*TINY, setting):
+        words += ["--set", assignment]
+    assert cli.main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_the_trials_that_were_asked_for(
+    make_images: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = make_images(subsets={"Training": 8, "Testing": 4})
+    file = tmp_path / "question.toml"
+    file.write_text(AXES.format("[1e-2, 1e-3]"))
+    words = ["study", "run", str(file), "--data", str(data), "--dry-run"]
+    for assignment in TINY:
+        words += ["--set", assignment]
+    assert cli.main([*words, "--only", "lr=0.001*"]) == 0
+    said = capsys.readouterr().out
+    assert "lr=0.001_grouped_seed42" in said
+    assert "lr=0.01_grouped" not in said
+    assert "1 trials" not in said

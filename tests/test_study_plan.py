@@ -5,14 +5,8 @@ from pathlib import Path
 import pytest
 
 from tumorlens.errors import ConfigError
-from tumorlens.study_plan import (
-    StudyPlan,
-    check_only,
-    dump_plan,
-    load_plan,
-    read_plan,
-    trial_name,
-)
+from tumorlens.study_file import dump_plan, load_plan, read_plan
+from tumorlens.study_plan import StudyPlan, check_only, trial_name
 
 AXES = """
 protocols = ["as-given", "grouped"]

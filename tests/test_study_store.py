@@ -13,7 +13,8 @@ import pytest
 
 from tumorlens import study_store
 from tumorlens.errors import ConfigError, RunError
-from tumorlens.study_plan import StudyPlan, load_plan
+from tumorlens.study_file import load_plan
+from tumorlens.study_plan import StudyPlan
 from tumorlens.study_store import MAX_DEATHS, Store
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def test_a_failure_is_kept_with_its_reason_until_it_is_tried_again(
 DYING = """
 import os, sys
 from pathlib import Path
-from tumorlens.study_plan import load_plan
+from tumorlens.study_file import load_plan
 from tumorlens.study_store import Store
 store = Store(load_plan(Path(sys.argv[1])), sys.argv[2], place=Path("."))
 claim = store.claim()
@@ -391,7 +392,7 @@ def test_a_file_that_is_no_database_is_named(
 SHARING = """
 import sys, time
 from pathlib import Path
-from tumorlens.study_plan import load_plan
+from tumorlens.study_file import load_plan
 from tumorlens.study_store import Store
 store = Store(load_plan(Path(sys.argv[1])), sys.argv[2], place=Path("."))
 store.fill()

@@ -13,7 +13,7 @@ from runs_on_images import make_run
 from tumorlens import cli
 from tumorlens.errors import ConfigError
 from tumorlens.studies import Study, create_study
-from tumorlens.study_plan import load_plan
+from tumorlens.study_file import load_plan
 from tumorlens.study_tracking import StudyTracker
 from tumorlens.tracking import DATABASE, Tracker
 

@@ -391,8 +391,8 @@ def _check_any_readable(
     if len(unreadable) == num_files:
         path, reason = next(iter(unreadable.items()))
         raise DataError(
-            f"none of {terminal.files(num_files)} in {data} can be read; the first is "
-            f"{path}: {reason}",
+            f"none of {terminal.counted(num_files, 'file')} in {data} can be read; the "
+            f"first is {path}: {reason}",
             hint="give a folder of JPEG, PNG, TIFF, BMP or DICOM images",
         )
 

@@ -78,7 +78,10 @@ def predict(
     else:
         num_unreadable = _show(predictors, images)
     if num_unreadable:
-        print(f"{terminal.files(num_unreadable)} could not be read", file=sys.stderr)
+        print(
+            f"{terminal.counted(num_unreadable, 'file')} could not be read",
+            file=sys.stderr,
+        )
         return STATUS_UNREADABLE
     return 0
 

@@ -109,14 +109,13 @@ def run(
         study = studies.open_study(plan_path)
         plan = study.plan
     else:
-        plan = require("tumorlens.study_plan").load_plan(
+        plan = require("tumorlens.study_file").load_plan(
             plan_path, assignments=settings or [], data=data
         )
         study = None
     require("tumorlens.study_plan").check_only(plan, only)
     if dry_run:
-        estimate = require("tumorlens.estimates").estimate_study(plan)
-        study_display.say_plan(plan, estimate)
+        _dry_run(plan, only=only)
         return 0
     _check_data(plan)
     out = plan_path if study else out or Path("runs") / plan.name
@@ -289,6 +288,15 @@ def _say_end(path: Path, trials: Sequence[Any], *, only: str) -> int:
         print(words, file=sys.stderr)
         return STATUS_FAILED
     return 0
+
+
+def _dry_run(plan: StudyPlan, *, only: str) -> None:
+    """Show what a study would run, and find out what would end it at its start."""
+    trials = [one for one in plan.trials() if fnmatchcase(one.name, only)]
+    estimate = require("tumorlens.estimates").estimate_study
+    with terminal.counting("looking for copies") as progress:
+        seconds = estimate(plan, trials, progress=progress)
+    study_display.say_plan(plan, trials, seconds)
 
 
 def _refuse(path: Path, *given: object) -> None:

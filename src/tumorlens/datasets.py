@@ -25,6 +25,7 @@ from tumorlens.split import LEFT_OUT, check_split, fold_splits, make_split
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from tumorlens.copies import Copies
     from tumorlens.runs import Run
 
 Progress = Callable[[int, int], None]
@@ -88,39 +89,62 @@ def prepare_data(run: Run, *, progress: Progress | None = None) -> PreparedData:
             few groups, a given split with a group on two sides, a file that changed.
     """
     config = run.config.data
-    if config.path is None:
-        raise DataError("no data was named", hint="give --data DIR or set data.path")
-    index = read_index(Path(config.path), metadata=config.metadata)
+    index = index_of(config)
     if run.split_path.is_file() and run.leak_path.is_file():
         rows = run.split()
         check_unchanged(rows, index)
         return PreparedData(index, rows)
 
     copies = find_copies(index, limits=image_limits(config), progress=progress)
+    rows = deal(index, copies, config, seed=run.config.train.seed)
+    if config.fold is not None:
+        rows = rows_of_fold(run, rows, config.fold)
+    run.write_split(rows)
+    run.write_leak(asdict(judge_leak(rows, index, copies)))
+    return PreparedData(index, rows)
+
+
+def index_of(config: DataConfig) -> Index:
+    """Return what the folder or table of the settings holds.
+
+    Raises:
+        DataError: None was named, or it cannot be used.
+    """
+    if config.path is None:
+        raise DataError("no data was named", hint="give --data DIR or set data.path")
+    return read_index(Path(config.path), metadata=config.metadata)
+
+
+def deal(
+    index: Index, copies: Copies, config: DataConfig, *, seed: int
+) -> tuple[SplitRow, ...]:
+    """Return the subset of each file, by the protocol or by a split made by hand.
+
+    Args:
+        index: Of the files.
+        copies: As `find_copies` gives them.
+        config: Names the protocol.
+        seed: Of `train.seed`.
+
+    Raises:
+        DataError: Too many files cannot be read, a class has too few groups, or a given
+            split has a group on two sides.
+    """
     _check_readable(len(copies.unreadable), len(index.records), config.max_unreadable)
-    if config.split is not None:
-        rows = _without_unreadable(read_split(Path(config.split)), copies.unreadable)
-        check_split(
-            rows,
-            index,
-            protocol=config.protocol,
-            groups=group_records(index, copies),
-        )
-    else:
-        rows = make_split(
+    if config.split is None:
+        return make_split(
             index,
             copies,
             protocol=config.protocol,
             val_fraction=config.val_fraction,
             test_fraction=config.test_fraction,
             num_folds=config.num_folds,
-            seed=run.config.train.seed,
+            seed=seed,
         )
-    if config.fold is not None:
-        rows = rows_of_fold(run, rows, config.fold)
-    run.write_split(rows)
-    run.write_leak(asdict(judge_leak(rows, index, copies)))
-    return PreparedData(index, rows)
+    rows = _without_unreadable(read_split(Path(config.split)), copies.unreadable)
+    groups = group_records(index, copies)
+    check_split(rows, index, protocol=config.protocol, groups=groups)
+    return rows
 
 
 def rows_of_fold(run: Run, rows: Sequence[SplitRow], fold: int) -> tuple[SplitRow, ...]:

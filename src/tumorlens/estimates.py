@@ -1,83 +1,125 @@
 """How long a study may take: a few timed steps of each network, times its images.
 
-The steps are real ones on noise, so nothing is decoded and no weights are needed. What
-is left out: reading the images for the first time, and trials that stop early.
+The steps are real ones on noise; how many images each network learns from is counted
+in the split that it would get. What is left out: reading the images for the first time,
+and trials that stop early.
 """
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tumorlens.index import read_index
+from tumorlens.copies import find_copies
+from tumorlens.datasets import deal, image_limits, index_of
 from tumorlens.loop import train_epoch
-from tumorlens.models import create_model, infer, resolve_device, resolve_precision
+from tumorlens.models import (
+    create_model,
+    infer,
+    needs_model_hub,
+    resolve_device,
+    resolve_precision,
+)
 from tumorlens.optim import Schedule, make_optimizer
+from tumorlens.split import fold_splits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from tumorlens.config import Config
-    from tumorlens.index import Index
+    from tumorlens.copies import Copies
+    from tumorlens.index import Index, SplitRow
     from tumorlens.study_plan import PlannedTrial, StudyPlan
 
 _WARM_STEPS, _TIMED_STEPS = 1, 2
 
 
-def estimate_study(plan: StudyPlan) -> dict[str, float] | None:
+class _Sizes(NamedTuple):
+    train: int
+    val: int
+    test: int
+
+
+def estimate_study(
+    plan: StudyPlan,
+    trials: Sequence[PlannedTrial],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float] | None:
     """Return trial -> seconds on this machine, or `None` where no data was named.
+
+    Whatever would end a trial at its start comes to light: the images are dealt as the
+    trials would deal them, and weights files are loaded. Weights of a model hub are not
+    fetched.
 
     Args:
         plan: Of a search, every trial is taken to be like the base.
+        trials: Those of the plan that count.
+        progress: Called with files done and files in all, while copies are sought.
 
     Raises:
-        ConfigError: A setting does not fit a network.
-        DataError: The data cannot be read.
+        ConfigError: A setting or a weights file does not fit a network.
+        DataError: The data cannot be read, or not be split so.
     """
-    if plan.base.data.path is None:
+    data = plan.base.data
+    if data.path is None:
         return None
-    index = read_index(Path(plan.base.data.path), metadata=plan.base.data.metadata)
+    index = index_of(data)
+    copies = find_copies(index, limits=image_limits(data), progress=progress)
     steps: dict[str, tuple[float, float]] = {}
+    sizes: dict[str, list[_Sizes]] = {}
     seconds = {}
-    for trial in plan.trials():
+    for trial in trials:
         config = plan.config_of(
             trial.settings, protocol=trial.protocol, seed=trial.seed
         )
         kind = repr((config.model, config.train.batch_size, config.train.freeze))
         if kind not in steps:
             steps[kind] = _time_steps(config, num_classes=len(index.classes))
-        seconds[trial.name] = _seconds_of(trial, config, index, *steps[kind])
+        split = repr((config.data, config.train.seed))
+        if split not in sizes:
+            sizes[split] = _sizes_of(config, index, copies)
+        seconds[trial.name] = _seconds_of(config, sizes[split], *steps[kind])
     return seconds
 
 
+def _sizes_of(config: Config, index: Index, copies: Copies) -> list[_Sizes]:
+    """Return how many images each network of a trial has in each subset."""
+    data, seed = config.data, config.train.seed
+    rows = deal(index, copies, data, seed=seed)
+    parts: Sequence[Sequence[SplitRow]] = [rows]
+    if data.protocol == "grouped-kfold":
+        parts = fold_splits(
+            rows, num_folds=data.num_folds, val_fraction=data.val_fraction, seed=seed
+        )
+    counts = [Counter(row.subset for row in part) for part in parts]
+    return [_Sizes(one["train"], one["val"], one["test"]) for one in counts]
+
+
 def _seconds_of(
-    trial: PlannedTrial, config: Config, index: Index, train: float, look: float
+    config: Config, sizes: Sequence[_Sizes], train: float, look: float
 ) -> float:
     """Return the seconds of a trial from those of an image learnt and looked at."""
-    num_files = len(index.records)
-    data = config.data
-    if trial.protocol == "as-given":
-        num_test = sum(record.subset == "test" for record in index.records)
-        num_rest, folds = num_files - num_test, 1
-    elif trial.protocol == "grouped":
-        num_rest, folds = round(num_files * (1 - data.test_fraction)), 1
-    else:
-        num_rest, folds = round(num_files * (1 - 1 / data.num_folds)), data.num_folds
-    num_val = round(num_rest * data.val_fraction)
-    per_epoch = (num_rest - num_val) * train + num_val * look
-    if config.train.watch_test:
-        per_epoch += (num_files - num_rest) * look
-    return folds * (config.optim.epochs * per_epoch + (num_files - num_rest) * look)
+    seconds = 0.0
+    for of in sizes:
+        watched = of.val + (of.test if config.train.watch_test else 0)
+        per_epoch = of.train * train + watched * look
+        seconds += config.optim.epochs * per_epoch + of.test * look
+    return seconds
 
 
 def _time_steps(config: Config, *, num_classes: int) -> tuple[float, float]:
     """Return the seconds that one image takes to learn and to look at."""
     device = resolve_device(config.train.device)
-    random = config.model.model_copy(update={"pretrained": "no"})
-    model, preprocessing = create_model(random, num_classes=num_classes)
+    settings = config.model
+    if needs_model_hub(settings):
+        settings = settings.model_copy(update={"pretrained": "no"})
+    model, preprocessing = create_model(settings, num_classes=num_classes)
     model.to(device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config.optim)
     size = preprocessing.size_px

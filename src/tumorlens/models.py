@@ -84,7 +84,7 @@ def create_model(
             f"unknown model.name {name!r}: timm {timm.__version__} has no such network",
             hint=_suggest(name.split(".")[0].lower()),
         )
-    from_hub = config.pretrained in _FROM_HUB
+    from_hub = needs_model_hub(config)
     if from_hub:
         _check_hub(name)
     arguments = model_arguments(config)
@@ -244,6 +244,11 @@ def infer(
         log_probs = torch.stack(answers).logsumexp(dim=0) - math.log(len(answers))
         parts.append(log_probs.cpu())
     return torch.cat(parts).numpy() if parts else np.empty((0, 0), np.float32)
+
+
+def needs_model_hub(config: ModelConfig) -> bool:
+    """Whether the network's first weights are fetched, not read from a file."""
+    return config.pretrained in _FROM_HUB
 
 
 def resolve_device(name: str) -> torch.device:

@@ -24,7 +24,8 @@ from tumorlens.addresses import without_password
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import write_text
 from tumorlens.runs import Run, open_run
-from tumorlens.study_plan import StudyPlan, dump_plan, read_plan
+from tumorlens.study_file import dump_plan, read_plan
+from tumorlens.study_plan import StudyPlan
 from tumorlens.study_store import Store
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tumorlens import terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rich.progress import Progress as Bars
 
@@ -80,18 +80,21 @@ def failed_words(num_failed: int, *, of: int) -> str:
         >>> failed_words(1, of=4), failed_words(1, of=1)
         ('1 of 4 trials failed', '1 of 1 trial failed')
     """
-    return f"{num_failed} of {of} {'trial' if of == 1 else 'trials'} failed"
+    return f"{num_failed} of {terminal.counted(of, 'trial')} failed"
 
 
-def say_plan(plan: Any, seconds: Mapping[str, float] | None) -> None:
-    """Print the trials of a plan with the time that each may take.
+def say_plan(
+    plan: Any, trials: Sequence[Any], seconds: Mapping[str, float] | None
+) -> None:
+    """Print trials of a plan with the time that each may take.
 
     Args:
         plan: A `tumorlens.study_plan.StudyPlan`.
+        trials: Those of its trials that count.
         seconds: Trial -> estimate; `None` where no data was named.
     """
     rows = []
-    for trial in plan.trials():
+    for trial in trials:
         settings = ", ".join(f"{key}={value}" for key, value in trial.settings.items())
         time = duration(seconds[trial.name]) if seconds else "?"
         rows.append([trial.name, settings, time])
@@ -103,8 +106,8 @@ def say_plan(plan: Any, seconds: Mapping[str, float] | None) -> None:
         terminal.say("no estimate of the time: name the images with --data")
     else:
         terminal.say(
-            f"{len(rows)} trials, about {duration(sum(seconds.values()))} on this "
-            "machine, one after the other"
+            f"{terminal.counted(len(rows), 'trial')}, about "
+            f"{duration(sum(seconds.values()))} on this machine, one after the other"
         )
 
 

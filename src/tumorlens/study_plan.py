@@ -1,26 +1,9 @@
-"""The plan of a study: a TOML file becomes the list of trials to run.
+"""The plan of a study: which trials there are, and the settings of each.
 
 A study compares arms. An arm is a set of settings that differ from the base; a trial is
 one arm under one protocol with one seed, and becomes an ordinary run folder. With
 `[search]` the settings of each trial are chosen while the study runs, and the plan only
-holds ranges and budget. Nothing is run here.
-
-    title = "Effect of the learning rate"
-    config = "base.toml"              # optional; settings below go on top of it
-    protocols = ["as-given", "grouped-kfold"]   # default: the base's own
-    seeds = [42]                      # default: the base's own
-    test = true                       # look at test at the end of each trial
-    watch_test = false                # and after each epoch, under as-given only
-
-    [base]                            # settings that all arms share
-    model.name = "resnet50"
-
-    [axes]                            # every combination is an arm
-    optim.lr = [1e-2, 1e-3, 1e-4]
-
-    [[arms]]                          # or arms with names
-    name = "max pooling"
-    model.global_pool = "max"
+holds ranges and budget. Nothing is run here, and no file is read: see `study_file`.
 """
 
 from __future__ import annotations
@@ -28,26 +11,19 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tumorlens.config import (
     Config,
     Protocol,
-    assign,
-    dump_config,
-    load_config,
     parse_config,
-    setting_names,
 )
-from tumorlens.errors import ConfigError, did_you_mean
+from tumorlens.errors import ConfigError
 from tumorlens.files import sha256_of_bytes
 
 OBJECTIVES = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
@@ -55,7 +31,6 @@ OBJECTIVES = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
 
 _MAX_TRIALS = 10_000
 _NUM_NAMED = 3
-_CHOSEN_PER_TRIAL = ("train.seed", "data.protocol", "data.fold", "train.watch_test")
 
 _OF_THE_MACHINE = (
     *(("data", "path"), ("data", "cache_dir"), ("data", "cache_mib")),
@@ -228,12 +203,12 @@ class StudyPlan(_Part):
         """
         content = self.base.model_dump(mode="json", exclude_none=True)
         for key, value in settings.items():
-            _put(content, key, value)
-        _put(content, "data.protocol", protocol)
-        _put(content, "train.seed", seed)
+            put_setting(content, key, value)
+        put_setting(content, "data.protocol", protocol)
+        put_setting(content, "train.seed", seed)
         # What only reproduces published curves has no place in honest figures.
         watches = self.watch_test and protocol == "as-given"
-        _put(content, "train.watch_test", watches)
+        put_setting(content, "train.watch_test", watches)
         return parse_config(content)
 
 
@@ -262,56 +237,6 @@ def trial_name(arm: str, protocol: str, seed: int) -> str:
     return f"{_slug(arm)}_{protocol}_seed{seed}"
 
 
-def load_plan(
-    path: Path, *, assignments: Iterable[str] = (), data: Path | None = None
-) -> StudyPlan:
-    """Return the plan of a TOML file with `--set` assignments on top of its base.
-
-    Args:
-        path: The study's file. `config` in it is relative to its folder.
-        assignments: As for `config.load_config`; they hold for all arms.
-        data: The same as `data.path`.
-
-    Raises:
-        ConfigError: The file cannot be read, a setting is unknown, or an arm's settings
-            contradict each other; or an assignment sets what the arms differ in.
-    """
-    content = _read(path)
-    chosen = [*assignments]
-    unknown = content.keys() - {*_TOP_KEYS}
-    if unknown:
-        key = sorted(unknown)[0]
-        raise ConfigError(
-            f"unknown key {key!r} in the study {path}",
-            hint=did_you_mean(key, _TOP_KEYS),
-        )
-    base = _base_of(path, content, chosen, data)
-    arms = _arms_of(path, content)
-    varied = {key for arm in arms for key in arm["settings"]}
-    search = content.get("search")
-    if isinstance(search, dict) and isinstance(search.get("ranges"), dict):
-        search = search | {"ranges": _flat(search["ranges"], path=path)}
-        varied |= set(search["ranges"])
-    _check_varied(path, varied, chosen)
-    plan = _parse(
-        path,
-        {
-            "name": content.get("name", path.stem),
-            "title": content.get("title", ""),
-            "test": content.get("test", False),
-            "watch_test": content.get("watch_test", False),
-            "protocols": content.get("protocols", [base.data.protocol]),
-            "seeds": content.get("seeds", [base.train.seed]),
-            "base": base,
-            "arms": arms,
-            "search": search,
-        },
-    )
-    _check_watch(path, plan)
-    _check_arms(path, plan)
-    return plan
-
-
 def check_only(plan: StudyPlan, only: str) -> None:
     """Refuse a pattern that no trial of a plan can match.
 
@@ -334,227 +259,14 @@ def check_only(plan: StudyPlan, only: str) -> None:
     )
 
 
-def read_plan(path: Path) -> StudyPlan:
-    """Return a plan that `dump_plan` wrote.
+def put_setting(content: dict[str, Any], key: str, value: Any) -> None:
+    """Put a setting into nested tables, in place.
 
-    Raises:
-        ConfigError: The file cannot be read or is not such a plan.
+    Args:
+        content: Tables as in TOML.
+        key: `section.name`, or deeper.
+        value: 'none' takes a setting out that may be unset.
     """
-    content = _read(path)
-    if isinstance(content.get("base"), dict):
-        content["base"] = parse_config(content["base"])
-    return _parse(path, content)
-
-
-def dump_plan(plan: StudyPlan) -> str:
-    """Return a plan as TOML, complete: no file beside it is needed to read it."""
-    content = plan.model_dump(mode="json", exclude_none=True)
-    content["base"] = tomllib.loads(dump_config(plan.base))
-    return tomli_w.dumps(content)
-
-
-_TOP_KEYS = (
-    *("name", "title", "config", "protocols", "seeds", "test", "watch_test"),
-    *("base", "axes", "arms", "search"),
-)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the study {path}: {error.strerror}",
-            hint="give the path of a study's TOML file, such as studies/scheduler.toml",
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} is not TOML: {error}", hint="see studies/ for files that work"
-        ) from None
-
-
-def _base_of(
-    path: Path, content: Mapping[str, Any], assignments: list[str], data: Path | None
-) -> Config:
-    below = content.get("config")
-    settings: dict[str, Any] = {}
-    if below is not None:
-        config = load_config(path.parent / str(below))
-        settings = config.model_dump(mode="json", exclude_none=True)
-    for key, value in _flat(content.get("base", {}), path=path).items():
-        _put(settings, key, value)
-    if data is not None:
-        _put(settings, "data.path", str(data))
-    assign(settings, assignments)
-    config = parse_config(settings)
-    # The study must find its files from any folder.
-    places = {
-        "data": ("path", "split", "cache_dir"),
-        "model": ("pretrained",) if Path(config.model.pretrained).is_file() else (),
-    }
-    content = config.model_dump(mode="json", exclude_none=True)
-    for section, names in places.items():
-        for name in names:
-            if name in content[section]:
-                content[section][name] = str(Path(content[section][name]).resolve())
-    return parse_config(content)
-
-
-def _arms_of(path: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    axes = _flat(content.get("axes", {}), path=path)
-    for key, values in axes.items():
-        if not isinstance(values, list) or not values:
-            raise ConfigError(
-                f"expected a list of values for {key} in [axes] of {path}, got "
-                f"{values!r}",
-                hint=f"write {key} = [first, second]",
-            )
-    named = content.get("arms", [])
-    if not isinstance(named, list) or not all(isinstance(arm, dict) for arm in named):
-        raise ConfigError(
-            f"expected [[arms]] tables in {path}, got {named!r}",
-            hint='write [[arms]] and below it name = "..." and the settings of the arm',
-        )
-    if axes and named:
-        raise ConfigError(
-            f"{path} has both [axes] and [[arms]]",
-            hint="name the combinations as arms, or leave the arms to the axes",
-        )
-    if axes:
-        names = _short(axes)
-        return [
-            {
-                "name": ", ".join(
-                    f"{names[key]}={_text(value)}"
-                    for key, value in zip(axes, values, strict=True)
-                ),
-                "settings": dict(zip(axes, values, strict=True)),
-            }
-            for values in itertools.product(*axes.values())
-        ]
-    return [
-        {
-            "name": arm.get("name", f"arm {number}"),
-            "settings": _flat(
-                {key: value for key, value in arm.items() if key != "name"}, path=path
-            ),
-        }
-        for number, arm in enumerate(named, start=1)
-    ]
-
-
-def _check_varied(path: Path, varied: set[str], assignments: Sequence[str]) -> None:
-    for key in sorted(varied):
-        if key in _CHOSEN_PER_TRIAL:
-            raise ConfigError(
-                f"{key} cannot be an axis of {path}",
-                hint="use protocols = [...] and seeds = [...] at the top of the file",
-            )
-    for assignment in assignments:
-        key = assignment.partition("=")[0].strip()
-        if key in varied:
-            raise ConfigError(
-                f"--set {assignment} sets what the arms of {path} differ in",
-                hint="change the study's file, or leave the setting out",
-            )
-        if key in ("train.seed", "data.protocol"):
-            plural = "seeds" if key == "train.seed" else "protocols"
-            raise ConfigError(
-                f"--set {assignment}: a study has {plural} of its own",
-                hint=f"write {plural} = [...] at the top of the study's file",
-            )
-
-
-def _check_watch(path: Path, plan: StudyPlan) -> None:
-    # Not in StudyPlan: a folder that an earlier plan made can still be read.
-    if not plan.watch_test:
-        return
-    if not plan.test:
-        raise ConfigError(
-            f"{path} has watch_test = true without test = true: it would look at test "
-            "after every epoch of a study that never looks at test",
-            hint="add test = true, or leave watch_test out",
-        )
-    if "as-given" not in plan.protocols:
-        raise ConfigError(
-            f"{path} has watch_test = true, and no trial could watch test: expected "
-            f"'as-given' among the protocols, got {', '.join(plan.protocols)}",
-            hint='add "as-given" to protocols, or leave watch_test out',
-        )
-
-
-def _check_arms(path: Path, plan: StudyPlan) -> None:
-    names: set[str] = set()
-    for trial in plan.trials():
-        if trial.name in names:
-            raise ConfigError(
-                f"two arms of {path} are called {trial.arm!r}, or nearly so",
-                hint="give each arm a name of its own",
-            )
-        names.add(trial.name)
-        if plan.search is None:
-            plan.config_of(trial.settings, protocol=trial.protocol, seed=trial.seed)
-    if plan.search is not None:
-        for key, values in plan.search.ranges.items():
-            ends = [values.low, values.high] if isinstance(values, Range) else values
-            for value in ends:
-                is_whole = isinstance(value, float) and value.is_integer()
-                plan.config_of(
-                    {key: int(value) if is_whole else value},
-                    protocol=plan.protocols[0],
-                    seed=plan.seeds[0],
-                )
-
-
-def _parse(path: Path, content: Mapping[str, Any]) -> StudyPlan:
-    try:
-        return StudyPlan.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "value_error":
-            problem = f"{path}: {first['ctx']['error']}"
-        elif first["type"] == "extra_forbidden":
-            problem = f"{path}: unknown key {place!r}"
-        else:
-            message = first["msg"][:1].lower() + first["msg"][1:]
-            problem = f"{path}: {place}: {message}, got {first['input']!r}"
-        raise ConfigError(problem, hint="see docs/studies.md") from None
-
-
-def _flat(tables: Any, *, path: Path) -> dict[str, Any]:
-    """Return nested tables as `section.name` -> value; model.extra is one level deeper.
-
-    Raises:
-        ConfigError: A setting is unknown.
-    """
-    known = setting_names()
-    found: dict[str, Any] = {}
-    if not isinstance(tables, dict):
-        raise ConfigError(
-            f"expected a table of settings in {path}, got {tables!r}",
-            hint="write settings such as optim.lr = 1e-3",
-        )
-    for section, inner in tables.items():
-        # "optim.lr" in quotes is taken too.
-        pairs = (
-            [(f"{section}.{name}", value) for name, value in inner.items()]
-            if isinstance(inner, dict) and "." not in section
-            else [(section, inner)]
-        )
-        for key, value in pairs:
-            if key == "model.extra" and isinstance(value, dict):
-                found |= {f"{key}.{name}": of for name, of in value.items()}
-                continue
-            if key not in known and not key.startswith("model.extra."):
-                raise ConfigError(
-                    f"unknown setting {key!r} in {path}", hint=did_you_mean(key, known)
-                )
-            found[key] = value
-    return found
-
-
-def _put(content: dict[str, Any], key: str, value: Any) -> None:
     *tables, name = key.split(".")
     inner = content
     for table in tables:
@@ -570,17 +282,6 @@ def _can_be_none(key: str) -> bool:
     outer: Any = Config.model_fields[section].annotation
     field = outer.model_fields.get(name)
     return field is not None and type(None) in get_args(field.annotation)
-
-
-def _short(axes: Iterable[str]) -> dict[str, str]:
-    """Return the names without their sections, where they stay different."""
-    axes = list(axes)
-    last = [key.rpartition(".")[2] for key in axes]
-    return dict(zip(axes, last if len({*last}) == len(last) else axes, strict=True))
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _slug(name: str) -> str:

@@ -11,10 +11,7 @@ only one of several rescuers take.
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
-import random
 import socket
 import threading
 import warnings
@@ -26,13 +23,19 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tumorlens.addresses import without_password
 from tumorlens.errors import RunError
 from tumorlens.extras import require
 from tumorlens.study_database import file_lock, holds_study, open_storage, readable
-from tumorlens.study_plan import Range, Search, StudyPlan, search_name, search_number
+from tumorlens.study_plan import Range, Search, StudyPlan, search_name
+from tumorlens.study_search import (
+    chosen_value,
+    direction_of,
+    points_of,
+    pruner_of,
+    sampler_of,
+    suggest,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,7 +84,7 @@ class Claim:
 
     def choose(self, ranges: Mapping[str, Range | list[Any]]) -> dict[str, Any]:
         """Return the settings of a search's trial, chosen now or when first started."""
-        return {key: self._suggest(key, of) for key, of in ranges.items()}
+        return {key: suggest(self._trial, key, of) for key, of in ranges.items()}
 
     def report(self, value: float, *, epoch: int) -> bool:
         """Tell the val measure of an epoch; return whether the trial should go on."""
@@ -126,18 +129,6 @@ class Claim:
             # A database that is away for a moment must not end a training.
             with suppress(Exception):
                 self._store.storage.record_heartbeat(self._trial._trial_id)
-
-    def _suggest(self, key: str, of: Range | list[Any]) -> Any:
-        if isinstance(of, list):
-            # Optuna's categories are plain values: a list of numbers goes as JSON.
-            choice = self._trial.suggest_categorical(key, [json.dumps(v) for v in of])
-            return json.loads(choice)
-        whole = of.low.is_integer() and of.high.is_integer() and of.step is not None
-        if whole and of.step is not None and of.step.is_integer():
-            return self._trial.suggest_int(
-                key, int(of.low), int(of.high), step=int(of.step)
-            )
-        return self._trial.suggest_float(key, of.low, of.high, log=of.log, step=of.step)
 
 
 class Store:
@@ -184,8 +175,8 @@ class Store:
                 self._study = self.optuna.create_study(
                     study_name=plan.name,
                     storage=self.storage,
-                    pruner=_pruner(self.optuna, plan.search),
-                    direction=_direction(plan.search),
+                    pruner=pruner_of(self.optuna, plan.search),
+                    direction=direction_of(plan.search),
                     load_if_exists=True,
                 )
                 self._check_same(plan)
@@ -197,7 +188,7 @@ class Store:
             trials = self._trials()
             if self._plan.search is not None and self._plan.num_search_trials is None:
                 names = sorted({trial.user_attrs["name"] for trial in trials})
-            points = _points(self._plan)
+            points = points_of(self._plan)
             alive = {trial.user_attrs["name"] for trial in trials if self._lives(trial)}
             known = {trial.user_attrs["name"]: trial for trial in trials}
             for name in names:
@@ -357,7 +348,7 @@ class Store:
         study = copy(self._study)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experimental, says Optuna
-            study.sampler = _sampler(self.optuna, self._plan.search, name=name)
+            study.sampler = sampler_of(self.optuna, self._plan.search, name=name)
         return self.optuna.trial.Trial(study, trial_id)
 
     def _queue(
@@ -400,7 +391,7 @@ class Store:
         return TrialRow(
             name=name,
             state=states[trial.state],
-            settings={key: _plain(value) for key, value in trial.params.items()},
+            settings={key: chosen_value(value) for key, value in trial.params.items()},
             value=trial.values[0] if trial.values else None,
             reason=attrs.get("reason"),
             place=place,
@@ -431,81 +422,6 @@ class Store:
         # SQLite does not lock a row that is read in order to be changed.
         with self._lock:
             yield
-
-
-def _points(plan: StudyPlan) -> dict[str, dict[str, str]]:
-    """Return trial -> point of a grid, in an order that the seed shuffles."""
-    search = plan.search
-    if search is None or search.sampler != "grid":
-        return {}
-    values = {
-        key: [json.dumps(value) for value in of]
-        for key, of in search.ranges.items()
-        if isinstance(of, list)
-    }
-    points = [
-        dict(zip(values, point, strict=True))
-        for point in itertools.product(*values.values())
-    ]
-    random.Random(search.seed).shuffle(points)
-    return {
-        trial.name: point for trial, point in zip(plan.trials(), points, strict=False)
-    }
-
-
-def _sampler(optuna: Any, search: Search | None, *, name: str) -> Any:
-    """Return what chooses the settings of one trial.
-
-    Each worker has a sampler of its own, and so has each restart: seeded alike, they
-    would all draw the same points again. By its name a trial draws what it would draw
-    in a search that nothing disturbs.
-    """
-    samplers = optuna.samplers
-    if search is None:
-        return samplers.RandomSampler(seed=42)
-    seed = _trial_seed(search.seed, name)
-    match search.sampler:
-        case "tpe":
-            return samplers.TPESampler(seed=seed)
-        case "random":
-            return samplers.RandomSampler(seed=seed)
-        case "qmc":
-            # One sequence for all trials; the database counts how far it is used up.
-            # Only what comes before it, a first trial or two, is drawn at random.
-            return samplers.QMCSampler(
-                seed=search.seed,
-                scramble=True,
-                independent_sampler=samplers.RandomSampler(seed=seed),
-            )
-        case "grid":
-            # Its points are queued; nothing is left to choose.
-            return samplers.RandomSampler(seed=seed)
-
-
-def _trial_seed(seed: int, name: str) -> int:
-    # Not the sum of the two: seeds 42 and 43 would share all trials but one.
-    sequence = np.random.SeedSequence([seed, search_number(name)])
-    return int(sequence.generate_state(1)[0])
-
-
-def _pruner(optuna: Any, search: Search | None) -> Any:
-    match search.pruner if search else "none":
-        case "median":
-            return optuna.pruners.MedianPruner()
-        case "halving":
-            return optuna.pruners.SuccessiveHalvingPruner()
-        case "hyperband":
-            return optuna.pruners.HyperbandPruner()
-    return optuna.pruners.NopPruner()
-
-
-def _direction(search: Search | None) -> str:
-    return "minimize" if search and not search.is_better_high else "maximize"
-
-
-def _plain(value: Any) -> Any:
-    # Choices are stored as JSON texts, numbers as they are.
-    return json.loads(value) if isinstance(value, str) else value
 
 
 def _host() -> str:

@@ -106,14 +106,14 @@ def interval(measure: Mapping[str, float | None]) -> str:
     return percent(measure["value"]) + bounds
 
 
-def files(count: int) -> str:
-    """Return a number of files in words.
+def counted(number: int, noun: str) -> str:
+    """Return a number of things in words.
 
     Example:
-        >>> files(1), files(1200)
-        ('1 file', '1,200 files')
+        >>> counted(1, "file"), counted(1200, "trial")
+        ('1 file', '1,200 trials')
     """
-    return f"{count:,} file" + ("" if count == 1 else "s")
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def one_line(text: str) -> str:
@@ -179,7 +179,7 @@ def say_split(rows: Iterable[Any], classes: Sequence[str]) -> None:
 def say_training(result: Any) -> None:
     """Print how a training ended: a `tumorlens.train.TrainResult`."""
     if result.num_unreadable:
-        say(f"left out, as not readable: {files(result.num_unreadable)}")
+        say(f"left out, as not readable: {counted(result.num_unreadable, 'file')}")
     if result.best:
         say(
             f"kept the weights of epoch {result.best['epoch']}: "
