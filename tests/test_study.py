@@ -452,7 +452,7 @@ def test_the_images_of_an_estimate_are_those_that_the_trial_gets(
     ("setting", "said"),
     [
         ("model.pretrained=gone.safetensors", "gone.safetensors"),
-        ("data.num_folds=20", "20 folds"),
+        ("data.num_folds=20", "too few for 20 subsets"),
     ],
 )
 def test_a_dry_run_finds_what_would_end_every_trial_at_its_start(
