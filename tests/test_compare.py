@@ -723,6 +723,21 @@ def test_the_command_writes_where_it_is_told_and_times_the_networks(
     assert json.loads(text)["arms"][0]["latency_ms"]["value"] > 0
 
 
+def test_a_comparison_on_val_leaves_the_one_on_test(
+    two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["compare", *map(str, two), "--no-latency"]
+    assert cli.main(words) == 0
+    test = Path("comparison/comparison.json").read_bytes()
+    for path in two:
+        shutil.copy(path / "predictions.csv", path / "predictions-val.csv")
+    assert cli.main([*words, "--subset", "val"]) == 0
+    assert Path("comparison/comparison.json").read_bytes() == test
+    found = json.loads(Path("comparison/val/comparison.json").read_text("utf-8"))
+    assert found["subset"] == "val"
+
+
 def test_the_command_puts_the_comparison_of_a_study_into_its_folder(
     study: Study,
 ) -> None:

@@ -480,6 +480,14 @@ def test_a_condition_of_another_form_is_refused(four: Path, text: str) -> None:
     assert "model.name=resnet50" in caught.value.hint
 
 
+def test_a_number_is_not_put_in_order_with_a_word(four: Path) -> None:
+    with pytest.raises(ConfigError, match=r"optim.lr is a number, got --where") as it:
+        list_runs([four], where=["optim.lr>abc"])
+    assert "--where 'optim.lr>0." in it.value.hint
+    # Equal to it is just none.
+    assert list_runs([four], where=["optim.lr=abc"]) == []
+
+
 @pytest.mark.parametrize(
     ("key", "hint"),
     [

@@ -189,6 +189,32 @@ def test_a_search_aims_at_val_and_keeps_what_it_chose(make_study: Any) -> None:
         assert run.looks() == []
 
 
+@pytest.mark.parametrize("objective", ["loss", "accuracy"])
+def test_the_best_trial_of_a_search_is_named_with_its_settings(
+    make_study: Any, capsys: pytest.CaptureFixture[str], objective: str
+) -> None:
+    study = make_study(
+        '[base]\nmodel.name = "test_resnet"\noptim.epochs = 1\n'
+        f'[search]\ntrials = 3\nsampler = "random"\nobjective = "{objective}"\n'
+        "ranges.optim.lr = {low = 1e-5, high = 1e-1, log = true}\n"
+    )
+    store = study.open_store()
+    store.fill()
+    for value in (0.5, 0.25, 0.75):
+        claim = store.claim()
+        claim.choose(study.plan.search.ranges)
+        claim.finish(value)
+    assert cli.main(["study", "status", str(study.path)]) == 0
+    best = study.trials()[1 if objective == "loss" else 2]
+    lr = best.settings["optim.lr"]
+    shown = "0.250" if objective == "loss" else "75.0 %"
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"the best of 3 finished trials by val {objective} is {best.name} with "
+        f"{shown}: --set optim.lr={lr}"
+    ) in said
+
+
 def test_a_study_that_never_looks_at_test_is_compared_on_val_by_one_command(
     make_study: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

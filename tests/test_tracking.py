@@ -292,6 +292,22 @@ def test_a_run_deleted_in_mlflow_begins_anew(
     assert "weights.safetensors" in artifacts_of(again)
 
 
+def test_a_run_begun_anew_in_its_folder_leaves_none_that_seems_to_run(
+    run: Run, database: Path, said: Warnings
+) -> None:
+    tracker = said.tracker()
+    (run.path / "finished").rename(run.path / "later")
+    tracker.mirror(run, state="RUNNING")
+    first = runs_at(f"sqlite:///{database}")["first"]
+    assert first.info.status == "RUNNING"
+    run.tracking_path.unlink()
+    tracker.mirror(run, state="RUNNING")
+    url = f"sqlite:///{database}"
+    assert client(url).get_run(first.info.run_id).info.status == "KILLED"
+    second = run.tracking()["run_id"]
+    assert client(url).get_run(second).info.status == "RUNNING"
+
+
 def test_a_folder_that_was_moved_is_mirrored_beside_its_new_place(
     run: Run, database: Path, tmp_path: Path, said: Warnings, empty_database: Path
 ) -> None:

@@ -26,6 +26,7 @@ from tumorlens.files import write_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tumorlens.studies import Study
     from tumorlens.study_plan import StudyPlan
 
 STATUS_FAILED = 3
@@ -143,7 +144,7 @@ def run(
             tracker=tracker,
         )
     trials = study.trials(study.open_store(store))
-    study_display.say_trials(trials)
+    _say_trials(study, trials)
     if tracker and (words := tracker.words()):
         terminal.say(words)
     if not is_over:
@@ -164,7 +165,7 @@ def status(
 ) -> None:
     """Show the trials of a study, also while it runs."""
     study = require("tumorlens.studies").open_study(path)
-    study_display.say_trials(study.trials(study.open_store(store, must_exist=True)))
+    _say_trials(study, study.trials(study.open_store(store, must_exist=True)))
 
 
 def lr_find(
@@ -217,7 +218,9 @@ def compare(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Default: the study's folder, or ./comparison."
+            metavar="DIR",
+            help="Default: the study's folder, or ./comparison; with --subset val, the "
+            "folder val in it.",
         ),
     ] = None,
     image: Annotated[
@@ -248,6 +251,8 @@ def compare(
     if out is None:
         is_study = require("tumorlens.arms").is_study(paths[0])
         out = paths[0] if is_study else Path("comparison")
+        if subset == "val":  # the comparison on test stays
+            out = out / "val"
     with terminal.counting("comparing") as progress:
         found = stage.compare(
             paths,
@@ -268,6 +273,12 @@ def compare(
     for sentence in found["words"]:
         terminal.say(sentence)
     terminal.say(f"the page is {page}, its tables are beside it as .csv, .md and .tex")
+
+
+def _say_trials(study: Study, trials: Sequence[Any]) -> None:
+    study_display.say_trials(trials)
+    if best := study_display.best_words(study.plan, trials):
+        terminal.say(best)
 
 
 def _say_end(path: Path, trials: Sequence[Any], *, only: str) -> int:

@@ -319,6 +319,12 @@ def _condition(text: str) -> Callable[[RunRow], bool]:
         if wanted == "none" or value is None:
             is_same = wanted == "none" and value in (None, "none")
             return is_same if sign == "=" else not is_same if sign == "!=" else False
+        is_order = sign not in ("=", "!=")
+        if is_order and _is_number(value) and not _is_number(_toml(wanted)):
+            raise ConfigError(
+                f"{key} is a number, got --where {text!r}",
+                hint=f"compare it with a number: --where '{key}{sign}{value:g}'",
+            )
         return _COMPARE[sign](*_alike(value, wanted))
 
     return holds
@@ -330,9 +336,13 @@ def _alike(value: Any, wanted: str) -> tuple[Any, Any]:
         number = float(wanted)
     except ValueError:
         return _as_text(value), _as_text(_toml(wanted))
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not _is_number(value):
         return _as_text(value), wanted
     return float(value), number
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _toml(text: str) -> Any:

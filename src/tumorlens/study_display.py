@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,31 @@ def say_trials(trials: Iterable[Any]) -> None:
         for trial in trials
     ]
     terminal.print_table(["trial", "state", "val", "time", "why"], rows)
+
+
+def best_words(plan: Any, trials: Iterable[Any]) -> str:
+    """Return which trial of a search is the best so far; empty for other studies.
+
+    Args:
+        plan: A `tumorlens.study_plan.StudyPlan`.
+        trials: `tumorlens.studies.Trial` of it.
+    """
+    done = [one for one in trials if one.state == "finished" and one.value is not None]
+    if plan.search is None or not done:
+        return ""
+    sign = 1 if plan.search.is_better_high else -1
+    best = max(done, key=lambda one: sign * one.value)
+    settings = " ".join(
+        f"--set {shlex.quote(f'{key}={value}')}" for key, value in best.settings.items()
+    )
+    objective = plan.search.objective.replace("_", " ")
+    value = f"{best.value:.3f}"
+    if plan.search.is_better_high:
+        value = terminal.percent(best.value)
+    return (
+        f"the best of {terminal.counted(len(done), 'finished trial')} by val "
+        f"{objective} is {best.name} with {value}: {settings}"
+    )
 
 
 def failed_words(num_failed: int, *, of: int) -> str:

@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
@@ -217,7 +217,12 @@ class Store:
                 self._queue(search_name(len(names) + 1))
                 trials = self._trials()
                 waiting = [t for t in trials if t.state == self.states.WAITING]
-            for trial in waiting:
+            # In the order of the plan: what was interrupted need not wait for all that
+            # was queued before that.
+            order = self._order()
+            for trial in sorted(
+                waiting, key=lambda one: (order(one.user_attrs["name"]), one.number)
+            ):
                 if not fnmatchcase(trial.user_attrs["name"], only):
                     continue
                 if self._take(trial, trials):
@@ -251,9 +256,14 @@ class Store:
             name = trial.user_attrs["name"]
             if self._lives(trial) or not self._lives(latest.get(name, trial)):
                 latest[name] = trial
-        order = {trial.name: number for number, trial in enumerate(self._plan.trials())}
-        names = sorted(latest, key=lambda name: (order.get(name, len(order)), name))
-        return [self._row(name, latest[name]) for name in names]
+        return [
+            self._row(name, latest[name]) for name in sorted(latest, key=self._order())
+        ]
+
+    def _order(self) -> Callable[[str], tuple[int, str]]:
+        """Return what sorts the names of trials as the plan does."""
+        places = {trial.name: place for place, trial in enumerate(self._plan.trials())}
+        return lambda name: (places.get(name, len(places)), name)
 
     def is_time_over(self) -> bool:
         """Whether a search has used up its minutes."""

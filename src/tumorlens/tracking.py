@@ -91,6 +91,8 @@ class Tracker:
         self._retry_at = 0.0
         self._clients: dict[str, Any] = {}
         self._complete: set[Path] = set()
+        self._ids: dict[Path, str] = {}
+        """Run folder -> the run of MLflow that was made for it."""
         _load_mlflow()
 
     def url_of(self, run: Run) -> str:
@@ -235,12 +237,16 @@ class Tracker:
                 # Somebody has deleted it there for good: it begins anew.
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
+        if run.path in self._ids:
+            # Begun anew in the same folder, as where the batch had to be split.
+            client.set_terminated(self._ids[run.path], status="KILLED")
         tags = {"mlflow.parentRunId": parent} if parent else {}
         there = client.create_run(
             self._experiment_id(place, run),
             run_name=f"fold {run.config.data.fold}" if parent else run.name,
             tags=tags | tags_of(run),
         )
+        self._ids[run.path] = there.info.run_id
         run.write_tracking({"url": place.note, "run_id": there.info.run_id})
         return there
 
