@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         status = app(
-            _with_value(arguments) or ["--help"],
+            _one_value_each(arguments) or ["--help"],
             prog_name="tumorlens",
             standalone_mode=False,
             # What was typed, for the record of a run. Passwords are kept nowhere.
@@ -341,16 +341,28 @@ app.command()(cli_deploy.export)
 app.command()(cli_benchmark.benchmark)
 
 
-def _with_value(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with a value for each --track.
+def _one_value_each(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with one value for each --track and --batch.
 
-    Typer knows no option whose value may be left out: it would take the next word.
+    Typer knows no option whose value may be left out, nor one with several.
+
+    Example:
+        >>> _one_value_each(["--track", "run"])
+        ['--track=', 'run']
+        >>> _one_value_each(["run", "--batch", "1", "8", "--threads", "2"])
+        ['run', '--batch', '1', '--batch', '8', '--threads', '2']
     """
-    words = list(arguments)
-    for place, word in enumerate(words):
-        following = words[place + 1] if place + 1 < len(words) else ""
+    words: list[str] = []
+    is_batch = False
+    for place, word in enumerate(arguments):
+        following = arguments[place + 1] if place + 1 < len(arguments) else ""
         if word == "--track" and "://" not in following:
-            words[place] = "--track="
+            words.append("--track=")
+            continue
+        is_batch = word == "--batch" or (is_batch and word.isdecimal())
+        if is_batch and word.isdecimal() and words[-1] != "--batch":
+            words.append("--batch")
+        words.append(word)
     return words
 
 

@@ -39,7 +39,7 @@ def benchmark(
         list[int] | None,
         typer.Option(
             metavar="N",
-            help="Images at once; repeatable. Default: 1, 8 and 32. 1 is always "
+            help="Images at once, one or several. Default: 1 8 32. 1 is always "
             "measured.",
         ),
     ] = None,
