@@ -217,6 +217,11 @@ def test_runs_without_measures_are_said_with_the_reason() -> None:
         "A (grouped, seed 2) has no measures: out of memory.",
         "A (grouped, seed 3) has no measures: waiting.",
     ]
+    assert say_all(
+        comparison(
+            *(arm(name, "grouped", runs=(run(3, "waiting", None),)) for name in "AB")
+        )
+    )[-1:] == ["A, B (grouped, seed 3) have no measures: waiting."]
     many = tuple(run(seed, "waiting", None) for seed in range(9))
     words = say_all(comparison(arm("A", runs=many)))
     assert len(words) == 7

@@ -160,15 +160,21 @@ def _say_best_test_epoch(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def _say_unmeasured(comparison: Mapping[str, Any]) -> list[str]:
+    arms: dict[tuple[str, int, str], list[str]] = {}
+    for arm in comparison["arms"]:
+        for run in arm["runs"]:
+            if run["reason"] or run["state"] != "finished":
+                why = run["reason"] or run["state"]
+                arms.setdefault((run["protocol"], run["seed"], why), []).append(
+                    arm["name"]
+                )
     words = [
-        f"{arm['name']} ({run['protocol']}, seed {run['seed']}) has no measures: "
-        f"{run['reason'] or run['state']}."
-        for arm in comparison["arms"]
-        for run in arm["runs"]
-        if run["reason"] or run["state"] != "finished"
+        f"{', '.join(names)} ({protocol}, seed {seed}) "
+        f"{'has' if len(names) == 1 else 'have'} no measures: {why}."
+        for (protocol, seed, why), names in arms.items()
     ]
-    num_more = len(words) - _MAX_SENTENCES
-    if num_more <= 0:
+    num_more = sum(len(names) for names in [*arms.values()][_MAX_SENTENCES:])
+    if not num_more:
         return words
     return [*words[:_MAX_SENTENCES], f"Nor have {num_more} more runs."]
 

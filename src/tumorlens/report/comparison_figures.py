@@ -236,7 +236,7 @@ def draw_front(points: Sequence[Point], heading: Heading) -> Drawing:
         axes.set_xlabel("latency, ms for one image")
         axes.set_ylabel("accuracy")
         axes.yaxis.set_major_formatter(FuncFormatter(_percent))
-        _legend_above(axes, [(step, "Pareto front")] if front else [])
+        _legend_above(axes, [(step, "Pareto front")] if len(front) > 1 else [])
         handles = [Line2D([], [], **_point_style(point)) for point in points]
         _legend_below(panels, handles, names)
 
