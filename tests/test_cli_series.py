@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +18,7 @@ from PIL import Image
 from pydicom import uid
 from runs_on_images import make_run
 
-from tumorlens import cli
+from tumorlens import cli, dicom_results, series_answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,7 +179,8 @@ def test_a_file_that_cannot_be_read_is_a_row_and_status_3(
     assert answer.status == 3
     assert "1 file could not be read" in answer.err
     rows = rows_in(out)
-    assert str(bad) in rows[1]["error"]
+    assert rows[1]["path"] == str(bad)
+    assert rows[1]["error"]
     assert rows[3]["rule"] == "mean of 2 of 3 slices"
 
 
@@ -213,6 +215,74 @@ def test_results_are_written_as_dicom(
     assert "4 x result of tumorlens" in again.err
 
 
+class _Stopped:
+    """A `write_results` during which somebody presses Ctrl-C at the second series."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.num = inner, 0
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.num += 1
+        if self.num == 2:
+            raise KeyboardInterrupt
+        return self.inner(*arguments, **options)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "parquet"])
+def test_a_stopped_study_goes_on_with_the_series_that_are_left(
+    ask: Callable[..., Answer],
+    run: Path,
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+) -> None:
+    image = run.parent / "data" / "glioma" / "0.png"
+    shutil.copy(image, study / "plain.png")
+    whole, out = tmp_path / f"whole.{suffix}", tmp_path / f"x.{suffix}"
+    assert ask(run, study, "--out", whole).status == 0
+    asked: list[int] = []
+    inner = series_answers.answer_series
+
+    def answer_series(predictor: Any, series: Any, **options: Any) -> Any:
+        asked.append(series.number)
+        if asked == [1, 2]:
+            raise KeyboardInterrupt
+        return inner(predictor, series, **options)
+
+    monkeypatch.setattr(series_answers, "answer_series", answer_series)
+    stopped = ask(run, study, "--out", out)
+    assert stopped.status == 130
+    assert f"go on by the same command and --resume: {out}.part" in stopped.err
+    assert not out.exists()
+    assert ask(run, study, "--out", out, "--resume").status == 0
+    assert asked == [1, 2, 2]
+    assert out.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / f"x.{suffix}.part").exists()
+
+
+def test_a_series_has_its_dicom_results_before_it_counts_as_done(
+    ask: Callable[..., Answer],
+    run: Path,
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, table = tmp_path / "results", tmp_path / "x.json"
+    words = (run, study, "--dicom-out", out, "--out", table)
+    stop = _Stopped(dicom_results.write_results)
+    monkeypatch.setattr(dicom_results, "write_results", stop)
+    assert ask(*words).status == 130
+    assert {path.name for path in out.iterdir()} == {
+        *("series-1-page.dcm", "series-1-sr.dcm")
+    }
+    done = ask(*words, "--resume")
+    assert done.status == 0
+    assert "the DICOM results of 2 series are in" in done.err
+    assert stop.num == 3
+    assert len([*out.iterdir()]) == 4
+
+
 # What is typed wrongly
 
 
@@ -236,13 +306,6 @@ def test_no_series_does_not_go_with_options_about_series(
 ) -> None:
     answer = ask(run, study, "--no-series", "--identify")
     assert_refused(answer, "--no-series, but --identify is about series")
-
-
-def test_series_cannot_be_resumed(
-    ask: Callable[..., Answer], run: Path, study: Path, tmp_path: Path
-) -> None:
-    answer = ask(run, study, "--resume", "--out", tmp_path / "x.csv")
-    assert_refused(answer, "--resume goes on with files")
 
 
 def test_a_study_without_images_is_refused(

@@ -16,14 +16,11 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
-from tumorlens import prediction_files
+from tumorlens import row_files
 from tumorlens.errors import ConfigError, DataError, MissingExtraError
 from tumorlens.predict import Prediction
-from tumorlens.prediction_files import (
-    PredictionFile,
-    check_output,
-    save_predictions,
-)
+from tumorlens.prediction_files import PredictionFile, save_predictions
+from tumorlens.row_files import check_output
 
 
 def answers() -> list[tuple[str, tuple[str, ...], list[Prediction]]]:
@@ -121,7 +118,7 @@ def test_json_lines_read_back_what_was_answered(tmp_path: Path) -> None:
 def test_parquet_comes_in_groups_of_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction_files, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(row_files, "_ROWS_AT_ONCE", 2)
     save_predictions(tmp_path / "p.parquet", answers())
     file = parquet.ParquetFile(tmp_path / "p.parquet")
     assert file.num_row_groups == 2
@@ -200,14 +197,14 @@ def test_rows_are_on_the_disk_as_they_come(tmp_path: Path) -> None:
         for number, path in enumerate(PATHS):
             file.add(Said(), answer(path))
             lines = (tmp_path / "p.csv.part").read_text().splitlines()[1:]
-            assert [json.loads(line)["path"] for line in lines] == [
+            assert [row["path"] for line in lines for row in json.loads(line)] == [
                 str(path) for path in PATHS[: number + 1]
             ]
             assert not out.exists()
 
 
 @pytest.mark.parametrize(
-    "torn", [b'{"path": "2.p', b"\0\0\0\0", b'{"path": "2.png"}\n']
+    "torn", [b'[{"path": "2.p', b"\0\0\0\0", b'[{"path": "2.png"}]\n', b"[]\n"]
 )
 def test_what_a_power_cut_left_of_a_row_is_cut_off(torn: bytes, tmp_path: Path) -> None:
     out, part = tmp_path / "p.csv", tmp_path / "p.csv.part"

@@ -19,6 +19,7 @@ from tumorlens.cli_series import (
     SeriesOption,
     SeriesOptions,
     predict_series,
+    resumable,
 )
 from tumorlens.errors import ConfigError
 from tumorlens.extras import require
@@ -67,12 +68,13 @@ def predict(
     _check_output(out, resume=resume)
     options = SeriesOptions(series, series_rule, no_tumor_class, identify, dicom_out)
     by_series = options.is_wanted(images)
-    _check_images(images, by_series=by_series, resume=resume)
+    if not by_series:  # what is wrong with them, before a network is loaded
+        require("tumorlens.image_files").walk_images(images)
     models = _open([path, *(more_runs or [])], best=best)
     predictors = [predictor for _, predictor in models]
     keep_freed_memory()
     if by_series:
-        num_unreadable = predict_series(models, images, options, out=out)
+        num_unreadable = predict_series(models, images, options, out=out, resume=resume)
     elif out:
         num_unreadable = _write(out, predictors, images, resume=resume)
     else:
@@ -93,26 +95,11 @@ def _check_output(out: Path | None, *, resume: bool) -> None:
         ConfigError: Of the two options, or of the file's suffix.
     """
     if out:
-        require("tumorlens.prediction_files").check_output(out)
+        require("tumorlens.row_files").check_output(out)
     elif resume:
         raise ConfigError(
             "--resume goes on with a file, and there is no --out",
             hint="give the --out that was stopped",
-        )
-
-
-def _check_images(images: list[Path], *, by_series: bool, resume: bool) -> None:
-    """Say what is wrong with the images before a network is loaded.
-
-    Raises:
-        ConfigError: Series cannot be resumed.
-    """
-    if not by_series:
-        require("tumorlens.image_files").walk_images(images)
-    elif resume:
-        raise ConfigError(
-            "--resume goes on with files, and these are answered series by series",
-            hint="leave out --resume, or give --no-series",
         )
 
 
@@ -190,19 +177,15 @@ def _write(
         require("tumorlens.prediction_files"),
     )
     file = stage.PredictionFile(out, predictors, resume=resume)
-    try:
-        with file, terminal.counting("predicting") as progress:
-            # Walked once more, but only where somebody watches.
-            total = walk.count_images(images) * len(predictors) if progress else None
-            for one in predictors:
-                remaining = file.remaining(one, walk.walk_images(images))
-                for answer in one.predict_files(remaining):
-                    file.add(one, answer)
-                    if progress:
-                        progress(file.num_rows, total)
-            file.finish()
-    except KeyboardInterrupt:
-        print(f"go on by the same command and --resume: {file.part}", file=sys.stderr)
-        raise
+    with file, resumable(file), terminal.counting("predicting") as progress:
+        # Walked once more, but only where somebody watches.
+        total = walk.count_images(images) * len(predictors) if progress else None
+        for one in predictors:
+            remaining = file.remaining(one, walk.walk_images(images))
+            for answer in one.predict_files(remaining):
+                file.add(one, answer)
+                if progress:
+                    progress(file.num_rows, total)
+        file.finish()
     print(f"the probabilities are in {out}")
     return int(file.num_unreadable) // len(predictors)

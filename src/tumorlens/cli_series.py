@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -15,7 +17,7 @@ from tumorlens.errors import ConfigError
 from tumorlens.extras import require
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 class SeriesRule(StrEnum):
@@ -100,6 +102,7 @@ def predict_series(
     options: SeriesOptions,
     *,
     out: Path | None,
+    resume: bool = False,
 ) -> int:
     """Answer for every slice and every series; return the number of unreadable ones.
 
@@ -107,43 +110,96 @@ def predict_series(
         models: Runs or artefacts, with the predictors that they were opened as.
         images: Files, folders and DICOMDIRs.
         options: What was said about series.
-        out: The table's file; `None` prints it.
+        out: The table's file, which gets each series as it is answered; `None` prints
+            the table.
+        resume: Go on with the file of a session that was stopped.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; what is there stays.
     """
-    answers_of = require("tumorlens.series_answers")
     tables = require("tumorlens.series_tables")
     found = require("tumorlens.series").find_series(images, identify=options.identify)
     if options.dicom_out:
         _check_dicom_out(options.dicom_out, found, num_runs=len(models))
+    predictors = [one for _, one in models]
     rule = str(options.rule or SeriesRule.MEAN)
-    rows: list[dict[str, Any]] = []
-    classes: dict[str, None] = {}
-    num_unreadable = 0
-    for number, (path, predictor) in enumerate(models):
-        no_tumor = answers_of.check_rule(
-            rule, predictor.classes, no_tumor=options.no_tumor
-        )
-        answers, others = _answers(
-            predictor, found, rule, no_tumor, answers_of.answer_series
-        )
-        classes |= dict.fromkeys(predictor.classes)
-        new = tables.rows_of(predictor.name, predictor.classes, answers, others)
-        rows += new
-        if options.dicom_out:
-            _write_results(options.dicom_out, path, predictor, answers)
-        if number == 0:
-            num_unreadable = sum(
-                bool(row["error"]) for row in new if row["kind"] != "series"
+    check_rule = require("tumorlens.series_answers").check_rule
+    ways = [
+        _Way(rule, check_rule(rule, one.classes, no_tumor=options.no_tumor))
+        for one in predictors
+    ]
+    classes = list(dict.fromkeys(name for one in predictors for name in one.classes))
+    with ExitStack() as stack:
+        table: Any = _Shown()
+        if out:
+            columns = tables.columns_of(classes, identify=options.identify)
+            files = require("tumorlens.row_files")
+            table = stack.enter_context(
+                files.RowFile(out, columns, predictors, resume=resume)
             )
-    if out:
-        columns = tables.columns_of(classes, identify=options.identify)
-        tables.save_rows(out, columns, rows)
-        print(f"the probabilities are in {out}")
-    else:
-        tables.print_rows(list(classes), rows, identify=options.identify)
+            stack.enter_context(resumable(table))
+        for (path, predictor), way in zip(models, ways, strict=True):
+            write = (
+                _writer(options.dicom_out, path, predictor)
+                if options.dicom_out
+                else lambda _: False
+            )
+            num_written = _answer(predictor, found, way, table, write)
+        if out:
+            table.finish()
+            print(f"the probabilities are in {out}")
+        else:
+            tables.print_rows(classes, table.rows, identify=options.identify)
+    if options.dicom_out:
+        print(
+            f"the DICOM results of {num_written} series are in {options.dicom_out}; "
+            "they carry the patient's identity",
+            file=sys.stderr,
+        )
     if found.skipped:
         words = require("tumorlens.series").described(found.skipped)
         print(f"skipped, as no image: {words}", file=sys.stderr)
-    return num_unreadable
+    return int(table.num_unreadable) // len(models)
+
+
+@contextmanager
+def resumable(file: Any) -> Iterator[None]:
+    """Say after Ctrl-C how to go on with a `tumorlens.row_files.RowFile`.
+
+    Raises:
+        KeyboardInterrupt: Again, when that is said.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if file.num_rows:
+            words = f"go on by the same command and --resume: {file.part}"
+            print(words, file=sys.stderr)
+        raise
+
+
+class _Way(NamedTuple):
+    """How the answer for a series comes of those for its slices."""
+
+    rule: str
+    no_tumor: int | None
+
+
+class _Shown:
+    """Rows for the terminal, taken as a `tumorlens.row_files.RowFile` takes them."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    @property
+    def num_unreadable(self) -> int:
+        return sum(bool(row["error"]) for row in self.rows if row["kind"] != "series")
+
+    def has_next(self, _path: Path, _run: str) -> bool:
+        return False
+
+    def add_rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.rows += rows
 
 
 def _check_dicom_out(folder: Path, found: Any, *, num_runs: int) -> None:
@@ -160,29 +216,28 @@ def _check_dicom_out(folder: Path, found: Any, *, num_runs: int) -> None:
     require("tumorlens.dicom_results").check_results(folder, found)
 
 
-def _write_results(folder: Path, run: Path, predictor: Any, answers: list[Any]) -> None:
+def _writer(folder: Path, run: Path, predictor: Any) -> Callable[[Any], bool]:
+    """Return what writes the DICOM results of a series, and says whether it did."""
     results = require("tumorlens.dicom_results")
     notes = require("tumorlens.model_notes").notes_of(run, predictor)
-    num_written = 0
-    with terminal.counting("heat maps") as progress:
-        for done, answer in enumerate(answers, start=1):
-            written = results.write_results(folder, predictor, answer, notes=notes)
-            num_written += bool(written)
-            if progress is not None:
-                progress(done, len(answers))
-    print(
-        f"the DICOM results of {num_written} series are in {folder}; they carry the "
-        "patient's identity",
-        file=sys.stderr,
+    return lambda answer: bool(
+        results.write_results(folder, predictor, answer, notes=notes)
     )
 
 
-def _answers(
-    predictor: Any, found: Any, rule: str, no_tumor: int | None, answer_series: Any
-) -> tuple[list[Any], list[Any]]:
-    num_slices = sum(len(series.slices) for series in found.series)
-    total = num_slices + len(found.others)
-    done = 0
+def _answer(
+    predictor: Any, found: Any, way: _Way, table: Any, write: Callable[[Any], bool]
+) -> int:
+    """Answer for what there is; return for how many series `write` wrote results.
+
+    What an earlier session has left in the table is passed over, and counts as written.
+    """
+    answer_series = require("tumorlens.series_answers").answer_series
+    rows_of = partial(
+        require("tumorlens.series_tables").rows_of, predictor.name, predictor.classes
+    )
+    total = sum(len(series.slices) for series in found.series) + len(found.others)
+    done = num_written = 0
     with terminal.counting(predictor.name) as progress:
 
         def count(num_done: int) -> None:
@@ -191,12 +246,26 @@ def _answers(
             if progress is not None:
                 progress(done, total)
 
-        answers = [
-            answer_series(
-                predictor, series, rule=rule, no_tumor=no_tumor, progress=count
-            )
-            for series in found.series
+        others = [
+            path for path in found.others if not table.has_next(path, predictor.name)
         ]
-        others = list(predictor.predict_files(found.others)) if found.others else []
-        count(len(others))
-    return answers, others
+        count(len(found.others) - len(others))
+        for one in predictor.predict_files(others):
+            table.add_rows(rows_of([], [one]))
+            count(1)
+        for series in found.series:
+            if table.has_next(series.slices[0].path, predictor.name):
+                count(len(series.slices))
+                num_written += 1
+                continue
+            answer = answer_series(
+                predictor,
+                series,
+                rule=way.rule,
+                no_tumor=way.no_tumor,
+                progress=count,
+            )
+            # Before the rows: what has rows is not answered again.
+            num_written += write(answer)
+            table.add_rows(rows_of([answer]))
+    return num_written

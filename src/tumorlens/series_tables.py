@@ -7,26 +7,19 @@ the other. Whoever identifies a patient has to be asked for: a series is a numbe
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tumorlens import terminal
-from tumorlens.extras import require
-from tumorlens.files import replacing, write_json, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
     from tumorlens.predict import Prediction
+    from tumorlens.row_files import Row
     from tumorlens.series_answers import SeriesAnswer
-
-Row = dict[str, Any]
 
 
 def columns_of(classes: Iterable[str], *, identify: bool) -> list[str]:
@@ -71,32 +64,6 @@ def rows_of(
             )
         rows.append(common | _summary(classes, answer))
     return rows
-
-
-def save_rows(out: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """Write rows as CSV, JSON, JSON Lines or Parquet, by the suffix.
-
-    Raises:
-        DataError: The file cannot be written.
-        MissingExtraError: Parquet without the extra `parquet`.
-    """
-    full = [{name: row.get(name) for name in columns} for row in rows]
-    match out.suffix.lower():
-        case ".csv":
-            text = io.StringIO(newline="")
-            writer = csv.DictWriter(text, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(full)
-            write_text(out, text.getvalue())
-        case ".json":
-            write_json(out, full)
-        case ".jsonl":
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in full)
-            write_text(out, "".join(lines))
-        case _:
-            pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
-            with replacing(out) as temporary:
-                parquet.write_table(pyarrow.Table.from_pylist(full), temporary)
 
 
 def print_rows(
