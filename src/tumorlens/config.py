@@ -360,6 +360,36 @@ class Config(_Section):
         return self
 
 
+def read_toml(
+    path: Path,
+    *,
+    kind: str = "config",
+    hint: str = "give the path of a TOML file, or leave it out and use --data",
+    examples: str = "configs/",
+) -> dict[str, Any]:
+    """Return what a TOML file holds.
+
+    Args:
+        path: The file.
+        kind: What it is called where it cannot be read.
+        hint: What to do then.
+        examples: Where there are files that work.
+
+    Raises:
+        ConfigError: It cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the {kind} {path}: {error.strerror}", hint=hint
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} is not TOML: {error}", hint=f"see {examples} for files that work"
+        ) from None
+
+
 def load_config(path: Path | None = None, *, assignments: Iterable[str] = ()) -> Config:
     """Return the settings of a TOML file with `--set` assignments on top.
 
@@ -383,7 +413,7 @@ def load_config(path: Path | None = None, *, assignments: Iterable[str] = ()) ->
     """
     settings: dict[str, Any] = {}
     if path is not None:
-        settings = _read_toml(path)
+        settings = read_toml(path)
     assign(settings, assignments)
     return parse_config(settings)
 
@@ -431,20 +461,6 @@ def setting_names() -> dict[str, str]:
         for section, outer in Config.model_fields.items()
         for name, field in _section(outer.annotation).model_fields.items()
     }
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the config {path}: {error.strerror}",
-            hint="give the path of a TOML file, or leave it out and use --data",
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} is not TOML: {error}", hint="see configs/ for files that work"
-        ) from None
 
 
 def _assign(settings: dict[str, Any], assignment: str) -> None:

@@ -35,6 +35,7 @@ from tumorlens.config import (
     dump_config,
     load_config,
     parse_config,
+    read_toml,
     setting_names,
 )
 from tumorlens.errors import ConfigError, did_you_mean
@@ -119,17 +120,12 @@ _TOP_KEYS = (
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the study {path}: {error.strerror}",
-            hint="give the path of a study's TOML file, such as studies/scheduler.toml",
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} is not TOML: {error}", hint="see studies/ for files that work"
-        ) from None
+    return read_toml(
+        path,
+        kind="study",
+        hint="give the path of a study's TOML file, such as studies/scheduler.toml",
+        examples="studies/",
+    )
 
 
 def _base_of(
