@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
@@ -37,6 +38,9 @@ SMALL = {
     "train.device": "cpu",
 }
 """Settings with which a training takes a second."""
+
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 class Answer(NamedTuple):
@@ -628,6 +632,22 @@ def test_an_interrupt_is_one_line_and_status_130(
 
     monkeypatch.setattr(cli, "require", interrupt)
     assert ask("report", "run") == (130, "", "stopped\n")
+
+
+def test_an_interrupt_while_the_program_starts_is_one_line_too() -> None:
+    code = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'tumorlens.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from tumorlens.__main__ import main\n"
+        "sys.exit(main())"
+    )
+    done = run_python(code)
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
+    script = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
+    assert script["project"]["scripts"] == {"tumorlens": "tumorlens.__main__:main"}
 
 
 def test_ctrl_c_in_a_training_keeps_everything_and_resume_goes_on(

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from conftest import draw_image
 from PIL import Image
 from working_artefacts import make_artefact, probs_by_hand
 
 import tumorlens
 from tumorlens.config import ModelConfig, parse_config
-from tumorlens.errors import ArtefactError, ConfigError, RunError
+from tumorlens.errors import ArtefactError, ConfigError, DataError, RunError
 from tumorlens.files import sha256_of_bytes
 from tumorlens.images import ImageLimits, load_square
 from tumorlens.models import create_model, infer, load_model
@@ -118,6 +119,57 @@ def probs_of(predictions: list[Prediction]) -> NDArray[np.float32]:
 
 def predict_all(run: Run, paths: list[Path], **options: Any) -> list[Prediction]:
     return list(Predictor.open(run.path, device="cpu").predict_files(paths, **options))
+
+
+# What is handed over
+
+
+def test_the_predictor_is_found_at_the_top_and_takes_texts_as_paths(
+    run: Run, images: list[Path]
+) -> None:
+    predictor = tumorlens.Predictor.open(str(run.path), device="cpu")
+    assert isinstance(predictor, Predictor)
+    as_texts = list(predictor.predict_files([str(path) for path in images]))
+    assert [one.path for one in as_texts] == images
+    assert probs_of(as_texts) == pytest.approx(probs_of(predict_all(run, images)))
+    with pytest.raises(DataError, match=r"got the path .*png"):
+        list(predictor.predict_files(str(images[0])))
+    with pytest.raises(AttributeError, match="no attribute 'Predicter'"):
+        tumorlens.Predicter  # noqa: B018 - misspelt on purpose
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (np.zeros((2, 9, 9, 3), np.float32), "image 0, got float32 of shape (9, 9, 3)"),
+        ([np.full((9, 9), np.nan)], "image 0, got float64 of shape (9, 9)"),
+        ([np.zeros((9, 9), np.uint8), np.zeros((9, 9), int)], "image 1, got int64"),
+        ([np.zeros((9, 9, 4), np.uint8)], "got uint8 of shape (9, 9, 4)"),
+        ([np.zeros((3, 9, 9), np.uint8)], "got uint8 of shape (3, 9, 9)"),
+        ([np.zeros((0, 9), np.uint8)], "got uint8 of shape (0, 9)"),
+        ([7], "got a int"),
+        ([], "at least one image"),
+        (np.zeros((0, 9, 9, 3), np.uint8), "at least one image"),
+        (np.zeros((9, 9, 3), np.uint8), "one array of shape (9, 9, 3)"),
+        (np.zeros((9, 9), np.uint8), "one array of shape (9, 9)"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(
+    run: Run, images: Any, said: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        Predictor.open(run.path, device="cpu").probs_of(images)
+    assert said in caught.value.problem
+    assert caught.value.hint
+
+
+def test_images_of_any_size_grey_or_coloured_are_one_batch(run: Run) -> None:
+    predictor = Predictor.open(run.path, device="cpu")
+    grey = draw_image("glioma", 1, size_px=40)
+    coloured = np.stack([draw_image("no_tumor", 2, size_px=70)] * 3, axis=2)
+    both = predictor.probs_of([grey, coloured])
+    assert both[:1] == pytest.approx(predictor.probs_of([grey]), abs=1e-5)
+    assert both[1:] == pytest.approx(predictor.probs_of(coloured[None]), abs=1e-5)
 
 
 # Files to probabilities

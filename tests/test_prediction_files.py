@@ -300,6 +300,18 @@ def test_a_full_disk_keeps_the_rows_before(
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_closing_on_a_full_disk_adds_no_error_of_its_own(tmp_path: Path) -> None:
+    with (
+        Path("/dev/full").open("ab") as full,
+        PredictionFile(tmp_path / "p.csv", [Said()]) as file,
+    ):
+        file._file.close()
+        file._file = full
+        with pytest.raises(DataError, match="No space left"):
+            file.add(Said(), answer(PATHS[0]))
+
+
 class FullDisk(io.BytesIO):
     def write(self, _: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,7 +1,20 @@
-"""`python -m tumorlens` is the command `tumorlens`."""
+"""The command `tumorlens`, also as `python -m tumorlens`.
+
+What it needs is imported inside: Ctrl-C in the moment that takes is a stop like any.
+"""
 
 import sys
 
-from tumorlens.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the command line and return the exit status."""
+    try:
+        from tumorlens import cli
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

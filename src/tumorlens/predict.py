@@ -12,26 +12,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tumorlens.artefacts import Artefact, is_artefact, open_artefact
 from tumorlens.decoding import Decoded, Look, decode_ahead
-from tumorlens.errors import RunError
+from tumorlens.errors import DataError, RunError
 from tumorlens.extras import require
 from tumorlens.files import sha256_of, sha256_of_bytes
 from tumorlens.images import DEFAULT_LIMITS, ImageLimits, to_square
 from tumorlens.runtimes import num_processors, open_session
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
     from tumorlens.runs import ModelCard, Run
 
 Progress = Callable[[int, int | None], None]
+Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 
 BATCH_SIZE = 32
 
@@ -73,6 +72,15 @@ class Predictor:
     `Predictor.open` is the way to make one. The probabilities of a k-fold run are the
     means over its folds, those of an ensemble over its members.
 
+    Example:
+        ::
+
+            from tumorlens import Predictor
+
+            predictor = Predictor.open("runs/first/export/onnx")
+            for answer in predictor.predict_files(["a.png", "b.dcm"]):
+                print(answer.path, answer.predicted or answer.error, answer.probs)
+
     Attributes:
         name: Of the run folder.
         classes: Names, in the order of the probabilities.
@@ -97,7 +105,7 @@ class Predictor:
         return self._voices
 
     @classmethod
-    def open(cls, path: Path, *, device: str = "auto") -> Self:
+    def open(cls, path: str | Path, *, device: str = "auto") -> Self:
         """Load a run folder or an artefact.
 
         Args:
@@ -112,6 +120,7 @@ class Predictor:
             ConfigError: A GPU is asked for and there is none.
             MissingExtraError: torch, or the artefact's runtime, is not installed.
         """
+        path = Path(path)
         if is_artefact(path):
             return cls.of_artefact(open_artefact(path))
         run = require("tumorlens.runs").open_run(path)
@@ -124,7 +133,7 @@ class Predictor:
 
     def predict_files(
         self,
-        paths: Iterable[Path],
+        paths: Iterable[str | Path],
         *,
         batch_size: int = BATCH_SIZE,
         limits: ImageLimits = DEFAULT_LIMITS,
@@ -144,11 +153,19 @@ class Predictor:
 
         Yields:
             One `Prediction` per path. Unreadable files do not stop the others.
+
+        Raises:
+            DataError: `paths` is one path.
         """
+        if isinstance(paths, str | Path):
+            raise DataError(
+                f"expected a list of files, got the path {paths}",
+                hint="put it into brackets: predict_files([path])",
+            )
         total = len(paths) if isinstance(paths, Sized) else None
         done = 0
         decoded = decode_ahead(
-            paths,
+            map(Path, paths),
             [voice.look for voice in self._voices],
             num_ahead=2 * batch_size,
             num_threads=num_processors(),
@@ -161,12 +178,17 @@ class Predictor:
                 if progress is not None:
                     progress(done, total)
 
-    def probs_of(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    def probs_of(self, images: Images) -> NDArray[np.float32]:
         """Return the probabilities (N, C) of decoded images, one batch.
 
         Args:
-            images: At least one, as `images.read_image` gives them.
+            images: At least one, as `images.read_image` gives them: uint8, (H, W) grey
+                or (H, W, 3) in colour, of any sizes.
+
+        Raises:
+            DataError: An image has another shape or type, or there is none.
         """
+        _check_images(images)
         answers = [
             voice.ask(np.stack([voice.square(image) for image in images]))
             for voice in self._voices
@@ -191,6 +213,33 @@ class Predictor:
 
     def _prediction(self, path: Path, probs: NDArray[np.float32]) -> Prediction:
         return Prediction(path, probs, self.classes[int(probs.argmax())], None)
+
+
+def _check_images(images: Images) -> None:
+    """Refuse what would be answered, but wrongly: fractions, one image for many.
+
+    Raises:
+        DataError: An image has another shape or type, or there is none.
+    """
+    shape: Any = getattr(images, "shape", None)
+    if shape is not None and (len(shape) < 3 or (len(shape) == 3 and shape[-1] == 3)):
+        raise DataError(
+            f"expected a list of images, got one array of shape {shape}",
+            hint="put a single image into brackets: probs_of([image])",
+        )
+    if not len(images):
+        raise DataError("expected at least one image, got none", hint="give one")
+    for number, image in enumerate(images):
+        kind: Any = getattr(image, "dtype", None)
+        of: Any = getattr(image, "shape", ())
+        is_image = len(of) == 2 or (len(of) == 3 and of[2] == 3)
+        if kind != np.uint8 or not is_image or not all(of):
+            got = f"{kind} of shape {of}" if kind else f"a {type(image).__name__}"
+            raise DataError(
+                f"expected uint8 of shape (H, W) or (H, W, 3) as image {number}, got "
+                f"{got}",
+                hint="read files with tumorlens.images.read_image, or by predict_files",
+            )
 
 
 def _voice_of(artefact: Artefact) -> tuple[str, tuple[str, ...], str, list[Voice]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
@@ -127,7 +128,9 @@ class RowFile:
     def __exit__(self, *_: object) -> None:
         """Leave `part` where it is, if it has a row."""
         self._earlier.close()
-        self._file.close()
+        # On a full disk, what could not be written was said when it was added.
+        with suppress(OSError):
+            self._file.close()
         if self.num_rows == 0:
             self.part.unlink(missing_ok=True)
 
