@@ -459,6 +459,17 @@ def test_a_spoilt_run_is_refused_and_left_as_it_is(
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
+def test_predict_warns_of_a_run_whose_training_is_not_finished(
+    ask: Callable[..., Answer], run: Path, work: Path
+) -> None:
+    image = work / "data" / "glioma" / "0.png"
+    assert "warning" not in ask("predict", run, image).err
+    (run / "finished").unlink()
+    answer = ask("predict", run, image)
+    assert answer.status == 0
+    assert f"warning: the training of {run} is not finished" in answer.err
+
+
 def test_a_report_wants_an_evaluated_run(ask: Callable[..., Answer], run: Path) -> None:
     (run / "metrics.json").unlink()
     assert_refused(ask("report", run), "evaluate")
