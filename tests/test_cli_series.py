@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,7 +24,6 @@ from tumorlens import cli, dicom_results, series_answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 class Answer(NamedTuple):
@@ -182,6 +183,31 @@ def test_a_file_that_cannot_be_read_is_a_row_and_status_3(
     assert rows[1]["path"] == str(bad)
     assert rows[1]["error"]
     assert rows[3]["rule"] == "mean of 2 of 3 slices"
+
+
+@pytest.mark.parametrize("among", ["images", "series"])
+def test_a_link_to_nothing_and_a_pipe_are_rows_and_status_3(
+    ask: Callable[..., Answer], run: Path, tmp_path: Path, among: str
+) -> None:
+    folder = tmp_path / "study"
+    if among == "series":
+        write_study(folder, num_series=1)
+    folder.mkdir(exist_ok=True)
+    (folder / "link.png").symlink_to(tmp_path / "nowhere")
+    (folder / "link.dcm").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(folder / "pipe.png")
+    out = tmp_path / "x.json"
+    answer = ask(run, folder, "--out", out)
+    assert answer.status == 3
+    assert "3 files could not be read" in answer.err
+    errors = {
+        Path(row["path"]).name: row["error"] for row in rows_in(out) if row["error"]
+    }
+    assert errors == {
+        "link.dcm": "cannot be opened: No such file or directory",
+        "link.png": "cannot be opened: No such file or directory",
+        "pipe.png": "is not a regular file",
+    }
 
 
 def test_several_runs_answer_one_after_the_other(
