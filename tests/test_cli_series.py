@@ -360,6 +360,19 @@ def test_dicom_results_of_ordinary_images_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_dicom_results_beside_those_of_another_patient_are_refused(
+    ask: Callable[..., Answer], run: Path, study: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert ask(run, study, "--dicom-out", out).status == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    other = write_study(tmp_path / "other", num_series=1)
+    answer = ask(run, other, "--dicom-out", out)
+    assert_refused(answer, f"{out} holds results already")
+    assert answer.out == ""
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_dicom_results_of_several_runs_are_refused(
     ask: Callable[..., Answer], run: Path, study: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from test_dicom import compressed
 import tumorlens
 from tumorlens.decoding import Look
 from tumorlens.dicom_results import Written, check_results, write_results
-from tumorlens.errors import DataError
+from tumorlens.errors import ConfigError, DataError
 from tumorlens.predict import Predictor, Voice
 from tumorlens.result_page import HEIGHT_PX, WIDTH_PX
 from tumorlens.series import find_series
@@ -463,6 +463,22 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     found = find_series([write_one(tmp_path / "x.dcm")])
     with pytest.raises(DataError, match=r"cannot write .*file"):
         check_results(tmp_path / "file", found)
+
+
+@pytest.mark.parametrize("name", ["series-1-sr.dcm", "series-23-page.dcm"])
+def test_a_folder_that_holds_results_is_refused_unless_they_are_ones_own(
+    tmp_path: Path, name: str
+) -> None:
+    found = find_series([write_one(tmp_path / "x.dcm")])
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "series-1.txt").touch()
+    check_results(out, found)
+    (out / name).touch()
+    with pytest.raises(ConfigError, match=rf"{out} holds results already") as caught:
+        check_results(out, found)
+    assert "name a new folder" in caught.value.hint
+    check_results(out, found, resume=True)
 
 
 def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:

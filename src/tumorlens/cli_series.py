@@ -57,8 +57,8 @@ DicomOutOption = Annotated[
     typer.Option(
         metavar="FOLDER",
         help="Write each series' result as DICOM, a structured report and a picture. "
-        "They belong to the patient's study, so name and number of the patient are "
-        "in them.",
+        "The folder must hold no results yet, except with --resume. They belong to "
+        "the patient's study, so name and number of the patient are in them.",
     ),
 ]
 
@@ -120,7 +120,7 @@ def predict_series(
     tables = require("tumorlens.series_tables")
     found = require("tumorlens.series").find_series(images, identify=options.identify)
     if options.dicom_out:
-        _check_dicom_out(options.dicom_out, found, num_runs=len(models))
+        _check_dicom_out(options.dicom_out, found, num_runs=len(models), resume=resume)
     predictors = [one for _, one in models]
     rule = str(options.rule or SeriesRule.MEAN)
     check_rule = require("tumorlens.series_answers").check_rule
@@ -202,7 +202,7 @@ class _Shown:
         self.rows += rows
 
 
-def _check_dicom_out(folder: Path, found: Any, *, num_runs: int) -> None:
+def _check_dicom_out(folder: Path, found: Any, *, num_runs: int, resume: bool) -> None:
     """Refuse what no DICOM results can be written for.
 
     Raises:
@@ -213,7 +213,7 @@ def _check_dicom_out(folder: Path, found: Any, *, num_runs: int) -> None:
             f"--dicom-out takes one run, got {num_runs}",
             hint="ask one run after the other, each with a folder of its own",
         )
-    require("tumorlens.dicom_results").check_results(folder, found)
+    require("tumorlens.dicom_results").check_results(folder, found, resume=resume)
 
 
 def _writer(folder: Path, run: Path, predictor: Any) -> Callable[[Any], bool]:

@@ -19,7 +19,7 @@ import numpy as np
 import tumorlens
 from tumorlens import dicom
 from tumorlens.dicom_report import SCHEME, report_content
-from tumorlens.errors import DataError
+from tumorlens.errors import ConfigError, DataError
 from tumorlens.extras import require
 from tumorlens.files import replacing, write_bytes
 from tumorlens.heat_map import PATCHES_PER_SIDE, occlusion_map, place_on_image
@@ -51,6 +51,9 @@ _LOSSY = [
     "LossyImageCompressionMethod",
 ]
 _HEADER_HINT = "leave out --dicom-out, or mend the header"
+_KINDS = ("sr", "page")
+"""What the names of the two files end in: series-1-sr.dcm, series-1-page.dcm."""
+
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
@@ -62,15 +65,29 @@ class Written:
     picture: Path
 
 
-def check_results(folder: Path, found: Found) -> None:
+def check_results(folder: Path, found: Found, *, resume: bool = False) -> None:
     """Refuse what results cannot be written for, before anything is computed.
+
+    Args:
+        folder: Where to. It holds no results yet: series are numbers, so those of
+            another patient would be replaced, or stay beside the new ones.
+        found: What they will be of.
+        resume: The results in the folder are those of the session that goes on.
 
     Raises:
         MissingExtraError: highdicom is not installed.
+        ConfigError: The folder holds results, and `resume` is not given.
         DataError: There are files that are no DICOM, a series says not which study it
             is of, or nothing can be written to the folder.
     """
     require("highdicom")
+    if not resume and any(
+        next(folder.glob(f"series-*-{kind}.dcm"), None) for kind in _KINDS
+    ):
+        raise ConfigError(
+            f"--dicom-out: {folder} holds results already",
+            hint="name a new folder; --resume goes on with that of a stopped session",
+        )
     if found.others:
         raise DataError(
             f"--dicom-out needs DICOM, but {found.others[0]} is none or cannot be read",
@@ -89,7 +106,7 @@ def write_results(
     """Write the report and the picture of a series.
 
     Args:
-        folder: Where to; files of the same name are replaced.
+        folder: Where to, see `check_results`; files of the same name are replaced.
         predictor: Who answered; asked again for the heat map.
         answer: For a series. Without a readable slice, nothing is written.
         notes: Sentences about the model, for both.
@@ -118,7 +135,7 @@ def write_results(
         except (ValueError, LookupError) as error:
             raise DataError(_not_allowed(key.path, error), hint=_HEADER_HINT) from None
         written = []
-        for name, dataset in (("sr", report), ("page", picture)):
+        for name, dataset in zip(_KINDS, (report, picture), strict=True):
             path = folder / f"series-{answer.series.number}-{name}.dcm"
             with replacing(path) as temporary:
                 dataset.save_as(temporary, enforce_file_format=True)
