@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -479,6 +480,26 @@ def test_a_folder_that_holds_results_is_refused_unless_they_are_ones_own(
         check_results(out, found)
     assert "name a new folder" in caught.value.hint
     check_results(out, found, resume=True)
+
+
+def test_on_a_full_disk_there_are_both_files_of_a_series_or_none(
+    tmp_path: Path,
+) -> None:
+    path = write_one(tmp_path / "x.dcm")
+    (one,) = written_for(tmp_path / "whole", path)
+    sizes = [file.stat().st_size for file in (one.report, one.picture)]
+    assert sizes[0] < 100_000 < sizes[1]
+    (answer,) = answers_for(path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(DataError) as caught:
+            write_results(tmp_path / "out", PREDICTOR, answer, notes=NOTES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    place = tmp_path / "out" / one.picture.name
+    assert caught.value.problem == f"cannot write {place}: File too large"
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:

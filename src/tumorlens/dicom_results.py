@@ -12,6 +12,7 @@ import logging
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from tumorlens import dicom
 from tumorlens.dicom_report import SCHEME, report_content
 from tumorlens.errors import ConfigError, DataError
 from tumorlens.extras import require
-from tumorlens.files import replacing, write_bytes
+from tumorlens.files import write_bytes
 from tumorlens.heat_map import PATCHES_PER_SIDE, occlusion_map, place_on_image
 from tumorlens.images import DEFAULT_LIMITS, read_image, square_box
 from tumorlens.result_page import WARNING, Page, draw_page
@@ -112,7 +113,8 @@ def write_results(
         notes: Sentences about the model, for both.
 
     Raises:
-        DataError: The headers do not allow it, or the folder cannot be written.
+        DataError: The headers do not allow it, or the folder cannot be written. There
+            are then both files of the series, of one session, or none.
         MissingExtraError: highdicom is not installed.
     """
     if answer.probs is None or answer.key is None:
@@ -132,15 +134,27 @@ def write_results(
                 digest=predictor.digest,
             )
             report = _report(predictor, answer, references, identity, notes)
+            contents = [_as_file(one) for one in (report, picture)]
         except (ValueError, LookupError) as error:
             raise DataError(_not_allowed(key.path, error), hint=_HEADER_HINT) from None
-        written = []
-        for name, dataset in zip(_KINDS, (report, picture), strict=True):
-            path = folder / f"series-{answer.series.number}-{name}.dcm"
-            with replacing(path) as temporary:
-                dataset.save_as(temporary, enforce_file_format=True)
-            written.append(path)
-    return Written(*written)
+    written = Written(
+        *(folder / f"series-{answer.series.number}-{kind}.dcm" for kind in _KINDS)
+    )
+    write_bytes(written.report, contents[0])
+    try:
+        write_bytes(written.picture, contents[1])
+    except BaseException:  # half a result would pass for a whole one
+        for path in (written.report, written.picture):
+            path.unlink(missing_ok=True)
+        raise
+    return written
+
+
+def _as_file(dataset: Dataset) -> bytes:
+    # Not straight to the disk: when that is full, pydicom's error is a whole traceback.
+    content = BytesIO()
+    dataset.save_as(content, enforce_file_format=True)
+    return content.getvalue()
 
 
 def _references(series: Series) -> list[Dataset]:
