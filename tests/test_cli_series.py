@@ -241,6 +241,27 @@ def test_results_are_written_as_dicom(
     assert "4 x result of tumorlens" in again.err
 
 
+def test_files_of_no_series_have_a_row_and_no_dicom_result(
+    ask: Callable[..., Answer], run: Path, study: Path, tmp_path: Path
+) -> None:
+    (study / "empty.dcm").touch()
+    shutil.copy(run.parent / "data" / "glioma" / "0.png", study)
+    out, table = tmp_path / "results", tmp_path / "x.json"
+    answer = ask(run, study, "--dicom-out", out, "--out", table)
+    assert answer.status == 3
+    written = f"the DICOM results of 2 series are in {out}"
+    assert answer.err.splitlines() == [
+        f"{written}; they carry the patient's identity",
+        "of no series, so without a DICOM result: 2 files",
+        "skipped, as no image: 1 x SR",
+        "1 file could not be read",
+    ]
+    assert len([*out.iterdir()]) == 4
+    image, empty = rows_in(table)[:2]
+    assert (image["kind"], image["error"]) == ("image", None)
+    assert (empty["kind"], empty["error"]) == ("image", "is empty (0 bytes)")
+
+
 class _Stopped:
     """A `write_results` during which somebody presses Ctrl-C at the second series."""
 
@@ -351,12 +372,12 @@ def test_a_dicomdir_that_points_outside_is_refused(
     assert_refused(ask(run, media), "outside the folder", "../../XX")
 
 
-def test_dicom_results_of_ordinary_images_are_refused(
-    ask: Callable[..., Answer], run: Path, study: Path, tmp_path: Path
+def test_dicom_results_without_a_series_are_refused(
+    ask: Callable[..., Answer], run: Path, tmp_path: Path
 ) -> None:
     image = run.parent / "data" / "glioma" / "0.png"
-    answer = ask(run, study, image, "--dicom-out", tmp_path / "out")
-    assert_refused(answer, "--dicom-out needs DICOM", str(image))
+    answer = ask(run, image, "--dicom-out", tmp_path / "out")
+    assert_refused(answer, "--dicom-out needs a DICOM series", str(image))
     assert not (tmp_path / "out").exists()
 
 

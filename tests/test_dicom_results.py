@@ -452,11 +452,14 @@ def test_a_file_that_names_no_study_is_refused(tmp_path: Path, name: str) -> Non
         check_results(tmp_path / "out", find_series([path]))
 
 
-def test_an_ordinary_image_is_refused(tmp_path: Path) -> None:
+def test_ordinary_images_are_refused_only_without_a_series(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(b"anything")
-    with pytest.raises(DataError, match=r"--dicom-out needs DICOM, but .*x\.png"):
+    words = r"--dicom-out needs a DICOM series, but .*x\.png is of none"
+    with pytest.raises(DataError, match=words):
         check_results(tmp_path / "out", find_series([path]))
+    slice_path = write_one(tmp_path / "x.dcm")
+    check_results(tmp_path / "out", find_series([path, slice_path]))
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

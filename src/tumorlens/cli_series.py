@@ -156,6 +156,12 @@ def predict_series(
             "they carry the patient's identity",
             file=sys.stderr,
         )
+        if found.others:
+            print(
+                "of no series, so without a DICOM result: "
+                f"{terminal.counted(len(found.others), 'file')}",
+                file=sys.stderr,
+            )
     if found.skipped:
         words = require("tumorlens.series").described(found.skipped)
         print(f"skipped, as no image: {words}", file=sys.stderr)

@@ -78,8 +78,8 @@ def check_results(folder: Path, found: Found, *, resume: bool = False) -> None:
     Raises:
         MissingExtraError: highdicom is not installed.
         ConfigError: The folder holds results, and `resume` is not given.
-        DataError: There are files that are no DICOM, a series says not which study it
-            is of, or nothing can be written to the folder.
+        DataError: There is no series, a series says not which study it is of, or
+            nothing can be written to the folder.
     """
     require("highdicom")
     if not resume and any(
@@ -89,10 +89,11 @@ def check_results(folder: Path, found: Found, *, resume: bool = False) -> None:
             f"--dicom-out: {folder} holds results already",
             hint="name a new folder; --resume goes on with that of a stopped session",
         )
-    if found.others:
+    if not found.series:
         raise DataError(
-            f"--dicom-out needs DICOM, but {found.others[0]} is none or cannot be read",
-            hint="leave out the files that are not, or leave out --dicom-out",
+            f"--dicom-out needs a DICOM series, but {found.others[0]} is of none or "
+            "cannot be read",
+            hint="name the files of a series, or leave out --dicom-out",
         )
     for series in found.series:
         _references(series)
