@@ -84,7 +84,7 @@ def test_a_folder_gives_a_row_per_slice_and_one_per_series(
 ) -> None:
     out = tmp_path / "x.json"
     answer = ask(run, study, "--out", out)
-    assert (answer.status, answer.err) == (0, "skipped, as no image: 1 x SR\n")
+    assert (answer.status, answer.err) == (0, "skipped: 1 x SR\n")
     rows = rows_in(out)
     assert [row["kind"] for row in rows] == [*["slice"] * 3, "series"] * 2
     assert [row["series"] for row in rows] == [1] * 4 + [2] * 4
@@ -210,6 +210,41 @@ def test_a_link_to_nothing_and_a_pipe_are_rows_and_status_3(
     }
 
 
+def test_a_damaged_copy_is_a_row_beside_its_slice(
+    ask: Callable[..., Answer],
+    run: Path,
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = study / "SE1" / "IM0002"
+    bad = study / "SE1" / "A"
+    bad.write_bytes(whole.read_bytes()[:-4000])
+    shutil.copy(whole, study / "SE1" / "B")
+    out = tmp_path / "x.json"
+    words = (run, study, "--out", out)
+    answer = ask(*words)
+    assert answer.status == 3
+    assert "skipped: 1 x SR, 1 x copy" in answer.err
+    assert "1 file could not be read" in answer.err
+    rows = rows_in(out)
+    assert (rows[0]["path"], rows[0]["kind"]) == (str(bad), "image")
+    assert rows[0]["error"].startswith("is damaged: ")
+    assert rows[4]["rule"] == "mean of 3 slices"
+    assert not any(row["error"] for row in rows[1:])
+    # A session that was stopped has that row, and goes on behind it.
+    inner = series_answers.answer_series
+    monkeypatch.setattr(series_answers, "answer_series", stop)
+    assert ask(*words).status == 130
+    monkeypatch.setattr(series_answers, "answer_series", inner)
+    assert ask(*words, "--resume").status == 3
+    assert rows_in(out) == rows
+
+
+def stop(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_several_runs_answer_one_after_the_other(
     ask: Callable[..., Answer], run: Path, study: Path, tmp_path: Path
 ) -> None:
@@ -253,7 +288,7 @@ def test_files_of_no_series_have_a_row_and_no_dicom_result(
     assert answer.err.splitlines() == [
         f"{written}; they carry the patient's identity",
         "of no series, so without a DICOM result: 2 files",
-        "skipped, as no image: 1 x SR",
+        "skipped: 1 x SR",
         "1 file could not be read",
     ]
     assert len([*out.iterdir()]) == 4

@@ -164,7 +164,7 @@ def predict_series(
             )
     if found.skipped:
         words = require("tumorlens.series").described(found.skipped)
-        print(f"skipped, as no image: {words}", file=sys.stderr)
+        print(f"skipped: {words}", file=sys.stderr)
     return int(table.num_unreadable) // len(models)
 
 
@@ -242,7 +242,9 @@ def _answer(
     rows_of = partial(
         require("tumorlens.series_tables").rows_of, predictor.name, predictor.classes
     )
-    total = sum(len(series.slices) for series in found.series) + len(found.others)
+    prediction = require("tumorlens.predict").Prediction
+    total = sum(len(series.slices) for series in found.series)
+    total += len(found.others) + len(found.damaged)
     done = num_written = 0
     with terminal.counting(predictor.name) as progress:
 
@@ -258,6 +260,10 @@ def _answer(
         count(len(found.others) - len(others))
         for one in predictor.predict_files(others):
             table.add_rows(rows_of([], [one]))
+            count(1)
+        for path, error in found.damaged.items():
+            if not table.has_next(path, predictor.name):
+                table.add_rows(rows_of([], [prediction(path, None, None, error)]))
             count(1)
         for series in found.series:
             if table.has_next(series.slices[0].path, predictor.name):
