@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,7 +24,6 @@ from tumorlens import cli, dicom_results, series_answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 class Answer(NamedTuple):
@@ -83,7 +84,7 @@ def test_a_folder_gives_a_row_per_slice_and_one_per_series(
 ) -> None:
     out = tmp_path / "x.json"
     answer = ask(run, study, "--out", out)
-    assert (answer.status, answer.err) == (0, "skipped, as no image: 1 x SR\n")
+    assert (answer.status, answer.err) == (0, "skipped: 1 x SR\n")
     rows = rows_in(out)
     assert [row["kind"] for row in rows] == [*["slice"] * 3, "series"] * 2
     assert [row["series"] for row in rows] == [1] * 4 + [2] * 4
@@ -184,6 +185,66 @@ def test_a_file_that_cannot_be_read_is_a_row_and_status_3(
     assert rows[3]["rule"] == "mean of 2 of 3 slices"
 
 
+@pytest.mark.parametrize("among", ["images", "series"])
+def test_a_link_to_nothing_and_a_pipe_are_rows_and_status_3(
+    ask: Callable[..., Answer], run: Path, tmp_path: Path, among: str
+) -> None:
+    folder = tmp_path / "study"
+    if among == "series":
+        write_study(folder, num_series=1)
+    folder.mkdir(exist_ok=True)
+    (folder / "link.png").symlink_to(tmp_path / "nowhere")
+    (folder / "link.dcm").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(folder / "pipe.png")
+    out = tmp_path / "x.json"
+    answer = ask(run, folder, "--out", out)
+    assert answer.status == 3
+    assert "3 files could not be read" in answer.err
+    errors = {
+        Path(row["path"]).name: row["error"] for row in rows_in(out) if row["error"]
+    }
+    assert errors == {
+        "link.dcm": "cannot be opened: No such file or directory",
+        "link.png": "cannot be opened: No such file or directory",
+        "pipe.png": "is not a regular file",
+    }
+
+
+def test_a_damaged_copy_is_a_row_beside_its_slice(
+    ask: Callable[..., Answer],
+    run: Path,
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = study / "SE1" / "IM0002"
+    bad = study / "SE1" / "A"
+    bad.write_bytes(whole.read_bytes()[:-4000])
+    shutil.copy(whole, study / "SE1" / "B")
+    out = tmp_path / "x.json"
+    words = (run, study, "--out", out)
+    answer = ask(*words)
+    assert answer.status == 3
+    assert "skipped: 1 x SR, 1 x copy" in answer.err
+    assert "1 file could not be read" in answer.err
+    rows = rows_in(out)
+    assert (rows[0]["path"], rows[0]["kind"]) == (str(bad), "image")
+    assert rows[0]["error"].startswith("is damaged: ")
+    assert rows[4]["rule"] == "mean of 3 slices"
+    assert not any(row["error"] for row in rows[1:])
+    # A session that was stopped has that row, and goes on behind it.
+    inner = series_answers.answer_series
+    monkeypatch.setattr(series_answers, "answer_series", stop)
+    assert ask(*words).status == 130
+    monkeypatch.setattr(series_answers, "answer_series", inner)
+    assert ask(*words, "--resume").status == 3
+    assert rows_in(out) == rows
+
+
+def stop(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_several_runs_answer_one_after_the_other(
     ask: Callable[..., Answer], run: Path, study: Path, tmp_path: Path
 ) -> None:
@@ -213,6 +274,27 @@ def test_results_are_written_as_dicom(
     # Laid beside the study, they are not taken for images of the patient.
     again = ask(run, study, out)
     assert "4 x result of tumorlens" in again.err
+
+
+def test_files_of_no_series_have_a_row_and_no_dicom_result(
+    ask: Callable[..., Answer], run: Path, study: Path, tmp_path: Path
+) -> None:
+    (study / "empty.dcm").touch()
+    shutil.copy(run.parent / "data" / "glioma" / "0.png", study)
+    out, table = tmp_path / "results", tmp_path / "x.json"
+    answer = ask(run, study, "--dicom-out", out, "--out", table)
+    assert answer.status == 3
+    written = f"the DICOM results of 2 series are in {out}"
+    assert answer.err.splitlines() == [
+        f"{written}; they carry the patient's identity",
+        "of no series, so without a DICOM result: 2 files",
+        "skipped: 1 x SR",
+        "1 file could not be read",
+    ]
+    assert len([*out.iterdir()]) == 4
+    image, empty = rows_in(table)[:2]
+    assert (image["kind"], image["error"]) == ("image", None)
+    assert (empty["kind"], empty["error"]) == ("image", "is empty (0 bytes)")
 
 
 class _Stopped:
@@ -325,13 +407,26 @@ def test_a_dicomdir_that_points_outside_is_refused(
     assert_refused(ask(run, media), "outside the folder", "../../XX")
 
 
-def test_dicom_results_of_ordinary_images_are_refused(
-    ask: Callable[..., Answer], run: Path, study: Path, tmp_path: Path
+def test_dicom_results_without_a_series_are_refused(
+    ask: Callable[..., Answer], run: Path, tmp_path: Path
 ) -> None:
     image = run.parent / "data" / "glioma" / "0.png"
-    answer = ask(run, study, image, "--dicom-out", tmp_path / "out")
-    assert_refused(answer, "--dicom-out needs DICOM", str(image))
+    answer = ask(run, image, "--dicom-out", tmp_path / "out")
+    assert_refused(answer, "--dicom-out needs a DICOM series", str(image))
     assert not (tmp_path / "out").exists()
+
+
+def test_dicom_results_beside_those_of_another_patient_are_refused(
+    ask: Callable[..., Answer], run: Path, study: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert ask(run, study, "--dicom-out", out).status == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    other = write_study(tmp_path / "other", num_series=1)
+    answer = ask(run, other, "--dicom-out", out)
+    assert_refused(answer, f"{out} holds results already")
+    assert answer.out == ""
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_dicom_results_of_several_runs_are_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -23,7 +24,7 @@ from test_dicom import compressed
 import tumorlens
 from tumorlens.decoding import Look
 from tumorlens.dicom_results import Written, check_results, write_results
-from tumorlens.errors import DataError
+from tumorlens.errors import ConfigError, DataError
 from tumorlens.predict import Predictor, Voice
 from tumorlens.result_page import HEIGHT_PX, WIDTH_PX
 from tumorlens.series import find_series
@@ -451,11 +452,14 @@ def test_a_file_that_names_no_study_is_refused(tmp_path: Path, name: str) -> Non
         check_results(tmp_path / "out", find_series([path]))
 
 
-def test_an_ordinary_image_is_refused(tmp_path: Path) -> None:
+def test_ordinary_images_are_refused_only_without_a_series(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(b"anything")
-    with pytest.raises(DataError, match=r"--dicom-out needs DICOM, but .*x\.png"):
+    words = r"--dicom-out needs a DICOM series, but .*x\.png is of none"
+    with pytest.raises(DataError, match=words):
         check_results(tmp_path / "out", find_series([path]))
+    slice_path = write_one(tmp_path / "x.dcm")
+    check_results(tmp_path / "out", find_series([path, slice_path]))
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -463,6 +467,42 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     found = find_series([write_one(tmp_path / "x.dcm")])
     with pytest.raises(DataError, match=r"cannot write .*file"):
         check_results(tmp_path / "file", found)
+
+
+@pytest.mark.parametrize("name", ["series-1-sr.dcm", "series-23-page.dcm"])
+def test_a_folder_that_holds_results_is_refused_unless_they_are_ones_own(
+    tmp_path: Path, name: str
+) -> None:
+    found = find_series([write_one(tmp_path / "x.dcm")])
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "series-1.txt").touch()
+    check_results(out, found)
+    (out / name).touch()
+    with pytest.raises(ConfigError, match=rf"{out} holds results already") as caught:
+        check_results(out, found)
+    assert "name a new folder" in caught.value.hint
+    check_results(out, found, resume=True)
+
+
+def test_on_a_full_disk_there_are_both_files_of_a_series_or_none(
+    tmp_path: Path,
+) -> None:
+    path = write_one(tmp_path / "x.dcm")
+    (one,) = written_for(tmp_path / "whole", path)
+    sizes = [file.stat().st_size for file in (one.report, one.picture)]
+    assert sizes[0] < 100_000 < sizes[1]
+    (answer,) = answers_for(path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(DataError) as caught:
+            write_results(tmp_path / "out", PREDICTOR, answer, notes=NOTES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    place = tmp_path / "out" / one.picture.name
+    assert caught.value.problem == f"cannot write {place}: File too large"
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:

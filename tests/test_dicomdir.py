@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pydicom
@@ -176,6 +177,11 @@ def test_thousands_of_records_are_read_in_seconds(media: Path) -> None:
 
 def test_a_dicomdir_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     assert "cannot open" in error_of(tmp_path / "DICOMDIR").problem
+
+
+def test_a_pipe_with_the_name_of_a_dicomdir_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "DICOMDIR")
+    assert error_of(tmp_path / "DICOMDIR").problem.endswith("is not a regular file")
 
 
 def test_a_dicomdir_is_known_by_its_name(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -69,9 +71,24 @@ def test_links_to_folders_are_not_followed_and_links_to_files_are(
     touch(tmp_path, "data/a.png")
     (tmp_path / "data" / "round").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "b.png").symlink_to(tmp_path / "data" / "a.png")
-    (tmp_path / "data" / "c.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "data" / "c.png").symlink_to(tmp_path / "data")
     found = [path.name for path in walk_images([tmp_path / "data"])]
     assert found == ["a.png", "b.png"]
+
+
+def test_what_is_called_an_image_and_is_no_file_is_left_to_the_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "b.png").symlink_to("b.png")
+    (tmp_path / "c.png").symlink_to("x" * 300)
+    os.mkfifo(tmp_path / "d.png")
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)  # the name of a socket may have 100 letters
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("e.png")
+    found = [path.name for path in walk_images([tmp_path])]
+    assert found == ["a.png", "b.png", "c.png", "d.png", "e.png"]
 
 
 def test_files_are_counted_as_they_are_walked(tmp_path: Path) -> None:

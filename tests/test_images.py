@@ -144,9 +144,13 @@ def test_a_constant_16_bit_image_is_black(tmp_path: Path, value: int) -> None:
     np.testing.assert_array_equal(read_image(path), np.zeros((3, 2)))
 
 
-def test_an_image_of_nothing_but_nan_is_black(tmp_path: Path) -> None:
-    path = save(tmp_path / "x.tif", np.full((3, 2), np.nan, np.float32))
-    np.testing.assert_array_equal(read_image(path), np.zeros((3, 2)))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_image_without_a_finite_pixel_is_an_error(
+    tmp_path: Path, value: float
+) -> None:
+    path = save(tmp_path / "x.tif", np.full((3, 2), value, np.float32))
+    with pytest.raises(DataError, match=r"x\.tif has no finite pixel"):
+        read_image(path)
 
 
 def test_16_bit_color_keeps_the_upper_byte(tmp_path: Path) -> None:

@@ -151,6 +151,72 @@ def test_an_instance_that_is_there_twice_counts_once(tmp_path: Path) -> None:
     assert found.skipped == {"copy": 1}
 
 
+@pytest.mark.parametrize("names_by_damage", ["abc", "bca", "cab"])
+def test_of_copies_that_differ_the_first_that_can_be_decoded_counts(
+    tmp_path: Path, names_by_damage: str
+) -> None:
+    cut, whole, other = (tmp_path / name for name in names_by_damage)
+    content = write_slice(whole).read_bytes()
+    cut.write_bytes(content[:-500])
+    other.write_bytes(content.replace(IDENTITY["StudyDate"].encode(), b"20240101"))
+    found = find_series([tmp_path])
+    assert names(found) == [min(whole.name, other.name)]
+    assert list(found.damaged) == [cut]
+    assert found.damaged[cut].startswith("is damaged: ")
+    assert found.skipped == {"copy": 1}
+
+
+def test_a_copy_without_its_last_frame_is_damaged(tmp_path: Path) -> None:
+    frames = np.stack([PIXELS] * 5)
+    dataset = mr_slice(frames, study_uid=STUDY, series_uid=SERIES, number=1)
+    content = write(tmp_path / "b", dataset).read_bytes()
+    (tmp_path / "a").write_bytes(content[:-10])
+    found = find_series([tmp_path])
+    assert names(found) == ["b"] * 5
+    assert list(found.damaged) == [tmp_path / "a"]
+
+
+def test_where_no_copy_can_be_decoded_the_first_is_left_to_the_reader(
+    tmp_path: Path,
+) -> None:
+    content = write_slice(tmp_path / "a").read_bytes()
+    for name, cut in (("a", 500), ("b", 600)):
+        (tmp_path / name).write_bytes(content[:-cut])
+    found = find_series([tmp_path])
+    assert names(found) == ["a"]
+    assert list(found.damaged) == [tmp_path / "b"]
+
+
+def test_a_copy_that_is_gone_meanwhile_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = write_slice(tmp_path / "a")
+    (tmp_path / "b").write_bytes(one.read_bytes())
+
+    def remove_first(path: Path) -> None:
+        one.unlink(missing_ok=True)
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr("tumorlens.series.sha256_of", remove_first)
+    found = find_series([tmp_path])
+    assert names(found) == ["b"]
+    assert found.damaged == {one: "cannot be opened: No such file or directory"}
+
+
+def _never(*_: Any, **__: Any) -> None:
+    pytest.fail("decoded")
+
+
+def test_nothing_is_decoded_where_no_copies_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = write_slice(tmp_path / "a")
+    (tmp_path / "b").write_bytes(one.read_bytes())
+    write_slice(tmp_path / "c", 2)
+    monkeypatch.setattr("tumorlens.series.read_image", _never)
+    assert names(find_series([tmp_path])) == ["a", "c"]
+
+
 def test_what_is_no_image_is_counted_by_its_kind(tmp_path: Path) -> None:
     write_study(tmp_path, num_series=1)
     write_slice(tmp_path / "seg", SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4")

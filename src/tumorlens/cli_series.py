@@ -57,8 +57,8 @@ DicomOutOption = Annotated[
     typer.Option(
         metavar="FOLDER",
         help="Write each series' result as DICOM, a structured report and a picture. "
-        "They belong to the patient's study, so name and number of the patient are "
-        "in them.",
+        "The folder must hold no results yet, except with --resume. They belong to "
+        "the patient's study, so name and number of the patient are in them.",
     ),
 ]
 
@@ -120,7 +120,7 @@ def predict_series(
     tables = require("tumorlens.series_tables")
     found = require("tumorlens.series").find_series(images, identify=options.identify)
     if options.dicom_out:
-        _check_dicom_out(options.dicom_out, found, num_runs=len(models))
+        _check_dicom_out(options.dicom_out, found, num_runs=len(models), resume=resume)
     predictors = [one for _, one in models]
     rule = str(options.rule or SeriesRule.MEAN)
     check_rule = require("tumorlens.series_answers").check_rule
@@ -156,9 +156,15 @@ def predict_series(
             "they carry the patient's identity",
             file=sys.stderr,
         )
+        if found.others:
+            print(
+                "of no series, so without a DICOM result: "
+                f"{terminal.counted(len(found.others), 'file')}",
+                file=sys.stderr,
+            )
     if found.skipped:
         words = require("tumorlens.series").described(found.skipped)
-        print(f"skipped, as no image: {words}", file=sys.stderr)
+        print(f"skipped: {words}", file=sys.stderr)
     return int(table.num_unreadable) // len(models)
 
 
@@ -202,7 +208,7 @@ class _Shown:
         self.rows += rows
 
 
-def _check_dicom_out(folder: Path, found: Any, *, num_runs: int) -> None:
+def _check_dicom_out(folder: Path, found: Any, *, num_runs: int, resume: bool) -> None:
     """Refuse what no DICOM results can be written for.
 
     Raises:
@@ -213,7 +219,7 @@ def _check_dicom_out(folder: Path, found: Any, *, num_runs: int) -> None:
             f"--dicom-out takes one run, got {num_runs}",
             hint="ask one run after the other, each with a folder of its own",
         )
-    require("tumorlens.dicom_results").check_results(folder, found)
+    require("tumorlens.dicom_results").check_results(folder, found, resume=resume)
 
 
 def _writer(folder: Path, run: Path, predictor: Any) -> Callable[[Any], bool]:
@@ -236,7 +242,9 @@ def _answer(
     rows_of = partial(
         require("tumorlens.series_tables").rows_of, predictor.name, predictor.classes
     )
-    total = sum(len(series.slices) for series in found.series) + len(found.others)
+    prediction = require("tumorlens.predict").Prediction
+    total = sum(len(series.slices) for series in found.series)
+    total += len(found.others) + len(found.damaged)
     done = num_written = 0
     with terminal.counting(predictor.name) as progress:
 
@@ -252,6 +260,10 @@ def _answer(
         count(len(found.others) - len(others))
         for one in predictor.predict_files(others):
             table.add_rows(rows_of([], [one]))
+            count(1)
+        for path, error in found.damaged.items():
+            if not table.has_next(path, predictor.name):
+                table.add_rows(rows_of([], [prediction(path, None, None, error)]))
             count(1)
         for series in found.series:
             if table.has_next(series.slices[0].path, predictor.name):

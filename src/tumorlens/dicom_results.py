@@ -12,6 +12,7 @@ import logging
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,9 +20,9 @@ import numpy as np
 import tumorlens
 from tumorlens import dicom
 from tumorlens.dicom_report import SCHEME, report_content
-from tumorlens.errors import DataError
+from tumorlens.errors import ConfigError, DataError
 from tumorlens.extras import require
-from tumorlens.files import replacing, write_bytes
+from tumorlens.files import write_bytes
 from tumorlens.heat_map import PATCHES_PER_SIDE, occlusion_map, place_on_image
 from tumorlens.images import DEFAULT_LIMITS, read_image, square_box
 from tumorlens.result_page import WARNING, Page, draw_page
@@ -51,6 +52,9 @@ _LOSSY = [
     "LossyImageCompressionMethod",
 ]
 _HEADER_HINT = "leave out --dicom-out, or mend the header"
+_KINDS = ("sr", "page")
+"""What the names of the two files end in: series-1-sr.dcm, series-1-page.dcm."""
+
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
@@ -62,19 +66,34 @@ class Written:
     picture: Path
 
 
-def check_results(folder: Path, found: Found) -> None:
+def check_results(folder: Path, found: Found, *, resume: bool = False) -> None:
     """Refuse what results cannot be written for, before anything is computed.
+
+    Args:
+        folder: Where to. It holds no results yet: series are numbers, so those of
+            another patient would be replaced, or stay beside the new ones.
+        found: What they will be of.
+        resume: The results in the folder are those of the session that goes on.
 
     Raises:
         MissingExtraError: highdicom is not installed.
-        DataError: There are files that are no DICOM, a series says not which study it
-            is of, or nothing can be written to the folder.
+        ConfigError: The folder holds results, and `resume` is not given.
+        DataError: There is no series, a series says not which study it is of, or
+            nothing can be written to the folder.
     """
     require("highdicom")
-    if found.others:
+    if not resume and any(
+        next(folder.glob(f"series-*-{kind}.dcm"), None) for kind in _KINDS
+    ):
+        raise ConfigError(
+            f"--dicom-out: {folder} holds results already",
+            hint="name a new folder; --resume goes on with that of a stopped session",
+        )
+    if not found.series:
         raise DataError(
-            f"--dicom-out needs DICOM, but {found.others[0]} is none or cannot be read",
-            hint="leave out the files that are not, or leave out --dicom-out",
+            f"--dicom-out needs a DICOM series, but {found.others[0]} is of none or "
+            "cannot be read",
+            hint="name the files of a series, or leave out --dicom-out",
         )
     for series in found.series:
         _references(series)
@@ -89,13 +108,14 @@ def write_results(
     """Write the report and the picture of a series.
 
     Args:
-        folder: Where to; files of the same name are replaced.
+        folder: Where to, see `check_results`; files of the same name are replaced.
         predictor: Who answered; asked again for the heat map.
         answer: For a series. Without a readable slice, nothing is written.
         notes: Sentences about the model, for both.
 
     Raises:
-        DataError: The headers do not allow it, or the folder cannot be written.
+        DataError: The headers do not allow it, or the folder cannot be written. There
+            are then both files of the series, of one session, or none.
         MissingExtraError: highdicom is not installed.
     """
     if answer.probs is None or answer.key is None:
@@ -115,15 +135,27 @@ def write_results(
                 digest=predictor.digest,
             )
             report = _report(predictor, answer, references, identity, notes)
+            contents = [_as_file(one) for one in (report, picture)]
         except (ValueError, LookupError) as error:
             raise DataError(_not_allowed(key.path, error), hint=_HEADER_HINT) from None
-        written = []
-        for name, dataset in (("sr", report), ("page", picture)):
-            path = folder / f"series-{answer.series.number}-{name}.dcm"
-            with replacing(path) as temporary:
-                dataset.save_as(temporary, enforce_file_format=True)
-            written.append(path)
-    return Written(*written)
+    written = Written(
+        *(folder / f"series-{answer.series.number}-{kind}.dcm" for kind in _KINDS)
+    )
+    write_bytes(written.report, contents[0])
+    try:
+        write_bytes(written.picture, contents[1])
+    except BaseException:  # half a result would pass for a whole one
+        for path in (written.report, written.picture):
+            path.unlink(missing_ok=True)
+        raise
+    return written
+
+
+def _as_file(dataset: Dataset) -> bytes:
+    # Not straight to the disk: when that is full, pydicom's error is a whole traceback.
+    content = BytesIO()
+    dataset.save_as(content, enforce_file_format=True)
+    return content.getvalue()
 
 
 def _references(series: Series) -> list[Dataset]:

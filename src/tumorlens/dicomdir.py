@@ -8,6 +8,7 @@ the DICOMDIR, links of the file system followed, before it is opened.
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,7 +78,14 @@ def _records(path: Path, max_bytes: int) -> Iterator[tuple[str, tuple[str, ...]]
         DataError: See `read_dicomdir`.
     """
     try:
-        num_bytes = path.stat().st_size
+        status = path.stat()
+        # Before opening: to open a pipe waits for somebody to write to it.
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(
+                f"{path} is not a regular file",
+                hint="name the folder of the images instead",
+            )
+        num_bytes = status.st_size
         with path.open("rb") as file:
             is_dicom = dicom.is_dicom(file)
     except OSError as error:

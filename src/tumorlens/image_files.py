@@ -21,9 +21,10 @@ def walk_images(paths: Iterable[Path]) -> Iterator[Path]:
     """Give files as they are, and folders as the images below them, sorted.
 
     In a folder, images are known by their suffix and hidden names are passed over;
-    links to folders are not followed. A file that is named itself is taken whatever it
-    is called. That every path exists, and that every folder has an image, is looked at
-    before the first file is given.
+    links to folders are not followed. A link to nothing, a pipe, a socket or a device
+    is given like a file: whoever reads it will say what is wrong. A file that is named
+    itself is taken whatever it is called. That every path exists, and that every folder
+    has an image, is looked at before the first file is given.
 
     Raises:
         DataError: A path does not exist, a folder has no image below it, or a folder
@@ -75,7 +76,8 @@ def files_below(folder: Path, is_wanted: Callable[[Path], bool]) -> Iterator[Pat
 
     Args:
         folder: Walked as the files are needed.
-        is_wanted: Asked before it is looked whether a path is a file.
+        is_wanted: Asked before it is looked whether a path is a link to a folder. It
+            may be one to nothing, or a pipe.
 
     Raises:
         DataError: A folder cannot be read.
@@ -97,5 +99,12 @@ def files_below(folder: Path, is_wanted: Callable[[Path], bool]) -> Iterator[Pat
         path = folder / name
         if is_folder:
             yield from files_below(path, is_wanted)
-        elif is_wanted(path) and path.is_file():
+        elif is_wanted(path) and not _is_folder(path):
             yield path
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a link to where nobody may look: reported when it is read
+        return False

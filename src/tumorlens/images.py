@@ -82,8 +82,9 @@ def read_image(
 
     EXIF orientation is applied, transparency is laid over black. 8-bit values are
     kept as they are. Grey with more bits is scaled linearly, so that the image's own
-    smallest value becomes 0 and its largest 255; a constant one becomes 0. Colour with
-    16 bits per channel keeps the upper 8. DICOM: see `tumorlens.dicom.read_frame`.
+    smallest value becomes 0 and its largest 255; a constant one becomes 0, and so does
+    a pixel that is not finite. Colour with 16 bits per channel keeps the upper 8.
+    DICOM: see `tumorlens.dicom.read_frame`.
 
     Args:
         path: A JPEG, PNG, TIFF, BMP or DICOM file, whatever its suffix.
@@ -97,7 +98,7 @@ def read_image(
 
     Raises:
         DataError: The file cannot be opened, is not an image, is damaged, is over a
-            limit or has no such frame.
+            limit, or has no such frame or no finite pixel.
         MissingExtraError: A DICOM file is compressed in a way that needs the extra
             `dicom`.
     """
@@ -327,7 +328,7 @@ def _read_with_pillow(
         if keep_px:
             _decode_at_a_fraction(image, keep_px)
         ImageOps.exif_transpose(image, in_place=True)  # else it copies every image
-        return _to_array(image)
+        return _to_array(path, image)
 
 
 def _decode_at_a_fraction(image: Image.Image, keep_px: int) -> None:
@@ -360,10 +361,10 @@ def _num_pages(image: Image.Image, limit: int) -> int:
     return num_pages
 
 
-def _to_array(image: Image.Image) -> NDArray[np.uint8]:
+def _to_array(path: Path, image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I") or image.mode == "F":
         deep = np.array(image)
-        grey = _scale_to_uint8(deep)
+        grey = _scale_to_uint8(path, deep)
         if isinstance(key := image.info.get("transparency"), int):
             grey[deep == key] = 0
         return grey
@@ -385,10 +386,14 @@ def _without_equal_bands(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image)
 
 
-def _scale_to_uint8(deep: NDArray[Any]) -> NDArray[np.uint8]:
+def _scale_to_uint8(path: Path, deep: NDArray[Any]) -> NDArray[np.uint8]:
     with np.errstate(invalid="ignore"):  # a signalling NaN complains when converted
         values = deep.astype(np.float64)
     finite = np.isfinite(values)  # floating-point TIFF can hold NaN
+    if not finite.any():
+        raise DataError(
+            f"{path} has no finite pixel", hint="write the file again, or remove it"
+        )
     low = values.min(where=finite, initial=np.inf)
     high = values.max(where=finite, initial=-np.inf)
     if not low < high:

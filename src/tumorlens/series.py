@@ -17,16 +17,19 @@ import numpy as np
 
 from tumorlens import dicom, dicomdir
 from tumorlens.errors import DataError
+from tumorlens.files import sha256_of
 from tumorlens.image_files import files_below
 from tumorlens.images import (
     DEFAULT_LIMITS,
     SUFFIXES,
     ImageLimits,
     decoder_warnings_silenced,
+    read_image,
+    without_path,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from pydicom import Dataset
@@ -88,8 +91,10 @@ class Found:
     series: tuple[Series, ...]
     others: tuple[Path, ...]
     """Files without a series: ordinary images, and those that cannot be read."""
+    damaged: dict[Path, str]
+    """Copies of a slice that cannot be decoded -> why, in one line without the path."""
     skipped: dict[str, int]
-    """Kind of instance that holds no image to ask about -> how many."""
+    """Copies, and kinds of instance that hold no image to ask about -> how many."""
 
 
 @dataclass
@@ -110,6 +115,7 @@ class _Paths:
 
     dicom: dict[Path, None] = field(default_factory=dict)
     others: dict[Path, None] = field(default_factory=dict)
+    damaged: dict[Path, str] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
 
 
@@ -159,7 +165,8 @@ def find_series(
     suffix; a DICOMDIR adds the files that it names. Slices are ordered by their
     position along the normal of the series; where a position is missing or the slices
     are not parallel, by InstanceNumber; where that is missing, by path. An instance
-    that is there twice counts once.
+    that is there twice counts once: where the files differ they are decoded, and the
+    first that can be is taken. If none can, it is the first one.
 
     Args:
         paths: Whatever the user named.
@@ -169,6 +176,7 @@ def find_series(
     Raises:
         DataError: A path does not exist, a folder has no image or cannot be read,
             nothing at all is an image, or see `dicomdir.read_dicomdir`.
+        MissingExtraError: A file with a copy is compressed, see `images.read_image`.
     """
     found = _Paths()
     for path in paths:
@@ -197,8 +205,8 @@ def find_series(
             + (f", only {described(found.skipped)}" if found.skipped else ""),
             hint="name files or folders that hold images",
         )
-    series = _grouped(instances, found.skipped, limits)
-    return Found(series, tuple(found.others), dict(found.skipped))
+    series = _grouped(_without_copies(instances, found, limits), limits)
+    return Found(series, tuple(found.others), found.damaged, dict(found.skipped))
 
 
 def described(skipped: dict[str, int]) -> str:
@@ -306,18 +314,49 @@ def _floats(value: Any, count: int) -> tuple[float, ...] | None:
     return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
 
 
-def _grouped(
-    instances: Sequence[_Instance], skipped: Counter[str], limits: ImageLimits
-) -> tuple[Series, ...]:
-    groups: dict[str, list[_Instance]] = {}
-    seen: set[tuple[str, str]] = set()
+def _without_copies(
+    instances: Sequence[_Instance], found: _Paths, limits: ImageLimits
+) -> Iterator[_Instance]:
+    """Give each instance once, and note in `found` what became of its copies."""
+    copies: dict[object, list[_Instance]] = {}
     for one in instances:
         identity = (one.series_uid, one.uid)
-        if all(identity):
-            if identity in seen:
-                skipped["copy"] += 1
-                continue
-            seen.add(identity)
+        copies.setdefault(identity if all(identity) else one.path, []).append(one)
+    for some in copies.values():
+        errors: list[str | None] = [None] * len(some)
+        if not _are_equal([one.path for one in some]):
+            errors = [_error_of(one, limits) for one in some]
+        chosen = errors.index(None) if None in errors else 0
+        yield some[chosen]
+        for number, (one, error) in enumerate(zip(some, errors, strict=True)):
+            if error is not None and number != chosen:
+                found.damaged[one.path] = error
+            elif number != chosen:
+                found.skipped["copy"] += 1
+
+
+def _are_equal(paths: Sequence[Path]) -> bool:
+    """Whether files hold the same bytes, so that it is the same which one is taken."""
+    if len(paths) == 1:
+        return True
+    try:
+        return len({sha256_of(path) for path in paths}) == 1
+    except OSError:  # gone since: whoever decodes it will say so
+        return False
+
+
+def _error_of(one: _Instance, limits: ImageLimits) -> str | None:
+    try:
+        for place in _slices(one, limits):
+            read_image(place.path, frame=place.frame, limits=limits)
+    except DataError as error:
+        return without_path(error, one.path)
+    return None
+
+
+def _grouped(instances: Iterable[_Instance], limits: ImageLimits) -> tuple[Series, ...]:
+    groups: dict[str, list[_Instance]] = {}
+    for one in instances:
         groups.setdefault(one.series_uid or f"path {one.path}", []).append(one)
     return tuple(
         _series(number, members, limits)
@@ -327,15 +366,16 @@ def _grouped(
 
 def _series(number: int, instances: Sequence[_Instance], limits: ImageLimits) -> Series:
     ordered, order = _ordered(instances)
-    slices: list[Slice] = []
-    for one in ordered:
-        # With too many frames, the one in the middle is asked for, and refused.
-        if 1 < one.num_frames <= limits.max_frames:
-            slices += [Slice(one.path, frame) for frame in range(one.num_frames)]
-        else:
-            slices.append(Slice(one.path))
+    slices = [place for one in ordered for place in _slices(one, limits)]
     patient = next((one.patient for one in ordered if one.patient), None)
     return Series(number, tuple(slices), order, patient)
+
+
+def _slices(one: _Instance, limits: ImageLimits) -> list[Slice]:
+    # With too many frames, the one in the middle is asked for, and refused.
+    if 1 < one.num_frames <= limits.max_frames:
+        return [Slice(one.path, frame) for frame in range(one.num_frames)]
+    return [Slice(one.path)]
 
 
 def _ordered(instances: Sequence[_Instance]) -> tuple[list[_Instance], str]:
