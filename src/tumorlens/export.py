@@ -27,9 +27,17 @@ from tumorlens.answers import read_data
 from tumorlens.artefact_readme import readme_of
 from tumorlens.artefacts import KINDS, Artefact, ArtefactCard, Kind, precision_of
 from tumorlens.datasets import check_unchanged, image_limits
-from tumorlens.errors import ArtefactError, DataError, RunError
+from tumorlens.errors import DataError, RunError, TumorlensError
 from tumorlens.files import write_json
-from tumorlens.graph_files import Source, libraries_of, write_graph
+from tumorlens.graph_files import (
+    MIN_HELD_OUT,
+    NUM_CALIBRATION,
+    NUM_HELD_OUT,
+    Source,
+    libraries_of,
+    shares_of,
+    write_graph,
+)
 from tumorlens.images import load_square
 from tumorlens.models import load_model
 from tumorlens.parity import MAX_DROP, Bounds, bounds_of, judge_parity
@@ -122,8 +130,8 @@ def export(
 ) -> list[Exported]:
     """Write artefacts of a run into RUN/export, each with its verdict.
 
-    A format that cannot be made, or whose verdict is bad, does not stop the others.
-    What was there of that format before is gone.
+    A format that cannot be made, whatever the reason, or whose verdict is bad, does
+    not stop the others. What was there of that format before is gone.
 
     Args:
         run: Finished; an ordinary one, a fold or an ensemble.
@@ -141,7 +149,7 @@ def export(
     Raises:
         RunError: The run is not finished, has folds, no split or no val images, or its
             networks do not fit into one graph; or its data has changed.
-        DataError: An image cannot be read, or the disk is full.
+        DataError: An image cannot be read, or RUN/export cannot be written.
         MissingExtraError: The extra `export` is not installed.
     """
     _check_run(run)
@@ -161,6 +169,7 @@ def export(
             graph,
             cards[0].size_px,
             _training_images(run, index, train, cards[0]),
+            len(train),
             scratch,
         )
         for kind, versions in libraries.items():
@@ -171,8 +180,9 @@ def export(
             made = scratch / kind
             verdict = _make(Artefact(made, card), source, proof, bounds)
             verdict = {"kind": kind, "command": command, **verdict}
-            found.append(_settle(made, folder / kind, verdict, card))
-            _note_verdict(folder / "parity.json", verdict)
+            one = _settle(made, folder / kind, verdict, card)
+            found.append(one)
+            _note_verdict(folder / "parity.json", one.verdict)
     return found
 
 
@@ -263,15 +273,26 @@ def _is_running(process: str) -> bool:
 def _make(
     artefact: Artefact, source: Source, proof: _Proof, bounds: Bounds
 ) -> dict[str, Any]:
-    """Write the files of an artefact, but for its seal, and return the verdict."""
+    """Write the files of an artefact, but for its seal, and return the verdict.
+
+    What goes wrong on the way is a verdict too: other formats may do without it.
+    """
     kind = artefact.card.kind
     artefact.path.mkdir()
     try:
         with proof.stage(f"{kind}: making"):
             write_graph(kind, source, artefact.path)
             precision = open_session(artefact).precision
-    except ArtefactError as error:
+        return _judge(artefact, precision, source, proof, bounds)
+    except TumorlensError as error:
         return {"passed": False, "reasons": [error.problem]}
+
+
+def _judge(
+    artefact: Artefact, precision: str, source: Source, proof: _Proof, bounds: Bounds
+) -> dict[str, Any]:
+    """Return the verdict; int8 that loses too much is made once more before."""
+    kind = artefact.card.kind
     if precision != artefact.card.precision:
         reason = (
             f"the runtime computes it in {precision}, not in "
@@ -282,14 +303,42 @@ def _make(
     verdict = proof.judge(artefact, bounds)
     drop = -verdict["accuracy"]["change"]["value"]
     if kind == "openvino-int8" and drop > bounds.max_drop:
-        with proof.stage(f"{kind}: making it with more care"):
-            # Val says how much too far off the plain one is, and nothing else: half of
-            # what the bound leaves, for a flip is not in proportion to a distance.
-            nearness = bounds.max_drop / drop / 2
-            write_graph(kind, source, artefact.path, nearness=nearness)
-        plain = {name: verdict[name] for name in ("reasons", "accuracy")}
-        verdict = {**proof.judge(artefact, bounds), "plain": plain}
+        # Val says how much too far off the plain one is, and nothing else: half of
+        # what the bound leaves, for a flip is not in proportion to a distance.
+        nearness = bounds.max_drop / drop / 2
+        return _with_care(artefact, verdict, nearness, source, proof, bounds)
     return verdict
+
+
+def _with_care(
+    artefact: Artefact,
+    plain: dict[str, Any],
+    nearness: float,
+    source: Source,
+    proof: _Proof,
+    bounds: Bounds,
+) -> dict[str, Any]:
+    """Make int8 anew, nearer to the run, and return the verdict on that.
+
+    Where it cannot be made the verdict stays the one on the plain one, which is bad.
+    """
+    kind = artefact.card.kind
+    if shares_of(source.num_training) is None:
+        least = -(-MIN_HELD_OUT * (NUM_CALIBRATION + NUM_HELD_OUT) // NUM_HELD_OUT)
+        why = (
+            "it was not made again with more care, which takes at least "
+            f"{least} training images, and the run has {source.num_training}"
+        )
+        return {**plain, "reasons": [*plain["reasons"], why]}
+    try:
+        with proof.stage(f"{kind}: making it with more care"):
+            write_graph(kind, source, artefact.path, nearness=nearness)
+        verdict = proof.judge(artefact, bounds)
+    except TumorlensError as error:
+        why = f"it could not be made with more care: {error.problem}"
+        return {**plain, "reasons": [*plain["reasons"], why]}
+    kept = {name: plain[name] for name in ("reasons", "accuracy")}
+    return {**verdict, "plain": kept}
 
 
 def _settle(
@@ -299,10 +348,14 @@ def _settle(
     if not verdict["passed"]:
         artefacts.remove_artefact(folder)
         return Exported(card.kind, None, verdict)
-    artefacts.write_card(made, card)
-    artefacts.write_parity(made, verdict)
-    artefacts.write_readme(made, readme_of(card, verdict))
-    artefacts.write_manifest(made)
+    try:
+        artefacts.write_card(made, card)
+        artefacts.write_parity(made, verdict)
+        artefacts.write_readme(made, readme_of(card, verdict))
+        artefacts.write_manifest(made)
+    except DataError as error:
+        failed = {**verdict, "passed": False, "reasons": [error.problem]}
+        return _settle(made, folder, failed, card)
     artefacts.remove_artefact(folder)
     made.replace(folder)
     return Exported(card.kind, artefacts.open_artefact(folder), verdict)
@@ -372,8 +425,7 @@ def _training_images(
         chosen = paths[start:stop]
         if not chosen:
             raise RunError(
-                f"int8 needs training images number {start + 1} to {stop}, and "
-                f"{run.path} has {len(paths)}",
+                f"int8 takes its ranges from training images, and {run.path} has none",
                 hint=f"{run.split_path} says which image is in which subset",
             )
         return np.stack(
