@@ -75,6 +75,25 @@ def fresh_run(exported_run: Run, tmp_path: Path) -> Run:
 # what an export leaves
 
 
+def test_verdicts_say_whose_weights_they_are_of_and_go_with_them(
+    exported_run: Run, fresh_run: Run
+) -> None:
+    path = fresh_run.path / "export" / "parity.json"
+    weights = [fresh_run.card().weights_sha256]
+    (one,) = export(fresh_run, ["torchscript"])
+    assert one.artefact is not None
+    assert one.artefact.parity()["weights_sha256"] == weights
+    known = json.loads(path.read_text(encoding="utf-8"))
+    same, other = known["torchscript"] | {"kind": "onnx"}, {"passed": True}
+    old = {"passed": True, "weights_sha256": ["0" * 64]}
+    others = {"onnx": same, "openvino": other, "onnx-int8": old}
+    path.write_text(json.dumps(known | others), encoding="utf-8")
+    export(fresh_run, ["torchscript"])
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    assert set(kept) == {"torchscript", "onnx"}
+    assert kept["torchscript"]["weights_sha256"] == weights
+
+
 def test_every_format_passes_and_is_sealed(exported_run: Run) -> None:
     folder = exported_run.path / "export"
     assert sorted(path.name for path in folder.iterdir()) == sorted(
@@ -640,11 +659,29 @@ def test_the_command_ends_with_an_error_when_a_verdict_is_bad(
     assert cli.main(words) == 2
     out, err = capsys.readouterr()
     assert out.splitlines()[2].split()[-1] == "failed"
-    assert out.splitlines()[3] == "torchscript: the label of a.png flips"
+    assert out.splitlines()[3:] == ["torchscript: the label of a.png flips"]
     assert err.splitlines() == [
         "error: no artefact was written for torchscript: the label of a.png flips",
         f"hint: {fresh_run.path / 'export' / 'parity.json'} has every difference",
     ]
+
+
+def test_the_command_says_when_a_bad_verdict_removes_the_earlier_artefact(
+    exported_run: Run,
+    fresh_run: Run,
+    judged: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = fresh_run.path / "export" / "torchscript"
+    shutil.copytree(exported_run.path / "export" / "torchscript", folder)
+    judged |= {"passed": False, "reasons": ["the label of a.png flips"]}
+    words = ["export", str(fresh_run.path), "--format", "torchscript"]
+    assert cli.main(words) == 2
+    assert capsys.readouterr().out.splitlines()[3:] == [
+        "torchscript: the label of a.png flips",
+        "torchscript: the earlier one was removed",
+    ]
+    assert not folder.exists()
 
 
 def test_an_unknown_format_is_named_with_what_it_may_mean(

@@ -69,7 +69,9 @@ class Exported:
     """`None` where the verdict was against it."""
     verdict: dict[str, Any]
     """As in `parity.json`; where the format could not be made at all, only `kind`,
-    `command`, `passed` and `reasons`."""
+    `command`, `weights_sha256`, `passed` and `reasons`."""
+    is_earlier_gone: bool = False
+    """Whether there was an artefact of this format, which a bad verdict has removed."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,12 @@ def export(
             )
             made = scratch / kind
             verdict = _make(Artefact(made, card), source, proof, bounds)
-            verdict = {"kind": kind, "command": command, **verdict}
+            verdict = {
+                "kind": kind,
+                "command": command,
+                "weights_sha256": list(card.weights_sha256),
+                **verdict,
+            }
             one = _settle(made, folder / kind, verdict, card)
             found.append(one)
             _note_verdict(folder / "parity.json", one.verdict)
@@ -346,8 +353,9 @@ def _settle(
 ) -> Exported:
     """Seal an artefact and give it its name, or forget it if its verdict is bad."""
     if not verdict["passed"]:
+        is_earlier_gone = artefacts.is_artefact(folder)
         artefacts.remove_artefact(folder)
-        return Exported(card.kind, None, verdict)
+        return Exported(card.kind, None, verdict, is_earlier_gone)
     try:
         artefacts.write_card(made, card)
         artefacts.write_parity(made, verdict)
@@ -362,10 +370,17 @@ def _settle(
 
 
 def _note_verdict(path: Path, verdict: dict[str, Any]) -> None:
+    """Put a verdict beside those of the same weights; others are forgotten."""
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError):  # a damaged one is written anew
         known = dict(json.loads(path.read_text(encoding="utf-8")))
-    write_json(path, known | {verdict["kind"]: verdict})
+    weights = verdict["weights_sha256"]
+    same = {
+        kind: other
+        for kind, other in known.items()
+        if isinstance(other, dict) and other.get("weights_sha256") == weights
+    }
+    write_json(path, same | {verdict["kind"]: verdict})
 
 
 def _graph(run: Run, cards: list[ModelCard]) -> ServingGraph:
