@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from tumorlens.artefacts import is_artefact, open_artefact
-from tumorlens.benchmark_subjects import files_of
+from tumorlens.benchmark_subjects import check_weights, files_of
 from tumorlens.benchmark_summary import (
     BASELINE,
     SEED,
@@ -161,12 +161,14 @@ def ways_of(run: Run, device: torch.device) -> list[Way]:
 
     Raises:
         RunError: The run has no weights, or they were changed.
+        ArtefactError: The TorchScript is damaged, or of other weights.
     """
     size = sum(one.weights_path.stat().st_size for one in run.networks())
     ways = []
     path = run.path / "export" / "torchscript"
     if is_artefact(path):
         artefact = open_artefact(path)
+        check_weights([artefact])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecated, and the report's
             jit: Any = torch.jit

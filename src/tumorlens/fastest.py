@@ -80,10 +80,25 @@ def choose_fastest(run: Path) -> Choice:
     return Choice(order[0][1], "; passed over, ".join([words, *passed_over]))
 
 
+def weights_of(run: Path) -> tuple[str, ...] | None:
+    """Return the digests of a run's weights, as an artefact's card has them.
+
+    Args:
+        run: Its folder; `None` comes of one that is no run, where nothing can be said.
+
+    Raises:
+        RunError: The run has no weights yet, or a member of an ensemble is gone.
+    """
+    if not (run / "config.toml").is_file():
+        return None
+    networks = open_run(run).networks()
+    return tuple(one.card(check_weights=False).weights_sha256 for one in networks)
+
+
 def _good_artefacts(run: Path, passed_over: list[str]) -> list[Artefact]:
     """Return those that are whole, proven, of today's weights, and have a runtime."""
     found = []
-    weights = _weights_of(run)
+    weights = weights_of(run)
     for kind in KINDS:
         path = run / "export" / kind
         if not is_artefact(path):
@@ -101,14 +116,6 @@ def _good_artefacts(run: Path, passed_over: list[str]) -> list[Artefact]:
         except ArtefactError as error:
             passed_over.append(f"{kind}: {error.problem}")
     return found
-
-
-def _weights_of(run: Path) -> tuple[str, ...] | None:
-    """Return the digests of the run's networks; `None` of a folder that is no run."""
-    if not (run / "config.toml").is_file():
-        return None
-    networks = open_run(run).networks()
-    return tuple(one.card(check_weights=False).weights_sha256 for one in networks)
 
 
 def _is_installed(module: str) -> bool:
