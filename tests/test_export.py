@@ -155,6 +155,34 @@ def test_the_recipe_in_the_readme_gives_the_same_labels_without_tumorlens(
     assert labels == [one.predicted for one in expected]
 
 
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_the_recipe_in_the_readme_leaves_no_usage_data(
+    exported_run: Run, tmp_path: Path, kind: Kind
+) -> None:
+    copy, home = tmp_path / "elsewhere", tmp_path / "home"
+    home.mkdir()
+    shutil.copytree(exported_run.path / "export" / kind, copy)
+    (copy / "recipe.py").write_text(recipe_in(copy), encoding="utf-8")
+    known = {
+        name: value
+        for name, value in os.environ.items()
+        if "TELEMETRY" not in name and name not in ("DO_NOT_TRACK", "PYTHONPATH")
+    }
+    places = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "TMPDIR")
+    done = subprocess.run(
+        [sys.executable, "recipe.py", str(images_of(exported_run)[0])],
+        cwd=copy,
+        env=known | dict.fromkeys(places, str(home)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in home.rglob("*")] == []
+    text = (copy / "README.md").read_text(encoding="utf-8")
+    assert "collects usage data" in text
+
+
 def draw_odd_images(folder: Path) -> list[Path]:
     """Write 8-bit images of every mode, with borders, and upright only by EXIF."""
     rng = np.random.default_rng(0)
