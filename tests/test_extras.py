@@ -53,6 +53,15 @@ def test_usage_data_is_off_before_the_import(monkeypatch: pytest.MonkeyPatch) ->
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
+def test_each_runtime_has_an_extra_of_its_own_and_runtime_brings_both() -> None:
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    extra = project["optional-dependencies"]
+    (onnx,), (openvino,) = extra["runtime-onnx"], extra["runtime-openvino"]
+    assert onnx.startswith("onnxruntime>")
+    assert openvino.startswith("openvino>")
+    assert extra["runtime"] == [onnx, openvino]
+
+
 @pytest.mark.parametrize("library", sorted(extras._EXTRA_OF))
 def test_the_extra_that_is_named_does_install_the_library(library: str) -> None:
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
