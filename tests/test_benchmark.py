@@ -385,6 +385,27 @@ def test_the_command_prints_a_table_and_writes_four_things(
     assert float(rows[0]["images_per_second_8"]) == pytest.approx(8 / 0.06)
 
 
+@pytest.mark.parametrize("place", ["file", "file/below/it", "/proc/x"])
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_measured(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+) -> None:
+    if place.startswith("/proc") and not Path("/proc").is_dir():
+        pytest.skip("no /proc here")
+
+    def measure(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("it measures")
+
+    monkeypatch.setattr(stage, "benchmark", measure)
+    (tmp_path / "file").write_bytes(b"")
+    out = tmp_path / place
+    assert cli.main(["benchmark", str(run), "--out", str(out)]) == 2
+    assert f"error: cannot write {out}: " in capsys.readouterr().err
+
+
 def test_an_unknown_format_is_refused(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -566,10 +566,16 @@ def test_a_run_with_folds_is_exported_fold_by_fold(tmp_path: Path) -> None:
     assert one.artefact is not None
 
 
-def test_an_unfinished_run_is_refused(fresh_run: Run) -> None:
-    (fresh_run.path / "finished").unlink()
-    with pytest.raises(RunError, match=r"the training of .*run is not finished"):
-        export(fresh_run, ["torchscript"])
+def test_an_unfinished_run_is_refused_with_a_command_that_can_be_pasted(
+    exported_run: Run, tmp_path: Path
+) -> None:
+    run = forget_exports(exported_run, tmp_path / "my run")
+    (run.path / "finished").unlink()
+    with pytest.raises(RunError, match=r"the training of .*run is not") as caught:
+        export(run, ["torchscript"])
+    assert caught.value.hint == (
+        f"finish it with: tumorlens train --resume --out '{run.path}'"
+    )
 
 
 def test_a_run_without_a_split_is_refused(fresh_run: Run) -> None:

@@ -37,6 +37,18 @@ def test_a_missing_library_is_named_with_its_pip_line(
     assert caught.value.hint == 'pip install "tumorlens[parquet]"'
 
 
+def test_a_missing_library_does_not_need_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"^this needs the library 'pyarrow'"):
+        extras.require("pyarrow")
+    with pytest.raises(
+        MissingExtraError, match=r"^a table needs the library 'pyarrow'"
+    ):
+        extras.require("pyarrow", needed_by="a table")
+
+
 def test_a_module_that_no_extra_has_is_our_mistake() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_library") as caught:
         extras.require("no_such_library")

@@ -155,6 +155,7 @@ def test_a_library_that_is_missing_is_named_before_anything_is_made(
     assert "openvino" in libraries_of("openvino")
     with pytest.raises(MissingExtraError) as caught:
         libraries_of("openvino-int8")
+    assert caught.value.problem.startswith("the format openvino-int8 needs the library")
     assert caught.value.hint == 'pip install "tumorlens[export]"'
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -203,12 +204,14 @@ def _check_run(run: Run) -> None:
         raise RunError(
             f"{run.path} is a run of {run.config.data.num_folds} folds, each with a "
             "network and val images of its own",
-            hint=f"export one fold: tumorlens export {run.fold_path(0)}",
+            hint="export one fold: "
+            + shlex.join(["tumorlens", "export", str(run.fold_path(0))]),
         )
     if not run.is_finished:
         raise RunError(
             f"the training of {run.path} is not finished",
-            hint=f"finish it with: tumorlens train --resume --out {run.path}",
+            hint="finish it with: "
+            + shlex.join(["tumorlens", "train", "--resume", "--out", str(run.path)]),
         )
 
 

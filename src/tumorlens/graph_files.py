@@ -105,7 +105,7 @@ def libraries_of(kind: Kind) -> dict[str, str]:
     names = _LIBRARIES[base] + (("nncf",) if kind == "openvino-int8" else ())
     with _quiet():
         for name in names:
-            extras.require(name)
+            extras.require(name, needed_by=f"the format {kind}")
     return {name: version(name) for name in names}
 
 

@@ -187,7 +187,7 @@ def check_images(images: NDArray[np.uint8], size_px: int) -> None:
 
 
 def _open_onnx(artefact: Artefact, threads: int) -> Session:
-    onnxruntime = require("onnxruntime")
+    onnxruntime = require("onnxruntime", needed_by=_format(artefact))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -214,7 +214,7 @@ def _open_onnx(artefact: Artefact, threads: int) -> Session:
 
 
 def _open_openvino(artefact: Artefact, threads: int) -> Session:
-    openvino = require("openvino")
+    openvino = require("openvino", needed_by=_format(artefact))
     hint = "bf16" if artefact.card.precision == "bf16" else "f32"
     try:
         compiled = openvino_core().compile_model(
@@ -250,7 +250,7 @@ def _open_openvino(artefact: Artefact, threads: int) -> Session:
 
 
 def _open_torch(artefact: Artefact, threads: int) -> Session:
-    torch = require("torch")
+    torch = require("torch", needed_by=_format(artefact))
     torch.set_num_threads(threads)
     try:
         graph = _load_torch(artefact)
@@ -280,6 +280,10 @@ def _open_torch(artefact: Artefact, threads: int) -> Session:
         device="cpu",
         threads=threads,
     )
+
+
+def _format(artefact: Artefact) -> str:
+    return f"the format {artefact.card.kind}"
 
 
 def _load_torch(artefact: Artefact) -> Any:
