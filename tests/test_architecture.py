@@ -194,7 +194,8 @@ def test_a_missing_extra_is_named_with_its_pip_line(
         "except errors.MissingExtraError as error: print(error.problem, error.hint)",
     )
     assert done.stdout == (
-        f"{module} needs the library {missing!r}, which is not installed "
+        f"{'this' if module == missing else module} needs the library {missing!r}, "
+        "which is not installed "
         f'pip install "tumorlens[{extra}]"\n'
     ), done.stderr
 

@@ -134,6 +134,18 @@ def test_an_artefact_of_another_version_is_refused_with_its_number(
         open_artefact(folder)
 
 
+@pytest.mark.parametrize("number", [2, None, "1"])
+def test_a_card_of_another_format_is_refused_with_its_number(
+    tmp_path: Path, number: Any
+) -> None:
+    folder = write_artefact(tmp_path / "a")
+    change_json(folder / "model.json", format=number)
+    artefacts.write_manifest(folder)
+    message = rf"expected format 1 in .*model\.json, got {number!r}"
+    with pytest.raises(ArtefactError, match=message):
+        open_artefact(folder)
+
+
 def test_a_card_of_another_version_is_refused_with_what_is_new(tmp_path: Path) -> None:
     folder = write_artefact(tmp_path / "a")
     change_json(folder / "model.json", kind="tflite")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -217,13 +218,66 @@ def test_ratios_stay_inside_a_run(
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(
-    run: Path, tmp_path: Path
+    run: Path, tmp_path: Path, make_images: Callable[..., Path]
 ) -> None:
+    make_run(tmp_path / "elsewhere" / "one", make_images(name="other"))
     make_artefact(tmp_path / "elsewhere" / "one", "onnx")
-    (tmp_path / "elsewhere" / "one" / "config.toml").touch()
     subjects = find_subjects([run, tmp_path / "elsewhere" / "one" / "export" / "onnx"])
     assert len({one.name for one in subjects}) == len(subjects) == 4
     assert len({one.run for one in subjects}) == 2
+
+
+def retrain(run: Path) -> None:
+    """Give a run other weights."""
+    card = json.loads((run / "model.json").read_text())
+    card["weights_sha256"] = card["weights_sha256"][::-1]
+    (run / "model.json").write_text(json.dumps(card))
+
+
+@pytest.mark.parametrize("named", ["run", "artefacts"])
+def test_artefacts_of_weights_that_the_run_no_longer_has_are_refused(
+    run: Path, named: str
+) -> None:
+    retrain(run)
+    make_artefact(run, "onnx")  # made since
+    folders = [run / "export" / kind for kind in ("torchscript", "openvino")]
+    with pytest.raises(ArtefactError) as caught:
+        find_subjects([run] if named == "run" else folders)
+    stale = ["torchscript", "openvino"] + ["openvino-int8"] * (named == "run")
+    assert caught.value.problem == (
+        f"{run} has other weights by now than its {', '.join(stale)}"
+    )
+    formats = "".join(f" --format {kind}" for kind in stale)
+    assert caught.value.hint == f"tumorlens export {run}{formats}"
+    assert [one.name for one in find_subjects([run], ["onnx"])] == ["onnx"]
+
+
+def test_an_artefact_outside_a_run_is_measured_whatever_its_weights(
+    run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run / "export" / "openvino", tmp_path / "moved" / "openvino")
+    retrain(run)
+    (subject,) = find_subjects([tmp_path / "moved" / "openvino"])
+    assert subject.name == "openvino"
+
+
+def test_hints_can_be_pasted_whatever_the_folder_is_called(
+    tmp_path: Path, make_images: Callable[..., Path]
+) -> None:
+    made = make_run(tmp_path / "my run", make_images())
+    with pytest.raises(ArtefactError) as caught:
+        find_subjects([made.path])
+    assert caught.value.hint == (
+        f"make them with: tumorlens export '{made.path}' --format all"
+    )
+    make_artefact(made.path, "onnx")
+    with pytest.raises(ArtefactError) as caught:
+        find_subjects([made.path], ["openvino"])
+    assert caught.value.hint.endswith(f"export '{made.path}' --format openvino")
+    retrain(made.path)
+    with pytest.raises(ArtefactError) as caught:
+        find_subjects([made.path])
+    assert caught.value.hint == f"tumorlens export '{made.path}' --format onnx"
 
 
 def test_an_artefact_folder_is_a_subject_by_itself(run: Path) -> None:
@@ -329,6 +383,27 @@ def test_the_command_prints_a_table_and_writes_four_things(
         rows = list(csv.DictReader(file))
     assert float(rows[2]["latency_ratio"]) == pytest.approx(5.0)
     assert float(rows[0]["images_per_second_8"]) == pytest.approx(8 / 0.06)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below/it", "/proc/x"])
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_measured(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+) -> None:
+    if place.startswith("/proc") and not Path("/proc").is_dir():
+        pytest.skip("no /proc here")
+
+    def measure(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("it measures")
+
+    monkeypatch.setattr(stage, "benchmark", measure)
+    (tmp_path / "file").write_bytes(b"")
+    out = tmp_path / place
+    assert cli.main(["benchmark", str(run), "--out", str(out)]) == 2
+    assert f"error: cannot write {out}: " in capsys.readouterr().err
 
 
 def test_an_unknown_format_is_refused(

@@ -161,6 +161,21 @@ def test_what_was_not_measured_breaks_nothing(tmp_path: Path) -> None:
     ]
 
 
+def test_runs_with_other_numbers_of_val_images_each_have_theirs(
+    tmp_path: Path,
+) -> None:
+    runs = []
+    for name, num_images in (("first", 1032), ("second", 31), ("third", 31)):
+        one = artefact(f"{name} onnx", run=name)
+        one["accuracy"]["num_images"] = num_images
+        runs += [one, {**one, "name": f"{name} openvino"}]
+    words = words_of(write_page(tmp_path, benchmark_file(*runs)))
+    each = "first: 1,032 images, second: 31 images, third: 31 images"
+    assert f"on val ({each})." in words
+    words = words_of(write_page(tmp_path, benchmark_file(*runs[2:])))
+    assert "on val (31 images)." in words
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

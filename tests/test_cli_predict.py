@@ -122,7 +122,7 @@ def closure(requirement: str) -> set[str]:
     seen: set[str] = set()
     waiting = [requirement]
     while waiting:
-        name, extras = re.match(r"([\w.-]+)(?:\[([\w,]+)\])?", waiting.pop()).groups()  # type: ignore[union-attr]
+        name, extras = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?", waiting.pop()).groups()  # type: ignore[union-attr]
         key = f"{name.lower().replace('_', '-')}[{extras or ''}]"
         if key in seen:
             continue
@@ -132,7 +132,7 @@ def closure(requirement: str) -> set[str]:
         except PackageNotFoundError:  # for another system or Python
             continue
         for line in found:
-            asked = re.search(r"extra\s*==\s*['\"](\w+)['\"]", line)
+            asked = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", line)
             if asked is None or asked[1] in (extras or "").split(","):
                 waiting.append(line)
     return {key.partition("[")[0] for key in seen}

@@ -24,7 +24,7 @@ from runs_on_images import make_kfold_run, make_run, rows_of
 from tumorlens import cli
 from tumorlens.artefacts import KINDS, Kind, is_artefact, open_artefact
 from tumorlens.ensemble import make_ensemble
-from tumorlens.errors import ArtefactError, DataError, RunError
+from tumorlens.errors import ArtefactError, DataError, RunError, TumorlensError
 from tumorlens.export import export, kinds_here
 from tumorlens.images import load_square
 from tumorlens.predict import Predictor
@@ -73,6 +73,25 @@ def fresh_run(exported_run: Run, tmp_path: Path) -> Run:
 
 
 # what an export leaves
+
+
+def test_verdicts_say_whose_weights_they_are_of_and_go_with_them(
+    exported_run: Run, fresh_run: Run
+) -> None:
+    path = fresh_run.path / "export" / "parity.json"
+    weights = [fresh_run.card().weights_sha256]
+    (one,) = export(fresh_run, ["torchscript"])
+    assert one.artefact is not None
+    assert one.artefact.parity()["weights_sha256"] == weights
+    known = json.loads(path.read_text(encoding="utf-8"))
+    same, other = known["torchscript"] | {"kind": "onnx"}, {"passed": True}
+    old = {"passed": True, "weights_sha256": ["0" * 64]}
+    others = {"onnx": same, "openvino": other, "onnx-int8": old}
+    path.write_text(json.dumps(known | others), encoding="utf-8")
+    export(fresh_run, ["torchscript"])
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    assert set(kept) == {"torchscript", "onnx"}
+    assert kept["torchscript"]["weights_sha256"] == weights
 
 
 def test_every_format_passes_and_is_sealed(exported_run: Run) -> None:
@@ -134,6 +153,34 @@ def test_the_recipe_in_the_readme_gives_the_same_labels_without_tumorlens(
     labels = [line.split("\t")[1] for line in done.stdout.splitlines()]
     expected = Predictor.open(exported_run.path).predict_files(files)
     assert labels == [one.predicted for one in expected]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_the_recipe_in_the_readme_leaves_no_usage_data(
+    exported_run: Run, tmp_path: Path, kind: Kind
+) -> None:
+    copy, home = tmp_path / "elsewhere", tmp_path / "home"
+    home.mkdir()
+    shutil.copytree(exported_run.path / "export" / kind, copy)
+    (copy / "recipe.py").write_text(recipe_in(copy), encoding="utf-8")
+    known = {
+        name: value
+        for name, value in os.environ.items()
+        if "TELEMETRY" not in name and name not in ("DO_NOT_TRACK", "PYTHONPATH")
+    }
+    places = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "TMPDIR")
+    done = subprocess.run(
+        [sys.executable, "recipe.py", str(images_of(exported_run)[0])],
+        cwd=copy,
+        env=known | dict.fromkeys(places, str(home)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in home.rglob("*")] == []
+    text = (copy / "README.md").read_text(encoding="utf-8")
+    assert "collects usage data" in text
 
 
 def draw_odd_images(folder: Path) -> list[Path]:
@@ -316,15 +363,137 @@ def test_int8_that_loses_too_much_is_made_again_with_care(
     monkeypatch.setattr(module, "judge_parity", judge)
     monkeypatch.setattr(module, "_probs_of", lambda *arguments: None)
     monkeypatch.setattr(Predictor, "of_artefact", lambda artefact: None)
-    monkeypatch.setattr(module, "_settle", lambda made, folder, verdict, card: verdict)
-    made: Any = export(fresh_run, ["openvino-int8"], max_drop=0.01)
-    (verdict,) = made
+    monkeypatch.setattr(
+        module,
+        "_settle",
+        lambda made, folder, verdict, card: module.Exported(card.kind, None, verdict),
+    )
+    monkeypatch.setattr(module, "shares_of", lambda num_training: (16, 8))
+    (one,) = export(fresh_run, ["openvino-int8"], max_drop=0.01)
+    verdict = one.verdict
     if drop < 0.01:
         assert shares == [None]
     else:  # a quarter of the drop is allowed, and half of that is aimed at
         assert shares == [None, pytest.approx(0.125)]
         assert verdict["plain"]["accuracy"] == {"change": {"value": -0.04}}
     assert verdict["passed"]
+
+
+@pytest.fixture
+def losing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have every verdict on int8 say that accuracy falls by a half; list the kinds."""
+    asked: list[str] = []
+    real = module._Proof.judge
+
+    def judge(self: Any, artefact: Any, bounds: Any) -> dict[str, Any]:
+        verdict: dict[str, Any] = real(self, artefact, bounds)
+        asked.append(artefact.card.kind)
+        if artefact.card.kind == "openvino-int8":
+            verdict["accuracy"]["change"]["value"] = -0.5
+            verdict |= {"passed": False, "reasons": ["labels flip on 2.png"]}
+        return verdict
+
+    monkeypatch.setattr(module._Proof, "judge", judge)
+    return asked
+
+
+def test_few_training_images_are_shared_when_int8_is_made_with_care(
+    tmp_path: Path, losing: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", write_images(tmp_path / "data", num_each=20))
+    real = module.write_graph
+    taken: list[int] = []
+
+    def write(kind: Kind, source: Any, folder: Path, **options: Any) -> None:
+        if options:  # takes half a minute: tests of graph_files do it
+            num_calibration, num_held_out = module.shares_of(source.num_training)
+            last = num_calibration + num_held_out
+            taken.append(len(source.training_images(num_calibration, last)))
+        else:
+            real(kind, source, folder)
+
+    monkeypatch.setattr(module, "write_graph", write)
+    first, second = export(run, ["torchscript", "openvino-int8"])
+    assert losing == ["torchscript", "openvino-int8", "openvino-int8"]
+    assert first.artefact is not None
+    assert second.verdict["reasons"] == ["labels flip on 2.png"]
+    assert second.verdict["plain"]["reasons"] == ["labels flip on 2.png"]
+    assert taken == [11]
+
+
+def test_too_few_training_images_for_more_care_are_a_bad_verdict_like_any(
+    exported_run: Run, fresh_run: Run, losing: list[str]
+) -> None:
+    folder = fresh_run.path / "export"
+    old = exported_run.path / "export" / "openvino-int8"
+    shutil.copytree(old, folder / "openvino-int8")
+    first, second = export(fresh_run, ["torchscript", "openvino-int8"])
+    assert losing == ["torchscript", "openvino-int8"]
+    assert first.artefact is not None
+    assert second.artefact is None
+    assert second.verdict["reasons"] == [
+        "labels flip on 2.png",
+        (
+            "it was not made again with more care, which takes at least 34 training "
+            "images, and the run has 24"
+        ),
+    ]
+    assert not (folder / "openvino-int8").exists()
+    kept = json.loads((folder / "parity.json").read_text(encoding="utf-8"))
+    assert not kept["openvino-int8"]["passed"]
+
+
+@pytest.mark.parametrize(
+    "error", [ArtefactError("nncf: no"), DataError("disk full"), RunError("gone")]
+)
+def test_care_that_goes_wrong_leaves_the_plain_verdict_and_says_why(
+    tmp_path: Path,
+    losing: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: TumorlensError,
+) -> None:
+    real = module.write_graph
+
+    def write(*arguments: Any, **options: Any) -> None:
+        if options:
+            raise error
+        real(*arguments, **options)
+
+    monkeypatch.setattr(module, "write_graph", write)
+    run = make_run(tmp_path / "run", write_images(tmp_path / "data", num_each=20))
+    (one,) = export(run, ["openvino-int8"])
+    assert one.verdict["reasons"] == [
+        "labels flip on 2.png",
+        f"it could not be made with more care: {error.problem}",
+    ]
+    assert one.verdict["flips"] is not None
+
+
+def test_a_training_image_that_cannot_be_read_fails_int8_and_nothing_else(
+    tmp_path: Path, fresh_run: Run, exported_run: Run
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(exported_run.path.parent / "data", data)
+    (data / "glioma" / "0.png").write_bytes(b"no image")
+    fresh_run.write_split(rows_of(data))
+    first, second = export(fresh_run, ["onnx-int8", "torchscript"], data=data)
+    assert first.artefact is not None
+    assert second.artefact is None
+    assert "glioma/0.png" in second.verdict["reasons"][0]
+
+
+def test_an_artefact_that_cannot_be_sealed_is_a_bad_verdict(
+    fresh_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise DataError("cannot write model.json: no space")
+
+    monkeypatch.setattr(module.artefacts, "write_card", full)
+    (one,) = export(fresh_run, ["torchscript"])
+    assert one.artefact is None
+    assert one.verdict["reasons"] == ["cannot write model.json: no space"]
+    kept = json.loads((fresh_run.path / "export" / "parity.json").read_text("utf-8"))
+    assert not kept["torchscript"]["passed"]
 
 
 # a process that is killed
@@ -397,10 +566,16 @@ def test_a_run_with_folds_is_exported_fold_by_fold(tmp_path: Path) -> None:
     assert one.artefact is not None
 
 
-def test_an_unfinished_run_is_refused(fresh_run: Run) -> None:
-    (fresh_run.path / "finished").unlink()
-    with pytest.raises(RunError, match=r"the training of .*run is not finished"):
-        export(fresh_run, ["torchscript"])
+def test_an_unfinished_run_is_refused_with_a_command_that_can_be_pasted(
+    exported_run: Run, tmp_path: Path
+) -> None:
+    run = forget_exports(exported_run, tmp_path / "my run")
+    (run.path / "finished").unlink()
+    with pytest.raises(RunError, match=r"the training of .*run is not") as caught:
+        export(run, ["torchscript"])
+    assert caught.value.hint == (
+        f"finish it with: tumorlens train --resume --out '{run.path}'"
+    )
 
 
 def test_a_run_without_a_split_is_refused(fresh_run: Run) -> None:
@@ -416,13 +591,17 @@ def test_a_run_without_val_images_is_refused(fresh_run: Run, exported_run: Run) 
         export(fresh_run, ["torchscript"])
 
 
-def test_int8_without_training_images_is_refused(
+def test_int8_without_training_images_fails_and_the_others_are_made(
     fresh_run: Run, exported_run: Run
 ) -> None:
     data = exported_run.path.parent / "data"
     fresh_run.write_split(rows_of(data, lambda number: "val"))
-    with pytest.raises(RunError, match=r"int8 needs training images .* has 0"):
-        export(fresh_run, ["onnx-int8"])
+    first, second = export(fresh_run, ["onnx-int8", "torchscript"])
+    assert first.artefact is not None
+    assert second.artefact is None
+    assert second.verdict["reasons"] == [
+        f"int8 takes its ranges from training images, and {fresh_run.path} has none"
+    ]
 
 
 def test_data_that_moved_is_found_by_name_and_changed_data_refused(
@@ -514,11 +693,29 @@ def test_the_command_ends_with_an_error_when_a_verdict_is_bad(
     assert cli.main(words) == 2
     out, err = capsys.readouterr()
     assert out.splitlines()[2].split()[-1] == "failed"
-    assert out.splitlines()[3] == "torchscript: the label of a.png flips"
+    assert out.splitlines()[3:] == ["torchscript: the label of a.png flips"]
     assert err.splitlines() == [
         "error: no artefact was written for torchscript: the label of a.png flips",
         f"hint: {fresh_run.path / 'export' / 'parity.json'} has every difference",
     ]
+
+
+def test_the_command_says_when_a_bad_verdict_removes_the_earlier_artefact(
+    exported_run: Run,
+    fresh_run: Run,
+    judged: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = fresh_run.path / "export" / "torchscript"
+    shutil.copytree(exported_run.path / "export" / "torchscript", folder)
+    judged |= {"passed": False, "reasons": ["the label of a.png flips"]}
+    words = ["export", str(fresh_run.path), "--format", "torchscript"]
+    assert cli.main(words) == 2
+    assert capsys.readouterr().out.splitlines()[3:] == [
+        "torchscript: the label of a.png flips",
+        "torchscript: the earlier one was removed",
+    ]
+    assert not folder.exists()
 
 
 def test_an_unknown_format_is_named_with_what_it_may_mean(

@@ -37,6 +37,18 @@ def test_a_missing_library_is_named_with_its_pip_line(
     assert caught.value.hint == 'pip install "tumorlens[parquet]"'
 
 
+def test_a_missing_library_does_not_need_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"^this needs the library 'pyarrow'"):
+        extras.require("pyarrow")
+    with pytest.raises(
+        MissingExtraError, match=r"^a table needs the library 'pyarrow'"
+    ):
+        extras.require("pyarrow", needed_by="a table")
+
+
 def test_a_module_that_no_extra_has_is_our_mistake() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_library") as caught:
         extras.require("no_such_library")
@@ -51,6 +63,15 @@ def test_usage_data_is_off_before_the_import(monkeypatch: pytest.MonkeyPatch) ->
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert os.environ["DO_NOT_TRACK"] == "1"
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_each_runtime_has_an_extra_of_its_own_and_runtime_brings_both() -> None:
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    extra = project["optional-dependencies"]
+    (onnx,), (openvino,) = extra["runtime-onnx"], extra["runtime-openvino"]
+    assert onnx.startswith("onnxruntime>")
+    assert openvino.startswith("openvino>")
+    assert extra["runtime"] == [onnx, openvino]
 
 
 @pytest.mark.parametrize("library", sorted(extras._EXTRA_OF))

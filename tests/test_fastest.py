@@ -131,6 +131,44 @@ def test_a_runtime_that_is_not_installed_is_passed_over_in_words(
     assert "passed over, openvino: openvino is not installed" in choice.words
 
 
+@pytest.mark.parametrize(
+    ("kinds", "extra"),
+    [
+        (["torchscript", "onnx"], "runtime"),
+        (["openvino"], "runtime"),
+        (["torchscript"], "train"),
+    ],
+)
+def test_without_any_runtime_the_way_out_is_to_install_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch, kinds: list[str], extra: str
+) -> None:
+    for kind in kinds:
+        add(run, kind)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ArtefactError, match="is not installed") as caught:
+        choose_fastest(run)
+    assert caught.value.hint == f'pip install "tumorlens[{extra}]"'
+
+
+def test_an_artefact_is_no_run_to_choose_from(run: Path) -> None:
+    path = add(run, "onnx")
+    with pytest.raises(ArtefactError) as caught:
+        choose_fastest(path)
+    assert caught.value.problem == (
+        f"--best takes a run and chooses among its artefacts, and {path} is one of them"
+    )
+    assert caught.value.hint == "give the run folder, or leave --best out"
+
+
+def test_the_command_can_be_pasted_whatever_the_folder_is_called(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "my run"
+    with pytest.raises(ArtefactError) as caught:
+        choose_fastest(run)
+    assert caught.value.hint == f"tumorlens export '{run}' --format all"
+
+
 def test_a_runtime_that_cannot_be_loaded_is_passed_over_in_words(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from tumorlens.graph_files import (
     Step,
     libraries_of,
     outside_network,
+    shares_of,
     write_graph,
 )
 from tumorlens.runtimes import openvino_core
@@ -37,7 +38,7 @@ def source_of(folder: Path, module: torch.nn.Module | None = None) -> Source:
     card, found = network()
     graph = ServingGraph([(card, module or found)]).eval()
     images = colours(40)
-    return Source(graph, 32, lambda start, stop: images[start:stop], folder)
+    return Source(graph, 32, lambda start, stop: images[start:stop], 40, folder)
 
 
 def ops_of(run: Run, kind: Kind) -> Counter[str]:
@@ -154,6 +155,7 @@ def test_a_library_that_is_missing_is_named_before_anything_is_made(
     assert "openvino" in libraries_of("openvino")
     with pytest.raises(MissingExtraError) as caught:
         libraries_of("openvino-int8")
+    assert caught.value.problem.startswith("the format openvino-int8 needs the library")
     assert caught.value.hint == 'pip install "tumorlens[export]"'
 
 
@@ -201,7 +203,7 @@ def test_more_care_brings_int8_nearer(tmp_path: Path) -> None:
     write_graph("openvino-int8", source, folders[0])
     (folders[1] / "graph.xml").write_bytes((folders[0] / "graph.xml").read_bytes())
     (folders[1] / "graph.bin").write_bytes((folders[0] / "graph.bin").read_bytes())
-    write_graph("openvino-int8", held_out(source), folders[1], nearness=0.2)
+    write_graph("openvino-int8", source, folders[1], nearness=0.2)
     images = colours(20)
     with torch.no_grad():
         expected = source.graph(torch.from_numpy(images))[0].numpy()
@@ -213,14 +215,19 @@ def test_more_care_brings_int8_nearer(tmp_path: Path) -> None:
     assert stack_for_signals() == stack
 
 
-def held_out(source: Source) -> Source:
-    """Return a source that has other images beyond those for calibration."""
-    images = colours(60)
+def test_training_images_are_shared_without_asking_for_more_than_there_are() -> None:
+    for num in (*range(34, 500), 10_000):
+        shares = shares_of(num)
+        assert shares is not None
+        calibration, held_out = shares
+        assert calibration + held_out == min(num, 428)
+        assert 10 <= held_out <= 128
+        assert 2 * held_out <= calibration
 
-    def training_images(start: int, stop: int) -> Any:
-        return images[:16] if start == 0 else images[40:50]
 
-    return Source(source.graph, 32, training_images, source.scratch)
+def test_too_few_training_images_are_not_shared() -> None:
+    assert shares_of(33) is None
+    assert shares_of(34) == (24, 10)
 
 
 def probs_of(folder: Path, images: Any) -> Any:

@@ -149,6 +149,20 @@ def test_the_interval_of_the_change_is_the_paired_one_over_groups() -> None:
     }
 
 
+@pytest.mark.parametrize("artefact", [[0.9, 0.2], [0.8, 0.4]])
+def test_where_the_same_images_are_right_the_change_is_surely_0(
+    artefact: list[float],
+) -> None:
+    verdict = judge([0.9, 0.2], artefact)
+    assert verdict["accuracy"]["change"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_of_a_single_group_the_interval_of_a_change_is_not_known() -> None:
+    verdict = judge([0.9, 0.9], [0.9, 0.1], groups=[0, 0])
+    change = verdict["accuracy"]["change"]
+    assert change == {"value": -0.5, "low": None, "high": None}
+
+
 def test_an_answer_that_is_no_number_fails_whatever_the_bounds(tmp_path: Path) -> None:
     verdict = judge([0.9, 0.5001], [0.9, np.nan], bounds=Bounds(1.0, 1.0, 1.0))
     assert verdict["reasons"] == [

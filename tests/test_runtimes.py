@@ -228,6 +228,47 @@ def test_an_opset_that_the_runtime_lacks_is_named(
         open_session(artefact)
 
 
+def with_card(run: Run, kind: Kind, folder: Path, **changes: Any) -> Artefact:
+    """Copy an artefact, change its card, and seal it as if that were its card."""
+    copy = folder / kind
+    shutil.copytree(run.path / "export" / kind, copy)
+    artefacts.write_card(copy, artefact_of(run, kind).card.model_copy(update=changes))
+    artefacts.write_manifest(copy)
+    return open_artefact(copy)
+
+
+# TorchScript answers for images of any size; its graph does not state one.
+@pytest.mark.parametrize("kind", [kind for kind in HERE if kind != "torchscript"])
+def test_a_card_of_another_size_than_the_graph_is_one_clear_error(
+    exported_run: Run, tmp_path: Path, kind: Kind
+) -> None:
+    artefact = with_card(exported_run, kind, tmp_path, size_px=64)
+    with pytest.raises(ArtefactError, match=r"\b32\b") as caught:
+        open_session(artefact)
+    if not kind.startswith("torch"):
+        assert caught.value.problem == (
+            f"{artefact.path / 'model.json'} promises a graph that takes "
+            f"(N, 64, 64, 3), and {artefact.graph_path.name} takes (N, 32, 32, 3)"
+        )
+
+
+@pytest.mark.parametrize("classes", [("a", "b", "c"), tuple("abcde")])
+@pytest.mark.parametrize("kind", HERE)
+def test_a_card_of_more_or_fewer_classes_than_the_graph_is_one_clear_error(
+    exported_run: Run, tmp_path: Path, kind: Kind, classes: tuple[str, ...]
+) -> None:
+    artefact = with_card(exported_run, kind, tmp_path, classes=classes)
+    num, size = len(classes), artefact.card.embedding_size
+    with pytest.raises(ArtefactError) as caught:
+        open_session(artefact)
+    assert caught.value.problem == (
+        f"{artefact.path / 'model.json'} promises a graph that gives (N, {num}), "
+        f"(N, {num}), (N, {size}), and {artefact.graph_path.name} gives (N, 4), "
+        f"(N, 4), (N, {size})"
+    )
+    assert "export the run again" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("kind", "library", "extra"),
     [
@@ -247,7 +288,9 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_pip_line(
     with pytest.raises(MissingExtraError) as caught:
         open_session(artefact_of(exported_run, kind))
     assert caught.value.hint == f'pip install "tumorlens[{extra}]"'
-    assert repr(library) in caught.value.problem
+    assert caught.value.problem == (
+        f"the format {kind} needs the library {library!r}, which is not installed"
+    )
 
 
 @pytest.mark.parametrize("kind", [kind for kind in HERE if "torch" not in kind])

@@ -29,12 +29,16 @@ with torch.no_grad():
     outputs = graph(torch.from_numpy(images))
 probs, logits, embedding = (output.numpy() for output in outputs)
 """,
-    "onnx": """import onnxruntime
+    "onnx": """# Else it collects usage data, below the home folder.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime
 
 graph = onnxruntime.InferenceSession("graph.onnx", providers=["CPUExecutionProvider"])
 probs, logits, embedding = graph.run(None, {"images": images})
 """,
-    "openvino": """import openvino
+    "openvino": """# Else it collects usage data, below the home folder.
+sys.modules["openvino_telemetry"] = None
+import openvino
 
 # Not left to itself: it would take bf16 wherever the processor can.
 hint = {"INFERENCE_PRECISION_HINT": "TYPE"}
@@ -44,7 +48,7 @@ probs, logits, embedding = (outputs[number] for number in range(3))
 """,
 }
 
-_READ = """import sys
+_READ = """{imports}
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -117,6 +121,13 @@ OpenVINO compute in fp32, more slowly and no less exactly.
 }
 
 
+_USAGE_WORDS = {
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
+"""Runtimes that report their use unless they are told not to."""
+
+
 def readme_of(card: ArtefactCard, verdict: dict[str, Any]) -> str:
     """Return the text of README.md.
 
@@ -158,7 +169,7 @@ Run here, with numpy, Pillow and the runtime. The graph was made and proved with
 {_recipe(card)}```
 
 Saved as `recipe.py`, `python recipe.py scan.jpg ...` prints a label for each image.
-
+{_usage_words(card)}
 An image becomes a square like this: upright as EXIF says, transparency over black, RGB.
 {_FIT_WORDS[card.fit]}
 Pillow's bilinear filter averages where it shrinks; another library's resize gives other
@@ -179,13 +190,28 @@ model can run code of whoever made it, so load only what you trust.
 """
 
 
+def _base(card: ArtefactCard) -> str:
+    return card.kind.removesuffix("-int8").removesuffix("-bf16")
+
+
+def _usage_words(card: ArtefactCard) -> str:
+    name = _USAGE_WORDS.get(_base(card))
+    if name is None:
+        return ""
+    return (
+        f"Left to itself {name} collects usage data, and a medical tool must not tell\n"
+        "anybody what it is used on: the line before its import switches that off.\n"
+    )
+
+
 def _recipe(card: ArtefactCard) -> str:
-    base = card.kind.removesuffix("-int8").removesuffix("-bf16")
+    base = _base(card)
     is_padded = card.fit == "pad"
     read = _READ.format(
         size_px=card.size_px,
         classes=list(card.classes),
         fit=_PAD if is_padded else "",
+        imports="import os\nimport sys" if base == "onnx" else "import sys",
     )
     ask = _ASK[base].replace("TYPE", "bf16" if card.precision == "bf16" else "f32")
     assert GRAPH_FILES[card.kind][0] in ask

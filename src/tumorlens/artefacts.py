@@ -222,8 +222,15 @@ def _folder(path: Path) -> Path:
 
 
 def _read_card(path: Path) -> ArtefactCard:
+    content = _read_json(path)
+    if content.get("format") != FORMAT:
+        raise ArtefactError(
+            f"expected format {FORMAT} in {path}, got {content.get('format')!r}",
+            hint="export the run again with this version of tumorlens, "
+            f"{tumorlens.__version__}",
+        )
     try:
-        return ArtefactCard.model_validate(_read_json(path))
+        return ArtefactCard.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise ArtefactError(

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from tumorlens.artefacts import is_artefact, open_artefact
-from tumorlens.benchmark_subjects import files_of
+from tumorlens.benchmark_subjects import check_weights, files_of
 from tumorlens.benchmark_summary import (
     BASELINE,
     SEED,
@@ -36,7 +36,7 @@ from tumorlens.benchmark_summary import (
 )
 from tumorlens.errors import ConfigError
 from tumorlens.images import load_square
-from tumorlens.models import load_model, resolve_device
+from tumorlens.models import load_model
 from tumorlens.runs import Run, open_run
 from tumorlens.serving_graph import ServingGraph
 from tumorlens.timing import are_narrow, take_turns
@@ -88,7 +88,13 @@ def benchmark_gpu(
         RunError: A path is no run with weights.
         DataError: There are no images, or one cannot be read.
     """
-    device = resolve_device("cuda")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "--device is cuda, and torch sees no GPU",
+            hint="leave --device out to measure artefacts on the CPU, or install torch "
+            "with CUDA",
+        )
+    device = torch.device("cuda")
     for batch in batches:
         if batch < 1:
             raise ConfigError(
@@ -161,12 +167,14 @@ def ways_of(run: Run, device: torch.device) -> list[Way]:
 
     Raises:
         RunError: The run has no weights, or they were changed.
+        ArtefactError: The TorchScript is damaged, or of other weights.
     """
     size = sum(one.weights_path.stat().st_size for one in run.networks())
     ways = []
     path = run.path / "export" / "torchscript"
     if is_artefact(path):
         artefact = open_artefact(path)
+        check_weights([artefact])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecated, and the report's
             jit: Any = torch.jit

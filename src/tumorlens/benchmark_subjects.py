@@ -7,6 +7,7 @@ where runs have others; times of different files cannot be compared.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tumorlens.artefacts import KINDS, Artefact, Kind, is_artefact, open_artefact
 from tumorlens.errors import ArtefactError, ConfigError, DataError, RunError
+from tumorlens.fastest import weights_of
 from tumorlens.image_files import walk_images
 from tumorlens.runs import Run, open_run
 
@@ -44,7 +46,8 @@ def find_subjects(
         ConfigError: A path is named twice, or none is.
         RunError: A path is neither.
         ArtefactError: A run has no artefact, or not one that is asked for; or an
-            artefact was changed or damaged.
+            artefact was changed or damaged, or is of weights that its run no longer
+            has.
     """
     if not paths:
         raise ConfigError("no run was named", hint="tumorlens benchmark RUN...")
@@ -57,6 +60,7 @@ def find_subjects(
                     f"{artefact.path} is named twice", hint="name each run once"
                 )
             found[folder] = (_run_key(artefact), artefact)
+    check_weights([artefact for _, artefact in found.values()])
     short = {run: Path(run).name for run, _ in found.values()}
     if max(Counter(short.values()).values()) > 1:
         short = {run: run for run in short}
@@ -72,11 +76,31 @@ def find_subjects(
     ]
 
 
+def check_weights(artefacts: Sequence[Artefact]) -> None:
+    """Refuse artefacts of weights that the run they lie in no longer has.
+
+    Raises:
+        ArtefactError: There are such, all named that lie in the same run.
+        RunError: The run around one has no weights.
+    """
+    stale: dict[Path, list[Kind]] = {}
+    for artefact in artefacts:
+        run = run_folder(artefact)
+        if run and weights_of(run) not in (None, artefact.card.weights_sha256):
+            stale.setdefault(run, []).append(artefact.card.kind)
+    for run, kinds in stale.items():
+        formats = [word for kind in kinds for word in ("--format", kind)]
+        raise ArtefactError(
+            f"{run} has other weights by now than its {', '.join(kinds)}",
+            hint=shlex.join(["tumorlens", "export", str(run), *formats]),
+        )
+
+
 def find_files(
     subjects: Sequence[Subject], *, data: Path | None, num_files: int
 ) -> list[Path]:
     """Return what `files_of` gives for the runs that artefacts still lie in."""
-    folders = [_run_folder(one.artefact) for one in subjects]
+    folders = [run_folder(one.artefact) for one in subjects]
     return files_of([one for one in folders if one], data=data, num_files=num_files)
 
 
@@ -96,6 +120,12 @@ def files_of(runs: Sequence[Path], *, data: Path | None, num_files: int) -> list
     return [files[int(number * step)] for number in range(min(num_files, len(files)))]
 
 
+def run_folder(artefact: Artefact) -> Path | None:
+    """Return where the run is that an artefact still lies in, if it does."""
+    folder = artefact.path.resolve().parents[1]
+    return folder if (folder / "config.toml").is_file() else None
+
+
 def _artefacts_at(path: Path, kinds: Sequence[Kind] | None) -> list[Artefact]:
     if is_artefact(path):
         return [open_artefact(path)]
@@ -104,32 +134,28 @@ def _artefacts_at(path: Path, kinds: Sequence[Kind] | None) -> list[Artefact]:
     there = [kind for kind in KINDS if is_artefact(folder / kind)]
     missing = [kind for kind in kinds or [] if kind not in there]
     if missing:
-        wanted = " ".join(f"--format {kind}" for kind in missing)
+        wanted = [word for kind in missing for word in ("--format", kind)]
         raise ArtefactError(
             f"{run.path} has no artefact of the format {', '.join(missing)}",
-            hint=f"make it with: tumorlens export {_exportable(run)} {wanted}",
+            hint=f"make it with: {_command(run, *wanted)}",
         )
     if not there:
         raise ArtefactError(
             f"{run.path} has no artefacts",
-            hint=f"make them with: tumorlens export {_exportable(run)} --format all",
+            hint=f"make them with: {_command(run, '--format', 'all')}",
         )
     return [open_artefact(folder / kind) for kind in there if kind in (kinds or there)]
 
 
-def _exportable(run: Run) -> Path:
-    return run.fold_path(0) if run.is_kfold else run.path
+def _command(run: Run, *words: str) -> str:
+    """Return how a run is exported, or its first fold."""
+    folder = run.fold_path(0) if run.is_kfold else run.path
+    return shlex.join(["tumorlens", "export", str(folder), *words])
 
 
 def _run_key(artefact: Artefact) -> str:
-    folder = _run_folder(artefact)
+    folder = run_folder(artefact)
     return str(folder or artefact.card.run)
-
-
-def _run_folder(artefact: Artefact) -> Path | None:
-    """Return where the run is that an artefact still lies in, if it does."""
-    folder = artefact.path.resolve().parents[1]
-    return folder if (folder / "config.toml").is_file() else None
 
 
 def _val_files(runs: Sequence[Path]) -> list[Path]:

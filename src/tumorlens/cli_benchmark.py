@@ -14,7 +14,7 @@ from tumorlens import terminal
 from tumorlens.cli_options import STATUS_INTERRUPTED
 from tumorlens.errors import ConfigError, did_you_mean
 from tumorlens.extras import require
-from tumorlens.files import write_json
+from tumorlens.files import check_folder, write_json
 from tumorlens.interrupts import interruptible
 
 
@@ -71,9 +71,11 @@ def benchmark(
         require("tumorlens.benchmark"),
         require("tumorlens.benchmark_tables"),
     )
-    # Before minutes of measuring, not after, it is known whether a page can be drawn.
+    # Before minutes of measuring, not after, it is known whether a page can be drawn,
+    # and whether it can be written.
     pages = require("tumorlens.report")
     kinds = _kinds(formats)
+    check_folder(out)
     options = {
         "batches": batch or stage.BATCHES,
         "seconds": seconds,

@@ -65,6 +65,9 @@ def export(
         stage=terminal.counting,
     )
     terminal.say_export([one.verdict for one in found], _sizes(found))
+    for one in found:
+        if one.is_earlier_gone:
+            terminal.say(f"{one.kind}: the earlier one was removed")
     _refuse_failed(found, run.path)
     terminal.say_next(
         f"the artefacts are in {run.path / 'export'}",

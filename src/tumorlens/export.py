@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -27,9 +28,17 @@ from tumorlens.answers import read_data
 from tumorlens.artefact_readme import readme_of
 from tumorlens.artefacts import KINDS, Artefact, ArtefactCard, Kind, precision_of
 from tumorlens.datasets import check_unchanged, image_limits
-from tumorlens.errors import ArtefactError, DataError, RunError
+from tumorlens.errors import DataError, RunError, TumorlensError
 from tumorlens.files import write_json
-from tumorlens.graph_files import Source, libraries_of, write_graph
+from tumorlens.graph_files import (
+    MIN_HELD_OUT,
+    NUM_CALIBRATION,
+    NUM_HELD_OUT,
+    Source,
+    libraries_of,
+    shares_of,
+    write_graph,
+)
 from tumorlens.images import load_square
 from tumorlens.models import load_model
 from tumorlens.parity import MAX_DROP, Bounds, bounds_of, judge_parity
@@ -61,7 +70,9 @@ class Exported:
     """`None` where the verdict was against it."""
     verdict: dict[str, Any]
     """As in `parity.json`; where the format could not be made at all, only `kind`,
-    `command`, `passed` and `reasons`."""
+    `command`, `weights_sha256`, `passed` and `reasons`."""
+    is_earlier_gone: bool = False
+    """Whether there was an artefact of this format, which a bad verdict has removed."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +133,8 @@ def export(
 ) -> list[Exported]:
     """Write artefacts of a run into RUN/export, each with its verdict.
 
-    A format that cannot be made, or whose verdict is bad, does not stop the others.
-    What was there of that format before is gone.
+    A format that cannot be made, whatever the reason, or whose verdict is bad, does
+    not stop the others. What was there of that format before is gone.
 
     Args:
         run: Finished; an ordinary one, a fold or an ensemble.
@@ -141,7 +152,7 @@ def export(
     Raises:
         RunError: The run is not finished, has folds, no split or no val images, or its
             networks do not fit into one graph; or its data has changed.
-        DataError: An image cannot be read, or the disk is full.
+        DataError: An image cannot be read, or RUN/export cannot be written.
         MissingExtraError: The extra `export` is not installed.
     """
     _check_run(run)
@@ -161,6 +172,7 @@ def export(
             graph,
             cards[0].size_px,
             _training_images(run, index, train, cards[0]),
+            len(train),
             scratch,
         )
         for kind, versions in libraries.items():
@@ -170,9 +182,15 @@ def export(
             )
             made = scratch / kind
             verdict = _make(Artefact(made, card), source, proof, bounds)
-            verdict = {"kind": kind, "command": command, **verdict}
-            found.append(_settle(made, folder / kind, verdict, card))
-            _note_verdict(folder / "parity.json", verdict)
+            verdict = {
+                "kind": kind,
+                "command": command,
+                "weights_sha256": list(card.weights_sha256),
+                **verdict,
+            }
+            one = _settle(made, folder / kind, verdict, card)
+            found.append(one)
+            _note_verdict(folder / "parity.json", one.verdict)
     return found
 
 
@@ -186,12 +204,14 @@ def _check_run(run: Run) -> None:
         raise RunError(
             f"{run.path} is a run of {run.config.data.num_folds} folds, each with a "
             "network and val images of its own",
-            hint=f"export one fold: tumorlens export {run.fold_path(0)}",
+            hint="export one fold: "
+            + shlex.join(["tumorlens", "export", str(run.fold_path(0))]),
         )
     if not run.is_finished:
         raise RunError(
             f"the training of {run.path} is not finished",
-            hint=f"finish it with: tumorlens train --resume --out {run.path}",
+            hint="finish it with: "
+            + shlex.join(["tumorlens", "train", "--resume", "--out", str(run.path)]),
         )
 
 
@@ -263,15 +283,26 @@ def _is_running(process: str) -> bool:
 def _make(
     artefact: Artefact, source: Source, proof: _Proof, bounds: Bounds
 ) -> dict[str, Any]:
-    """Write the files of an artefact, but for its seal, and return the verdict."""
+    """Write the files of an artefact, but for its seal, and return the verdict.
+
+    What goes wrong on the way is a verdict too: other formats may do without it.
+    """
     kind = artefact.card.kind
     artefact.path.mkdir()
     try:
         with proof.stage(f"{kind}: making"):
             write_graph(kind, source, artefact.path)
             precision = open_session(artefact).precision
-    except ArtefactError as error:
+        return _judge(artefact, precision, source, proof, bounds)
+    except TumorlensError as error:
         return {"passed": False, "reasons": [error.problem]}
+
+
+def _judge(
+    artefact: Artefact, precision: str, source: Source, proof: _Proof, bounds: Bounds
+) -> dict[str, Any]:
+    """Return the verdict; int8 that loses too much is made once more before."""
+    kind = artefact.card.kind
     if precision != artefact.card.precision:
         reason = (
             f"the runtime computes it in {precision}, not in "
@@ -282,14 +313,42 @@ def _make(
     verdict = proof.judge(artefact, bounds)
     drop = -verdict["accuracy"]["change"]["value"]
     if kind == "openvino-int8" and drop > bounds.max_drop:
-        with proof.stage(f"{kind}: making it with more care"):
-            # Val says how much too far off the plain one is, and nothing else: half of
-            # what the bound leaves, for a flip is not in proportion to a distance.
-            nearness = bounds.max_drop / drop / 2
-            write_graph(kind, source, artefact.path, nearness=nearness)
-        plain = {name: verdict[name] for name in ("reasons", "accuracy")}
-        verdict = {**proof.judge(artefact, bounds), "plain": plain}
+        # Val says how much too far off the plain one is, and nothing else: half of
+        # what the bound leaves, for a flip is not in proportion to a distance.
+        nearness = bounds.max_drop / drop / 2
+        return _with_care(artefact, verdict, nearness, source, proof, bounds)
     return verdict
+
+
+def _with_care(
+    artefact: Artefact,
+    plain: dict[str, Any],
+    nearness: float,
+    source: Source,
+    proof: _Proof,
+    bounds: Bounds,
+) -> dict[str, Any]:
+    """Make int8 anew, nearer to the run, and return the verdict on that.
+
+    Where it cannot be made the verdict stays the one on the plain one, which is bad.
+    """
+    kind = artefact.card.kind
+    if shares_of(source.num_training) is None:
+        least = -(-MIN_HELD_OUT * (NUM_CALIBRATION + NUM_HELD_OUT) // NUM_HELD_OUT)
+        why = (
+            "it was not made again with more care, which takes at least "
+            f"{least} training images, and the run has {source.num_training}"
+        )
+        return {**plain, "reasons": [*plain["reasons"], why]}
+    try:
+        with proof.stage(f"{kind}: making it with more care"):
+            write_graph(kind, source, artefact.path, nearness=nearness)
+        verdict = proof.judge(artefact, bounds)
+    except TumorlensError as error:
+        why = f"it could not be made with more care: {error.problem}"
+        return {**plain, "reasons": [*plain["reasons"], why]}
+    kept = {name: plain[name] for name in ("reasons", "accuracy")}
+    return {**verdict, "plain": kept}
 
 
 def _settle(
@@ -297,22 +356,34 @@ def _settle(
 ) -> Exported:
     """Seal an artefact and give it its name, or forget it if its verdict is bad."""
     if not verdict["passed"]:
+        is_earlier_gone = artefacts.is_artefact(folder)
         artefacts.remove_artefact(folder)
-        return Exported(card.kind, None, verdict)
-    artefacts.write_card(made, card)
-    artefacts.write_parity(made, verdict)
-    artefacts.write_readme(made, readme_of(card, verdict))
-    artefacts.write_manifest(made)
+        return Exported(card.kind, None, verdict, is_earlier_gone)
+    try:
+        artefacts.write_card(made, card)
+        artefacts.write_parity(made, verdict)
+        artefacts.write_readme(made, readme_of(card, verdict))
+        artefacts.write_manifest(made)
+    except DataError as error:
+        failed = {**verdict, "passed": False, "reasons": [error.problem]}
+        return _settle(made, folder, failed, card)
     artefacts.remove_artefact(folder)
     made.replace(folder)
     return Exported(card.kind, artefacts.open_artefact(folder), verdict)
 
 
 def _note_verdict(path: Path, verdict: dict[str, Any]) -> None:
+    """Put a verdict beside those of the same weights; others are forgotten."""
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError):  # a damaged one is written anew
         known = dict(json.loads(path.read_text(encoding="utf-8")))
-    write_json(path, known | {verdict["kind"]: verdict})
+    weights = verdict["weights_sha256"]
+    same = {
+        kind: other
+        for kind, other in known.items()
+        if isinstance(other, dict) and other.get("weights_sha256") == weights
+    }
+    write_json(path, same | {verdict["kind"]: verdict})
 
 
 def _graph(run: Run, cards: list[ModelCard]) -> ServingGraph:
@@ -372,8 +443,7 @@ def _training_images(
         chosen = paths[start:stop]
         if not chosen:
             raise RunError(
-                f"int8 needs training images number {start + 1} to {stop}, and "
-                f"{run.path} has {len(paths)}",
+                f"int8 takes its ranges from training images, and {run.path} has none",
                 hint=f"{run.split_path} says which image is in which subset",
             )
         return np.stack(

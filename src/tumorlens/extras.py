@@ -65,11 +65,23 @@ def switch_off_usage_data() -> None:
     modules.setdefault("openvino_telemetry", None)
 
 
-def require(module: str) -> ModuleType:
+def pip_line(library: str) -> str:
+    """Return how a library of one of the extras is installed.
+
+    Example:
+        >>> pip_line("onnxruntime")
+        'pip install "tumorlens[runtime]"'
+    """
+    return f'pip install "tumorlens[{_EXTRA_OF[library]}]"'
+
+
+def require(module: str, *, needed_by: str = "") -> ModuleType:
     """Import a module of this package or of an optional library.
 
     Args:
         module: A dotted name, such as `tumorlens.train` or `nilearn.datasets`.
+        needed_by: What a user calls that which needs it, for the message; empty names
+            the module, unless it is the library itself.
 
     Returns:
         The imported module.
@@ -84,10 +96,10 @@ def require(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        extra = _EXTRA_OF.get(missing)
-        if not extra:
+        if missing not in _EXTRA_OF:
             raise
+        who = needed_by or ("this" if module == missing else module)
         raise MissingExtraError(
-            f"{module} needs the library {missing!r}, which is not installed",
-            hint=f'pip install "tumorlens[{extra}]"',
+            f"{who} needs the library {missing!r}, which is not installed",
+            hint=pip_line(missing),
         ) from error

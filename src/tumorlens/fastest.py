@@ -9,6 +9,7 @@ elsewhere, is not looked at.
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ import numpy as np
 
 from tumorlens.artefacts import KINDS, Artefact, is_artefact, open_artefact
 from tumorlens.errors import ArtefactError, MissingExtraError
+from tumorlens.extras import pip_line
 from tumorlens.runs import open_run
 from tumorlens.runtimes import Session, open_session
 from tumorlens.timing import take_turns
@@ -52,10 +54,18 @@ def choose_fastest(run: Path) -> Choice:
         run: Its folder, which `export` has been in.
 
     Raises:
-        ArtefactError: There is none, or none that can be used here.
+        ArtefactError: There is none, or none that can be used here; or the folder is
+            an artefact itself.
     """
+    if is_artefact(run):
+        raise ArtefactError(
+            f"--best takes a run and chooses among its artefacts, and {run} is one of "
+            "them",
+            hint="give the run folder, or leave --best out",
+        )
     passed_over: list[str] = []
-    good = _good_artefacts(run, passed_over)
+    missing: list[str] = []
+    good = _good_artefacts(run, passed_over, missing)
     light = [one for one in good if not one.card.kind.startswith("torch")]
     sessions: dict[Path, Session] = {}
     for artefact in light or good:
@@ -67,7 +77,7 @@ def choose_fastest(run: Path) -> Choice:
         raise ArtefactError(
             f"{run} has no artefact that can be used here"
             + "".join(f"; {words}" for words in passed_over),
-            hint=f"tumorlens export {run} --format all",
+            hint=_way_out(run, missing),
         )
     seconds = _measure(list(sessions.values()))
     order = sorted(zip(seconds, sessions, strict=True))
@@ -80,10 +90,40 @@ def choose_fastest(run: Path) -> Choice:
     return Choice(order[0][1], "; passed over, ".join([words, *passed_over]))
 
 
-def _good_artefacts(run: Path, passed_over: list[str]) -> list[Artefact]:
+def weights_of(run: Path) -> tuple[str, ...] | None:
+    """Return the digests of a run's weights, as an artefact's card has them.
+
+    Args:
+        run: Its folder; `None` comes of one that is no run, where nothing can be said.
+
+    Raises:
+        RunError: The run has no weights yet, or a member of an ensemble is gone.
+    """
+    if not (run / "config.toml").is_file():
+        return None
+    networks = open_run(run).networks()
+    return tuple(one.card(check_weights=False).weights_sha256 for one in networks)
+
+
+def _way_out(run: Path, missing: list[str]) -> str:
+    """Return what to do where no artefact can be used.
+
+    Args:
+        run: Its folder.
+        missing: Libraries for want of which good ones were passed over. The lighter
+            ones are named rather than torch.
+    """
+    for library in sorted(missing, key=lambda library: library == "torch"):
+        return pip_line(library)
+    return shlex.join(["tumorlens", "export", str(run), "--format", "all"])
+
+
+def _good_artefacts(
+    run: Path, passed_over: list[str], missing: list[str]
+) -> list[Artefact]:
     """Return those that are whole, proven, of today's weights, and have a runtime."""
     found = []
-    weights = _weights_of(run)
+    weights = weights_of(run)
     for kind in KINDS:
         path = run / "export" / kind
         if not is_artefact(path):
@@ -96,19 +136,12 @@ def _good_artefacts(run: Path, passed_over: list[str]) -> list[Artefact]:
                 passed_over.append(f"{kind}: the run has other weights by now")
             elif not _is_installed(module):
                 passed_over.append(f"{kind}: {module} is not installed")
+                missing.append(module)
             else:
                 found.append(artefact)
         except ArtefactError as error:
             passed_over.append(f"{kind}: {error.problem}")
     return found
-
-
-def _weights_of(run: Path) -> tuple[str, ...] | None:
-    """Return the digests of the run's networks; `None` of a folder that is no run."""
-    if not (run / "config.toml").is_file():
-        return None
-    networks = open_run(run).networks()
-    return tuple(one.card(check_weights=False).weights_sha256 for one in networks)
 
 
 def _is_installed(module: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,27 @@ def replacing(path: Path) -> Iterator[Path]:
         # take the place of the error above.
         with suppress(NotADirectoryError):
             temporary.unlink(missing_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that could not be written, before work is done for it.
+
+    It need not exist, and is not made: what is tried is where it would be.
+
+    Raises:
+        DataError: It cannot be made or written.
+    """
+    try:
+        place = folder
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryDirectory(prefix=".tumorlens-", dir=place):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"cannot write {folder}: {error.strerror or error}",
+            hint="choose another folder",
+        ) from error
 
 
 def is_temporary(path: Path) -> bool:

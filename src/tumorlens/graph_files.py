@@ -46,6 +46,9 @@ NUM_HELD_OUT = 128
 """Training images, others than those, on which careful quantization ranks the layers.
 Each layer asks for all of them once: more take minutes and change the order little."""
 
+MIN_HELD_OUT = 10
+"""With fewer the order of the layers would be chance."""
+
 _FREE_MIB = 64
 """With less, what fails is taken to have failed for it."""
 
@@ -74,6 +77,8 @@ class Source:
     training_images: Callable[[int, int], NDArray[np.uint8]]
     """From one number to another, in an order that deals the classes in turn: (N, S, S,
     3), fewer where there are no more. For quantization only."""
+    num_training: int
+    """How many training images there are."""
     scratch: Path
     """A folder for what is between: the ONNX file that OpenVINO's comes of."""
 
@@ -100,8 +105,30 @@ def libraries_of(kind: Kind) -> dict[str, str]:
     names = _LIBRARIES[base] + (("nncf",) if kind == "openvino-int8" else ())
     with _quiet():
         for name in names:
-            extras.require(name)
+            extras.require(name, needed_by=f"the format {kind}")
     return {name: version(name) for name in names}
+
+
+def shares_of(num_training: int) -> tuple[int, int] | None:
+    """Return how many training images careful quantization takes for what.
+
+    Args:
+        num_training: How many there are.
+
+    Returns:
+        Those for calibration, the first ones, and those after them that are held out:
+        `NUM_CALIBRATION` and `NUM_HELD_OUT`, or the same shares of fewer; `None` where
+        fewer than `MIN_HELD_OUT` could be held out.
+
+    Example:
+        >>> shares_of(1000), shares_of(128), shares_of(30)
+        ((300, 128), (90, 38), None)
+    """
+    wanted = NUM_CALIBRATION + NUM_HELD_OUT
+    num_held_out = min(NUM_HELD_OUT, num_training * NUM_HELD_OUT // wanted)
+    if num_held_out < MIN_HELD_OUT:
+        return None
+    return min(NUM_CALIBRATION, num_training - num_held_out), num_held_out
 
 
 def write_graph(
@@ -116,6 +143,7 @@ def write_graph(
         nearness: For int8: quantize with care, so that on training images that were not
             used for calibration the mean distance from the floating graph shrinks to
             this share of what plain quantization leaves. Layers stay floating for it.
+            Not where `shares_of` gives `None`.
 
     Raises:
         ArtefactError: The network cannot be written in this format.
@@ -275,7 +303,7 @@ def _write_openvino_int8(source: Source, path: Path) -> None:
     quantized = _in_a_thread(
         lambda: nncf.quantize(
             model,
-            _calibration(source),
+            _calibration(source, NUM_CALIBRATION),
             subset_size=NUM_CALIBRATION,
             ignored_scope=_around(model),
         )
@@ -288,10 +316,15 @@ def _write_openvino_int8_with_care(source: Source, path: Path, nearness: float) 
 
     Accuracy on training images would not do: a network knows them by heart, and keeps
     their labels while it loses others. The distance of its answers moves on any image.
+    Where there are few images the plain one was calibrated on all of them: it is then
+    nearer on those held out than on others, and the bound only gets narrower.
     """
     openvino, nncf = require("openvino"), require("nncf")
+    shares = shares_of(source.num_training)
+    assert shares is not None
+    num_calibration, num_held_out = shares
     model = openvino.convert_model(_onnx_of(source))
-    held_out = source.training_images(NUM_CALIBRATION, NUM_CALIBRATION + NUM_HELD_OUT)
+    held_out = source.training_images(num_calibration, num_calibration + num_held_out)
     images = [image[None] for image in held_out]
     hint = {"INFERENCE_PRECISION_HINT": "f32"}
     core = openvino_core()
@@ -315,11 +348,11 @@ def _write_openvino_int8_with_care(source: Source, path: Path, nearness: float) 
     quantized = _in_a_thread(
         lambda: nncf.quantize_with_accuracy_control(
             model,
-            _calibration(source),
+            _calibration(source, num_calibration),
             nncf.Dataset(list(enumerate(images))),
             likeness,
             max_drop=nearness * distance,
-            subset_size=NUM_CALIBRATION,
+            subset_size=num_calibration,
             ignored_scope=_around(model),
         )
     )
@@ -335,8 +368,8 @@ def _in_a_thread(quantize: Callable[[], Any]) -> Any:
         return pool.submit(quantize).result()
 
 
-def _calibration(source: Source) -> Any:
-    images = source.training_images(0, NUM_CALIBRATION)
+def _calibration(source: Source, num: int) -> Any:
+    images = source.training_images(0, num)
     return require("nncf").Dataset([image[None] for image in images])
 
 

@@ -8,7 +8,7 @@ itself was undecided by less than what rounding can move.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,9 +108,11 @@ def judge_parity(
     after = np.where(is_number, answers.argmax(axis=1), -1)  # no label, so a flip
     flipped = np.flatnonzero(before != after)
     margins = np.diff(np.sort(reference, axis=1)[:, -2:], axis=1)[:, 0]  # (N,)
-    change = paired_bootstrap(
-        (after == labels).astype(float), (before == labels).astype(float), groups
-    )
+    is_right, was_right = after == labels, before == labels  # (N,)
+    change = paired_bootstrap(is_right.astype(float), was_right.astype(float), groups)
+    if (is_right == was_right).all():
+        # Not an interval that is not known: every resample gives 0.
+        change = replace(change, low=0.0, high=0.0)
     flips = [
         {
             "path": paths[row],

@@ -25,7 +25,7 @@ from tumorlens.errors import ArtefactError, ConfigError
 from tumorlens.extras import require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -120,6 +120,9 @@ class Session:
 def open_session(artefact: Artefact, *, threads: int | None = None) -> Session:
     """Load an artefact's graph into its runtime, on the CPU.
 
+    What the graph takes and gives is compared with the card: as the runtime states it,
+    or for torch, which does not, with what comes of one empty image.
+
     Args:
         artefact: From `artefacts.open_artefact`, whose files are checked.
         threads: To compute with; `None` takes as many as there are processors. For the
@@ -127,7 +130,8 @@ def open_session(artefact: Artefact, *, threads: int | None = None) -> Session:
             other, and the last session that was opened wins.
 
     Raises:
-        ArtefactError: The runtime does not take the graph.
+        ArtefactError: The runtime does not take the graph, or it is not the one that
+            the card describes.
         MissingExtraError: The runtime is not installed.
         ConfigError: `threads` is not positive.
     """
@@ -183,7 +187,7 @@ def check_images(images: NDArray[np.uint8], size_px: int) -> None:
 
 
 def _open_onnx(artefact: Artefact, threads: int) -> Session:
-    onnxruntime = require("onnxruntime")
+    onnxruntime = require("onnxruntime", needed_by=_format(artefact))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -194,6 +198,11 @@ def _open_onnx(artefact: Artefact, threads: int) -> Session:
         )
     except Exception as error:  # ONNX Runtime has a dozen kinds of its own
         raise _refused(artefact, "ONNX Runtime", error) from None
+    _check_card(
+        artefact,
+        [value.shape for value in session.get_inputs()],
+        [value.shape for value in session.get_outputs()],
+    )
     return Session(
         ask=lambda images: Answers(*session.run(None, {"images": images})),
         size_px=artefact.card.size_px,
@@ -205,7 +214,7 @@ def _open_onnx(artefact: Artefact, threads: int) -> Session:
 
 
 def _open_openvino(artefact: Artefact, threads: int) -> Session:
-    openvino = require("openvino")
+    openvino = require("openvino", needed_by=_format(artefact))
     hint = "bf16" if artefact.card.precision == "bf16" else "f32"
     try:
         compiled = openvino_core().compile_model(
@@ -219,6 +228,11 @@ def _open_openvino(artefact: Artefact, threads: int) -> Session:
         )
     except Exception as error:  # OpenVINO raises RuntimeError and others
         raise _refused(artefact, "OpenVINO", error) from None
+    _check_card(
+        artefact,
+        [_openvino_shape(value) for value in compiled.inputs],
+        [_openvino_shape(value) for value in compiled.outputs],
+    )
     request = compiled.create_infer_request()
 
     def ask(images: NDArray[np.uint8]) -> Answers:
@@ -236,7 +250,7 @@ def _open_openvino(artefact: Artefact, threads: int) -> Session:
 
 
 def _open_torch(artefact: Artefact, threads: int) -> Session:
-    torch = require("torch")
+    torch = require("torch", needed_by=_format(artefact))
     torch.set_num_threads(threads)
     try:
         graph = _load_torch(artefact)
@@ -250,6 +264,14 @@ def _open_torch(artefact: Artefact, threads: int) -> Session:
             parts = graph(torch.from_numpy(given))
         return Answers(*(part.numpy() for part in parts))
 
+    size_px = artefact.card.size_px
+    empty = torch.zeros(1, size_px, size_px, 3, dtype=torch.uint8)
+    try:
+        with torch.inference_mode():
+            given = [tuple(part.shape) for part in graph(empty)]
+    except Exception as error:  # whatever the layers raise
+        raise _refused(artefact, "torch", error) from None
+    _check_card(artefact, [tuple(empty.shape)], given)
     return Session(
         ask=ask,
         size_px=artefact.card.size_px,
@@ -258,6 +280,10 @@ def _open_torch(artefact: Artefact, threads: int) -> Session:
         device="cpu",
         threads=threads,
     )
+
+
+def _format(artefact: Artefact) -> str:
+    return f"the format {artefact.card.kind}"
 
 
 def _load_torch(artefact: Artefact) -> Any:
@@ -270,6 +296,56 @@ def _load_torch(artefact: Artefact) -> Any:
         # Deprecated since torch 2.11; it is here as the legacy format that it is.
         warnings.simplefilter("ignore")
         return torch.jit.load(str(artefact.graph_path), map_location="cpu").eval()
+
+
+def _check_card(
+    artefact: Artefact,
+    taken: Sequence[Sequence[object]],
+    given: Sequence[Sequence[object]],
+) -> None:
+    """Refuse a graph that is not the one that `model.json` describes.
+
+    Args:
+        artefact: With its card.
+        taken: Shapes of what the graph takes; an axis that is no number is free.
+        given: Shapes of what it gives.
+
+    Raises:
+        ArtefactError: An axis differs.
+    """
+    card = artefact.card
+    side, num_classes = card.size_px, len(card.classes)
+    widths = (num_classes, num_classes, card.embedding_size)
+    for verb, shapes, expected in (
+        ("takes", taken, [(None, side, side, 3)]),
+        ("gives", given, [(None, width) for width in widths]),
+    ):
+        if len(shapes) == len(expected) and all(map(_may_be, shapes, expected)):
+            continue
+        raise ArtefactError(
+            f"{artefact.path / 'model.json'} promises a graph that {verb} "
+            f"{_written(expected)}, and {artefact.graph_path.name} {verb} "
+            f"{_written(shapes)}",
+            hint="one of the two is from another export: export the run again",
+        )
+
+
+def _may_be(shape: Sequence[object], expected: Sequence[object]) -> bool:
+    """Whether a shape agrees with another wherever both have numbers."""
+    return len(shape) == len(expected) and all(
+        one == other or not (isinstance(one, int) and isinstance(other, int))
+        for one, other in zip(shape, expected, strict=True)
+    )
+
+
+def _written(shapes: Sequence[Sequence[object]]) -> str:
+    return ", ".join(f"({', '.join(['N', *map(str, axes[1:])])})" for axes in shapes)
+
+
+def _openvino_shape(value: Any) -> tuple[object, ...]:
+    return tuple(
+        axis.get_length() if axis.is_static else None for axis in value.partial_shape
+    )
 
 
 def openvino_precision(compiled: Any) -> str:

@@ -16,6 +16,7 @@ from tumorlens.report.comparison_figures import Bar, draw_bars
 from tumorlens.report.drawing import Heading
 from tumorlens.report.pages import (
     render_page,
+    write_count,
     write_decimal,
     write_megabytes,
     write_percent,
@@ -54,11 +55,25 @@ def write_benchmark_page(path_of_benchmark_json: Path, *, out: Path) -> Path:
             "figures": shown,
             "runtimes": sorted({one.runtime for one in found.artefacts}),
             "devices": sorted({one.device for one in found.artefacts}),
+            "val_words": _val_words(found),
             "is_compared": any(one.ratios for one in found.artefacts),
         },
     )
     write_text(out, page)
     return out
+
+
+def _val_words(found: Benchmark) -> str:
+    """Return on how many val images the accuracies are, run by run where they differ.
+
+    Empty where no accuracy is known.
+    """
+    judged = dict.fromkeys(
+        (one.run, one.accuracy.num_images) for one in found.artefacts if one.accuracy
+    )
+    if len({num for _, num in judged}) < 2:
+        return "".join(f"{write_count(num)} images" for _, num in [*judged][:1])
+    return ", ".join(f"{run}: {write_count(num)} images" for run, num in judged)
 
 
 def _draw(found: Benchmark) -> dict[str, tuple[Drawing, str]]:
