@@ -337,6 +337,22 @@ def test_a_damaged_artefact_is_refused_before_anything_is_measured(run: Path) ->
         benchmark([run])
 
 
+def test_what_is_only_called_an_image_is_not_measured_with(
+    run: Path, make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    subjects = find_subjects([run])
+    elsewhere = make_images(name="elsewhere", num_each=1)
+    (elsewhere / "link.png").symlink_to(tmp_path / "nothing.png")
+    files = find_files(subjects, data=elsewhere, num_files=100)
+    assert files
+    assert "link.png" not in {file.name for file in files}
+    empty = tmp_path / "only links"
+    empty.mkdir()
+    (empty / "link.png").symlink_to(tmp_path / "nothing.png")
+    with pytest.raises(DataError, match="no image file in .*only links"):
+        find_files(subjects, data=empty, num_files=100)
+
+
 def test_what_is_neither_run_nor_artefact_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such run folder"):
         benchmark([tmp_path / "nowhere"])

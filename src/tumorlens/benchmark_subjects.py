@@ -116,6 +116,10 @@ def files_of(runs: Sequence[Path], *, data: Path | None, num_files: int) -> list
         DataError: There is none.
     """
     files = list(walk_images([data])) if data else _val_files(runs)
+    # What only has the name of an image, such as a link to nothing, takes no time.
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise DataError(f"no image file in {data}", hint="give another --data")
     step = len(files) / min(num_files, len(files))
     return [files[int(number * step)] for number in range(min(num_files, len(files)))]
 
