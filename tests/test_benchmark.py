@@ -349,7 +349,7 @@ def test_what_is_only_called_an_image_is_not_measured_with(
     empty = tmp_path / "only links"
     empty.mkdir()
     (empty / "link.png").symlink_to(tmp_path / "nothing.png")
-    with pytest.raises(DataError, match="no image file in .*only links"):
+    with pytest.raises(DataError, match=r"no image file in .*only links"):
         find_files(subjects, data=empty, num_files=100)
 
 
