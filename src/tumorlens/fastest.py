@@ -113,8 +113,8 @@ def _way_out(run: Path, missing: list[str]) -> str:
         missing: Libraries for want of which good ones were passed over. The lighter
             ones are named rather than torch.
     """
-    for library in sorted(missing, key=lambda library: library == "torch"):
-        return pip_line(library)
+    if missing:
+        return pip_line(min(missing, key=lambda library: library == "torch"))
     return shlex.join(["tumorlens", "export", str(run), "--format", "all"])
 
 
