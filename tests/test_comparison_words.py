@@ -221,7 +221,7 @@ def test_runs_without_measures_are_said_with_the_reason() -> None:
         comparison(
             *(arm(name, "grouped", runs=(run(3, "waiting", None),)) for name in "AB")
         )
-    )[-1:] == ["A, B (grouped, seed 3) have no measures: waiting."]
+    )[-1:] == ["A; B (grouped, seed 3) have no measures: waiting."]
     many = tuple(run(seed, "waiting", None) for seed in range(9))
     words = say_all(comparison(arm("A", runs=many)))
     assert len(words) == 7
@@ -231,5 +231,5 @@ def test_runs_without_measures_are_said_with_the_reason() -> None:
 def test_an_example_that_training_has_seen_is_said_to_be() -> None:
     arms = [arm(name, num_seeds=1) for name in "ABC"]
     words = say_all(comparison(*arms, in_training=(True, False, True)))
-    assert words == ["The example was in the training of A, C, and is no test there."]
+    assert words == ["The example was in the training of A; C, and is no test there."]
     assert say_all(comparison(*arms, in_training=(False,) * 3)) == []

@@ -314,7 +314,7 @@ def test_as_many_classes_as_outputs_or_both_are_named(
 def test_classes_must_be_different_names(
     take: Callable[..., Imported], names: tuple[str, ...], said: str
 ) -> None:
-    match = rf"at least two different classes, got {said}"
+    match = rf"at least two classes, each named once, got {said}"
     assert "--classes" in refused(ConfigError, match, lambda: take(classes=names))
 
 

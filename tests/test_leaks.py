@@ -68,7 +68,7 @@ def rows(**subsets: str) -> list[SplitRow]:
     [
         pytest.param("a1", "a3", 1, 1, 0, id="equal pixels"),
         pytest.param("a1", "a4", 0, 1, 0, id="near copy"),
-        pytest.param("a3", "a4", 0, 1, 0, id="near copy of a file with equal pixels"),
+        pytest.param("a3", "a4", 0, 1, 1, id="near copy of a file with equal pixels"),
         pytest.param("a4", "b5", 0, 1, 0, id="near copy that is a picture of its own"),
         pytest.param("b5", "a4", 0, 1, 0, id="the same the other way round"),
         pytest.param("a1", "b5", 0, 0, 0, id="copy of a copy is no copy"),
@@ -89,6 +89,16 @@ def test_what_training_has_seen_is_counted(
     assert verdict.num_patients_on_both_sides == num_same_patient
     assert verdict.leaks == bool(num_copied or num_same_patient)
     assert verdict.words.startswith("Leak: ") == verdict.leaks
+
+
+def test_an_image_has_the_patient_of_the_copy_that_was_left_out_for_it() -> None:
+    # a/4 has no patient of its own; its copy a/1 has, and is in no subset.
+    verdict = judge_leak(rows(train="a2", test="a4 b7"), make_index(), make_copies())
+    assert (verdict.num_copied, verdict.num_test_patient_in_train) == (0, 1)
+    assert verdict.num_test_unknown_patient == 1
+    # Where the copy takes part, it is a copy and says enough.
+    verdict = judge_leak(rows(train="a1", test="a4"), make_index(), make_copies())
+    assert (verdict.num_copied, verdict.num_test_unknown_patient) == (1, 1)
 
 
 def test_val_is_training() -> None:
@@ -137,7 +147,7 @@ def test_a_patient_in_two_folds_is_a_leak() -> None:
             id="no leak",
         ),
         pytest.param(
-            {"train": "b7", "test": "a4 b5 b6"},
+            {"train": "a2", "test": "b5 b6 b7"},
             "No copies found: none of 3 test images shows a picture that is also in "
             "training, and none of the 1 with a known patient shares that patient with "
             "training. Patients are not known for 2 of 3 test images: whether training "

@@ -88,13 +88,13 @@ def test_the_lines_of_a_fold_begin_with_it(
     for fold in (0, 1):
         display.fold(fold, 5)
         display.epoch(ROW)
-    assert capsys.readouterr().err == f"fold 1/5  {LINE}\nfold 2/5  {LINE}\n"
+    assert capsys.readouterr().err == f"fold 0 of 5  {LINE}\nfold 1 of 5  {LINE}\n"
     with terminal.training() as display:
         display.fold(2, 5)
         display.batch(2, 5, 8)
         assert display._bars is not None
         display._bars.refresh()
-        assert "fold 3/5  epoch 2" in screen.getvalue()
+        assert "fold 2 of 5  epoch 2" in screen.getvalue()
 
 
 def test_a_training_shows_its_stage_files_and_batches(screen: io.StringIO) -> None:

@@ -137,7 +137,7 @@ def as_latex(comparison: Mapping[str, Any]) -> str:
 
 def _p(value: float | None) -> str:
     if value is None:
-        return ""
+        return _NOT_KNOWN
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -152,27 +152,41 @@ def _columns(
     protocols = dict.fromkeys(
         [headline, *(name for arm in comparison["arms"] for name in arm["measures"])]
     )
+    marked = {name: f"{name}{_mark(comparison, name)}" for name in protocols}
     columns = [
-        (f"accuracy, {protocol}", _measure(protocol, "accuracy", interval))
+        (f"accuracy, {marked[protocol]}", _measure(protocol, "accuracy", interval))
         for protocol in protocols
     ]
     columns += [
-        (f"{name}, {protocol}", _measure(protocol, key, percent))
+        (f"{name}, {marked[protocol]}", _measure(protocol, key, percent))
         for protocol in protocols
         for name, key in _OF_EPOCHS
     ]
     return [
         *columns,
-        ("macro F1", _measure(headline, "macro_f1", interval)),
-        ("log loss", _measure(headline, "log_loss", _decimals)),
-        ("ECE", _measure(headline, "ece", lambda value: f"{value:.3f}")),
+        (f"macro F1, {marked[headline]}", _measure(headline, "macro_f1", interval)),
+        (f"log loss, {marked[headline]}", _measure(headline, "log_loss", _decimals)),
+        (
+            f"ECE, {marked[headline]}",
+            _measure(headline, "ece", lambda value: f"{value:.3f}"),
+        ),
         ("parameters", _cell("num_parameters", _count)),
         ("MACs", _cell("macs", _count)),
-        ("size", _cell("size_bytes", lambda size: f"{size / 2**20:.1f} MiB")),
+        ("size", _cell("size_bytes", lambda size: f"{size / 10**6:.1f} MB")),
         ("latency", _cell("latency_ms", _milliseconds)),
         ("training", _cell("train_seconds", _duration)),
         ("images/s", _cell("images_per_second", lambda speed: f"{speed:.0f}")),
     ]
+
+
+def _mark(comparison: Mapping[str, Any], protocol: str) -> str:
+    """Return what a heading says of a protocol whose test images training has seen."""
+    leaks = (
+        arm["measures"][protocol]["leak"]["is_believable"] is False
+        for arm in comparison["arms"]
+        if protocol in arm["measures"]
+    )
+    return " (leaks)" if any(leaks) else ""
 
 
 def _cell(key: str, write: Callable[[Any], str]) -> Callable[[Mapping[str, Any]], str]:

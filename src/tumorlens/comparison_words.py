@@ -103,7 +103,7 @@ def _say_leaks(comparison: Mapping[str, Any]) -> list[str]:
     for (protocol, is_believable, said), names in arms.items():
         if is_believable:
             continue
-        whose = f" of {', '.join(names)}" if len(names) < num_arms[protocol] else ""
+        whose = f" of {'; '.join(names)}" if len(names) < num_arms[protocol] else ""
         cannot = "cannot be believed" if is_believable is False else "may be too high"
         # The check compares test with training, whatever is compared here.
         on = "" if comparison["subset"] == "test" else " on test"
@@ -141,7 +141,7 @@ def _say_missing_pairs(
         if arm["measures"] and headline not in arm["measures"]
     ]
     if without:
-        words.append(f"Not evaluated under {headline}: {', '.join(without)}.")
+        words.append(f"Not evaluated under {headline}: {'; '.join(without)}.")
     return words
 
 
@@ -169,7 +169,7 @@ def _say_unmeasured(comparison: Mapping[str, Any]) -> list[str]:
                     arm["name"]
                 )
     words = [
-        f"{', '.join(names)} ({protocol}, seed {seed}) "
+        f"{'; '.join(names)} ({protocol}, seed {seed}) "
         f"{'has' if len(names) == 1 else 'have'} no measures: {why}."
         for (protocol, seed, why), names in arms.items()
     ]
@@ -187,7 +187,7 @@ def _say_example(comparison: Mapping[str, Any]) -> list[str]:
     if not seen:
         return []
     return [
-        f"The example was in the training of {', '.join(seen)}, and is no test there."
+        f"The example was in the training of {'; '.join(seen)}, and is no test there."
     ]
 
 

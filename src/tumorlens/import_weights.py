@@ -116,7 +116,7 @@ def _check_classes(classes: Sequence[str]) -> None:
     named = ", ".join(classes)
     if len(classes) < 2 or not all(classes) or len(set(classes)) < len(classes):
         raise ConfigError(
-            f"expected at least two different classes, got {named!r}",
+            f"expected at least two classes, each named once, got {named!r}",
             hint="name them in the order of the network's outputs: --classes "
             "glioma,meningioma,no_tumor,pituitary",
         )

@@ -41,7 +41,7 @@ class LeakVerdict:
     """Known patients with images in training and in test."""
 
     num_test_unknown_patient: int
-    """Test images whose patient is not known."""
+    """Test images whose patient is not known, nor that of a copy left out for them."""
 
     words: str
     """All of this in one or two sentences."""
@@ -90,12 +90,13 @@ class Sides:
         pixels: dict[str, set[str]] = defaultdict(set)
         pictures: dict[str, set[str]] = defaultdict(set)
         patients: dict[str, set[str]] = defaultdict(set)
+        patients_of = self._patients_of(index)
         for record in self.records:
             side = side_of[record.path]
             pixels[copies.pixels[record.path]].add(side)
             pictures[copies.pictures[record.path]].add(side)
-            if record.patient is not None:
-                patients[record.patient].add(side)
+            for patient in patients_of[record.path]:
+                patients[patient].add(side)
         # A copy of a copy can be a picture of its own and still face its neighbour.
         beside: dict[str, set[str]] = defaultdict(set)
         for pair in copies.near_pairs:
@@ -114,10 +115,29 @@ class Sides:
                 pixels[digest] | pictures[copies.pictures[path]] | beside[digest]
             ) - own:
                 self.copied.add(path)
-            if record.patient is not None and patients[record.patient] - own:
+            if any(patients[patient] - own for patient in patients_of[path]):
                 self.same_patient.add(path)
         self.num_patients = sum(len(sides) > 1 for sides in patients.values())
-        self.num_unknown = sum(record.patient is None for record in self.tested)
+        self.num_unknown = sum(not patients_of[record.path] for record in self.tested)
+
+    def _patients_of(self, index: Index) -> dict[str, set[str]]:
+        """Return path -> its patient, or none.
+
+        Of an image without one it is that of the copies which the split has left out
+        in its favour.
+        """
+        pictures = self.copies.pictures
+        of_picture: dict[str, set[str]] = defaultdict(set)
+        for record in index.records:
+            is_left_out = record.path in pictures and record.path not in self.side_of
+            if is_left_out and record.patient is not None:
+                of_picture[pictures[record.path]].add(record.patient)
+        return {
+            record.path: {record.patient}
+            if record.patient is not None
+            else of_picture[pictures[record.path]]
+            for record in self.records
+        }
 
     def verdict(self) -> LeakVerdict:
         """Return what is known about the split, with words."""

@@ -385,7 +385,7 @@ class TrainingDisplay:
 
     def fold(self, fold: int, num_folds: int) -> None:
         """Name the fold that begins, in all that follows."""
-        self._fold = f"fold {fold + 1}/{num_folds}  "
+        self._fold = f"fold {fold} of {num_folds}  "
 
     def files(self, done: int, total: int) -> None:
         """Show how many files of the stage are done."""
