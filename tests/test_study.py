@@ -498,6 +498,26 @@ def test_a_dry_run_finds_what_would_end_every_trial_at_its_start(
     assert said in capsys.readouterr().err
 
 
+def test_a_dry_run_of_a_search_for_minutes_says_what_one_trial_takes(
+    make_images: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = make_images(subsets={"Training": 8, "Testing": 4})
+    file = tmp_path / "question.toml"
+    file.write_text(
+        '[base]\nmodel.name = "test_resnet"\noptim.epochs = 2\n[search]\n'
+        "minutes = 1.5\nranges.optim.lr = {low = 1e-4, high = 1e-2}\n"
+    )
+    words = ["study", "run", str(file), "--data", str(data), "--dry-run"]
+    for assignment in TINY:
+        words += ["--set", assignment]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "trial-0001  chosen when it starts" in said
+    assert "as many trials like this one as begin within 1.5 minutes" in said
+
+
 def test_a_dry_run_shows_the_trials_that_were_asked_for(
     make_images: Callable[..., Path],
     tmp_path: Path,

@@ -304,6 +304,8 @@ def _say_end(path: Path, trials: Sequence[Any], *, only: str) -> int:
 def _dry_run(plan: StudyPlan, *, only: str) -> None:
     """Show what a study would run, and find out what would end it at its start."""
     trials = [one for one in plan.trials() if fnmatchcase(one.name, only)]
+    if plan.search is not None and plan.num_search_trials is None:
+        trials = [plan.search_trial(1)]  # they are all like the first
     estimate = require("tumorlens.estimates").estimate_study
     with terminal.counting("looking for copies") as progress:
         seconds = estimate(plan, trials, progress=progress)

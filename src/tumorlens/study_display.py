@@ -122,13 +122,19 @@ def say_plan(
     rows = []
     for trial in trials:
         settings = ", ".join(f"{key}={value}" for key, value in trial.settings.items())
+        settings = settings or ("" if plan.search is None else "chosen when it starts")
         time = duration(seconds[trial.name]) if seconds else "?"
         rows.append([trial.name, settings, time])
     terminal.print_table(["trial", "settings", "about"], rows)
     if plan.search is not None:
         ranges = "; ".join(f"{key}: {of}" for key, of in plan.search.ranges.items())
         terminal.say(f"chosen by {plan.search.sampler} from {ranges}")
-    if seconds is None:
+    if plan.search is not None and plan.num_search_trials is None:
+        terminal.say(
+            f"as many trials like this one as begin within {plan.search.minutes:g} "
+            "minutes"
+        )
+    elif seconds is None:
         terminal.say("no estimate of the time: name the images with --data")
     else:
         terminal.say(

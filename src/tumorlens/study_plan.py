@@ -151,12 +151,7 @@ class StudyPlan(_Part):
         """
         if self.search is not None:
             count = self.num_search_trials or 0
-            return tuple(
-                PlannedTrial(
-                    search_name(number), "", {}, self.protocols[0], self.seeds[0]
-                )
-                for number in range(1, count + 1)
-            )
+            return tuple(self.search_trial(number) for number in range(1, count + 1))
         return tuple(
             PlannedTrial(
                 trial_name(arm.name, protocol, seed),
@@ -169,6 +164,12 @@ class StudyPlan(_Part):
             for protocol, seed, arm in itertools.product(
                 self.protocols, self.seeds, self.arms
             )
+        )
+
+    def search_trial(self, number: int) -> PlannedTrial:
+        """Return a trial of a search, from 1, before its settings are chosen."""
+        return PlannedTrial(
+            search_name(number), "", {}, self.protocols[0], self.seeds[0]
         )
 
     @property
