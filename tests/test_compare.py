@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from tumorlens import cli, costs
 from tumorlens import compare as stage
 from tumorlens.compare import compare
+from tumorlens.config import load_config
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.evaluate import evaluate, metrics_from_predictions
 from tumorlens.files import sha256_of
@@ -27,6 +28,7 @@ from tumorlens.predict import Predictor
 from tumorlens.runs import open_run
 from tumorlens.studies import Study, create_study
 from tumorlens.study_file import load_plan
+from tumorlens.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -588,6 +590,28 @@ def test_an_image_of_val_or_of_a_fold_was_in_training(
     open_run(two[0]).write_split([row, other])
     found = compared(two[0], image=image)
     assert found["example"]["rows"][0]["in_training"] == is_in
+
+
+def test_under_folds_the_network_answers_that_did_not_learn_from_the_image(
+    make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = make_images(num_each=8)
+    settings = [
+        *("model.name=test_resnet", "model.pretrained=no", "model.size_px=32"),
+        *("data.protocol=grouped-kfold", "data.num_folds=2", "optim.epochs=1"),
+        *(f"data.path={data}", f"data.cache_dir={tmp_path / 'cache'}"),
+        *("train.batch_size=8", "train.device=cpu"),
+    ]
+    run = train(load_config(assignments=settings), out=tmp_path / "run").run
+    evaluate(run, device="cpu")
+    tested = next(row for row in run.split() if row.subset == "fold-1")
+    image = data / tested.path
+    (row,) = compared(run.path, image=image)["example"]["rows"]
+    (expected,) = Predictor.open(run.fold_path(1)).predict_files([image])
+    assert expected.probs is not None
+    assert [*row["probs"].values()] == pytest.approx(expected.probs)
+    assert row["network"].startswith("grouped-kfold, seed 42, fold 1")
+    assert not row["in_training"]
 
 
 def test_a_run_without_a_split_may_have_an_example(

@@ -451,6 +451,12 @@ def _example(
         run = entry.network_run(headline)
         if run is None:
             continue
+        protocol, seed = run.config.data.protocol, run.config.train.seed
+        network = f"{protocol}, seed {seed}"
+        fold = _fold_that_tests(run, sha256)
+        if fold is not None:
+            run = run.folds()[fold]
+            network += f", fold {fold}: the one that did not learn from it"
         predictor = Predictor.open(run.path)
         (answer,) = predictor.predict_files([file])
         if answer.probs is None:
@@ -458,12 +464,12 @@ def _example(
                 f"cannot read {file}: {answer.error}", hint="give another --image"
             )
         classes = predictor.classes
-        # In a fold means that the networks of the other folds have seen it.
         rows_of_run = run.split() if run.split_path.is_file() else ()
         subsets = {row.subset for row in rows_of_run if row.sha256 == sha256}
         rows.append(
             {
                 "arm": entry.arm.name,
+                "network": network,
                 "probs": dict(zip(classes, map(float, answer.probs), strict=True)),
                 "predicted": answer.predicted,
                 "in_training": bool(subsets - {"test", "left-out"}),
@@ -476,6 +482,16 @@ def _example(
         "classes": list(classes),
         "rows": rows,
     }
+
+
+def _fold_that_tests(run: Run, sha256: str) -> int | None:
+    """Return the fold whose network has not learnt from an image, if there is one."""
+    if not run.is_kfold:
+        return None
+    for row in run.split():
+        if row.sha256 == sha256 and row.subset.startswith("fold-"):
+            return int(row.subset.removeprefix("fold-"))
+    return None
 
 
 def _find_image(image: Path, data: Path | None) -> tuple[Path, str]:

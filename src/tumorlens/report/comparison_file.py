@@ -136,6 +136,8 @@ class Answer(_Part):
     """What one arm says of the example."""
 
     arm: str
+    network: str = ""
+    """Which of its networks: protocol, seed, fold."""
     probs: dict[str, float]
     predicted: str
     in_training: bool = False
