@@ -1,10 +1,11 @@
 """One artefact in a process of its own, which answers when it is its turn.
 
 Runtimes have thread pools that wait by spinning: for a while after an answer they take
-processor time from whoever is asked next. In one process they also share a heap, and
-libraries that set up threads for each other. So every artefact that is compared has a
-process; all but one sleep, waiting for a line on a pipe. `benchmarks/one_process.py`
-measures how much it matters.
+processor time from whoever is asked next. So each is asked in turns, after a pause. In
+one process they would also share a heap, and libraries that set up threads for each
+other, and nobody could say whose the memory is. So every artefact that is compared has
+a process; all but one sleep, waiting for a line on a pipe. `benchmarks/one_process.py`
+measures how much each of it matters (docs/performance.md).
 
 The two sides talk in lines of JSON. What the newcomer would get wrong: the high-water
 mark of a process is not `ru_maxrss`, which on Linux starts with that of the process it
