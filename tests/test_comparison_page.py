@@ -330,17 +330,19 @@ def test_the_table_shows_every_figure_of_an_arm(page: str) -> None:
 
 
 def test_settings_that_the_name_says_are_not_repeated(tmp_path: Path) -> None:
-    content = without_curves(comparison(("lr=0.01, resnet50, mirror=True",)))
+    content = without_curves(comparison(("lr=0.01, resnet50, mirror=True, mixup=0",)))
     content["arms"][0]["settings"] = {
         "optim.lr": 0.01,
         "model.name": "resnet50",
         "train.freeze": [1],
         "train.patience": None,
         "model.mirror": True,
+        "augment.mixup": 0.0,
     }
     words = text_of(section(write(tmp_path, content), "The arms"))
     assert (
-        "lr=0.01, resnet50, mirror=True train.freeze = [1] train.patience = unset 73.5"
+        "lr=0.01, resnet50, mirror=True, mixup=0 train.freeze = [1] "
+        "train.patience = unset 73.5"
     ) in words
 
 

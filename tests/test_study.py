@@ -215,6 +215,19 @@ def test_the_best_trial_of_a_search_is_named_with_its_settings(
     ) in said
 
 
+def test_the_status_names_the_measure_and_what_was_interrupted(
+    make_study: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(AXES.format("[1e-2, 1e-3]"))
+    study.open_store().fill()
+    study.run_path("lr=0.001_grouped_seed42").mkdir(parents=True)
+    assert cli.main(["study", "status", str(study.path)]) == 0
+    heading, first, second, *_ = capsys.readouterr().out.splitlines()
+    assert "val accuracy" in heading
+    assert "waiting" in first
+    assert "interrupted" in second
+
+
 def test_a_study_that_never_looks_at_test_is_compared_on_val_by_one_command(
     make_study: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -276,7 +276,7 @@ def compare(
 
 
 def _say_trials(study: Study, trials: Sequence[Any]) -> None:
-    study_display.say_trials(trials)
+    study_display.say_trials(trials, measure=study.plan.objective)
     if best := study_display.best_words(study.plan, trials):
         terminal.say(best)
 

@@ -213,7 +213,7 @@ def _run_trial(study: Study, claim: Claim, *, command: str, listener: Any) -> bo
             return False
         if study.plan.test:
             _evaluate(result.run, command=command)
-        claim.finish(_value(result.run, _objective(study)))
+        claim.finish(_value(result.run, study.plan.objective))
         return True
     raise RunError(
         f"memory ran out even with batches in {2**_MAX_SPLITS} parts",
@@ -259,10 +259,6 @@ def _with_parts(config: Config, parts: int) -> Config:
     return config.model_copy(update={"train": train})
 
 
-def _objective(study: Study) -> str:
-    return study.plan.search.objective if study.plan.search else "accuracy"
-
-
 def _value(run: Run, objective: str) -> float:
     """Return the val measure of the kept weights; of folds, their mean."""
     values = []
@@ -283,7 +279,7 @@ class _Reporter:
         self._claim = claim
         self._inner = inner
         search = study.plan.search
-        self._column = f"val_{_objective(study)}"
+        self._column = f"val_{study.plan.objective}"
         self._prunes = search is not None and search.pruner != "none"
         self._last_epoch = 0
 

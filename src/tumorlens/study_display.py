@@ -57,21 +57,35 @@ def studying() -> Iterator[StudyDisplay]:
         yield StudyDisplay(bars)
 
 
-def say_trials(trials: Iterable[Any]) -> None:
-    """Print the trials of a study as they stand: `tumorlens.studies.Trial`."""
+def say_trials(trials: Iterable[Any], *, measure: str) -> None:
+    """Print the trials of a study as they stand: `tumorlens.studies.Trial`.
+
+    Args:
+        trials: Those of the study.
+        measure: What their values are, on val.
+    """
     rows = [
         [
             trial.name,
-            trial.state,
-            terminal.percent(trial.value)
-            if trial.value is not None and trial.value <= 1
-            else ("" if trial.value is None else f"{trial.value:.3f}"),
+            _state(trial),
+            "" if trial.value is None else _value(trial.value, measure),
             "" if trial.seconds is None else duration(trial.seconds),
             terminal.one_line(trial.reason or ""),
         ]
         for trial in trials
     ]
-    terminal.print_table(["trial", "state", "val", "time", "why"], rows)
+    heading = f"val {measure.replace('_', ' ')}"
+    terminal.print_table(["trial", "state", heading, "time", "why"], rows)
+
+
+def _state(trial: Any) -> str:
+    """Return the state, with a word for what waits and has something to go on with."""
+    is_begun = trial.state == "waiting" and trial.run_path.is_dir()
+    return "interrupted" if is_begun else str(trial.state)
+
+
+def _value(value: float, measure: str) -> str:
+    return f"{value:.3f}" if measure == "loss" else terminal.percent(value)
 
 
 def best_words(plan: Any, trials: Iterable[Any]) -> str:
@@ -89,10 +103,8 @@ def best_words(plan: Any, trials: Iterable[Any]) -> str:
     settings = " ".join(
         f"--set {shlex.quote(f'{key}={value}')}" for key, value in best.settings.items()
     )
-    objective = plan.search.objective.replace("_", " ")
-    value = f"{best.value:.3f}"
-    if plan.search.is_better_high:
-        value = terminal.percent(best.value)
+    objective = plan.objective.replace("_", " ")
+    value = _value(best.value, plan.objective)
     return (
         f"the best of {terminal.counted(len(done), 'finished trial')} by val "
         f"{objective} is {best.name} with {value}: {settings}"

@@ -166,6 +166,11 @@ class StudyPlan(_Part):
             )
         )
 
+    @property
+    def objective(self) -> str:
+        """The val measure that a trial is valued by."""
+        return self.search.objective if self.search else "accuracy"
+
     def search_trial(self, number: int) -> PlannedTrial:
         """Return a trial of a search, from 1, before its settings are chosen."""
         return PlannedTrial(

@@ -162,6 +162,8 @@ def _settings(arm: Arm) -> list[tuple[str, str]]:
             written = json.dumps(value, ensure_ascii=False)
         # A name may have been made by Python, which writes True.
         spellings = {written, str(value)}
+        if isinstance(value, float):
+            spellings.add(f"{value:g}")  # as the names of axes are made
         short = key.partition(".")[2]
         if not said & {
             one
