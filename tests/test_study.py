@@ -511,6 +511,31 @@ def test_a_dry_run_finds_what_would_end_every_trial_at_its_start(
     assert said in capsys.readouterr().err
 
 
+def test_a_dry_run_leaves_out_what_is_over(
+    make_study: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(AXES.format("[1e-2, 1e-3]"))
+    store = study.open_store()
+    store.fill()
+    store.claim().finish(0.5)
+    words = ["study", "run", str(tmp_path / "question.toml"), "--dry-run"]
+    words += ["--data", str(tmp_path / "data")]
+    for assignment in TINY:
+        words += ["--set", assignment]
+    for more in ([*words, "--out", str(study.path)], [*words[:2], str(study.path)]):
+        assert cli.main([*more, *([] if "--dry-run" in more else ["--dry-run"])]) == 0
+        said = capsys.readouterr().out
+        assert "not run again, because over: 1 trial" in said
+        assert "lr=0.01_grouped" not in said
+        assert "lr=0.001_grouped" in said
+        assert "1 trial, about" in said
+    store.claim().fail("no way")
+    assert cli.main([*words, "--out", str(study.path)]) == 0
+    assert "nothing is left to run" in capsys.readouterr().out
+    assert cli.main(words) == 0  # another folder
+    assert "2 trials, about" in capsys.readouterr().out
+
+
 def test_a_dry_run_of_a_search_for_minutes_says_what_one_trial_takes(
     make_images: Callable[..., Path],
     tmp_path: Path,

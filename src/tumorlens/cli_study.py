@@ -115,11 +115,11 @@ def run(
         )
         study = None
     require("tumorlens.study_plan").check_only(plan, only)
+    out = plan_path if study else out or Path("runs") / plan.name
     if dry_run:
-        _dry_run(plan, only=only)
+        _dry_run(plan, only=only, over=_over(out, plan, store))
         return 0
     _check_data(plan)
-    out = plan_path if study else out or Path("runs") / plan.name
     tracker = None
     if track is not None:
         tracker = require("tumorlens.study_tracking").StudyTracker(
@@ -301,9 +301,28 @@ def _say_end(path: Path, trials: Sequence[Any], *, only: str) -> int:
     return 0
 
 
-def _dry_run(plan: StudyPlan, *, only: str) -> None:
+def _over(folder: Path, plan: StudyPlan, store: str | None) -> set[str]:
+    """Return the names of the trials that need not be run, where some were."""
+    if not require("tumorlens.arms").is_study(folder):
+        return set()
+    study = require("tumorlens.studies").open_study(folder)
+    if study.plan.digest() != plan.digest():
+        return set()
+    trials = study.trials(study.open_store(store, must_exist=True))
+    ends = ("finished", "pruned", "failed")
+    return {one.name for one in trials if one.state in ends}
+
+
+def _dry_run(plan: StudyPlan, *, only: str, over: set[str]) -> None:
     """Show what a study would run, and find out what would end it at its start."""
-    trials = [one for one in plan.trials() if fnmatchcase(one.name, only)]
+    asked = [one for one in plan.trials() if fnmatchcase(one.name, only)]
+    trials = [one for one in asked if one.name not in over]
+    if len(trials) < len(asked):
+        num_over = terminal.counted(len(asked) - len(trials), "trial")
+        terminal.say(f"not run again, because over: {num_over}")
+    if asked and not trials:
+        terminal.say("nothing is left to run")
+        return
     if plan.search is not None and plan.num_search_trials is None:
         trials = [plan.search_trial(1)]  # they are all like the first
     estimate = require("tumorlens.estimates").estimate_study
