@@ -214,8 +214,9 @@ def say_measures(measures: Mapping[str, Any]) -> None:
         ],
     )
     say(
-        "Intervals are from resampling groups. metrics.json has Wilson's for recalls "
-        "too, with images counted as independent: too narrow where a group has many."
+        "Intervals are from resampling groups; of 0 and 100 % they are Wilson's over "
+        "groups. metrics.json has Wilson's over images for recalls too: too narrow "
+        "where a group has many."
     )
     for warning in measures.get("warnings", ()):
         say(warning)
