@@ -487,6 +487,14 @@ def test_the_images_of_an_estimate_are_those_that_the_trial_gets(
         assert seconds[trial.name] == expected
 
 
+def dry_run(file: Path, data: Path, *settings: str) -> list[str]:
+    """Return the words of a dry run with a tiny network."""
+    words = ["study", "run", str(file), "--data", str(data), "--dry-run"]
+    for assignment in (*TINY, *settings):
+        words += ["--set", assignment]
+    return words
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
@@ -504,9 +512,7 @@ def test_a_dry_run_finds_what_would_end_every_trial_at_its_start(
     data = make_images(subsets={"Training": 8, "Testing": 4})
     file = tmp_path / "question.toml"
     file.write_text('protocols = ["grouped-kfold"]\n' + AXES.format("[1e-2]"))
-    words = ["study", "run", str(file), "--data", str(data), "--dry-run"]
-    for assignment in (*TINY, setting):
-        words += ["--set", assignment]
+    words = dry_run(file, data, setting)
     assert cli.main(words) == 2
     assert said in capsys.readouterr().err
 
@@ -518,12 +524,10 @@ def test_a_dry_run_leaves_out_what_is_over(
     store = study.open_store()
     store.fill()
     store.claim().finish(0.5)
-    words = ["study", "run", str(tmp_path / "question.toml"), "--dry-run"]
-    words += ["--data", str(tmp_path / "data")]
-    for assignment in TINY:
-        words += ["--set", assignment]
-    for more in ([*words, "--out", str(study.path)], [*words[:2], str(study.path)]):
-        assert cli.main([*more, *([] if "--dry-run" in more else ["--dry-run"])]) == 0
+    words = dry_run(tmp_path / "question.toml", tmp_path / "data")
+    by_folder = ["study", "run", str(study.path), "--dry-run"]
+    for more in ([*words, "--out", str(study.path)], by_folder):
+        assert cli.main(more) == 0
         said = capsys.readouterr().out
         assert "not run again, because over: 1 trial" in said
         assert "lr=0.01_grouped" not in said
@@ -547,9 +551,7 @@ def test_a_dry_run_of_a_search_for_minutes_says_what_one_trial_takes(
         '[base]\nmodel.name = "test_resnet"\noptim.epochs = 2\n[search]\n'
         "minutes = 1.5\nranges.optim.lr = {low = 1e-4, high = 1e-2}\n"
     )
-    words = ["study", "run", str(file), "--data", str(data), "--dry-run"]
-    for assignment in TINY:
-        words += ["--set", assignment]
+    words = dry_run(file, data)
     assert cli.main(words) == 0
     said = capsys.readouterr().out
     assert "trial-0001  chosen when it starts" in said
@@ -564,9 +566,7 @@ def test_a_dry_run_shows_the_trials_that_were_asked_for(
     data = make_images(subsets={"Training": 8, "Testing": 4})
     file = tmp_path / "question.toml"
     file.write_text(AXES.format("[1e-2, 1e-3]"))
-    words = ["study", "run", str(file), "--data", str(data), "--dry-run"]
-    for assignment in TINY:
-        words += ["--set", assignment]
+    words = dry_run(file, data)
     assert cli.main([*words, "--only", "lr=0.001*"]) == 0
     said = capsys.readouterr().out
     assert "lr=0.001_grouped_seed42" in said

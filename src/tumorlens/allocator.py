@@ -2,10 +2,10 @@
 
 A step of training, as an answer of torch, frees and asks for the same large blocks
 again. By default glibc hands each of them back to the system and gets it anew, filled
-with zeros page by page: 5 to 8 % of the time of a ResNet's training on two cores, and a
-quarter of that of its single answers (docs/performance.md). It has no effect on any
-result, nor where the C library is another one. It is for a whole process, so commands
-ask for it, not what a program of someone else's may call.
+with zeros page by page, which takes longest where torch answers for single images
+(docs/performance.md). It has no effect on any result, nor where the C library is
+another one. It is for a whole process, so commands ask for it, not what a program of
+someone else's may call.
 """
 
 from __future__ import annotations

@@ -28,14 +28,13 @@ from tumorlens.arm_measures import (
     worst_leak,
 )
 from tumorlens.arms import find_arms, is_study
+from tumorlens.comparison_example import ask_about
 from tumorlens.comparison_words import say_all, say_pair
-from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
+from tumorlens.errors import ConfigError, RunError, did_you_mean
 from tumorlens.evaluate import evaluate
 from tumorlens.extras import require
-from tumorlens.files import sha256_of
 from tumorlens.models import resolve_device
 from tumorlens.paired import exact_mcnemar, holm, paired_bootstrap
-from tumorlens.predict import Predictor
 from tumorlens.predictions import pool_predictions, read_predictions
 
 if TYPE_CHECKING:
@@ -107,6 +106,11 @@ def compare(
     _check_comparable(entries, subset)
     headline = _headline_protocol(entries)
     root = paths[0] if is_study(paths[0]) else None
+    networks = [
+        (entry.arm.name, network)
+        for entry in entries
+        if (network := entry.network_run(headline)) is not None
+    ]
     of_networks = _costs(entries, headline, device=device if with_latency else None)
     arms = [
         _arm(entry, headline, subset=subset, root=root) | cost
@@ -121,7 +125,7 @@ def compare(
         "arms": arms,
         "pairs": _pairs(entries),
         "pareto": _pareto_front(arms, headline),
-        "example": _example(image, data, entries, headline) if image else None,
+        "example": ask_about(image, data, networks) if image else None,
     }
     return comparison | {"words": say_all(comparison)}
 
@@ -433,80 +437,3 @@ def _pareto_front(arms: Sequence[Mapping[str, Any]], headline: str) -> list[str]
             for other in points.values()
         )
     ]
-
-
-def _example(
-    image: Path, data: Path | None, entries: Sequence[_Entry], headline: str
-) -> dict[str, Any]:
-    """Return what one network of each arm says about an image.
-
-    Raises:
-        DataError: It is no file or cannot be read.
-    """
-    file, path = _find_image(image, data)
-    sha256 = sha256_of(file)
-    rows: list[dict[str, Any]] = []
-    classes: tuple[str, ...] = ()
-    for entry in entries:
-        run = entry.network_run(headline)
-        if run is None:
-            continue
-        protocol, seed = run.config.data.protocol, run.config.train.seed
-        network = f"{protocol}, seed {seed}"
-        fold = _fold_that_tests(run, sha256)
-        if fold is not None:
-            run = run.folds()[fold]
-            network += f", fold {fold}: the one that did not learn from it"
-        predictor = Predictor.open(run.path)
-        (answer,) = predictor.predict_files([file])
-        if answer.probs is None:
-            raise DataError(
-                f"cannot read {file}: {answer.error}", hint="give another --image"
-            )
-        classes = predictor.classes
-        rows_of_run = run.split() if run.split_path.is_file() else ()
-        subsets = {row.subset for row in rows_of_run if row.sha256 == sha256}
-        rows.append(
-            {
-                "arm": entry.arm.name,
-                "network": network,
-                "probs": dict(zip(classes, map(float, answer.probs), strict=True)),
-                "predicted": answer.predicted,
-                "in_training": bool(subsets - {"test", "left-out"}),
-            }
-        )
-    label = file.resolve().parent.name
-    return {
-        "path": path,
-        "label": label if label in classes else "",
-        "classes": list(classes),
-        "rows": rows,
-    }
-
-
-def _fold_that_tests(run: Run, sha256: str) -> int | None:
-    """Return the fold whose network has not learnt from an image, if there is one."""
-    if not run.is_kfold:
-        return None
-    for row in run.split():
-        if row.sha256 == sha256 and row.subset.startswith("fold-"):
-            return int(row.subset.removeprefix("fold-"))
-    return None
-
-
-def _find_image(image: Path, data: Path | None) -> tuple[Path, str]:
-    """Return where an image is, and its path as it is written down.
-
-    Raises:
-        DataError: It is no file.
-    """
-    root = data.parent if data is not None and data.is_file() else data
-    places = [image] if root is None else [image, root / image]
-    for place in filter(Path.is_file, places):
-        file = place.resolve()
-        if root is not None and file.is_relative_to(root.resolve()):
-            return file, file.relative_to(root.resolve()).as_posix()
-        return file, str(file)
-    raise DataError(
-        f"no such image: {image}", hint="give --image one file, not a folder"
-    )
