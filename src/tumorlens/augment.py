@@ -177,7 +177,7 @@ def _steps(name: str, config: AugmentConfig, *, size_px: int) -> list[Step]:
             ]
         case "random-resized-crop":
             low, high = config.crop_scale
-            crop: Step = RandomResizedCropAndInterpolation(  # type: ignore[no-untyped-call]
+            crop: Step = RandomResizedCropAndInterpolation(
                 size_px, scale=(low, high), ratio=(3 / 4, 4 / 3), interpolation="random"
             )
             return [crop]

@@ -46,7 +46,7 @@ class Batches:
         self.per_epoch = len(self.of(1))
         augment = config.augment
         self._mixup = (
-            Mixup(  # type: ignore[no-untyped-call]
+            Mixup(
                 mixup_alpha=augment.mixup,
                 cutmix_alpha=augment.cutmix,
                 prob=augment.mix_probability,
@@ -57,9 +57,7 @@ class Batches:
             else None
         )
         self._erasing = (
-            RandomErasing(  # type: ignore[no-untyped-call]
-                augment.random_erasing, device=str(accelerator.device)
-            )
+            RandomErasing(augment.random_erasing, device=str(accelerator.device))
             if augment.random_erasing
             else None
         )

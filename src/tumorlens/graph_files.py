@@ -211,6 +211,7 @@ def _write_onnx_int8(source: Source, path: Path) -> None:
     )
     images = iter(source.training_images(0, NUM_CALIBRATION))
 
+    # The base class is only known when the library is there.
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
         def get_next(self) -> dict[str, Any] | None:
             image = next(images, None)

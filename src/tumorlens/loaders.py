@@ -122,7 +122,8 @@ def decoded_images(
     # else is still good to read.
     with suppress(PermissionError):
         os.utime(path)
-    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+    images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    return images
 
 
 def default_cache_dir() -> Path:

@@ -387,7 +387,7 @@ def _start_head_small(model: nn.Module) -> None:
 
 
 def _preprocessing(model: nn.Module, config: ModelConfig) -> Preprocessing:
-    data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    data = resolve_model_data_config(model)
     metadata = _metadata(config)
     mean: tuple[float, ...] = tuple(
         config.mean or _numbers(metadata, "mean", config) or data["mean"]
