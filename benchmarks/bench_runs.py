@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tumorlens.artefacts import KINDS, Kind, is_artefact
-from tumorlens.environment import processor_name
+from tumorlens.data.phantom.dataset import make_phantom
+from tumorlens.deploy.artefact import KINDS, Kind, is_artefact
+from tumorlens.deploy.benchmark.timing import Ratio
+from tumorlens.deploy.runtimes import num_processors
 from tumorlens.files import write_text
-from tumorlens.phantom import make_phantom
-from tumorlens.runs import Run, open_run
-from tumorlens.runtimes import num_processors
-from tumorlens.timing import Ratio
+from tumorlens.runs.folder import Run, open_run
+from tumorlens.system import processor_name
 
 MODELS = ("resnet18", "resnet50", "densenet121")
 PHANTOM_PATIENTS = 24

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tumorlens.likeness import MAX_HASH_BITS, ORIENTATIONS, propose_pairs
+from tumorlens.data.near_duplicates import MAX_HASH_BITS, ORIENTATIONS, propose_pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

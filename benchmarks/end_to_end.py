@@ -25,13 +25,13 @@ from PIL import Image
 from torchvision import transforms
 from train_speed import Side
 
-from tumorlens.artefacts import Kind
-from tumorlens.image_files import walk_images
-from tumorlens.models import load_model
-from tumorlens.predict import Predictor
-from tumorlens.runs import open_run
-from tumorlens.runtimes import num_processors
-from tumorlens.timing import ratio_by_rounds, take_turns
+from tumorlens.data.files import walk_images
+from tumorlens.deploy.artefact import Kind
+from tumorlens.deploy.benchmark.timing import ratio_by_rounds, take_turns
+from tumorlens.deploy.predictor import Predictor
+from tumorlens.deploy.runtimes import num_processors
+from tumorlens.runs.folder import open_run
+from tumorlens.training.network import load_model
 
 KINDS: tuple[Kind, ...] = ("openvino", "openvino-int8")
 

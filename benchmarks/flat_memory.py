@@ -20,8 +20,8 @@ from pathlib import Path
 
 from bench_runs import read_options, say, table, write_block
 
-from tumorlens.artefacts import Kind
-from tumorlens.image_files import walk_images
+from tumorlens.data.files import walk_images
+from tumorlens.deploy.artefact import Kind
 
 FILES_IN_A_FOLDER = 1000
 SECONDS_BETWEEN = 0.5

@@ -15,12 +15,12 @@ from typing import Any
 
 from bench_runs import MODELS, Options, read_options, say, table, write_block
 
-from tumorlens.artefacts import Kind, open_artefact
-from tumorlens.benchmark import benchmark
-from tumorlens.benchmark_tables import write_table
+from tumorlens.deploy.artefact import Kind, open_artefact
+from tumorlens.deploy.benchmark.session import benchmark
 from tumorlens.files import write_json
 from tumorlens.report import write_benchmark_page
-from tumorlens.runs import Run
+from tumorlens.report.benchmark_tables import write_table
+from tumorlens.runs.folder import Run
 
 KINDS: tuple[Kind, ...] = (
     *("torchscript", "torch-export", "onnx", "openvino", "openvino-bf16"),

@@ -16,9 +16,9 @@ from functools import partial
 
 from bench_runs import read_options, say, table, write_block
 
-from tumorlens.artefacts import Kind
-from tumorlens.image_files import walk_images
-from tumorlens.timing import median_of, take_turns
+from tumorlens.data.files import walk_images
+from tumorlens.deploy.artefact import Kind
+from tumorlens.deploy.benchmark.timing import median_of, take_turns
 
 KINDS: tuple[Kind, ...] = ("onnx", "openvino", "openvino-int8")
 

@@ -2,9 +2,9 @@
 
 The plain loop is the report's: ImageFolder and DataLoader decode and resize each JPEG
 in every epoch, the network computes in fp32 with channels first. The other side is
-`tumorlens.loop.train_epoch` as `tumorlens train` calls it. Both train the same network
-on the same files with the same batch size and no augmentation; both count the loading
-of data. Rounds alternate, so that a machine whose speed drifts slows both.
+`tumorlens.training.loop.train_epoch` as `tumorlens train` calls it. Both train the same
+network on the same files with the same batch size and no augmentation; both count the
+loading of data. Rounds alternate, so that a machine whose speed drifts slows both.
 
     python benchmarks/train_speed.py --data DATA --models resnet18 resnet50
 
@@ -33,15 +33,15 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from tumorlens.allocator import keep_freed_memory
-from tumorlens.batches import Batches, make_loss
 from tumorlens.config import load_config
-from tumorlens.datasets import PreparedData, image_limits, load_subset
-from tumorlens.index import Index, SplitRow, read_index
-from tumorlens.loaders import Decoding
-from tumorlens.loop import train_epoch
-from tumorlens.models import create_model, resolve_precision
-from tumorlens.optim import Schedule, make_optimizer
-from tumorlens.phantom import make_phantom
+from tumorlens.data.index import Index, SplitRow, read_index
+from tumorlens.data.phantom.dataset import make_phantom
+from tumorlens.training.batches import Batches, make_loss
+from tumorlens.training.dataset import PreparedData, image_limits, load_subset
+from tumorlens.training.loading import Decoding
+from tumorlens.training.loop import train_epoch
+from tumorlens.training.network import create_model, resolve_precision
+from tumorlens.training.optim import Schedule, make_optimizer
 
 BATCH_SIZE = 32
 

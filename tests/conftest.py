@@ -1,4 +1,4 @@
-"""Images drawn in code: no downloads, no patient data, learnable in seconds."""
+"""Fixtures that every folder of tests may use."""
 
 from __future__ import annotations
 
@@ -7,46 +7,16 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import postgres as server
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
+
+from support import postgres as server
+from support.images import CLASSES, draw_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from numpy.typing import NDArray
-
-    from tumorlens.runs import Run
-
-CLASSES = ("glioma", "meningioma", "no_tumor", "pituitary")
-_BLOB_CENTRES = {
-    "glioma": (0.35, 0.4),
-    "meningioma": (0.7, 0.3),
-    "pituitary": (0.5, 0.7),
-}
-
-
-def draw_image(label: str, seed: int, *, size_px: int = 96) -> NDArray[np.uint8]:
-    """Return a grey ellipse with a blob whose place tells the class, (H, W) uint8."""
-    rng = np.random.default_rng([seed, CLASSES.index(label)])
-    # Squares of texture of their own keep two images from passing for copies.
-    texture = rng.normal(0, 1, (12, 12))
-    image = Image.new("L", (size_px, size_px), 0)
-    draw = ImageDraw.Draw(image)
-    margin = size_px * rng.uniform(0.06, 0.14, 4)
-    draw.ellipse(
-        (margin[0], margin[1], size_px - margin[2], size_px - margin[3]), fill=110
-    )
-    if label in _BLOB_CENTRES:
-        x, y = np.array(_BLOB_CENTRES[label]) * size_px + rng.normal(0, 2, 2)
-        radius = size_px * rng.uniform(0.09, 0.13)
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=240)
-    pixels = np.asarray(image, dtype=float)
-    grain = np.kron(texture, np.ones((size_px // 12 + 1,) * 2))[:size_px, :size_px]
-    noisy = pixels + (pixels > 0) * grain * 18 + rng.normal(0, 3, pixels.shape)
-    image_values: NDArray[np.uint8] = np.clip(noisy, 0, 255).astype(np.uint8)
-    return image_values
+    from tumorlens.runs.folder import Run
 
 
 @pytest.fixture
@@ -83,7 +53,7 @@ def make_images(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def exported_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a run with artefacts of every format, which tests must not change."""
-    from exported_runs import export_everything
+    from support.exported_runs import export_everything
 
     return export_everything(tmp_path_factory.mktemp("exported"))
 

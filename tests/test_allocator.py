@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
-from working_artefacts import make_artefact
 
-from tumorlens import benchmark_process, cli, cli_predict
+from support.working_artefacts import make_artefact
+from tumorlens.cli import app, predict
+from tumorlens.deploy.benchmark import worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,11 +55,11 @@ def test_who_asks_a_network_again_and_again_keeps_what_it_frees(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kept: list[str] = []
-    for module in (cli_predict, benchmark_process):
+    for module in (predict, worker):
         name = module.__name__
         monkeypatch.setattr(module, "keep_freed_memory", partial(kept.append, name))
-    benchmark_process.serve(io.BytesIO(), io.BytesIO())
+    worker.serve(io.BytesIO(), io.BytesIO())
     artefact = make_artefact(tmp_path / "onnx")
     Image.new("L", (8, 8)).save(tmp_path / "image.png")
-    assert cli.main(["predict", str(artefact.path), str(tmp_path / "image.png")]) == 0
-    assert kept == ["tumorlens.benchmark_process", "tumorlens.cli_predict"]
+    assert app.main(["predict", str(artefact.path), str(tmp_path / "image.png")]) == 0
+    assert kept == ["tumorlens.deploy.benchmark.worker", "tumorlens.cli.predict"]

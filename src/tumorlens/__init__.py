@@ -8,7 +8,7 @@ one public function of the stage's name, and the command line calls nothing else
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tumorlens.predict import Predictor
+    from tumorlens.deploy.predictor import Predictor
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "__version__"]
@@ -16,7 +16,7 @@ __all__ = ["Predictor", "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name == "Predictor":
-        from tumorlens.predict import Predictor
+        from tumorlens.deploy.predictor import Predictor
 
         return Predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

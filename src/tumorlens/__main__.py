@@ -9,11 +9,11 @@ import sys
 def main() -> int:
     """Run the command line and return the exit status."""
     try:
-        from tumorlens import cli
+        from tumorlens.cli import app
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
-    return cli.main()
+    return app.main()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 A `Config` is frozen and complete. It is read from TOML, changed by `--set key=value`
 (default < file < `--set`) and written back in full before the first step, so a run
 folder always says what made it. Nothing here reads images or imports torch; whether a
-model name exists is checked by `tumorlens.models`.
+model name exists is checked by `tumorlens.training.network`.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def require(module: str, *, needed_by: str = "") -> ModuleType:
     """Import a module of this package or of an optional library.
 
     Args:
-        module: A dotted name, such as `tumorlens.train` or `nilearn.datasets`.
+        module: A dotted name, such as `tumorlens.training.fit` or `nilearn.datasets`.
         needed_by: What a user calls that which needs it, for the message; empty names
             the module, unless it is the library itself.
 

@@ -2,7 +2,7 @@
 
 Every file of this package is written through here. A half-written file can then not
 exist under its final name: the bytes go to a temporary name in the same folder, are
-synced, and the name is switched in one step. Reading images is `tumorlens.images`.
+synced, and the name is switched in one step. Reading images is `tumorlens.data.images`.
 """
 
 from __future__ import annotations

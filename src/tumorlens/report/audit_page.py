@@ -1,7 +1,7 @@
 """The page of an audit: what `audit.json` says, with the pictures beside it.
 
-Nothing is looked for here: the page shows what `tumorlens.audit` found. Long lists are
-cut, and every cut says how many more there are in `audit.json`.
+Nothing is looked for here: the page shows what `tumorlens.data.audit` found. Long lists
+are cut, and every cut says how many more there are in `audit.json`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tumorlens.errors import DataError
 from tumorlens.files import write_text
-from tumorlens.report.pages import render_page
+from tumorlens.report.page import render_page
 from tumorlens.report.pictures import Picture, data_root, load_picture
 
 if TYPE_CHECKING:

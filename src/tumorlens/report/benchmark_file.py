@@ -1,7 +1,7 @@
 """`benchmark.json` as it is read: checked once, so that a page can trust it.
 
-The file is written by `tumorlens.benchmark`, may be years old and may have been edited
-by hand. What a page does not show is not looked at.
+The file is written by `tumorlens.deploy.benchmark.session`, may be years old and may
+have been edited by hand. What a page does not show is not looked at.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The page of a benchmark: what `benchmark.json` says, with three figures.
 
 They are the report's own: accuracy, latency and size, a bar for each artefact. Nothing
-is measured here; `tumorlens.benchmark` has done that.
+is measured here; `tumorlens.deploy.benchmark.session` has done that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tumorlens.files import write_bytes, write_text
 from tumorlens.report.benchmark_file import Benchmark, read_benchmark
 from tumorlens.report.comparison_figures import Bar, draw_bars
 from tumorlens.report.drawing import Heading
-from tumorlens.report.pages import (
+from tumorlens.report.page import (
     render_page,
     write_count,
     write_decimal,

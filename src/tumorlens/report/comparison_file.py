@@ -1,8 +1,8 @@
 """`comparison.json` as it is read: checked once, so that a page can trust it.
 
-The file is written by `tumorlens.compare`, may be years old and may have been edited by
-hand. What a page does not show is not looked at, so a newer file with more in it is
-read as well.
+The file is written by `tumorlens.study.compare`, may be years old and may have been
+edited by hand. What a page does not show is not looked at, so a newer file with more in
+it is read as well.
 """
 
 from __future__ import annotations

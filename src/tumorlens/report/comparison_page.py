@@ -1,8 +1,8 @@
 """The page of a comparison: what `comparison.json` says, and its figures.
 
-Nothing is measured or tested here: `tumorlens.compare` has done that. The page runs one
-small script of its own, which sorts the tables; its digest is in the page, and a
-browser runs no other. Without it every table is whole, in the order given.
+Nothing is measured or tested here: `tumorlens.study.compare` has done that. The page
+runs one small script of its own, which sorts the tables; its digest is in the page, and
+a browser runs no other. Without it every table is whole, in the order given.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from tumorlens.data.leak_states import NO_PATIENTS, SOME_PATIENTS
 from tumorlens.files import write_bytes, write_text
-from tumorlens.leak_states import NO_PATIENTS, SOME_PATIENTS
 from tumorlens.report.comparison_figures import (
     ArmCurves,
     Bar,
@@ -29,7 +29,7 @@ from tumorlens.report.comparison_figures import (
 )
 from tumorlens.report.comparison_file import Comparison, read_comparison
 from tumorlens.report.drawing import Drawing, Heading
-from tumorlens.report.pages import (
+from tumorlens.report.page import (
     render_page,
     write_decimal,
     write_megabytes,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, read_image
 from tumorlens.errors import DataError, MissingExtraError
-from tumorlens.images import DEFAULT_LIMITS, ImageLimits, read_image
 
 if TYPE_CHECKING:
     import numpy as np

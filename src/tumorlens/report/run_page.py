@@ -17,10 +17,8 @@ import numpy as np
 from markupsafe import Markup
 
 from tumorlens.config import Config
-from tumorlens.errors import RunError
-from tumorlens.files import write_bytes, write_text
-from tumorlens.images import ImageLimits
-from tumorlens.leak_states import (
+from tumorlens.data.images import ImageLimits
+from tumorlens.data.leak_states import (
     LEAK,
     NO_LEAK,
     NO_PATIENTS,
@@ -28,22 +26,24 @@ from tumorlens.leak_states import (
     leak_state,
     unknown_patients_in_words,
 )
-from tumorlens.predictions import read_predictions
+from tumorlens.errors import RunError
+from tumorlens.evaluation.predictions import read_predictions
+from tumorlens.files import write_bytes, write_text
 from tumorlens.report.drawing import Drawing, Heading
-from tumorlens.report.figures import (
+from tumorlens.report.page import render_page, write_count, write_percent
+from tumorlens.report.pictures import Picture, data_root, load_picture
+from tumorlens.report.run_figures import (
     draw_calibration,
     draw_confusion,
     draw_curves,
     draw_roc,
 )
-from tumorlens.report.pages import render_page, write_count, write_percent
-from tumorlens.report.pictures import Picture, data_root, load_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from tumorlens.runs import Run
+    from tumorlens.runs.folder import Run
 
 METRICS_FORMAT = 1
 """The format of `metrics.json` that this page knows."""

@@ -1,0 +1,289 @@
+"""What `predict` does with the images of a clinic: series instead of files."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from tumorlens.cli import terminal
+from tumorlens.errors import ConfigError
+from tumorlens.extras import require
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+
+class SeriesRule(StrEnum):
+    """The rules as choices of an option: those of `series_answers.RULES`."""
+
+    MEAN = "mean"
+    MOST_SUSPICIOUS = "most-suspicious"
+
+
+SeriesOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--series/--no-series",
+        help="Answer DICOM series by series. Default: yes for a DICOMDIR, for DICOM "
+        "files in folders and for more than one of them.",
+    ),
+]
+RuleOption = Annotated[
+    SeriesRule | None,
+    typer.Option(
+        help="What a series as a whole is: the mean of its slices (default), or the "
+        "slice with the highest probability of any tumour.",
+    ),
+]
+NoTumorOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CLASS",
+        help="Which class means no tumour, where its name does not say so.",
+    ),
+]
+IdentifyOption = Annotated[
+    bool, typer.Option("--identify", help="Add the PatientID to the rows.")
+]
+DicomOutOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Write each series' result as DICOM, a structured report and a picture. "
+        "The folder must hold no results yet, except with --resume. They belong to "
+        "the patient's study, so name and number of the patient are in them.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class SeriesOptions:
+    """What was said about series on the command line."""
+
+    series: bool | None
+    rule: SeriesRule | None
+    no_tumor: str | None
+    identify: bool
+    dicom_out: Path | None
+
+    def is_wanted(self, paths: Sequence[Path]) -> bool:
+        """Whether the answer is to be given series by series.
+
+        Raises:
+            ConfigError: --no-series, and an option that is about series.
+        """
+        about_series = {
+            "--series-rule": self.rule is not None,
+            "--no-tumor-class": self.no_tumor is not None,
+            "--identify": self.identify,
+            "--dicom-out": self.dicom_out is not None,
+        }
+        asked = [name for name, is_given in about_series.items() if is_given]
+        if self.series is False and asked:
+            raise ConfigError(
+                f"--no-series, but {asked[0]} is about series",
+                hint="leave out one of the two",
+            )
+        if self.series is not None:
+            return self.series
+        return bool(asked) or require("tumorlens.data.dicom.series").holds_study(paths)
+
+
+def predict_series(
+    models: Sequence[tuple[Path, Any]],
+    images: Sequence[Path],
+    options: SeriesOptions,
+    *,
+    out: Path | None,
+    resume: bool = False,
+) -> int:
+    """Answer for every slice and every series; return the number of unreadable ones.
+
+    Args:
+        models: Runs or artefacts, with the predictors that they were opened as.
+        images: Files, folders and DICOMDIRs.
+        options: What was said about series.
+        out: The table's file, which gets each series as it is answered; `None` prints
+            the table.
+        resume: Go on with the file of a session that was stopped.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; what is there stays.
+    """
+    tables = require("tumorlens.deploy.series_tables")
+    found = require("tumorlens.data.dicom.series").find_series(
+        images, identify=options.identify
+    )
+    if options.dicom_out:
+        _check_dicom_out(options.dicom_out, found, num_runs=len(models), resume=resume)
+    predictors = [one for _, one in models]
+    rule = str(options.rule or SeriesRule.MEAN)
+    check_rule = require("tumorlens.deploy.series").check_rule
+    ways = [
+        _Way(rule, check_rule(rule, one.classes, no_tumor=options.no_tumor))
+        for one in predictors
+    ]
+    classes = list(dict.fromkeys(name for one in predictors for name in one.classes))
+    with ExitStack() as stack:
+        table: Any = _Shown()
+        if out:
+            columns = tables.columns_of(classes, identify=options.identify)
+            files = require("tumorlens.deploy.row_files")
+            table = stack.enter_context(
+                files.RowFile(out, columns, predictors, resume=resume)
+            )
+            stack.enter_context(resumable(table))
+        for (path, predictor), way in zip(models, ways, strict=True):
+            write = (
+                _writer(options.dicom_out, path, predictor)
+                if options.dicom_out
+                else lambda _: False
+            )
+            num_written = _answer(predictor, found, way, table, write)
+        if out:
+            table.finish()
+            print(f"the probabilities are in {out}")
+        else:
+            tables.print_rows(classes, table.rows, identify=options.identify)
+    if options.dicom_out:
+        print(
+            f"the DICOM results of {num_written} series are in {options.dicom_out}; "
+            "they carry the patient's identity",
+            file=sys.stderr,
+        )
+        if found.others:
+            print(
+                "of no series, so without a DICOM result: "
+                f"{terminal.counted(len(found.others), 'file')}",
+                file=sys.stderr,
+            )
+    if found.skipped:
+        words = require("tumorlens.data.dicom.series").described(found.skipped)
+        print(f"skipped: {words}", file=sys.stderr)
+    return int(table.num_unreadable) // len(models)
+
+
+@contextmanager
+def resumable(file: Any) -> Iterator[None]:
+    """Say after Ctrl-C how to go on with a `tumorlens.deploy.row_files.RowFile`.
+
+    Raises:
+        KeyboardInterrupt: Again, when that is said.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if file.num_rows:
+            words = f"go on by the same command and --resume: {file.part}"
+            print(words, file=sys.stderr)
+        raise
+
+
+class _Way(NamedTuple):
+    """How the answer for a series comes of those for its slices."""
+
+    rule: str
+    no_tumor: int | None
+
+
+class _Shown:
+    """Rows for the terminal, with the methods of `deploy.row_files.RowFile`."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    @property
+    def num_unreadable(self) -> int:
+        return sum(bool(row["error"]) for row in self.rows if row["kind"] != "series")
+
+    def has_next(self, _path: Path, _run: str) -> bool:
+        return False
+
+    def add_rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.rows += rows
+
+
+def _check_dicom_out(folder: Path, found: Any, *, num_runs: int, resume: bool) -> None:
+    """Refuse what no DICOM results can be written for.
+
+    Raises:
+        ConfigError: Several runs are asked.
+    """
+    if num_runs > 1:
+        raise ConfigError(
+            f"--dicom-out takes one run, got {num_runs}",
+            hint="ask one run after the other, each with a folder of its own",
+        )
+    require("tumorlens.report.dicom_results").check_results(
+        folder, found, resume=resume
+    )
+
+
+def _writer(folder: Path, run: Path, predictor: Any) -> Callable[[Any], bool]:
+    """Return what writes the DICOM results of a series, and says whether it did."""
+    results = require("tumorlens.report.dicom_results")
+    notes = require("tumorlens.report.model_notes").notes_of(run, predictor)
+    return lambda answer: bool(
+        results.write_results(folder, predictor, answer, notes=notes)
+    )
+
+
+def _answer(
+    predictor: Any, found: Any, way: _Way, table: Any, write: Callable[[Any], bool]
+) -> int:
+    """Answer for what there is; return for how many series `write` wrote results.
+
+    What an earlier session has left in the table is passed over, and counts as written.
+    """
+    answer_series = require("tumorlens.deploy.series").answer_series
+    rows_of = partial(
+        require("tumorlens.deploy.series_tables").rows_of,
+        predictor.name,
+        predictor.classes,
+    )
+    prediction = require("tumorlens.deploy.predictor").Prediction
+    total = sum(len(series.slices) for series in found.series)
+    total += len(found.others) + len(found.damaged)
+    done = num_written = 0
+    with terminal.counting(predictor.name) as progress:
+
+        def count(num_done: int) -> None:
+            nonlocal done
+            done += num_done
+            if progress is not None:
+                progress(done, total)
+
+        others = [
+            path for path in found.others if not table.has_next(path, predictor.name)
+        ]
+        count(len(found.others) - len(others))
+        for one in predictor.predict_files(others):
+            table.add_rows(rows_of([], [one]))
+            count(1)
+        for path, error in found.damaged.items():
+            if not table.has_next(path, predictor.name):
+                table.add_rows(rows_of([], [prediction(path, None, None, error)]))
+            count(1)
+        for series in found.series:
+            if table.has_next(series.slices[0].path, predictor.name):
+                count(len(series.slices))
+                num_written += 1
+                continue
+            answer = answer_series(
+                predictor,
+                series,
+                rule=way.rule,
+                no_tumor=way.no_tumor,
+                progress=count,
+            )
+            # Before the rows: what has rows is not answered again.
+            num_written += write(answer)
+            table.add_rows(rows_of([answer]))
+    return num_written

@@ -1,0 +1,364 @@
+"""The commands that try settings: `lr-find`, those of `tumorlens study`, `compare`.
+
+They parse, call the stages, and print.
+"""
+
+from __future__ import annotations
+
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tumorlens.cli import study_display, terminal
+from tumorlens.cli.options import (
+    STATUS_INTERRUPTED,
+    SetOption,
+    config_of,
+    train_words,
+)
+from tumorlens.errors import ConfigError
+from tumorlens.extras import require
+from tumorlens.files import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tumorlens.study.folder import Study
+    from tumorlens.study.plan import StudyPlan
+
+STATUS_FAILED = 3
+
+app = typer.Typer(
+    help="Compare many settings: run, resume and watch studies.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+)
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Where trials are claimed: sqlite:///FILE, or postgresql://USER@HOST/NAME "
+        "for several machines. Default: a file in the study's folder.",
+    ),
+]
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    plan_path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STUDY", help="TOML file of a study, or its folder to go on with."
+        ),
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The study's folder. Default: runs/NAME."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="The same as data.path.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting of all arms, such as optim.epochs=2; repeatable.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=256, help="Trials at once on this machine.")
+    ] = 1,
+    only: Annotated[
+        str,
+        typer.Option(
+            metavar="PATTERN",
+            help="Run only the trials whose names match, such as '*as-given*'.",
+        ),
+    ] = "*",
+    store: StoreOption = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed trials once more.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the trials and their time, run none."),
+    ] = False,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[URL]",
+            help="Mirror the trials in MLflow, as one experiment: on the server at "
+            "URL; without one where the study was tracked before, else in a file "
+            "mlflow.db beside its folder.",
+        ),
+    ] = None,
+) -> int:
+    """Run every trial of a study; finished ones are skipped, begun ones go on.
+
+    The exit status is 3 when a trial failed.
+    """
+    studies = require("tumorlens.study.folder")
+    if plan_path.is_dir():
+        _refuse(plan_path, out, data, settings)
+        study = studies.open_study(plan_path)
+        plan = study.plan
+    else:
+        plan = require("tumorlens.study.plan_file").load_plan(
+            plan_path, assignments=settings or [], data=data
+        )
+        study = None
+    require("tumorlens.study.plan").check_only(plan, only)
+    out = plan_path if study else out or Path("runs") / plan.name
+    if dry_run:
+        _dry_run(plan, only=only, over=_over(out, plan, store))
+        return 0
+    _check_data(plan)
+    tracker = None
+    if track is not None:
+        tracker = require("tumorlens.study.tracking").StudyTracker(
+            out, name=plan.name, url=track
+        )
+    if study is None:
+        study = studies.create_study(out, plan, store_url=store)
+    if tracker:
+        tracker.begin(study)
+    if retry_failed:
+        study.open_store(store).retry_failed()
+    stage = require("tumorlens.study.worker")
+    with study_display.studying() as display:
+        is_over = stage.run_study(
+            study,
+            store_url=store,
+            jobs=jobs,
+            only=only,
+            command=str(context.obj),
+            progress=display.progress,
+            say=display.say,
+            tracker=tracker,
+        )
+    trials = study.trials(study.open_store(store))
+    _say_trials(study, trials)
+    if tracker and (words := tracker.words()):
+        terminal.say(words)
+    if not is_over:
+        terminal.say_next(
+            f"everything so far is in {study.path}",
+            *("tumorlens", "study", "run", study.path),
+            *([] if track is None else ["--track"]),
+        )
+        return STATUS_INTERRUPTED
+    return _say_end(study.path, trials, only=only)
+
+
+@app.command()
+def status(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a study.")],
+    *,
+    store: StoreOption = None,
+) -> None:
+    """Show the trials of a study, also while it runs."""
+    study = require("tumorlens.study.folder").open_study(path)
+    _say_trials(study, study.trials(study.open_store(store, must_exist=True)))
+
+
+def lr_find(
+    context: typer.Context,
+    config_path: Annotated[
+        Path | None,
+        typer.Argument(metavar="CONFIG", help="TOML file. Default: good settings."),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="The same as data.path.")
+    ] = None,
+    settings: SetOption = None,
+    lowest: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
+    highest: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Batches, one for each rate.")] = 100,
+) -> None:
+    """Suggest a learning rate from a short sweep over the train subset."""
+    config = config_of(config_path, settings, ("data.path", data))
+    stage = require("tumorlens.training.lr_find")
+    with terminal.counting("trying learning rates") as progress:
+        found = stage.find_lr(
+            config,
+            lowest=lowest,
+            highest=highest,
+            num_steps=steps,
+            command=context.obj,
+            progress=progress,
+        )
+    write_json(out / "lr_find.json", found)
+    svg, png = require("tumorlens.report.lr_plot").write_lr_plot(found, out)
+    terminal.say(found["words"])
+    where = f"the curve is in {svg} and {png}, its numbers are in lr_find.json"
+    if found["suggestion"] is None:
+        terminal.say(where)
+        return
+    lr = f"optim.lr={found['suggestion']:g}"
+    words = train_words(data, *(settings or []), lr, config_path=config_path)
+    terminal.say_next(where, *words)
+
+
+def compare(
+    context: typer.Context,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders, or one study folder."),
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Default: the study's folder, or ./comparison; with --subset val, the "
+            "folder val in it.",
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="An image to put through every network."),
+    ] = None,
+    subset: Annotated[
+        str | None,
+        typer.Option(
+            help="test, or val while choices are being made. Default: test; val for a "
+            "study that never looks at test."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="Where the images are, if they moved; --image may be relative to it.",
+        ),
+    ] = None,
+    store: StoreOption = None,
+    no_latency: Annotated[
+        bool, typer.Option("--no-latency", help="Do not time the networks.")
+    ] = False,
+) -> None:
+    """Put runs side by side, and say which differences are noise."""
+    stage, tables = (
+        require("tumorlens.study.compare"),
+        require("tumorlens.report.tables"),
+    )
+    if out is None:
+        is_study = require("tumorlens.study.arms").is_study(paths[0])
+        out = paths[0] if is_study else Path("comparison")
+        if subset == "val":  # the comparison on test stays
+            out = out / "val"
+    with terminal.counting("comparing") as progress:
+        found = stage.compare(
+            paths,
+            subset=subset,
+            image=image,
+            data=data,
+            with_latency=not no_latency,
+            store_url=store,
+            command=context.obj,
+            progress=progress,
+        )
+    write_json(out / "comparison.json", found)
+    tables.write_tables(found, out)
+    page = require("tumorlens.report").write_comparison_page(
+        out / "comparison.json", data=data, out=out / "comparison.html"
+    )
+    terminal.print_table(*tables.table_rows(found, is_short=True))
+    for sentence in found["words"]:
+        terminal.say(sentence)
+    terminal.say(f"the page is {page}, its tables are beside it as .csv, .md and .tex")
+
+
+def _say_trials(study: Study, trials: Sequence[Any]) -> None:
+    study_display.say_trials(trials, measure=study.plan.objective)
+    if best := study_display.best_words(study.plan, trials):
+        terminal.say(best)
+
+
+def _say_end(path: Path, trials: Sequence[Any], *, only: str) -> int:
+    """Say what came of a study that is over; return the exit status.
+
+    Failed trials that were not asked for do not count.
+    """
+    asked = [trial for trial in trials if fnmatchcase(trial.name, only)]
+    num_failed = sum(trial.state == "failed" for trial in asked)
+    if any(trial.state == "finished" for trial in trials):
+        compare_words = ("tumorlens", "compare", path)
+        terminal.say_next(f"the study is in {path}", *compare_words)
+    elif num_failed:
+        again = ("tumorlens", "study", "run", path, "--retry-failed")
+        terminal.say_next(f"nothing in {path} can be compared yet", *again)
+    if num_failed:
+        words = study_display.failed_words(num_failed, of=len(asked))
+        print(words, file=sys.stderr)
+        return STATUS_FAILED
+    return 0
+
+
+def _over(folder: Path, plan: StudyPlan, store: str | None) -> set[str]:
+    """Return the names of the trials that need not be run, where some were."""
+    if not require("tumorlens.study.arms").is_study(folder):
+        return set()
+    study = require("tumorlens.study.folder").open_study(folder)
+    if study.plan.digest() != plan.digest():
+        return set()
+    trials = study.trials(study.open_store(store, must_exist=True))
+    ends = ("finished", "pruned", "failed")
+    return {one.name for one in trials if one.state in ends}
+
+
+def _dry_run(plan: StudyPlan, *, only: str, over: set[str]) -> None:
+    """Show what a study would run, and find out what would end it at its start."""
+    asked = [one for one in plan.trials() if fnmatchcase(one.name, only)]
+    trials = [one for one in asked if one.name not in over]
+    if len(trials) < len(asked):
+        num_over = terminal.counted(len(asked) - len(trials), "trial")
+        terminal.say(f"not run again, because over: {num_over}")
+    if asked and not trials:
+        terminal.say("nothing is left to run")
+        return
+    if plan.search is not None and plan.num_search_trials is None:
+        trials = [plan.search_trial(1)]  # they are all like the first
+    estimate = require("tumorlens.study.estimate").estimate_study
+    with terminal.counting("looking for copies") as progress:
+        seconds = estimate(plan, trials, progress=progress)
+    study_display.say_plan(plan, trials, seconds)
+
+
+def _refuse(path: Path, *given: object) -> None:
+    """Refuse to change a study that is there.
+
+    Raises:
+        ConfigError: Any of `given` is there.
+    """
+    if any(given):
+        raise ConfigError(
+            f"the study in {path} goes on with the settings it was started with",
+            hint="leave out --out, --data and --set, or start another study",
+        )
+
+
+def _check_data(plan: StudyPlan) -> None:
+    """Refuse a study whose every trial would fail for want of data.
+
+    Raises:
+        ConfigError: No data was named, or it does not exist.
+    """
+    path = plan.base.data.path
+    if path is None:
+        raise ConfigError(
+            "no data was named", hint="give --data DIR, or set data.path in [base]"
+        )
+    if not Path(path).exists():
+        raise ConfigError(
+            f"there is no such folder or table: {path}", hint="give --data DIR"
+        )

@@ -1,0 +1,174 @@
+"""What a person sees of a study in a terminal: its bar, its trials, its plan."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tumorlens.cli import terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from rich.progress import Progress as Bars
+
+
+class StudyDisplay:
+    """One bar for the whole study, and a line for each trial that ends."""
+
+    def __init__(self, bars: Bars | None) -> None:
+        self._bars = bars
+        self._task = bars.add_task("starting", total=None, left="") if bars else None
+
+    def progress(self, told: Any) -> None:
+        """Show a `tumorlens.study.worker.Progress`."""
+        if not self._bars or self._task is None:
+            return
+        words = ", ".join(
+            f"{count} {state}"
+            for state in ("running", "waiting", "finished", "pruned", "failed")
+            if (count := told.counts.get(state))
+        )
+        left = told.seconds_left
+        self._bars.update(
+            self._task,
+            description=words,
+            completed=told.epochs_done,
+            total=told.epochs_in_all,
+            left="" if left is None else f"{duration(left)} left",
+        )
+
+    def say(self, words: str) -> None:
+        """Print a line above the bar."""
+        line = terminal.one_line(words)
+        if self._bars:
+            self._bars.console.print(line, highlight=False, markup=False)
+        else:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+
+
+@contextmanager
+def studying() -> Iterator[StudyDisplay]:
+    """Give the display of a study that runs."""
+    with terminal.progress_bars(last="{task.fields[left]}") as bars:
+        yield StudyDisplay(bars)
+
+
+def say_trials(trials: Iterable[Any], *, measure: str) -> None:
+    """Print the trials of a study as they stand: `tumorlens.study.folder.Trial`.
+
+    Args:
+        trials: Those of the study.
+        measure: What their values are, on val.
+    """
+    rows = [
+        [
+            trial.name,
+            _state(trial),
+            "" if trial.value is None else _value(trial.value, measure),
+            "" if trial.seconds is None else duration(trial.seconds),
+            terminal.one_line(trial.reason or ""),
+        ]
+        for trial in trials
+    ]
+    heading = f"val {measure.replace('_', ' ')}"
+    terminal.print_table(["trial", "state", heading, "time", "why"], rows)
+
+
+def _state(trial: Any) -> str:
+    """Return the state, with a word for what waits and has something to go on with."""
+    is_begun = trial.state == "waiting" and trial.run_path.is_dir()
+    return "interrupted" if is_begun else str(trial.state)
+
+
+def _value(value: float, measure: str) -> str:
+    return f"{value:.3f}" if measure == "loss" else terminal.percent(value)
+
+
+def best_words(plan: Any, trials: Iterable[Any]) -> str:
+    """Return which trial of a search is the best so far; empty for other studies.
+
+    Args:
+        plan: A `tumorlens.study.plan.StudyPlan`.
+        trials: `tumorlens.study.folder.Trial` of it.
+    """
+    done = [one for one in trials if one.state == "finished" and one.value is not None]
+    if plan.search is None or not done:
+        return ""
+    sign = 1 if plan.search.is_better_high else -1
+    best = max(done, key=lambda one: sign * one.value)
+    settings = " ".join(
+        f"--set {shlex.quote(f'{key}={value}')}" for key, value in best.settings.items()
+    )
+    objective = plan.objective.replace("_", " ")
+    value = _value(best.value, plan.objective)
+    return (
+        f"the best of {terminal.counted(len(done), 'finished trial')} by val "
+        f"{objective} is {best.name} with {value}: {settings}"
+    )
+
+
+def failed_words(num_failed: int, *, of: int) -> str:
+    """Return how many trials failed, in words.
+
+    Example:
+        >>> failed_words(1, of=4), failed_words(1, of=1)
+        ('1 of 4 trials failed', '1 of 1 trial failed')
+    """
+    return f"{num_failed} of {terminal.counted(of, 'trial')} failed"
+
+
+def say_plan(
+    plan: Any, trials: Sequence[Any], seconds: Mapping[str, float] | None
+) -> None:
+    """Print trials of a plan with the time that each may take.
+
+    Args:
+        plan: A `tumorlens.study.plan.StudyPlan`.
+        trials: Those of its trials that count.
+        seconds: Trial -> estimate; `None` where no data was named.
+    """
+    rows = []
+    for trial in trials:
+        settings = ", ".join(f"{key}={value}" for key, value in trial.settings.items())
+        settings = settings or ("" if plan.search is None else "chosen when it starts")
+        time = duration(seconds[trial.name]) if seconds else "?"
+        rows.append([trial.name, settings, time])
+    terminal.print_table(["trial", "settings", "about"], rows)
+    if plan.search is not None:
+        ranges = "; ".join(f"{key}: {of}" for key, of in plan.search.ranges.items())
+        terminal.say(f"chosen by {plan.search.sampler} from {ranges}")
+    if plan.search is not None and plan.num_search_trials is None:
+        terminal.say(
+            f"as many trials like this one as begin within {plan.search.minutes:g} "
+            "minutes"
+        )
+    elif seconds is None:
+        terminal.say("no estimate of the time: name the images with --data")
+    else:
+        terminal.say(
+            f"{terminal.counted(len(rows), 'trial')}, about "
+            f"{duration(sum(seconds.values()))} on this machine, one after the other"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words that fit its size.
+
+    Example:
+        >>> [duration(s) for s in (0.4, 75, 3_700, 200_000)]
+        ['1 s', '1 min 15 s', '1 h 1 min', '2 d 7 h']
+    """
+    whole = max(1, round(seconds))
+    for large, small, names in (
+        (86_400, 3_600, ("d", "h")),
+        (3_600, 60, ("h", "min")),
+        (60, 1, ("min", "s")),
+    ):
+        if whole >= large:
+            first, rest = divmod(whole, large)
+            return f"{first} {names[0]} {rest // small} {names[1]}"
+    return f"{whole} s"

@@ -1,0 +1,472 @@
+"""What a person sees in a terminal: progress, tables and closing lines.
+
+Results go to standard output, progress to standard error. On a terminal progress is a
+bar; elsewhere it is a line per epoch and nothing for the rest, so that logs stay short.
+rich decides about colour (it honours NO_COLOR) and about the width. It is imported
+inside the functions: `tumorlens.cli.app` imports this module for every `--help`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections import Counter
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tumorlens.data.leak_states import unknown_patients_in_words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+PLAIN_WIDTH = 200
+"""Columns of a table that is not shown on a terminal, where 80 would fold it."""
+
+
+def say(words: str = "") -> None:
+    """Print a sentence, wrapped between words on a terminal."""
+    console = _console()
+    console.print(
+        one_line(words),
+        markup=False,
+        highlight=False,
+        emoji=False,
+        soft_wrap=not console.is_terminal,
+    )
+
+
+def is_speaker() -> bool:
+    """Return whether this process should print: of those of torchrun, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say_error(problem: str, hint: str) -> None:
+    """Print an error as one `error:` line and one `hint:` line."""
+    print(f"error: {one_line(problem)}", file=sys.stderr)
+    print(f"hint: {one_line(hint)}", file=sys.stderr)
+
+
+def say_warning(words: str) -> None:
+    """Print what went wrong beside the work, which goes on."""
+    print(f"warning: {one_line(words)}", file=sys.stderr, flush=True)
+
+
+def say_next(where: str, *command: object) -> None:
+    """Close a command: say where its files are and which command comes next."""
+    print(one_line(where))
+    print(f"next: {one_line(shlex.join(str(word) for word in command))}")
+
+
+def print_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; every column but the first is set to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for number, name in enumerate(heading):
+        # Long class names break after an underscore; nothing is ever cut off.
+        words = one_line(name)
+        table.add_column(
+            Text(words if len(words) <= 10 else words.replace("_", "_\n")),
+            justify="right" if number else "left",
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    _console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
+
+
+def percent(fraction: float | None) -> str:
+    """Return a fraction as a percentage.
+
+    Example:
+        >>> percent(0.8274), percent(None)
+        ('82.7 %', 'n/a')
+    """
+    return "n/a" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def interval(measure: Mapping[str, float | None]) -> str:
+    """Return a measure with the bounds of its interval, as percentages.
+
+    Example:
+        >>> interval({"value": 0.827, "low": 0.801, "high": 0.85})
+        '82.7 % (80.1 to 85.0)'
+        >>> interval({"value": 0.827, "low": None, "high": None})
+        '82.7 %'
+    """
+    low, high = measure["low"], measure["high"]
+    bounds = (
+        "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+    )
+    return percent(measure["value"]) + bounds
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things in words.
+
+    Example:
+        >>> counted(1, "file"), counted(1200, "trial")
+        ('1 file', '1,200 trials')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def one_line(text: str) -> str:
+    r"""Return a text without line breaks and without what steers a terminal.
+
+    File names are somebody else's: one with an escape sequence must not clear the
+    screen, and one that is not UTF-8 must not stop the table.
+
+    Example:
+        >>> one_line("a\nb\x1b[2J")
+        'a b [2J'
+    """
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def say_audit(found: Mapping[str, Any]) -> None:
+    """Print what an audit found, its verdict first."""
+    verdict, distinct = found["verdict"], found["distinct"]
+    say(verdict["words"])
+    if verdict["left"]:
+        say(verdict["left"])
+    for sentence in found["findings"]:
+        say(f"- {sentence}")
+    counts = {
+        "files": found["num_files"],
+        "that cannot be read": found["num_unreadable"],
+        "that look odd": len(found["odd"]),
+        "distinct files": distinct["bytes"],
+        "distinct decoded pixels": distinct["pixels"],
+        "distinct pictures": distinct["pictures"],
+    }
+    print_table(("", "number"), [(name, f"{n:,}") for name, n in counts.items()])
+
+
+def say_split(rows: Iterable[Any], classes: Sequence[str]) -> None:
+    """Print how many images of each class are in each subset."""
+    counts: dict[str, Counter[str]] = {}
+    for row in rows:
+        counts.setdefault(row.subset, Counter())[row.label] += 1
+    order = ["train", "val", "test"]
+    names = sorted(
+        counts,
+        key=lambda name: (
+            name not in order,
+            name == "left-out",
+            order.index(name) if name in order else 0,
+            name,
+        ),
+    )
+    print_table(
+        ("subset", *classes, "all"),
+        [
+            (
+                name,
+                *(str(counts[name][label]) for label in classes),
+                str(counts[name].total()),
+            )
+            for name in names
+        ],
+    )
+
+
+def say_training(result: Any) -> None:
+    """Print how a training ended: a `tumorlens.training.fit.TrainResult`."""
+    if result.num_unreadable:
+        say(f"left out, as not readable: {counted(result.num_unreadable, 'file')}")
+    if result.best:
+        say(
+            f"kept the weights of epoch {result.best['epoch']}: "
+            f"val accuracy {percent(result.best['val_accuracy'])}"
+        )
+    leak = result.run.leak()
+    if leak["leaks"] or unknown_patients_in_words(leak):
+        say(leak["words"])
+
+
+def say_measures(measures: Mapping[str, Any]) -> None:
+    """Print the headline figures of an evaluation, and what they are worth."""
+    unknown = unknown_patients_in_words(measures["leak"])
+    say(
+        f"{measures['num_images']} {measures['subset']} images in "
+        f"{measures['num_groups']} groups, protocol {measures['protocol']}"
+        f"{unknown and f'; {unknown}'}"
+    )
+    headline = ("accuracy", "balanced_accuracy", "macro_f1")
+    print_table(
+        ("measure", "95 % interval"),
+        [
+            (name.replace("_", " "), _or_why_not(measures, name, measures[name]))
+            for name in headline
+        ]
+        + [
+            (
+                f"recall of {name}",
+                _or_why_not(measures, f"recall of {name}", one["recall_by_group"]),
+            )
+            for name, one in measures["per_class"].items()
+        ],
+    )
+    say(
+        "Intervals are from resampling groups; of 0 and 100 % they are Wilson's over "
+        "groups. metrics.json has Wilson's over images for recalls too: too narrow "
+        "where a group has many."
+    )
+    for warning in measures.get("warnings", ()):
+        say(warning)
+    say(measures["leak"]["words"])
+
+
+def _or_why_not(
+    measures: Mapping[str, Any], name: str, measure: Mapping[str, float | None]
+) -> str:
+    """Return a measure with its interval, or with the reason why it has none."""
+    why = measures.get("no_interval", {}).get(name)
+    return interval(measure) + (f" (no interval: {why})" if why else "")
+
+
+def say_gain(gain: Mapping[str, Any]) -> None:
+    """Print what test-time augmentation changes, as `evaluation.tta` measured it."""
+    say(
+        f"{gain['num_images']} {gain['subset']} images in {gain['num_groups']} groups, "
+        f"policy {gain['policy']}"
+    )
+    difference = gain["difference"]
+    low, high = difference["low"], difference["high"]
+    bounds = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    print_table(
+        ("accuracy", "95 % interval"),
+        [
+            ("without", percent(gain["without"])),
+            ("with", percent(gain["with"])),
+            ("difference, points", f"{100 * difference['value']:+.1f}{bounds}"),
+        ],
+    )
+    say(gain["words"])
+
+
+def say_export(
+    verdicts: Sequence[Mapping[str, Any]], sizes: Sequence[int | None]
+) -> None:
+    """Print a line for each format: how near it is to its run, and the verdict.
+
+    Args:
+        verdicts: As in `parity.json`.
+        sizes: Bytes of each graph; `None` where nothing was written.
+    """
+    judged = [verdict for verdict in verdicts if "accuracy" in verdict]
+    if judged:
+        say(f"asked for {judged[0]['num_images']} val images, from file to label")
+    rows = []
+    for verdict, size in zip(verdicts, sizes, strict=True):
+        row = [verdict["kind"], "" if size is None else f"{size / 1e6:.2f} MB"]
+        if verdict in judged:
+            change = verdict["accuracy"]["change"]
+            low, high = change["low"], change["high"]
+            bounds = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+            row.append(f"{verdict['max_difference']:.1g}")
+            row.append(str(len(verdict["flips"])))
+            row.append(f"{100 * change['value']:+.1f}{bounds}")
+        else:
+            row += ["", "", ""]
+        rows.append([*row, "good" if verdict["passed"] else "failed"])
+    print_table(
+        (
+            *("format", "size", "largest difference", "flips"),
+            *("accuracy change, points", "verdict"),
+        ),
+        rows,
+    )
+    for verdict in verdicts:
+        for reason in verdict["reasons"]:
+            say(f"{verdict['kind']}: {reason}")
+
+
+def say_predictions(
+    answers: Sequence[tuple[str, Sequence[str], Sequence[Any]]],
+) -> None:
+    """Print the probability of every class.
+
+    One image has its classes below each other and its runs side by side; several have a
+    line each, and one per run.
+
+    Args:
+        answers: Per run its name, its classes and its `predict.Prediction`s, which are
+            of the same files in the same order.
+    """
+    classes = list(dict.fromkeys(name for _, names, _ in answers for name in names))
+    probs = [
+        [_probs_by_class(names, prediction) for prediction in predictions]
+        for _, names, predictions in answers
+    ]
+    files = answers[0][2]
+    if len(files) == 1 and not files[0].error:
+        say(f"{files[0].path}: {', '.join(run[2][0].predicted for run in answers)}")
+        print_table(
+            ("class", *(name for name, _, _ in answers)),
+            [(name, *(run[0].get(name, "") for run in probs)) for name in classes],
+        )
+        return
+    several = len(answers) > 1
+    rows = []
+    for number, file in enumerate(files):
+        for (run, _, predictions), shown in zip(answers, probs, strict=True):
+            words = f"{file.path}: {file.error}" if file.error else str(file.path)
+            predicted = predictions[number].predicted or "unreadable"
+            cells = [shown[number].get(name, "") for name in classes]
+            rows.append([words, *([run] if several else []), predicted, *cells])
+    heading = ["file", *(["run"] if several else []), "predicted", *classes]
+    print_table(heading, rows)
+
+
+def say_runs(rows: Sequence[Any]) -> None:
+    """Print a line for each run folder: `tumorlens.runs.listing.RunRow`s."""
+    if not rows:
+        say("no run folders")
+        return
+    print_table(
+        (
+            *("name", "model", "protocol", "state", "val_accuracy", "test_accuracy"),
+            *("leak", "date", "path"),
+        ),
+        [
+            (
+                row.value("name"),
+                row.value("model") or "",
+                row.value("protocol") or "",
+                f"{row.state}, {row.progress}" if row.progress else row.state,
+                "" if row.val_accuracy is None else percent(row.val_accuracy),
+                interval(row.test_accuracy) if row.test_accuracy else "",
+                row.leak or "",
+                row.date or "",
+                str(row.path),
+            )
+            for row in rows
+        ],
+    )
+    for row in rows:
+        if row.reason:
+            say(f"damaged: {row.reason}")
+
+
+@contextmanager
+def counting(words: str) -> Iterator[Callable[[int, int | None], None] | None]:
+    """Give a function that shows a count of files, or `None` where nobody watches.
+
+    Args:
+        words: What is being done, such as "reading".
+    """
+    with progress_bars() as bars:
+        if bars is None:
+            yield None
+            return
+        task = bars.add_task(words, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+class TrainingDisplay:
+    """A `training.fit.Listener`: a bar for the step, a line for each epoch."""
+
+    def __init__(self, bars: Progress | None) -> None:
+        self._bars = bars
+        self._task = bars.add_task("starting", total=None) if bars else None
+        self._words = ""
+        self._fold = ""
+
+    def stage(self, text: str) -> None:
+        """Name what begins."""
+        self._words = text
+        self._show(text, 0, None)
+
+    def fold(self, fold: int, num_folds: int) -> None:
+        """Name the fold that begins, in all that follows."""
+        self._fold = f"fold {fold} of {num_folds}  "
+
+    def files(self, done: int, total: int) -> None:
+        """Show how many files of the stage are done."""
+        self._show(self._words, done, total)
+
+    def batch(self, epoch: int, done: int, total: int) -> None:
+        """Show how far the epoch is."""
+        self._show(f"epoch {epoch}", done, total)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Print the line of an epoch."""
+        line = (
+            f"{self._fold}epoch {row['epoch']:>3}  "
+            f"train {row['train_loss']:.3f} {percent(row['train_accuracy'])}  "
+            f"val {row['val_loss']:.3f} {percent(row['val_accuracy'])}  "
+            f"lr {row['lr']:.2g}  {row['images_per_second']:.0f} images/s"
+            f"{'  kept' if row['is_best'] else ''}"
+        )
+        if not is_speaker():
+            return
+        if self._bars:
+            self._bars.console.print(line, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def _show(self, words: str, done: int, total: int | None) -> None:
+        if self._bars and self._task is not None:
+            self._bars.update(
+                self._task,
+                description=f"{self._fold}{words}",
+                completed=done,
+                total=total,
+            )
+
+
+@contextmanager
+def training() -> Iterator[TrainingDisplay]:
+    """Give the listener that shows a training."""
+    with progress_bars() as bars:
+        yield TrainingDisplay(bars)
+
+
+@contextmanager
+def progress_bars(*, last: str | None = None) -> Iterator[Progress | None]:
+    """Give rich's progress bars, or `None` where nobody watches.
+
+    Args:
+        last: Text of the last column, as rich's TextColumn takes it, instead of the
+            time left that rich works out.
+    """
+    console = _console(stderr=True)
+    if not (console.is_terminal and is_speaker()):
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn(last, markup=False) if last else TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        yield bars
+
+
+def _probs_by_class(classes: Sequence[str], prediction: Any) -> dict[str, str]:
+    if prediction.probs is None:
+        return {}
+    shown = [percent(float(prob)) for prob in prediction.probs]
+    return dict(zip(classes, shown, strict=True))
+
+
+def _console(*, stderr: bool = False, width: int | None = None) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, width=width)

@@ -1,0 +1,1 @@
+"""From files to arrays, records, groups and subsets, and the audit of a set."""

@@ -1,0 +1,1 @@
+"""DICOM: pixels of one file, series of slices, media with a DICOMDIR."""

@@ -1,0 +1,283 @@
+"""Which files show the same picture, and which files must therefore stay together.
+
+Every file is decoded once. Two files with equal pixels show the same picture; so do
+two that are equal but for re-encoding, resizing, mirroring or turning by quarters.
+Such near copies are proposed by a perceptual hash in eight orientations and confirmed
+by the correlation of two small grey images, so that a chance equality of hashes joins
+nothing. Copies from which a visible part was cut off are not looked for.
+
+What a newcomer gets wrong: neighbouring slices of one head look very much alike (their
+correlation reaches 0.988) and are different pictures all the same. They belong in one
+*group*, through their patient, but keeping one of them and dropping the other would
+throw data away. `Copies.pictures` and `group_records` answer these two questions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from scipy import sparse
+from scipy.sparse import csgraph
+
+from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, read_image
+from tumorlens.data.near_duplicates import (
+    ORIENTATIONS,
+    THUMBNAIL_PX,
+    Lookalike,
+    find_lookalikes,
+    make_thumbnail,
+)
+from tumorlens.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from tumorlens.data.index import Index, Record
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What can be told about a file without looking at the picture."""
+
+    width: int
+    """In pixels, after EXIF orientation."""
+
+    height: int
+    """In pixels, after EXIF orientation."""
+
+    num_bytes: int
+    """Size of the file."""
+
+    mean_grey: float
+    """Mean grey value, in [0, 255]."""
+
+    is_coloured: bool = False
+    """The three channels differ somewhere."""
+
+    is_plain: bool = False
+    """Every pixel has the same value."""
+
+
+@dataclass(frozen=True)
+class NearPair:
+    """Two files with different pixels that show one picture."""
+
+    a: str
+    """Path; sorts before `b`."""
+
+    b: str
+
+    correlation: float
+    """Of the two thumbnails, `a` turned and, where needed, shifted; in [0.99, 1]."""
+
+    orientation: str
+    """One of `ORIENTATIONS`: what to do to `a`."""
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What one pass over all files of an index found."""
+
+    unreadable: Mapping[str, str]
+    """Path -> why, in one line that does not name the file."""
+
+    facts: Mapping[str, FileFacts]
+    """Path -> facts, for the readable files only."""
+
+    pixels: Mapping[str, str]
+    """Path -> SHA-256 of shape and decoded pixels, for the readable files only."""
+
+    pictures: Mapping[str, str]
+    """Path -> the first path that shows the same picture, for the readable files."""
+
+    near_pairs: tuple[NearPair, ...]
+    """Confirmed pairs, sorted. Of files with equal pixels, the first one stands for
+    all; of very many copies in one, each is paired with the first only."""
+
+    thumbnails: Mapping[str, NDArray[np.uint8]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """Path -> grey image (64, 64), squashed. Files with equal pixels share one."""
+
+
+def find_copies(
+    index: Index,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Copies:
+    """Decode every file of an index once and find those that show the same picture.
+
+    A picture is its first path and everything that is a direct copy of that: copies of
+    copies do not chain on, so that a film of slowly changing images is never one
+    picture. Nothing depends on the order of the records.
+
+    Args:
+        index: The files. Those with equal bytes are decoded once.
+        limits: What is refused before it is decoded.
+        workers: Threads that decode; `None` is one for each core.
+        progress: Called after each file with the number done and the number of all.
+
+    Returns:
+        What was found. Files that cannot be read are in `unreadable` and nowhere else.
+
+    Raises:
+        MissingExtraError: A DICOM file is compressed in a way that needs the extra
+            `dicom`: that is for the user to mend, not a fault of the file.
+    """
+    unreadable: dict[str, str] = {}
+    facts: dict[str, FileFacts] = {}
+    pixels: dict[str, str] = {}
+    thumbnails: dict[str, NDArray[np.uint8]] = {}
+    num_done = 0
+    for records, look in _looks(index, limits, workers):
+        for record in records:
+            if isinstance(look, str):
+                unreadable[record.path] = look
+            else:
+                facts[record.path], pixels[record.path], thumbnails[record.path] = look
+        num_done += len(records)
+        if progress is not None:
+            progress(num_done, len(index.records))
+
+    first_of: dict[str, str] = {}
+    for path in sorted(pixels):
+        first_of.setdefault(pixels[path], path)
+    for path, digest in pixels.items():
+        thumbnails[path] = thumbnails[first_of[digest]]
+    shown = list(first_of.values())
+    pairs = find_lookalikes(
+        np.array([thumbnails[path] for path in shown]).reshape(
+            -1, THUMBNAIL_PX, THUMBNAIL_PX
+        )
+    )
+    picture_of = _pictures(shown, pairs)
+    return Copies(
+        unreadable=dict(sorted(unreadable.items())),
+        facts=dict(sorted(facts.items())),
+        pixels=dict(sorted(pixels.items())),
+        pictures={path: picture_of[first_of[pixels[path]]] for path in sorted(pixels)},
+        near_pairs=tuple(
+            NearPair(
+                shown[pair.a],
+                shown[pair.b],
+                pair.correlation,
+                ORIENTATIONS[pair.orientation],
+            )
+            for pair in pairs
+        ),
+        thumbnails=thumbnails,
+    )
+
+
+def group_records(index: Index, copies: Copies) -> dict[str, str]:
+    """Return the group of every file: what must be in one subset with what.
+
+    Groups are the connected components of "same patient", "same picture" and
+    "confirmed near copy". An unreadable file is alone, or with its patient.
+
+    Returns:
+        Path -> the first path of its group, for every record.
+
+    Example:
+        Two files of one patient, and a copy of one of them without a known patient:
+
+        >>> from pathlib import Path
+        >>> from tumorlens.data.index import Index, Record
+        >>> paths = ("a/1.png", "a/2.png", "b/3.png", "b/4.png")
+        >>> patients = ("p", "p", None, None)
+        >>> index = Index(Path("data"), ("a", "b"), tuple(
+        ...     Record(path, path[0], None, patient, None, None, "0" * 64, 1)
+        ...     for path, patient in zip(paths, patients)))
+        >>> copies = Copies(
+        ...     unreadable={}, facts={}, pixels={}, near_pairs=(),
+        ...     pictures=dict(zip(paths, (paths[0], paths[1], paths[1], paths[3]))))
+        >>> group_records(index, copies)
+        {'a/1.png': 'a/1.png', 'a/2.png': 'a/1.png', 'b/3.png': 'a/1.png', \
+'b/4.png': 'b/4.png'}
+    """
+    number_of = {record.path: n for n, record in enumerate(index.records)}
+    edges = [(number_of[p], number_of[q]) for p, q in copies.pictures.items()]
+    edges += [(number_of[pair.a], number_of[pair.b]) for pair in copies.near_pairs]
+    first_of_patient: dict[str, int] = {}
+    for number, record in enumerate(index.records):
+        if record.patient is not None:
+            edges.append((number, first_of_patient.setdefault(record.patient, number)))
+    component_of = _components(len(index.records), edges)
+    first_of: dict[int, str] = {}
+    for path in sorted(number_of):
+        first_of.setdefault(int(component_of[number_of[path]]), path)
+    return {path: first_of[int(component_of[n])] for path, n in number_of.items()}
+
+
+def _looks(
+    index: Index, limits: ImageLimits, workers: int | None
+) -> Iterator[tuple[list[Record], str | tuple[FileFacts, str, NDArray[np.uint8]]]]:
+    """Yield the records of each distinct file and what was seen, or why nothing was."""
+    same_bytes: dict[str, list[Record]] = defaultdict(list)
+    for record in index.records:
+        same_bytes[record.sha256].append(record)
+    lots = list(same_bytes.values())
+    with ThreadPoolExecutor(max_workers=workers or os.cpu_count() or 1) as pool:
+        looks = pool.map(lambda lot: _look(index, lot[0], limits), lots)
+        yield from zip(lots, looks, strict=True)
+
+
+def _look(
+    index: Index, record: Record, limits: ImageLimits
+) -> str | tuple[FileFacts, str, NDArray[np.uint8]]:
+    file = index.file_of(record)
+    try:
+        image = read_image(file, limits=limits)
+    except DataError as error:
+        return " ".join(error.problem.replace(str(file), "it").split())
+    digest = hashlib.sha256(f"{image.shape}".encode())
+    digest.update(np.ascontiguousarray(image).data)
+    grey = image if image.ndim == 2 else np.asarray(Image.fromarray(image).convert("L"))
+    facts = FileFacts(
+        width=image.shape[1],
+        height=image.shape[0],
+        num_bytes=record.num_bytes,
+        mean_grey=float(grey.mean()),
+        is_coloured=image.ndim == 3,
+        is_plain=bool((image == image[:1, :1]).all()),
+    )
+    return facts, digest.hexdigest(), make_thumbnail(image)
+
+
+def _pictures(paths: Sequence[str], pairs: Iterable[Lookalike]) -> dict[str, str]:
+    """Return path -> picture; `paths` are sorted and have different pixels."""
+    earlier_copies: dict[int, list[int]] = defaultdict(list)
+    settled_by: dict[int, int] = {}
+    for pair in pairs:
+        if pair.is_settled:
+            settled_by[pair.b] = pair.a
+        else:
+            earlier_copies[pair.b].append(pair.a)
+    picture_of: list[int] = []
+    for number in range(len(paths)):
+        if number in settled_by:
+            picture_of.append(picture_of[settled_by[number]])
+        else:
+            firsts = [n for n in earlier_copies[number] if picture_of[n] == n]
+            picture_of.append(min(firsts, default=number))
+    return {path: paths[picture_of[number]] for number, path in enumerate(paths)}
+
+
+def _components(num: int, edges: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
+    rows, columns = np.array(edges, dtype=np.int64).reshape(-1, 2).T
+    graph = sparse.coo_matrix((np.ones(len(rows), bool), (rows, columns)), (num, num))
+    components: NDArray[np.int32] = csgraph.connected_components(graph, directed=False)[
+        1
+    ]
+    return components

@@ -1,0 +1,110 @@
+"""Paths that a user names -> the image files behind them, one after the other.
+
+Folders are walked as the files are needed: of a tree of any size only the names of the
+folders on the way to the present file are held. Nothing is opened here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tumorlens.data.images import SUFFIXES
+from tumorlens.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+
+def walk_images(paths: Iterable[Path]) -> Iterator[Path]:
+    """Give files as they are, and folders as the images below them, sorted.
+
+    In a folder, images are known by their suffix and hidden names are passed over;
+    links to folders are not followed. A link to nothing, a pipe, a socket or a device
+    is given like a file: whoever reads it will say what is wrong. A file that is named
+    itself is taken whatever it is called. That every path exists, and that every folder
+    has an image, is looked at before the first file is given.
+
+    Raises:
+        DataError: A path does not exist, a folder has no image below it, or a folder
+            cannot be read.
+    """
+    named = tuple(paths)
+    for path in named:
+        _check(path)
+    return _walk(named)
+
+
+def count_images(paths: Iterable[Path]) -> int:
+    """Return how many files `walk_images` gives, without keeping them.
+
+    Raises:
+        DataError: See `walk_images`.
+    """
+    return sum(1 for _ in walk_images(paths))
+
+
+def _check(path: Path) -> None:
+    if path.is_dir():
+        if next(_below(path), None) is None:
+            raise DataError(
+                f"there is no image in the folder {path}",
+                hint=f"images end in {', '.join(sorted(SUFFIXES))}; name a file "
+                "itself if it ends otherwise",
+            )
+    elif not path.exists():
+        raise DataError(
+            f"no such file or folder: {path}", hint="check the path's spelling"
+        )
+
+
+def _walk(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from _below(path)
+        else:
+            yield path
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    return files_below(folder, lambda path: path.suffix.lower() in SUFFIXES)
+
+
+def files_below(folder: Path, is_wanted: Callable[[Path], bool]) -> Iterator[Path]:
+    """Give the files below a folder that are wanted, sorted, without hidden names.
+
+    Args:
+        folder: Walked as the files are needed.
+        is_wanted: Asked before it is looked whether a path is a link to a folder. It
+            may be one to nothing, or a pipe.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            # Names and no more: 100,000 entries of the system would be 30 MB.
+            names = sorted(
+                (entry.name, entry.is_dir(follow_symlinks=False))
+                for entry in entries
+                if not entry.name.startswith(".")
+            )
+    except OSError as error:
+        raise DataError(
+            f"cannot read the folder {folder}: {error.strerror or error}",
+            hint="check its permissions",
+        ) from error
+    for name, is_folder in names:
+        path = folder / name
+        if is_folder:
+            yield from files_below(path, is_wanted)
+        elif is_wanted(path) and not _is_folder(path):
+            yield path
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a link to where nobody may look: reported when it is read
+        return False

@@ -1,0 +1,494 @@
+"""A folder or a table to one record per file.
+
+The index says what is there: path, label, subset, patient, source and SHA-256. It
+decodes nothing, so a file that is not an image is a record like any other and is found
+unreadable later, by `tumorlens.data.duplicates`. The CSV that holds a split is written
+and read here too, because its rows are the index's records with a group and a subset.
+
+What a newcomer gets wrong: a record's identity is its path relative to the root of the
+index, in POSIX spelling, and never its name: `image(1).jpg` exists in every class.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import posixpath
+import re
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tumorlens.data.tables import read_table
+from tumorlens.errors import DataError, did_you_mean
+from tumorlens.files import sha256_of, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SUBSET_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""What a folder or a table may call a subset, in lower case -> what we call it."""
+
+SPLIT_COLUMNS = ("path", "sha256", "label", "group", "subset", "reason")
+
+_METADATA_NAME = "metadata.csv"
+_METADATA_COLUMNS = ("patient", "source", "source_label")
+_IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx", _METADATA_NAME}
+
+_SUBSET_OF_SPLIT = re.compile(r"train|val|test|left-out|fold-[0-9]{1,3}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One file."""
+
+    path: str
+    """Relative to the root of the index, with `/` between folders. The identity."""
+
+    label: str
+    """Name of its class."""
+
+    subset: str | None
+    """`train`, `val` or `test`, `None` if neither folders nor table say which."""
+
+    patient: str | None
+    """Key of the patient, `None` if not known. Never part of a message or a log."""
+
+    source: str | None
+    """Where the image came from, `None` if not known."""
+
+    source_label: str | None
+    """The class that the source gives the image, `None` if not known."""
+
+    sha256: str
+    """Of the file's bytes, 64 hexadecimal digits."""
+
+    num_bytes: int
+    """Size of the file; 0 is possible."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """All records of one set of images."""
+
+    root: Path
+    """Absolute folder that the paths of the records are relative to."""
+
+    classes: tuple[str, ...]
+    """Sorted. The position of a name is the class index everywhere."""
+
+    records: tuple[Record, ...]
+    """Sorted by path."""
+
+    def file_of(self, record: Record) -> Path:
+        """Return where the file of a record is."""
+        return self.root / record.path
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over path, label, subset and content of every record."""
+        digest = hashlib.sha256()
+        for record in self.records:
+            row = [record.path, record.label, record.subset, record.sha256]
+            digest.update(json.dumps(row).encode("ascii") + b"\n")
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class SplitRow:
+    """One file and the subset it was put into."""
+
+    path: str
+    """As in `Record`."""
+
+    sha256: str
+    """As in `Record`: tells when a file was changed after the split."""
+
+    label: str
+    """As in `Record`."""
+
+    group: str
+    """Rows with the same group must be in the same subset."""
+
+    subset: str
+    """`train`, `val`, `test`, `left-out`, or `fold-0`, `fold-1`, ... for K folds."""
+
+    reason: str = ""
+    """Why the file is left out; empty for the others."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a folder or a table says about one file, before the file is opened."""
+
+    path: str
+    label: str
+    subset: str | None = None
+    patient: str | None = None
+    source: str | None = None
+    source_label: str | None = None
+
+
+def read_index(data: Path, *, metadata: str | None = None) -> Index:
+    """Return the records of a folder or a table.
+
+    Args:
+        data: A folder `<subset>/<class>/files` or `<class>/files`, or a CSV or Parquet
+            table with the columns path and label and any of subset, patient, source
+            and source_label. Paths in a table are relative to the table's folder.
+            Subsets are named as in `SUBSET_WORDS`, in any case.
+        metadata: A table with the column path, relative to the root of the index, and
+            any of patient, source and source_label, which then hold for the files it
+            names; its other rows are passed over. `None` is `metadata.csv` in the
+            folder if there is one, `"none"` is none at all.
+
+    Returns:
+        One record for every regular file in a class folder, whatever its suffix and
+        even if it is empty, or for every row of the table. Hidden files, `Thumbs.db`
+        and `metadata.csv` are no records.
+
+    Raises:
+        DataError: There is no such folder, no class or only one, a class without
+            files, or class folders that differ between subsets; a table cannot be
+            read, lacks a column, names a file twice or one that does not exist; no
+            row of the metadata names a file of the index; a file cannot be read.
+        MissingExtraError: A Parquet table needs the extra `parquet`.
+    """
+    root, rows = _rows_of(data)
+    table = _metadata_table(root if _is_folder(data) else None, metadata)
+    if table is not None:
+        rows = _with_metadata(rows, root, table)
+    classes = sorted({row.label for row in rows})
+    if len(classes) < 2:
+        raise DataError(
+            f"expected at least two classes in {data}, got {len(classes)}"
+            + "".join(f": {label!r}" for label in classes),
+            hint="give the folder whose folders are named after the classes",
+        )
+    # One after the other: with files of some 30 kB, threads took 1.4 times as long.
+    records = (_record(root, row) for row in sorted(rows, key=lambda row: row.path))
+    return Index(root=root, classes=tuple(classes), records=tuple(records))
+
+
+def write_split(path: Path, rows: Iterable[SplitRow]) -> None:
+    """Write a split as CSV with the columns of `SPLIT_COLUMNS`, in one step.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    text = io.StringIO()
+    plain = csv.writer(text, lineterminator="\n")
+    # A lone carriage return ends a line for the reader but is not quoted by the writer.
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain.writerow(SPLIT_COLUMNS)
+    for row in rows:
+        fields = [getattr(row, column) for column in SPLIT_COLUMNS]
+        writer = quoted if any("\r" in field for field in fields) else plain
+        writer.writerow(fields)
+    write_text(path, text.getvalue())
+
+
+def read_split(path: Path) -> tuple[SplitRow, ...]:
+    """Return the rows of a split that `write_split` or a hand wrote, in their order.
+
+    Whether the groups are kept together is for `tumorlens.data.split` to say.
+
+    Raises:
+        DataError: The file cannot be read, has no rows, lacks a column other than
+            reason, or a row has no path, a path named before, a malformed SHA-256, no
+            label, no group or an unknown subset. The line is named.
+    """
+    rows: list[SplitRow] = []
+    places: dict[str, str] = {}
+    for line in read_table(path, required=SPLIT_COLUMNS[:-1], optional=("reason",)):
+        row = SplitRow(**line.fields)
+        for column in ("path", "label", "group"):
+            if not getattr(row, column):
+                raise DataError(f"{line.place}: no {column}", hint="fill it in")
+        _check_named_once(row.path, line.place, places)
+        if not _SHA256.fullmatch(row.sha256):
+            raise DataError(
+                f"{line.place}: expected 64 hexadecimal digits as sha256, got "
+                f"{_shown(row.sha256)}",
+                hint="restore the value, or make the split anew",
+            )
+        if not _SUBSET_OF_SPLIT.fullmatch(row.subset):
+            raise DataError(
+                f"{line.place}: unknown subset {_shown(row.subset)}",
+                hint="choose from: train, val, test, left-out, or fold-0, fold-1, ...",
+            )
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path} has no rows", hint="make the split anew")
+    return tuple(rows)
+
+
+def _rows_of(data: Path) -> tuple[Path, list[_Row]]:
+    if _is_folder(data):
+        return data.resolve(), _rows_of_folder(data)
+    if not _is_file(data):
+        raise DataError(
+            f"no such folder or table: {data}",
+            hint="give a folder of class folders, or a CSV or Parquet table",
+        )
+    if data.suffix.lower() not in (".csv", ".parquet"):
+        raise DataError(
+            f"expected a folder or a .csv or .parquet table, got the file {data}",
+            hint="give the folder whose folders are named after the classes",
+        )
+    root = data.parent.resolve()
+    return root, _rows_of_table(data, root)
+
+
+def _rows_of_folder(data: Path) -> list[_Row]:
+    folders = _folders_in(data)
+    if not folders:
+        raise DataError(
+            f"no class folders in {data}",
+            hint="expected <class>/files or <subset>/<class>/files",
+        )
+    subsets = [name for name in folders if name.lower() in SUBSET_WORDS]
+    if not subsets:
+        return _rows_of_classes(data, "", folders, subset=None)
+    if others := [name for name in folders if name not in subsets]:
+        raise DataError(
+            f"{data} has the subset folder {subsets[0]!r} and beside it {others[0]!r}, "
+            f"which is none",
+            hint=f"move it out, or name it as a subset: {', '.join(SUBSET_WORDS)}",
+        )
+    classes = {name: _folders_in(data / name) for name in subsets}
+    _check_same_classes(data, classes)
+    return [
+        row
+        for name, labels in classes.items()
+        for row in _rows_of_classes(
+            data, name, labels, subset=SUBSET_WORDS[name.lower()]
+        )
+    ]
+
+
+def _check_same_classes(data: Path, classes: dict[str, list[str]]) -> None:
+    for name, labels in classes.items():
+        if not labels:
+            raise DataError(
+                f"no class folders in {data / name}",
+                hint="expected <subset>/<class>/files",
+            )
+    for one, its in classes.items():
+        for other, theirs in classes.items():
+            if odd := sorted(set(its) - set(theirs)):
+                raise DataError(
+                    f"class folders differ in {data}: {odd[0]!r} is in {one} but not "
+                    f"in {other}",
+                    hint=_same_classes_hint(odd[0], its, theirs),
+                )
+
+
+def _same_classes_hint(label: str, its: list[str], theirs: list[str]) -> str:
+    """Return what to do about a class folder that another subset lacks."""
+    near = get_close_matches(label, sorted(set(theirs) - set(its)), n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return (
+        "every subset needs the same class folders: add the missing one, or remove "
+        "the class from all"
+    )
+
+
+def _rows_of_classes(
+    data: Path, folder: str, labels: list[str], *, subset: str | None
+) -> list[_Row]:
+    rows: list[_Row] = []
+    for label in labels:
+        place = data / folder / label
+        if inner := _folders_in(place):
+            raise DataError(
+                f"expected only files in the class folder {place}, got the folder "
+                f"{inner[0]!r}",
+                hint="give the folder right above the class or subset folders, or "
+                "list the files in a table with the columns path and label",
+            )
+        names = _files_in(place)
+        if not names:
+            raise DataError(
+                f"no files in the class folder {place}",
+                hint="put images into it, or remove the class from every subset",
+            )
+        rows += [
+            _Row(path=posixpath.join(folder, label, name), label=label, subset=subset)
+            for name in names
+        ]
+    return rows
+
+
+def _folders_in(place: Path) -> list[str]:
+    return sorted(name for name in _names_in(place) if _is_folder(place / name))
+
+
+def _files_in(place: Path) -> list[str]:
+    names = []
+    for name in _names_in(place):
+        if _is_file(place / name):
+            names.append(name)
+        elif (place / name).is_symlink():
+            raise DataError(
+                f"{place / name} is a link to a file that does not exist",
+                hint="restore the file, or remove the link",
+            )
+    return names
+
+
+def _names_in(place: Path) -> list[str]:
+    try:
+        names = os.listdir(place)  # noqa: PTH208 - half the time of iterdir
+    except OSError as error:
+        raise DataError(
+            f"cannot list {place}: {error.strerror}",
+            hint="check the permissions of the folder",
+        ) from error
+    for name in names:
+        # Linux allows names that are not text; no CSV or JSON could hold such a path.
+        if any("\udc80" <= char <= "\udcff" for char in name):
+            raise DataError(
+                f"the name of a file in {place} is not UTF-8: {name!a}",
+                hint="rename the file",
+            )
+    return [
+        name
+        for name in names
+        if not name.startswith(".") and name.lower() not in _IGNORED_NAMES
+    ]
+
+
+def _rows_of_table(table: Path, root: Path) -> list[_Row]:
+    rows: list[_Row] = []
+    places: dict[str, str] = {}
+    for line in read_table(
+        table,
+        required=("path", "label"),
+        optional=("subset", *_METADATA_COLUMNS),
+    ):
+        path = _identity(line.fields["path"], root)
+        if not line.fields["path"] or not _is_file(root / path):
+            raise DataError(
+                f"{line.place}: no such file: {_shown(line.fields['path'])}",
+                hint=f"paths are relative to the table's folder, {table.parent}",
+            )
+        _check_named_once(path, line.place, places)
+        if not line.fields["label"]:
+            raise DataError(f"{line.place}: no label", hint="fill it in")
+        rows.append(
+            _Row(
+                path=path,
+                label=line.fields["label"],
+                subset=_subset(line.fields["subset"], line.place),
+                **{name: line.fields[name] or None for name in _METADATA_COLUMNS},
+            )
+        )
+    return rows
+
+
+def _subset(word: str, place: str) -> str | None:
+    if not word:
+        return None
+    if word.lower() not in SUBSET_WORDS:
+        raise DataError(
+            f"{place}: unknown subset {_shown(word)}",
+            hint=did_you_mean(word.lower(), SUBSET_WORDS),
+        )
+    return SUBSET_WORDS[word.lower()]
+
+
+def _metadata_table(folder: Path | None, metadata: str | None) -> Path | None:
+    if metadata is not None:
+        return None if metadata == "none" else Path(metadata)
+    if folder is not None and _is_file(folder / _METADATA_NAME):
+        return folder / _METADATA_NAME
+    return None
+
+
+def _with_metadata(rows: list[_Row], root: Path, table: Path) -> list[_Row]:
+    known: dict[str, dict[str, str]] = {}
+    for line in read_table(table, required=("path",), optional=_METADATA_COLUMNS):
+        facts = {name: line.fields[name] for name in _METADATA_COLUMNS}
+        path = _identity(line.fields["path"], root)
+        if known.setdefault(path, facts) != facts:
+            raise DataError(
+                f"{line.place}: {_shown(path)} is named before with another patient, "
+                f"source or source_label",
+                hint="keep one of the two lines",
+            )
+    if not any(row.path in known for row in rows):
+        example = next(iter(known), None)
+        raise DataError(
+            f"no row of {table} names a file of the index"
+            + (f"; its first path is {_shown(example)}" if example else ""),
+            hint=f"expected paths such as {rows[0].path!r}; data.metadata = 'none' "
+            "goes without the table"
+            if rows
+            else "the index is empty",
+        )
+    return [
+        replace(row, **{k: v for k, v in known.get(row.path, {}).items() if v})
+        for row in rows
+    ]
+
+
+def _identity(path: str, root: Path) -> str:
+    # One spelling for all that name the same file: `./a/../b.png` is `b.png`.
+    if posixpath.isabs(path) and Path(path).is_relative_to(root):
+        path = Path(path).relative_to(root).as_posix()
+    return posixpath.normpath(path) if path else ""
+
+
+def _check_named_once(path: str, place: str, places: dict[str, str]) -> None:
+    first = places.setdefault(path, place)
+    if first != place:
+        raise DataError(
+            f"{place}: {_shown(path)} is named before, in {first.rpartition(', ')[2]}",
+            hint="keep one of the two lines",
+        )
+
+
+def _record(root: Path, row: _Row) -> Record:
+    file = root / row.path
+    try:
+        sha256, num_bytes = sha256_of(file), file.stat().st_size
+    except OSError as error:
+        raise DataError(
+            f"cannot read {file}: {error.strerror}",
+            hint="check the permissions of the file",
+        ) from error
+    return Record(**vars(row), sha256=sha256, num_bytes=num_bytes)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long, or a folder above that is locked
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _shown(value: str) -> str:
+    return repr(value if len(value) <= 80 else value[:77] + "...")

@@ -1,0 +1,255 @@
+"""Whether training has seen what the test asks.
+
+For any split, as given or made here: which test images show a picture that is also in
+training, and which show another picture of a patient who is. Nothing is decoded or
+compared here; `tumorlens.data.duplicates` has done that.
+
+What a newcomer gets wrong: patients may be counted, never named. Their keys come from
+the user's metadata and can identify a person.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from tumorlens.data.duplicates import Copies
+    from tumorlens.data.index import Index, SplitRow
+
+
+@dataclass(frozen=True)
+class LeakVerdict:
+    """Whether training has seen what the test asks."""
+
+    leaks: bool
+    """Some test image, or another image of its patient, is also in training."""
+
+    num_test: int
+    """Readable test images. Under K folds, all images that are in a fold."""
+
+    num_copied: int
+    """Of these, how many show a picture that is also in training."""
+
+    num_pixel_identical: int
+    """Of these, how many have exactly equal pixels in training."""
+
+    num_patients_on_both_sides: int
+    """Known patients with images in training and in test."""
+
+    num_test_unknown_patient: int
+    """Test images whose patient is not known, nor that of a copy left out for them."""
+
+    words: str
+    """All of this in one or two sentences."""
+
+    num_test_patient_in_train: int = 0
+    """Test images whose patient has images in training."""
+
+
+def judge_leak(rows: Iterable[SplitRow], index: Index, copies: Copies) -> LeakVerdict:
+    """Return whether a split lets test images, or their patients, into training.
+
+    `train` and `val` are training: both had a say in the weights. Under K folds each
+    image is tested by the model that learnt from the other folds. Rows that are left
+    out or unreadable do not count.
+
+    Args:
+        rows: The split.
+        index: Where the rows come from; knows the patients.
+        copies: What `find_copies` found for this index.
+
+    Returns:
+        The verdict, with words that name no patient.
+    """
+    sides = {
+        row.path: "train" if row.subset == "val" else row.subset
+        for row in rows
+        if row.subset != "left-out" and row.path in copies.pixels
+    }
+    return Sides(sides, index, copies).verdict()
+
+
+class Sides:
+    """Which files are on which side of a split, and what is on both.
+
+    A side is `train`, `test` or a fold.
+    """
+
+    def __init__(
+        self, side_of: Mapping[str, str], index: Index, copies: Copies
+    ) -> None:
+        self.side_of = side_of
+        self.copies = copies
+        self.records = [r for r in index.records if r.path in side_of]
+        self.tested = [r for r in self.records if side_of[r.path] != "train"]
+        self.has_both = bool(self.tested) and len(set(side_of.values())) > 1
+        pixels: dict[str, set[str]] = defaultdict(set)
+        pictures: dict[str, set[str]] = defaultdict(set)
+        patients: dict[str, set[str]] = defaultdict(set)
+        patients_of = self._patients_of(index)
+        for record in self.records:
+            side = side_of[record.path]
+            pixels[copies.pixels[record.path]].add(side)
+            pictures[copies.pictures[record.path]].add(side)
+            for patient in patients_of[record.path]:
+                patients[patient].add(side)
+        # A copy of a copy can be a picture of its own and still face its neighbour.
+        beside: dict[str, set[str]] = defaultdict(set)
+        for pair in copies.near_pairs:
+            a, b = copies.pixels[pair.a], copies.pixels[pair.b]
+            beside[a] |= pixels.get(b, set())
+            beside[b] |= pixels.get(a, set())
+        self.identical: set[str] = set()
+        self.copied: set[str] = set()
+        self.same_patient: set[str] = set()
+        for record in self.tested:
+            own, path = {side_of[record.path]}, record.path
+            digest = copies.pixels[path]
+            if pixels[digest] - own:
+                self.identical.add(path)
+            if (
+                pixels[digest] | pictures[copies.pictures[path]] | beside[digest]
+            ) - own:
+                self.copied.add(path)
+            if any(patients[patient] - own for patient in patients_of[path]):
+                self.same_patient.add(path)
+        self.num_patients = sum(len(sides) > 1 for sides in patients.values())
+        self.num_unknown = sum(not patients_of[record.path] for record in self.tested)
+
+    def _patients_of(self, index: Index) -> dict[str, set[str]]:
+        """Return path -> its patient, or none.
+
+        Of an image without one it is that of the copies which the split has left out
+        in its favour.
+        """
+        pictures = self.copies.pictures
+        of_picture: dict[str, set[str]] = defaultdict(set)
+        for record in index.records:
+            is_left_out = record.path in pictures and record.path not in self.side_of
+            if is_left_out and record.patient is not None:
+                of_picture[pictures[record.path]].add(record.patient)
+        return {
+            record.path: {record.patient}
+            if record.patient is not None
+            else of_picture[pictures[record.path]]
+            for record in self.records
+        }
+
+    def verdict(self) -> LeakVerdict:
+        """Return what is known about the split, with words."""
+        return LeakVerdict(
+            leaks=bool(self.copied or self.same_patient),
+            num_test=len(self.tested),
+            num_copied=len(self.copied),
+            num_pixel_identical=len(self.identical),
+            num_patients_on_both_sides=self.num_patients,
+            num_test_unknown_patient=self.num_unknown,
+            words=self._words(),
+            num_test_patient_in_train=len(self.same_patient),
+        )
+
+    def numbers(self, classes: Sequence[str]) -> dict[str, Any] | None:
+        """Return the `leak` of `audit.json`; `None` when a side is missing."""
+        if not self.has_both:
+            return None
+        clean = [r for r in self.tested if r.path not in self.copied]
+        return {
+            "num_test": len(self.tested),
+            "test_files": len(self.copied),
+            "pixel_identical": len(self.identical),
+            "near": len(self.copied),
+            "by_class": {
+                label: {
+                    "test": sum(r.label == label for r in self.tested),
+                    "copied": sum(
+                        r.label == label and r.path in self.copied for r in self.tested
+                    ),
+                }
+                for label in classes
+            },
+            "clean_test_files": len(clean),
+            "clean_test_pictures": len({self.copies.pictures[r.path] for r in clean}),
+            "clean_test_files_of_other_patients": sum(
+                r.path not in self.same_patient for r in clean
+            ),
+            "clean_test_files_with_patient_in_train": sum(
+                r.path in self.same_patient for r in clean
+            ),
+            "patients_on_both_sides": self.num_patients,
+            "test_files_with_patient": len(self.tested) - self.num_unknown,
+            "test_files_with_patient_in_train": len(self.same_patient),
+            "test_files_without_patient": self.num_unknown,
+            "words": self._words(),
+        }
+
+    def _words(self) -> str:
+        num, num_copied = len(self.tested), len(self.copied)
+        if not self.has_both:
+            missing = "training" if self.tested else "test"
+            return f"There is no {missing} subset, so nothing can leak."
+        if not (self.copied or self.same_patient):
+            return self._words_without_leak()
+        words = (
+            f"Leak: {num_copied} of {count_images(num, 'test')} "
+            f"({percent(num_copied / num)}) "
+            f"{'shows' if num_copied == 1 else 'show'} a picture that is also in "
+            "training"
+        )
+        num_shared, num_known = len(self.same_patient), num - self.num_unknown
+        if num_known:
+            words += (
+                f"; {num_shared} of {count_images(num_known, 'test')} with a known "
+                f"patient {'has' if num_shared == 1 else 'have'} that patient in "
+                "training too"
+            )
+        if self.num_unknown:
+            words += (
+                f"; {count_images(self.num_unknown, 'test')} "
+                f"{'has' if self.num_unknown == 1 else 'have'} no known patient"
+            )
+        return f"{words}."
+
+    def _words_without_leak(self) -> str:
+        num_known = len(self.tested) - self.num_unknown
+        words = (
+            f"No {'copies' if self.num_unknown else 'leak'} found: none of "
+            f"{count_images(len(self.tested), 'test')} shows a picture that is also in "
+            "training"
+        )
+        if num_known:
+            words += (
+                f", and none of the {num_known} with a known patient shares that "
+                "patient with training"
+            )
+        if self.num_unknown:
+            words += (
+                f". Patients are not known for {self.num_unknown} of "
+                f"{count_images(len(self.tested), 'test')}: whether training has seen "
+                "them cannot be checked, and as their images count as groups of their "
+                "own, intervals may be too narrow"
+            )
+        return f"{words}."
+
+
+def count_images(num: int, subset: str) -> str:
+    """Return a number of images in words.
+
+    Example:
+        >>> count_images(1, "test"), count_images(394, "test")
+        ('1 test image', '394 test images')
+    """
+    return f"{num} {subset} image{'s' * (num != 1)}"
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction as people read it.
+
+    Example:
+        >>> percent(0.6574)
+        '65.7 %'
+    """
+    return f"{100 * fraction:.1f} %"

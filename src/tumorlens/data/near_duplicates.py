@@ -1,0 +1,410 @@
+"""Which of many small grey images show the same picture.
+
+Perceptual hashes in eight orientations propose pairs; the correlation of the images,
+brought into register where it is close, confirms them. What it costs grows with the
+number of images and not with its square, whatever the images are. Nothing here knows
+about files; `tumorlens.data.duplicates` does.
+
+What a newcomer gets wrong: equal hashes prove nothing. Neighbouring slices of one head
+have equal hashes, and so has everything that is nearly plain.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from scipy import fft, ndimage, sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+ORIENTATIONS = (
+    "same",
+    "rotated-90",
+    "rotated-180",
+    "rotated-270",
+    "mirrored",
+    "mirrored-rotated-90",
+    "mirrored-rotated-180",
+    "mirrored-rotated-270",
+)
+"""How `a` must be turned to look like `b`: anticlockwise, then mirrored left to right.
+The position of a name is the argument of `turned`."""
+
+THUMBNAIL_PX = 64
+
+MAX_HASH_BITS = 6
+"""Two hashes of 64 bits that differ in more bits propose no pair. On 250 images of the
+Bhuvaji set, JPEG down to quality 40 and sizes from a quarter to 1.5 times the original
+changed at most 4 bits."""
+
+CONFIRMED = 0.99
+"""Least correlation of two thumbnails that show one picture. On the Bhuvaji set the
+closest two slices of one patient reach 0.987 as they are and 0.988 in register, while
+re-encoded images (down to quality 10) keep 0.994 with their original and resized ones
+(half to 1.5 times) 0.999."""
+
+ALIGNABLE = 0.95
+"""From this correlation on, thumbnails are brought into register before they are judged
+by `CONFIRMED`: a frame that is a few pixels wider costs a copy more than a neighbouring
+slice differs. In register, the pairs of the Bhuvaji set fall into two heaps: slices of
+one patient end at 0.986 and copies begin at 0.992."""
+
+# Copies with equal hashes that are this much alike share their fate, so that
+# ten thousand re-encodings of one picture cost ten thousand comparisons.
+_ALL_BUT_EQUAL = 0.999
+
+# A thumbnail with a smaller standard deviation (in grey levels) shows nothing: its hash
+# is noise. Plain images are copies of each other only when their pixels are equal.
+_MIN_CONTRAST = 1.0
+
+# A key that more images share than this says nothing about any of them. It bounds the
+# candidates of one image, whatever somebody put into the folder.
+_MAX_BUCKET = 2000
+
+# Neighbouring bits of a hash of a head say much the same, so blocks of neighbours are
+# poor keys: on the Bhuvaji set they propose 74 images for each one, shuffled bits 41.
+_SHUFFLED_BITS = np.random.default_rng(21).permutation(64)
+
+# Different pictures with one hash that are told apart; as a bound on hostile folders.
+_MAX_FIRSTS = 256
+
+_CANDIDATES_PER_BLOCK = 20_000_000
+_PAIRS_PER_BLOCK = 2048
+_ALIGN_MARGIN_PX = 4
+_ALIGN_STEPS = 6
+
+
+@dataclass(frozen=True)
+class Lookalike:
+    """Two images that show one picture."""
+
+    a: int
+    """Position; less than `b`."""
+
+    b: int
+
+    correlation: float
+    """Of the two, `a` turned and, where needed, shifted; in [0.99, 1]."""
+
+    orientation: int
+    """What to do to `a`: an index into `ORIENTATIONS`."""
+
+    is_settled: bool = False
+    """`b` has the hash of `a` and is so much like it that it was compared with no other
+    image: whatever `a` looks like, `b` does."""
+
+
+def make_thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return an image (H, W) or (H, W, 3) as a grey square (64, 64), squashed."""
+    # Of Pillow's filters, the bilinear one keeps a resized copy most like its original
+    # (half size: 0.999, with box 0.977) because it averages over more than one pixel.
+    grey = Image.fromarray(image).convert("L")
+    return np.asarray(
+        grey.resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR)
+    )
+
+
+def find_lookalikes(thumbnails: NDArray[np.uint8]) -> list[Lookalike]:
+    """Return the pairs of thumbnails that show one picture.
+
+    Plain and nearly plain images look like nothing: that two of them are alike says
+    nothing. Of many images with one hash that are all but equal, each is paired with
+    the first only (`is_settled`).
+
+    Args:
+        thumbnails: As from `make_thumbnail`, shape (N, 64, 64).
+
+    Returns:
+        The pairs, sorted by their positions.
+    """
+    contrasts = thumbnails.std(axis=(1, 2))
+    (shown,) = np.nonzero(contrasts >= _MIN_CONTRAST)
+    if len(shown) < 2:
+        return []
+    hashes = hash_thumbnails(thumbnails[shown])
+    settled = [
+        Lookalike(int(shown[a]), int(shown[b]), likeness, 0, is_settled=True)
+        for a, b, likeness in _settle_equal_hashes(thumbnails[shown], hashes[0])
+    ]
+    is_open = ~np.isin(shown, [pair.b for pair in settled])
+    kept = shown[is_open]
+    confirmed = [
+        Lookalike(int(kept[a]), int(kept[b]), likeness, orientation)
+        for a, b, likeness, orientation in _confirmed(
+            thumbnails[kept], propose_pairs(hashes[:, is_open])
+        )
+    ]
+    return sorted(settled + confirmed, key=lambda pair: (pair.a, pair.b))
+
+
+def turned(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Return images (..., H, W) turned as `ORIENTATIONS[orientation]` says."""
+    image = np.rot90(image, orientation % 4, axes=(-2, -1))
+    return image[..., ::-1] if orientation >= 4 else image
+
+
+def hash_thumbnails(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Return the perceptual hashes of thumbnails in eight orientations.
+
+    One bit for each of the 8 x 8 lowest frequencies of the cosine transform of the
+    image at 32 x 32: whether it is above their median. Turning an image changes signs
+    and order of its frequencies only, so that one transform serves eight hashes.
+    `imagehash.phash` of the turned image gives the same, 200 times slower: 26,000
+    calls for the Bhuvaji set, a fifth of the time that its whole audit may take.
+
+    Args:
+        thumbnails: Grey images, shape (N, 64, 64).
+
+    Returns:
+        Shape (8, N), in the order of `ORIENTATIONS`; the first frequency is the
+        highest bit.
+
+    Source:
+        `phash` of ImageHash 4.3 (https://github.com/JohannesBuchner/imagehash), after
+        Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions",
+        2010.
+    """
+    num = len(thumbnails)
+    small = thumbnails.reshape(num, 32, 2, 32, 2).mean(axis=(2, 4))
+    low = fft.dctn(np.rint(small), axes=(1, 2))[:, :8, :8]  # (N, 8, 8)
+    # Mirroring along an axis turns the sign of that axis' odd frequencies.
+    odd = (-1.0) ** np.arange(8)
+    mirrored, flipped, swapped = low * odd, low * odd[:, None], low.transpose(0, 2, 1)
+    return np.stack(
+        [
+            _bits_to_int(frequencies)
+            for frequencies in (
+                low,
+                swapped * odd[:, None],
+                mirrored * odd[:, None],
+                swapped * odd,
+                mirrored,
+                swapped * odd * odd[:, None],
+                flipped,
+                swapped,
+            )
+        ]
+    )
+
+
+def propose_pairs(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the pairs of images whose hashes agree in some orientation.
+
+    Each hash is cut into blocks, and two images are compared when they agree in any
+    two blocks, so that what is compared grows with the number of images and not with
+    its square. Up to 20,000 images, no pair within `MAX_HASH_BITS` is missed. Above,
+    fewer and longer blocks are used: all pairs within 4 bits are still found and of
+    those with 6 bits some 95 % up to 200,000 images, 70 % above.
+
+    A product of two sparse matrices (image x key, key x image) does the look-up. It
+    takes 22 s of one core for 8 x 1,000,000 hashes and grows by 10 to 11 for ten times
+    as many; faiss' IndexBinaryMultiHash at its best takes 208 s and grows by 24 to 29
+    (`benchmarks/copies.py`).
+
+    Args:
+        hashes: As from `hash_thumbnails`, shape (8, N).
+
+    Returns:
+        Rows of (a, b, orientation), shape (M, 3), with a < b and sorted: `a` turned so
+        agrees with `b`. One pair can have several rows.
+
+    Source:
+        Norouzi, Punjani, Fleet, "Fast Exact Search in Hamming Space with Multi-Index
+        Hashing", TPAMI 2014 (arXiv:1307.2982), section 3; pairs of blocks instead of
+        neighbouring keys.
+    """
+    num = hashes.shape[1]
+    num_blocks = 8 if num <= 20_000 else 7 if num <= 200_000 else 6
+    images = _keys(hashes[0], num_blocks)
+    found = [np.empty((0, 3), np.int64)]
+    sizes = np.bincount(images.indices, minlength=images.shape[1]).astype(np.int32)
+    by_key = _without_keys(images, sizes > _MAX_BUCKET).T.tocsr()
+    sizes[sizes > _MAX_BUCKET] = 0
+    del images
+    for orientation, turned_hashes in enumerate(hashes):
+        queries = _keys(turned_hashes, num_blocks)
+        costs = sizes[queries.indices].reshape(num, -1).sum(axis=1, dtype=np.int64)
+        for start, stop in _blocks(costs):
+            agreeing = (queries[start:stop] @ by_key).tocoo()
+            a, b = agreeing.row.astype(np.int64) + start, agreeing.col.astype(np.int64)
+            num_bits = np.bitwise_count(turned_hashes[a] ^ hashes[0, b])
+            near = (num_bits <= MAX_HASH_BITS) & (a != b)
+            found.append(_ordered(a[near], b[near], orientation))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _settle_equal_hashes(
+    thumbnails: NDArray[np.uint8], hashes: NDArray[np.uint64]
+) -> Iterator[tuple[int, int, float]]:
+    """Yield (a, b, correlation) where b has the hash of a and is all but equal."""
+    buckets: dict[int, list[int]] = defaultdict(list)
+    for number, value in enumerate(hashes.tolist()):
+        buckets[value].append(number)
+    for bucket in buckets.values():
+        firsts = bucket[:1]
+        units = _unit(thumbnails[firsts])
+        for number in bucket[1:]:
+            unit = _unit(thumbnails[[number]])
+            likeness = units @ unit[0]
+            best = int(likeness.argmax())
+            if likeness[best] >= _ALL_BUT_EQUAL:
+                yield firsts[best], number, _rounded(likeness[best])
+            elif len(firsts) < _MAX_FIRSTS:
+                firsts.append(number)
+                units = np.concatenate([units, unit])
+
+
+def _confirmed(
+    thumbnails: NDArray[np.uint8], proposed: NDArray[np.int64]
+) -> Iterator[tuple[int, int, float, int]]:
+    """Yield (a, b, correlation, orientation) of the pairs that show one picture."""
+    best: dict[tuple[int, int], tuple[float, int]] = {}
+    for orientation in range(len(ORIENTATIONS)):
+        pairs = proposed[proposed[:, 2] == orientation, :2]
+        for start in range(0, len(pairs), _PAIRS_PER_BLOCK):
+            a, b = pairs[start : start + _PAIRS_PER_BLOCK].T
+            units = _unit(turned(thumbnails[a], orientation)), _unit(thumbnails[b])
+            for one, other, value in zip(
+                a.tolist(), b.tolist(), np.einsum("ij,ij->i", *units), strict=True
+            ):
+                likeness = _rounded(value)
+                if likeness > best.get((one, other), (ALIGNABLE, 0))[0]:
+                    best[one, other] = likeness, orientation
+    for (one, other), (likeness, orientation) in best.items():
+        if likeness < CONFIRMED:
+            moving = turned(thumbnails[one], orientation)
+            likeness = _correlation_in_register(moving, thumbnails[other])
+        if likeness >= CONFIRMED:
+            yield one, other, likeness, orientation
+
+
+def _correlation_in_register(
+    moving: NDArray[np.uint8], fixed: NDArray[np.uint8]
+) -> float:
+    """Return the correlation after the best small shift and stretch of `moving`.
+
+    Gauss-Newton on shift, stretch, gain and offset, for each axis on its own.
+
+    Source:
+        Lucas and Kanade, "An Iterative Image Registration Technique", IJCAI 1981.
+    """
+    inner = (slice(_ALIGN_MARGIN_PX, -_ALIGN_MARGIN_PX),) * 2
+    target = fixed.astype(np.float64)[inner].ravel()
+    if target.std() == 0:
+        return 0.0
+    centre = (THUMBNAIL_PX - 1) / 2
+    along = np.arange(THUMBNAIL_PX)[inner[0]] / centre - 1
+    rows, columns = np.repeat(along, len(along)), np.tile(along, len(along))
+    shift, stretch = np.zeros(2), np.ones(2)
+    best = 0.0
+    for _ in range(_ALIGN_STEPS):
+        warped = ndimage.affine_transform(
+            moving.astype(np.float64),
+            stretch,
+            offset=centre * (1 - stretch) + shift,
+            order=1,
+            mode="nearest",
+        )
+        now = warped[inner].ravel()
+        if now.std() == 0:
+            break
+        best = max(best, _rounded(np.corrcoef(now, target)[0, 1]))
+        if best >= CONFIRMED:
+            break
+        down, right = (slope[inner].ravel() for slope in np.gradient(warped))
+        slopes = np.stack(
+            [now, np.ones_like(now), down, right, down * rows, right * columns]
+        )  # (6, pixels)
+        # Least squares; `lstsq` takes fifty times as long. The small diagonal is for
+        # images with slopes in one direction only.
+        squares = slopes @ slopes.T + 1e-3 * np.eye(6)
+        gain, _, *change = np.linalg.solve(squares, slopes @ target).tolist()
+        if gain <= 0:
+            break
+        shift = np.clip(shift + np.array(change[:2]) / gain, -3, 3)
+        stretch = np.clip(stretch + np.array(change[2:]) / gain / centre, 0.94, 1.06)
+    return best
+
+
+def _bits_to_int(frequencies: NDArray[np.float64]) -> NDArray[np.uint64]:
+    flat = frequencies.reshape(len(frequencies), 64)
+    bits = flat > np.median(flat, axis=1, keepdims=True)
+    packed: NDArray[np.uint64] = np.packbits(bits, axis=1).view(">u8")[:, 0]
+    return packed.astype(np.uint64)
+
+
+def _keys(hashes: NDArray[np.uint64], num_blocks: int) -> sparse.csr_matrix:
+    """Return a sparse (N, keys) matrix: one key for each two blocks of each hash."""
+    bits_of_blocks = np.array_split(_SHUFFLED_BITS, num_blocks)
+    widths = [len(bits) for bits in bits_of_blocks]
+    blocks = [_gathered(hashes, bits) for bits in bits_of_blocks]
+    columns, first_key = [], 0
+    for one, other in combinations(range(num_blocks), 2):
+        columns.append(first_key + (blocks[one] << widths[other]) + blocks[other])
+        first_key += 1 << (widths[one] + widths[other])
+    keys = np.stack(columns, axis=1).astype(np.int32)
+    starts = np.arange(0, keys.size + 1, len(columns), dtype=np.int32)
+    return sparse.csr_matrix(
+        (np.ones(keys.size, np.int8), keys.ravel(), starts), (len(hashes), first_key)
+    )
+
+
+def _gathered(hashes: NDArray[np.uint64], bits: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the given bits of each hash, pushed together into one number."""
+    numbers = np.zeros(len(hashes), np.int64)
+    for bit in bits.tolist():
+        numbers = (numbers << 1) | ((hashes >> np.uint64(bit)) & np.uint64(1)).astype(
+            np.int64
+        )
+    return numbers
+
+
+def _without_keys(
+    matrix: sparse.csr_matrix, unwanted: NDArray[np.bool_]
+) -> sparse.csr_matrix:
+    matrix = matrix.copy()
+    matrix.data = np.where(unwanted[matrix.indices], 0, matrix.data)
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def _blocks(costs: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows whose costs add up to what fits into memory."""
+    block_of = np.cumsum(costs) // _CANDIDATES_PER_BLOCK
+    edges = np.flatnonzero(np.diff(block_of)) + 1
+    yield from pairwise([0, *edges.tolist(), len(costs)])
+
+
+def _ordered(
+    a: NDArray[np.int64], b: NDArray[np.int64], orientation: int
+) -> NDArray[np.int64]:
+    """Return rows (a, b, orientation) with a < b.
+
+    All orientations but the two quarter turns undo themselves.
+    """
+    inverse = {1: 3, 3: 1}.get(orientation, orientation)
+    return np.stack(
+        [np.minimum(a, b), np.maximum(a, b), np.where(a < b, orientation, inverse)], 1
+    )
+
+
+def _rounded(correlation: float) -> float:
+    # A picture that is its own mirror image must be "same", not whichever of the two
+    # comes out larger in the eighth digit.
+    return round(min(1.0, float(correlation)), 6)
+
+
+def _unit(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return images (N, H, W) as vectors (N, H * W) of mean 0 and length 1."""
+    flat = images.reshape(len(images), -1).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    return flat

@@ -1,0 +1,1 @@
+"""Exported models: artefacts, runtimes, parity, prediction, benchmarks."""

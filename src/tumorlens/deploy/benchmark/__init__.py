@@ -1,0 +1,1 @@
+"""Exported models side by side: time, memory, size and accuracy."""

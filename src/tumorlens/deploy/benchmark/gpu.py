@@ -1,0 +1,343 @@
+"""The same questions to a GPU: a run's network in four ways, and its TorchScript.
+
+Times are those between two CUDA events: of the answer for images that are on the GPU
+already, without the way there and back. A network of many small kernels is held up by
+launching them one by one; replaying the whole pass as one CUDA graph does not launch
+them, and that is a row of its own. What the newcomer would get wrong: "fp32" on a
+recent GPU is TF32 in convolutions unless torch is told otherwise; rows say which.
+
+Nothing here runs without a GPU but what the tests ask of it on the CPU.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tumorlens.data.images import load_square
+from tumorlens.deploy.artefact import is_artefact, open_artefact
+from tumorlens.deploy.benchmark.results import (
+    BASELINE,
+    SEED,
+    WIDTH,
+    Measured,
+    measures_of,
+    summary,
+)
+from tumorlens.deploy.benchmark.subjects import check_weights, files_of
+from tumorlens.deploy.benchmark.timing import are_narrow, take_turns
+from tumorlens.deploy.graph import ServingGraph
+from tumorlens.errors import ConfigError
+from tumorlens.runs.folder import Run, open_run
+from tumorlens.training.network import load_model
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NUM_CALLS = 10
+"""Of a turn."""
+
+_NUM_WARM_UPS = 5
+_MIN_ROUNDS = 20
+_MAX_ROUNDS = 1000
+_SECONDS_EACH = 5.0
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of asking a network."""
+
+    kind: str
+    precision: str
+    ask: Callable[[Tensor], Tensor]
+    """Images (N, S, S, 3), uint8, to probabilities (N, C), both on the device."""
+    size_bytes: int
+
+
+def benchmark_gpu(
+    paths: Sequence[Path],
+    *,
+    batches: Sequence[int],
+    seconds: float | None = None,
+    data: Path | None = None,
+    command: str = "",
+    progress: Callable[[str, int], None] = lambda _words, _rounds: None,
+) -> dict[str, Any]:
+    """Measure runs on a GPU and return what `benchmark.json` says.
+
+    Args:
+        paths: Run folders; their TorchScript is measured too where there is one.
+        batches: Numbers of images that are asked about together; 1 is always measured.
+        seconds: For all timed turns together; `None` is 5 for each way.
+        data: Images to ask about instead of the val images of the first run.
+        command: What the user typed.
+        progress: Is given what is measured now, and the rounds that are done.
+
+    Raises:
+        ConfigError: There is no GPU, or a batch is not positive.
+        RunError: A path is no run with weights.
+        DataError: There are no images, or one cannot be read.
+    """
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "--device is cuda, and torch sees no GPU",
+            hint="leave --device out to measure artefacts on the CPU, or install torch "
+            "with CUDA",
+        )
+    device = torch.device("cuda")
+    for batch in batches:
+        if batch < 1:
+            raise ConfigError(
+                f"expected a batch of at least 1 image, got {batch}",
+                hint="for example --batch 1 --batch 8",
+            )
+    runs = [open_run(path) for path in paths]
+    batches = sorted({1, *batches})
+    files = files_of([run.path for run in runs], data=data, num_files=64)
+    sides = [(run, way) for run in runs for way in ways_of(run, device)]
+    images = {run.path: _images(run, files, max(batches)) for run in runs}
+    budget = _SECONDS_EACH * len(sides) if seconds is None else seconds
+    measured = [
+        Measured(
+            {
+                "runtime": f"torch {torch.__version__}",
+                "precision": way.precision,
+                "device": torch.cuda.get_device_name(device),
+                "threads": None,
+            }
+        )
+        for _, way in sides
+    ]
+    for batch in batches:
+        timers = [
+            Timer(way, images[run.path], batch=batch, device=device)
+            for run, way in sides
+        ]
+        found = take_turns(
+            timers,
+            seconds=budget / len(batches),
+            min_rounds=_MIN_ROUNDS,
+            max_rounds=_MAX_ROUNDS,
+            is_enough=_is_enough,
+            shuffle_seed=SEED,
+            progress=partial(progress, f"batches of {batch}"),
+        )
+        for one, rounds in zip(measured, found, strict=True):
+            one.calls[batch] = rounds
+    baselines = {
+        run.path: one
+        for (run, way), one in zip(sides, measured, strict=True)
+        if way.kind == BASELINE
+    }
+    rows = [
+        {
+            "name": f"{run.name} {way.kind}" if len(runs) > 1 else way.kind,
+            "run": run.name,
+            "kind": way.kind,
+            "networks": [one.config.model.name for one in run.networks()],
+            "size_px": images[run.path].shape[1],
+            "size_bytes": way.size_bytes,
+            "accuracy": None,
+            **measures_of(one, baselines.get(run.path)),
+        }
+        for (run, way), one in zip(sides, measured, strict=True)
+    ]
+    return summary(
+        rows,
+        batches=batches,
+        threads=torch.get_num_threads(),
+        seconds=budget,
+        num_files=len(files),
+        command=command,
+    )
+
+
+def ways_of(run: Run, device: torch.device) -> list[Way]:
+    """Return the ways of asking a run's network, TorchScript first where it is there.
+
+    Raises:
+        RunError: The run has no weights, or they were changed.
+        ArtefactError: The TorchScript is damaged, or of other weights.
+    """
+    size = sum(one.weights_path.stat().st_size for one in run.networks())
+    ways = []
+    path = run.path / "export" / "torchscript"
+    if is_artefact(path):
+        artefact = open_artefact(path)
+        check_weights([artefact])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated, and the report's
+            jit: Any = torch.jit
+            script = jit.load(str(artefact.graph_path), map_location=device).eval()
+        ways.append(
+            Way(BASELINE, _fp32(device), partial(_probs, script), artefact.size_bytes)
+        )
+    plain = partial(_probs, _graph(run, device))
+    graph = _graph(run, device)
+    for member in graph.members:
+        member.module = _InBf16(member.module)
+    bf16 = partial(_probs, graph)
+    ways += [
+        Way("run", _fp32(device), plain, size),
+        Way("run bf16 channels-last", "bf16", bf16, size),
+    ]
+    if device.type == "cuda":
+        ways += [
+            Way("run, CUDA graph", _fp32(device), Replayed(plain), size),
+            Way("run bf16 channels-last, CUDA graph", "bf16", Replayed(bf16), size),
+        ]
+    return ways
+
+
+class Replayed:
+    """A pass that is recorded as a CUDA graph at its first call for a batch size."""
+
+    def __init__(self, ask: Callable[[Tensor], Tensor]) -> None:
+        self._ask = ask
+        self._recorded: dict[int, tuple[Any, Tensor, Tensor]] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Answer; the result is overwritten by the next call."""
+        if len(images) not in self._recorded:
+            self._recorded[len(images)] = self._record(images)
+        graph, place, probs = self._recorded[len(images)]
+        place.copy_(images)
+        graph.replay()
+        return probs
+
+    def _record(self, images: Tensor) -> tuple[Any, Tensor, Tensor]:
+        place = images.clone()
+        # torch asks for this: what is set up in a first pass cannot be recorded, and
+        # it must happen on another stream than the default one.
+        cuda: Any = torch.cuda
+        stream = cuda.Stream()
+        stream.wait_stream(cuda.current_stream())
+        with cuda.stream(stream):
+            for _ in range(3):
+                self._ask(place)
+        cuda.current_stream().wait_stream(stream)
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph):
+            probs = self._ask(place)
+        return graph, place, probs
+
+
+class Timer:
+    """One side of the turns: a way with a batch size, warmed up.
+
+    Args:
+        way: What is asked.
+        images: (M, S, S, 3), uint8; each call takes the next of them.
+        batch: So many at a time.
+        device: A CUDA device, or the CPU, whose clock is then the usual one.
+    """
+
+    def __init__(
+        self,
+        way: Way,
+        images: NDArray[np.uint8],
+        *,
+        batch: int,
+        device: torch.device,
+    ) -> None:
+        self._ask = way.ask
+        self._batch = batch
+        self._images = torch.from_numpy(images).to(device)
+        self._is_cuda = device.type == "cuda"
+        self._next = 0
+        for _ in range(_NUM_WARM_UPS):
+            self._seconds_of_call()
+
+    def __call__(self, _round: int) -> list[float]:
+        """Return the seconds of the calls of a turn."""
+        return [self._seconds_of_call() for _ in range(NUM_CALLS)]
+
+    def _seconds_of_call(self) -> float:
+        places = torch.arange(self._next, self._next + self._batch)
+        images = self._images[places % len(self._images)]
+        self._next += self._batch
+        if not self._is_cuda:
+            start = time.perf_counter()
+            self._ask(images)
+            return time.perf_counter() - start
+        cuda: Any = torch.cuda
+        first, last = (cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        self._ask(images)
+        last.record()
+        last.synchronize()
+        return float(first.elapsed_time(last)) / 1000
+
+
+class _InBf16(nn.Module):
+    """A timm network with weights and activations in bf16, channels last.
+
+    Not autocast, which would turn the weights into bf16 again in every call. Around it
+    everything stays in fp32: normalization, temperature and softmax.
+    """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module: Any = module.to(
+            dtype=torch.bfloat16, memory_format=torch.channels_last
+        )
+
+    def forward_features(self, values: Tensor) -> Tensor:
+        """Answer for normalized images, (N, 3, S, S), fp32."""
+        images = values.to(torch.bfloat16, memory_format=torch.channels_last)
+        features: Tensor = self.module.forward_features(images)
+        return features
+
+    def forward_head(self, features: Tensor, *, pre_logits: bool = False) -> Tensor:
+        """Return logits, or the embedding, in fp32."""
+        head: Tensor = self.module.forward_head(features, pre_logits=pre_logits)
+        return head.float()
+
+
+def _is_enough(found: list[list[list[float]]]) -> bool:
+    return are_narrow(
+        [[median(calls) for calls in rounds] for rounds in found], width=WIDTH
+    )
+
+
+def _probs(graph: Any, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        probs: Tensor = graph(images)[0]
+    return probs
+
+
+def _graph(run: Run, device: torch.device) -> ServingGraph:
+    pairs = [
+        (card, load_model(card, one.weights_path))
+        for one in run.networks()
+        for card in [one.card()]
+    ]
+    return ServingGraph(pairs).to(device).eval()
+
+
+def _fp32(device: torch.device) -> str:
+    """Return what convolutions in fp32 really compute in."""
+    cudnn: Any = torch.backends.cudnn
+    if device.type == "cuda" and cudnn.conv.fp32_precision == "tf32":
+        return "tf32"
+    return "fp32"
+
+
+def _images(run: Run, files: Sequence[Path], num: int) -> NDArray[np.uint8]:
+    card = run.networks()[0].card(check_weights=False)
+    return np.stack(
+        [
+            load_square(file, size_px=card.size_px, fit=card.fit, in_chans=3)
+            for file in files[: max(num, 16)]
+        ]
+    )

@@ -1,0 +1,293 @@
+"""One artefact in a process of its own, which answers when it is its turn.
+
+Runtimes have thread pools that wait by spinning: for a while after an answer they take
+processor time from whoever is asked next. So each is asked in turns, after a pause. In
+one process they would also share a heap, and libraries that set up threads for each
+other, and nobody could say whose the memory is. So every artefact that is compared has
+a process; all but one sleep, waiting for a line on a pipe. `benchmarks/one_process.py`
+measures how much each of it matters (docs/performance.md).
+
+The two sides talk in lines of JSON. What the newcomer would get wrong: the high-water
+mark of a process is not `ru_maxrss`, which on Linux starts with that of the process it
+was started from; it is read from /proc.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+import tumorlens
+from tumorlens import errors
+from tumorlens.allocator import keep_freed_memory
+from tumorlens.deploy.artefact import open_artefact
+from tumorlens.deploy.runtimes import num_processors, open_session
+from tumorlens.errors import ArtefactError, TumorlensError
+from tumorlens.extras import require
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from tumorlens.deploy.predictor import Predictor
+    from tumorlens.deploy.runtimes import Session
+
+SETTLE_SECONDS = 0.01
+"""Of sleep before each turn, for the threads of the turn before to stop spinning."""
+
+NUM_FIRST_CALLS = 2
+"""Not timed: they bring weights back into the caches that others have used since."""
+
+
+class Worker:
+    """A process that holds one artefact, or a run; closed by `close` or `with`.
+
+    Raises:
+        TumorlensError: Any method, with what went wrong in the process.
+    """
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        self._path = path
+        self._threads = threads
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
+        package = str(Path(tumorlens.__file__).parents[1])
+        known = os.environ.get("PYTHONPATH")
+        self._process = subprocess.Popen(
+            # -P: what lies in the current folder must not be taken for a library.
+            [sys.executable, "-P", "-m", "tumorlens.deploy.benchmark.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([package, known] if known else [package]),
+            },
+            # Ctrl-C is for the one who asks; this process ends when its pipe does.
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Self:
+        """Return the worker."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def open_session(self, images: Path) -> float:
+        """Load the artefact for arrays, and let it answer once.
+
+        Args:
+            images: A .npy file, (M, S, S, 3) of uint8, that later calls draw from.
+
+        Returns:
+            The seconds of it, from nothing imported to the first answer.
+        """
+        return float(self._ask("open_session", images=str(images))["seconds"])
+
+    def facts(self) -> dict[str, Any]:
+        """Return `runtime`, `precision`, `device` and `threads` as the session says.
+
+        To know its precision a runtime may load the graph once more, so the memory is
+        asked before.
+        """
+        return self._ask("facts")
+
+    def time_calls(self, *, batch: int, num_calls: int) -> list[float]:
+        """Return the seconds of so many calls, each with other images."""
+        answer = self._ask("time_calls", batch=batch, num_calls=num_calls)
+        return [float(one) for one in answer["seconds"]]
+
+    def open_files(self) -> None:
+        """Load the artefact, or a run, for files."""
+        self._ask("open_files")
+
+    def time_files(self, paths: list[Path]) -> float:
+        """Return the seconds that it takes from files to their labels."""
+        answer = self._ask("time_files", paths=[str(path) for path in paths])
+        return float(answer["seconds"])
+
+    def peak_memory_bytes(self) -> int | None:
+        """Return the most memory that the process has had; `None` if not known."""
+        peak = self._ask("peak_memory")["bytes"]
+        return None if peak is None else int(peak)
+
+    def close(self) -> None:
+        """End the process."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._stderr.close()
+
+    def _ask(self, what: str, **details: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        request = {
+            "what": what,
+            "path": str(self._path),
+            "threads": self._threads,
+            **details,
+        }
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line.endswith(b"\n"):
+            raise self._died()
+        answer: dict[str, Any] = json.loads(line)
+        if "kind" in answer:
+            kind = getattr(errors, answer["kind"])
+            raise kind(answer["problem"], hint=answer["hint"])
+        return answer
+
+    def _died(self) -> ArtefactError:
+        status = self._process.wait()
+        self._stderr.seek(0)
+        said = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
+        last = f": {said[-1][:300]}" if said else ""
+        return ArtefactError(
+            f"the process that ran {self._path} ended with status {status}{last}",
+            hint="-9 is mostly a lack of memory: fewer formats, or a smaller --batch",
+        )
+
+
+class _Served:
+    """What the process holds, and a method for each question."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+        self._predictor: Predictor | None = None
+        self._images: NDArray[np.uint8] = np.empty((0, 0, 0, 3), np.uint8)
+        self._next = 0
+
+    def open_session(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._images = np.load(request["images"])
+        start = time.perf_counter()
+        artefact = open_artefact(Path(request["path"]))
+        session = open_session(artefact, threads=request["threads"])
+        session(self._images[:1])
+        seconds = time.perf_counter() - start
+        self._session = session
+        return {"seconds": seconds}
+
+    def facts(self, _: dict[str, Any]) -> dict[str, Any]:
+        assert self._session is not None
+        return {
+            "runtime": self._session.runtime,
+            "precision": self._session.precision,
+            "device": self._session.device,
+            "threads": self._session.threads,
+        }
+
+    def time_calls(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._session is not None
+        seconds = []
+        time.sleep(SETTLE_SECONDS)
+        for number in range(-NUM_FIRST_CALLS, request["num_calls"]):
+            images = self._take(request["batch"])
+            start = time.perf_counter()
+            self._session(images)
+            taken = time.perf_counter() - start
+            if number >= 0:
+                seconds.append(taken)
+        return {"seconds": seconds}
+
+    def open_files(self, request: dict[str, Any]) -> dict[str, Any]:
+        predictor = require("tumorlens.deploy.predictor").Predictor
+        self._predictor = predictor.open(Path(request["path"]))
+        return {}
+
+    def time_files(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._predictor is not None
+        paths = [Path(path) for path in request["paths"]]
+        time.sleep(SETTLE_SECONDS)
+        list(self._predictor.predict_files(paths[:1]))
+        start = time.perf_counter()
+        answers = list(self._predictor.predict_files(paths))
+        seconds = time.perf_counter() - start
+        for answer in answers:
+            if answer.error:
+                raise errors.DataError(
+                    f"{answer.path}: {answer.error}",
+                    hint="give --data a folder of readable images",
+                )
+        return {"seconds": seconds}
+
+    def peak_memory(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"bytes": _peak_memory_bytes()}
+
+    def _take(self, num: int) -> NDArray[np.uint8]:
+        places = np.arange(self._next, self._next + num) % len(self._images)
+        self._next += num
+        return np.ascontiguousarray(self._images[places])
+
+
+def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Answer until the other side closes the pipe."""
+    served = _Served()
+    # As `predict` does: what torch frees it needs again, and would otherwise wait for.
+    keep_freed_memory()
+    # A collection in the middle of a call would be counted as the runtime's time.
+    gc.disable()
+    is_first = True
+    while line := requests.readline():
+        request = json.loads(line)
+        if is_first:
+            _confine(request["threads"])
+            is_first = False
+        method: Callable[[dict[str, Any]], dict[str, Any]] = getattr(
+            served, request["what"]
+        )
+        try:
+            answer = method(request)
+        except TumorlensError as error:
+            answer = {
+                "kind": type(error).__name__,
+                "problem": error.problem,
+                "hint": error.hint,
+            }
+        gc.collect()
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+
+def _confine(threads: int) -> None:
+    """Keep this process, decoding included, on so many processors."""
+    if threads < num_processors() and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def _peak_memory_bytes() -> int | None:
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:  # no Linux
+        return None
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+if __name__ == "__main__":
+    # Whatever a runtime prints to its standard output must not end up among the
+    # answers.
+    own = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    serve(sys.stdin.buffer, own)

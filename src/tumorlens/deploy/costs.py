@@ -1,0 +1,216 @@
+"""What an answer of a network costs: parameters, MACs, bytes and milliseconds.
+
+All of it is for one image, decoded and resized already, through `models.infer`, as
+everybody who uses a run pays it: with `mirror` a network answers twice, and an ensemble
+with every member. What the newcomer would get wrong: a machine gets slower as it warms
+up, so networks that are timed one after the other are not compared. Here they take
+turns.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tumorlens.deploy.benchmark.timing import take_turns
+from tumorlens.training.network import infer, load_model
+from tumorlens.training.views import POLICIES, policy_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from tumorlens.runs.folder import ModelCard, Run
+
+SECONDS = 4.0
+"""For timing all networks together, unless they are so slow that `_MIN_ROUNDS` take
+longer."""
+
+_NUM_WARM_UPS = 3
+_MIN_ROUNDS = 10
+_MAX_ROUNDS = 300
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and what is known of it."""
+
+    card: ModelCard
+    module: nn.Module
+    """On the CPU, in evaluation mode."""
+    weights_path: Path
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one answer, in milliseconds."""
+
+    p50: float
+    p5: float
+    p95: float
+
+
+Networks = tuple[Network, ...]
+"""Those that answer together: one, or as many as an ensemble has members."""
+
+
+def has_networks(run: Run) -> bool:
+    """Whether everything is there that `open_networks` needs."""
+    parts = _parts(run)
+    return bool(parts) and all(
+        part.card_path.is_file() and part.weights_path.is_file() for part in parts
+    )
+
+
+def architecture_of(run: Run) -> str:
+    """Return a text that two runs share when an answer costs them the same.
+
+    Raises:
+        RunError: The run has no weights yet.
+    """
+    cards = [part.card(check_weights=False) for part in _parts(run)]
+    included = {"name", "arguments", "in_chans", "size_px", "mirror", "tta"}
+    same = [
+        card.model_dump(mode="json", include=included) | {"classes": len(card.classes)}
+        for card in cards
+    ]
+    return json.dumps(same, sort_keys=True)
+
+
+def open_networks(run: Run) -> Networks:
+    """Return what answers for a run; of one with folds, what answers for the first.
+
+    Raises:
+        RunError: There are no weights, or they are not those that were saved.
+    """
+    networks = []
+    for part in _parts(run):
+        card = part.card()
+        module = load_model(card, part.weights_path)
+        networks.append(Network(card, module, part.weights_path))
+    return tuple(networks)
+
+
+def count_parameters(networks: Networks) -> int:
+    """Return how many numbers were learnt; the means of batch norm are not."""
+    return sum(
+        parameter.numel()
+        for network in networks
+        for parameter in network.module.parameters()
+    )
+
+
+def count_macs(networks: Networks) -> int:
+    """Return the multiply-accumulate operations of one answer.
+
+    Those of convolutions and matrix products, which are nearly all there are: half of
+    what torch counts as floating-point operations.
+    """
+    total = 0
+    for network in networks:
+        card = network.card
+        image = torch.zeros(1, card.in_chans, card.size_px, card.size_px)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network.module(image)
+        views = POLICIES[policy_of(mirror=card.mirror, tta=card.tta)]
+        total += int(counter.get_total_flops()) // 2 * len(views)
+    return total
+
+
+def size_on_disk(networks: Networks) -> int:
+    """Return the bytes of the weights files."""
+    return sum(network.weights_path.stat().st_size for network in networks)
+
+
+def measure_latencies(
+    answerers: Sequence[Networks], *, device: torch.device, seconds: float | None = None
+) -> list[Latency]:
+    """Return how long each takes for one image, in fp32.
+
+    Args:
+        answerers: Moved to `device`, all at once, and left there.
+        device: Where to compute.
+        seconds: For all together, without warm-up; `SECONDS` by default.
+
+    Returns:
+        One for each, in order.
+    """
+    calls = [_answer(networks, device) for networks in answerers]
+    return time_in_turns(calls, seconds=SECONDS if seconds is None else seconds)
+
+
+def time_in_turns(
+    calls: Sequence[Callable[[], object]],
+    *,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Latency]:
+    """Return how long each call takes, timed in rounds: A B C, A B C, ...
+
+    Args:
+        calls: Each is made a few times before the first is timed.
+        seconds: No round starts after so many, but for the first ten.
+        clock: Seconds, from any start.
+    """
+    for call in calls:
+        for _ in range(_NUM_WARM_UPS):
+            call()
+    timed = [partial(_seconds_of, call, clock) for call in calls]
+    found = take_turns(
+        timed,
+        seconds=seconds,
+        min_rounds=_MIN_ROUNDS,
+        max_rounds=_MAX_ROUNDS,
+        clock=clock,
+    )
+    times_ms = np.array(found) * 1000  # (number of calls, R)
+    return [
+        Latency(*(float(np.percentile(column, at)) for at in (50, 5, 95)))
+        for column in times_ms
+    ]
+
+
+def _parts(run: Run) -> tuple[Run, ...]:
+    return (run.folds() or (run,))[0].networks()
+
+
+def _answer(networks: Networks, device: torch.device) -> Callable[[], None]:
+    images = []
+    for network in networks:
+        network.module.to(device)
+        card = network.card
+        shape = (1, card.in_chans, card.size_px, card.size_px)
+        images.append(torch.randint(256, shape, dtype=torch.uint8))
+
+    def answer() -> None:
+        for network, image in zip(networks, images, strict=True):
+            # It brings the answer back to the CPU, and so waits for a GPU.
+            infer(
+                network.module,
+                [image],
+                mean=network.card.mean,
+                std=network.card.std,
+                device=device,
+                mirror=network.card.mirror,
+                tta=network.card.tta,
+                temperature=network.card.temperature,
+            )
+
+    return answer
+
+
+def _seconds_of(
+    call: Callable[[], object], clock: Callable[[], float], _round: int
+) -> float:
+    start = clock()
+    call()
+    return clock() - start

@@ -1,0 +1,190 @@
+"""Series -> an answer for each slice and one for the series, by a rule that is stated.
+
+The network sees one slice at a time; what a series as a whole means is a rule on top of
+it, not something that was learnt. What a newcomer gets wrong: the most suspicious slice
+of many is suspicious by chance alone, the more so the more slices there are.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, read_image, without_path
+from tumorlens.errors import ConfigError, DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from tumorlens.data.dicom.series import Series, Slice
+    from tumorlens.deploy.predictor import Predictor
+
+Rule = Literal["mean", "most-suspicious"]
+RULES: tuple[Rule, ...] = get_args(Rule)
+
+_NO_TUMOR = {"notumor", "notumour", "nontumor", "nontumour", "normal", "healthy"}
+"""Names of the class without a tumour, without case, blanks and marks."""
+
+
+@dataclass(frozen=True)
+class SliceAnswer:
+    """The answer for one slice."""
+
+    probs: NDArray[np.float32] | None
+    """(C,); `None` for a slice that cannot be read."""
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class SeriesAnswer:
+    """The answers for a series, slice by slice and as a whole."""
+
+    series: Series
+    slices: tuple[SliceAnswer, ...]
+    probs: NDArray[np.float32] | None
+    """(C,), of the series by the rule; `None` where no slice could be read."""
+    key: int | None
+    """Index of the slice that stands for the series: the most suspicious one, or by
+    the rule `mean` the one with the highest probability of the predicted class."""
+    rule: str
+    """What was done, in words."""
+
+
+def no_tumor_class(classes: Sequence[str], asked: str | None = None) -> int | None:
+    """Return the index of the class that means no tumour, or `None`.
+
+    Args:
+        classes: Names.
+        asked: What the user says it is. Without, it is known by its name: 'no_tumor',
+            'no tumour', 'notumor', 'normal', 'healthy' and the like.
+
+    Raises:
+        ConfigError: `asked` is no class.
+
+    Example:
+        >>> no_tumor_class(["glioma", "No_Tumour"]), no_tumor_class(["a", "b"])
+        (1, None)
+    """
+    if asked is not None:
+        if asked not in classes:
+            raise ConfigError(
+                f"--no-tumor-class: there is no class {asked!r}",
+                hint=did_you_mean(asked, classes),
+            )
+        return classes.index(asked)
+    for number, name in enumerate(classes):
+        if "".join(filter(str.isalnum, name)).lower() in _NO_TUMOR:
+            return number
+    return None
+
+
+def check_rule(
+    rule: Rule, classes: Sequence[str], *, no_tumor: str | None = None
+) -> int | None:
+    """Return the index of the no-tumour class, which `most-suspicious` cannot lack.
+
+    Raises:
+        ConfigError: It is not known, or `no_tumor` is no class.
+    """
+    found = no_tumor_class(classes, no_tumor)
+    if rule == "most-suspicious" and found is None:
+        raise ConfigError(
+            "the rule most-suspicious must know which class means no tumour; the "
+            f"classes are {', '.join(classes)}",
+            hint=f"name it, as in --no-tumor-class {classes[0]}, or take "
+            "--series-rule mean",
+        )
+    return found
+
+
+def answer_series(
+    predictor: Predictor,
+    series: Series,
+    *,
+    rule: Rule,
+    no_tumor: int | None,
+    batch_size: int = 32,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    progress: Callable[[int], None] | None = None,
+) -> SeriesAnswer:
+    """Ask about every slice of a series, and sum the answers up.
+
+    `mean` is the mean of the slices' probabilities. `most-suspicious` is the slice with
+    the highest probability of any one class other than no tumour, the first of equals.
+    Slices that cannot be read are left out of both.
+
+    Args:
+        predictor: Who answers.
+        series: As `series.find_series` gives it.
+        rule: One of `RULES`.
+        no_tumor: Index of that class, see `check_rule`; needed by `most-suspicious`.
+        batch_size: Slices that go through the network together.
+        limits: What is refused before it is decoded.
+        progress: Called with the number of slices that were just done.
+    """
+    slices: list[SliceAnswer] = []
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for start in range(0, len(series.slices), batch_size):
+            some = series.slices[start : start + batch_size]
+            slices += _answers(predictor, pool, some, limits)
+            if progress is not None:
+                progress(len(some))
+    return summed_up(series, slices, rule=rule, no_tumor=no_tumor)
+
+
+def summed_up(
+    series: Series,
+    slices: Sequence[SliceAnswer],
+    *,
+    rule: Rule,
+    no_tumor: int | None,
+) -> SeriesAnswer:
+    """Return slices' answers with the series' own, see `answer_series`."""
+    readable = [number for number, one in enumerate(slices) if one.probs is not None]
+    if not readable:
+        return SeriesAnswer(series, tuple(slices), None, None, rule)
+    probs = np.stack([one.probs for one in slices if one.probs is not None])  # (N, C)
+    if rule == "mean":
+        mean: NDArray[np.float32] = probs.mean(axis=0)
+        key = readable[int(probs[:, mean.argmax()].argmax())]
+        words = f"mean of {_counted(len(readable), len(slices))}"
+        return SeriesAnswer(series, tuple(slices), mean, key, words)
+    suspicion = np.delete(probs, no_tumor, axis=1) if no_tumor is not None else probs
+    at = int(suspicion.max(axis=1).argmax())
+    key = readable[at]
+    of = _counted(len(readable), len(slices))
+    words = f"most suspicious of {of}: slice {key + 1}"
+    return SeriesAnswer(series, tuple(slices), probs[at], key, words)
+
+
+def _counted(num_readable: int, num_slices: int) -> str:
+    of = "" if num_readable == num_slices else f"{num_readable} of "
+    return f"{of}{num_slices} slice{'' if num_slices == 1 else 's'}"
+
+
+def _answers(
+    predictor: Predictor,
+    pool: ThreadPoolExecutor,
+    slices: Sequence[Slice],
+    limits: ImageLimits,
+) -> Iterator[SliceAnswer]:
+    def decode(one: Slice) -> NDArray[np.uint8] | str:
+        try:
+            return read_image(one.path, frame=one.frame, limits=limits)
+        except DataError as error:
+            return without_path(error, one.path)
+
+    decoded = list(pool.map(decode, slices))
+    images = [image for image in decoded if not isinstance(image, str)]
+    probs = iter(predictor.probs_of(images) if images else ())
+    for image in decoded:
+        if isinstance(image, str):
+            yield SliceAnswer(None, image)
+        else:
+            yield SliceAnswer(next(probs))

@@ -1,0 +1,231 @@
+"""A run's networks are asked for every image of a subset: the table of probabilities.
+
+One network answers for an ordinary run; for an ensemble, each of its members, and their
+probabilities are averaged. Members may differ in size and preprocessing, so each
+decodes for itself. What the newcomer would get wrong: the images come from the split
+of the run that is asked, never from that of a member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tumorlens.data.index import read_index
+from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
+from tumorlens.evaluation.predictions import Predictions, pool_predictions, round_probs
+from tumorlens.training.dataset import (
+    PreparedData,
+    check_unchanged,
+    image_limits,
+    load_subset,
+)
+from tumorlens.training.loading import Decoding, plain_batches
+from tumorlens.training.network import infer, load_model, resolve_device
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from tumorlens.data.index import Index
+    from tumorlens.runs.folder import ModelCard, Run, Tta
+
+Progress = Callable[[int, int], None]
+
+SUBSETS = ("test", "val", "train")
+
+_BATCH_SIZE = 32
+
+
+def check_subset(run: Run, subset: str) -> None:
+    """Make sure that a run can be asked for a subset.
+
+    Raises:
+        ConfigError: The subset is unknown, or not one of a run with folds.
+        RunError: It is test, and the run is not finished.
+    """
+    if subset not in SUBSETS:
+        raise ConfigError(
+            f"unknown subset {subset!r}", hint=did_you_mean(subset, SUBSETS)
+        )
+    if subset == "test" and not run.is_finished:
+        raise RunError(
+            f"the training of {run.path} is not finished, and the test subset is for "
+            "the end",
+            hint=f"finish it with: tumorlens train --resume --out {run.path}",
+        )
+    if run.is_kfold and subset != "test":
+        raise ConfigError(
+            f"a run with folds has no subset {subset!r} of its own: every image is in "
+            "that subset of several folds",
+            hint=f"evaluate one fold: tumorlens evaluate {run.fold_path(0)} --subset "
+            f"{subset}",
+        )
+
+
+def read_data(run: Run, data: Path | None) -> Index:
+    """Return the files of a run, wherever they are now.
+
+    Raises:
+        DataError: Nobody said where, or there is nothing.
+    """
+    config = run.config.data
+    place = data or (Path(config.path) if config.path else None)
+    if place is None:
+        raise DataError(
+            f"{run.path} does not say where its images are", hint="give --data"
+        )
+    if data is None and not place.exists():
+        raise DataError(
+            f"the images of {run.path} are not in {place} any more",
+            hint="say where they are now: --data DATA",
+        )
+    return read_index(place, metadata=config.metadata)
+
+
+def ask(
+    run: Run,
+    index: Index,
+    subset: str,
+    *,
+    device: str = "auto",
+    tta: Tta | None = None,
+    progress: Progress | None = None,
+) -> Predictions:
+    """Return what a run answers for every image of a subset.
+
+    Args:
+        run: With folds, each answers for its own test images, and they are pooled.
+        index: The files, as `read_data` gives them.
+        subset: See `check_subset`.
+        device: `auto`, `cpu` or `cuda`.
+        tta: The views to average over; `None` takes what each card says.
+        progress: Called with images done and images in all, for each network first for
+            decoding where the cache does not have them.
+
+    Raises:
+        DataError: An image cannot be read any more.
+        RunError: No image is in the subset, a network has no weights or other classes,
+            or the data is not what the run was made with.
+    """
+    if run.is_kfold:
+        return pool_folds(
+            [
+                ask(fold, index, subset, device=device, tta=tta, progress=progress)
+                for fold in run.folds()
+            ]
+        )
+    data = PreparedData(index, run.split())
+    check_unchanged(data.rows, index)
+    rows = data.of(subset)
+    if not rows:
+        raise RunError(
+            f"{run.path} has no image in subset {subset!r}",
+            hint=f"{run.split_path} says which image is in which subset",
+        )
+    members = [(one, _card(one, index)) for one in run.networks()]
+    probs = [
+        _probs(
+            one,
+            card if tta is None else card.model_copy(update={"tta": tta}),
+            data,
+            subset,
+            device=device,
+            progress=progress,
+        )
+        for one, card in members
+    ]
+    sources = {record.path: record.source or "" for record in index.records}
+    numbers = {label: number for number, label in enumerate(index.classes)}
+    return Predictions(
+        classes=index.classes,
+        paths=tuple(row.path for row in rows),
+        labels=np.array([numbers[row.label] for row in rows], dtype=np.int64),
+        probs=round_probs(np.mean(probs, axis=0)),
+        groups=tuple(row.group for row in rows),
+        sources=tuple(sources[row.path] for row in rows),
+        folds=(None,) * len(rows),
+    )
+
+
+def pool_folds(parts: Sequence[Predictions]) -> Predictions:
+    """Return the tables of folds 0, 1, ... as one that says which fold answered."""
+    return pool_predictions(
+        [
+            replace(part, folds=(fold,) * len(part.paths))
+            for fold, part in enumerate(parts)
+        ]
+    )
+
+
+def _card(run: Run, index: Index) -> ModelCard:
+    """Return the card of a network that knows the data's classes.
+
+    Raises:
+        RunError: It knows others.
+    """
+    card = run.card()
+    if card.classes != index.classes:
+        raise RunError(
+            f"the network of {run.path} knows {', '.join(card.classes)}, the data has "
+            f"{', '.join(index.classes)}",
+            hint="give the data that the run was made with",
+        )
+    return card
+
+
+def _probs(
+    run: Run,
+    card: ModelCard,
+    data: PreparedData,
+    subset: str,
+    *,
+    device: str,
+    progress: Progress | None,
+) -> NDArray[np.float64]:
+    """Return the probabilities of one network, shape (N, C)."""
+    images = load_subset(
+        data,
+        subset,
+        decoding=Decoding(
+            size_px=card.size_px,
+            fit=card.fit,
+            in_chans=card.in_chans,
+            limits=image_limits(run.config.data),
+        ),
+        config=run.config.data,
+        progress=progress,
+    )
+    batches = plain_batches(
+        images.plain(), batch_size=_BATCH_SIZE, workers=run.config.train.workers
+    )
+    torch_device = resolve_device(device)
+    log_probs = infer(
+        load_model(card, run.weights_path).to(torch_device),
+        _counted(batches, len(images.labels), progress),
+        mean=card.mean,
+        std=card.std,
+        device=torch_device,
+        mirror=card.mirror,
+        tta=card.tta,
+        temperature=card.temperature,
+    )
+    probs: NDArray[np.float64] = np.exp(log_probs.astype(np.float64))
+    return probs
+
+
+def _counted(
+    batches: Iterable[Tensor], total: int, progress: Progress | None
+) -> Iterator[Tensor]:
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch)
+        if progress is not None:
+            progress(done, total)

@@ -1,0 +1,439 @@
+"""A run becomes `predictions.csv`, and that alone becomes `metrics.json`.
+
+`evaluate` asks the network once per image and writes what it answered. Every figure is
+then computed from that table by `metrics_from_predictions`, so that anyone can do it
+again with another tool. What the newcomer would get wrong: looking at the test subset
+is an event. It is logged in the run, and its figures choose nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tumorlens.evaluation.inference import ask, check_subset, pool_folds, read_data
+from tumorlens.evaluation.predictions import (
+    Predictions,
+    read_predictions,
+    write_predictions,
+)
+from tumorlens.files import write_json
+from tumorlens.stats import metrics
+from tumorlens.stats.intervals import (
+    NUM_RESAMPLES,
+    group_bootstrap,
+    group_sums,
+    image_weight_bootstrap,
+    perfect_score_interval,
+    ratio,
+    wilson_interval,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from tumorlens.evaluation.inference import Progress
+    from tumorlens.runs.folder import Run
+    from tumorlens.stats.intervals import Interval
+
+FORMAT = 1
+"""Number of the layout of `metrics.json`."""
+
+FEW_GROUPS = 20
+"""With fewer groups in all, `metrics.json` warns that intervals are too narrow.
+
+Source: Cameron, Gelbach and Miller, "Bootstrap-based improvements for inference with
+clustered errors", Review of Economics and Statistics 90, 2008: with 5 to 30 clusters
+the usual intervals miss the truth too often.
+"""
+
+FEW_GROUPS_OF_CLASS = 10
+"""The same for the groups of one class, which carry its recall."""
+
+SEED = 42
+"""Of the bootstrap. Not a setting: an interval is not to be chosen."""
+
+
+def evaluate(
+    run: Run,
+    *,
+    subset: str = "test",
+    data: Path | None = None,
+    device: str = "auto",
+    command: str = "",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Ask a run's network for every image of a subset; write predictions and metrics.
+
+    A run with folds evaluates each fold as a run of its own and pools their test
+    images, each answered by the network that did not train on it.
+
+    Args:
+        run: A finished run; `val` and `train` can be had of an unfinished one.
+        subset: `test`, `val` or `train`. A look at `test` is logged in the run.
+        data: Where the images are now; `None` looks where `data.path` says.
+        device: `auto`, `cpu` or `cuda`.
+        command: What the user typed, for the log of looks.
+        progress: Called with images done and images in all, first for decoding where
+            the cache does not have them, then for the network.
+
+    Returns:
+        The content of `metrics.json`.
+
+    Raises:
+        ConfigError: The subset is unknown, or not one of a run with folds.
+        DataError: There is no data, or an image cannot be read any more. It could be
+            when the split was made, so nothing is skipped.
+        RunError: The run is not finished, has no weights or no image in the subset, or
+            the data is not what it was made with.
+    """
+    check_subset(run, subset)
+    index = read_data(run, data)
+    if not run.is_kfold:
+        answers = ask(run, index, subset, device=device, progress=progress)
+        return _write_results(run, answers, subset, command=command)
+
+    parts = []
+    for fold in run.folds():
+        answers = ask(fold, index, subset, device=device, progress=progress)
+        _write_results(fold, answers, subset, command=command)
+        parts.append(answers)
+    return _write_results(run, pool_folds(parts), subset, command=command)
+
+
+def metrics_from_predictions(path: Path) -> dict[str, Any]:
+    """Return every figure that follows from `predictions.csv` alone.
+
+    Headline figures have an interval: 95 %, percentile bootstrap over groups, 2,000
+    resamples, seed 42. It is null where it would say nothing, as with one group only;
+    for a perfect accuracy, balanced accuracy or macro F1 it is Wilson's, with groups
+    as units. The calibration error has none, see
+    `metrics.expected_calibration_error`; `no_interval` says why. Recalls have two:
+    `recall` Wilson's over images, as if they were independent, `recall_by_group` that
+    of resampled groups, which is the one to believe. What is
+    undefined, such as the recall of a class without images, is null.
+
+    Args:
+        path: The table, which may have been edited: it is checked.
+
+    Returns:
+        JSON-ready values, the part of `metrics.json` that is measured.
+
+    Raises:
+        RunError: The file is missing or not a table of predictions.
+    """
+    table = read_predictions(path)
+    groups, num_groups = _numbered(table.groups)
+    interval = (
+        f"95 %, percentile bootstrap over {num_groups} groups, {NUM_RESAMPLES} "
+        f"resamples, seed {SEED}; recalls have this and Wilson's, which counts images "
+        "as independent: too narrow where a group has many"
+    )
+    content: dict[str, Any] = {
+        "num_images": len(table.paths),
+        "num_groups": num_groups,
+        "classes": list(table.classes),
+        **_headline(table, groups),
+        **_of_probabilities(table, groups),
+        "per_class": _per_class(table, groups),
+        "confusion_matrix": _matrix(table).tolist(),
+        "by_source": _by_source(table),
+        "folds": _by_fold(table),
+        "curves": _curves(table),
+        "interval": interval,
+        "warnings": _warnings(table, groups),
+    }
+    return content | {"no_interval": _without_interval(content)}
+
+
+def _write_results(
+    run: Run, answers: Predictions, subset: str, *, command: str
+) -> dict[str, Any]:
+    leak = run.leak()
+    if subset == "test":
+        # Before the figures exist, so that none can be seen without a note of it.
+        run.log_look(subset=subset, command=command)
+    path = run.predictions_of(subset)
+    write_predictions(path, answers)
+    content = {
+        "format": FORMAT,
+        "protocol": run.config.data.protocol,
+        "subset": subset,
+        "leak": leak,
+        "settings": _settings(run),
+        **metrics_from_predictions(path),
+    }
+    write_json(run.metrics_of(subset), content)
+    return content
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Return what the networks have in common; null where members differ."""
+    cards = [one.card(check_weights=False) for one in run.networks()]
+    return {
+        "model": run.config.model.name if run.is_ensemble else cards[0].name,
+        "size_px": _common(card.size_px for card in cards),
+        "fit": _common(card.fit for card in cards),
+        "mirror": _common(card.mirror for card in cards),
+        "tta": _common(card.tta for card in cards),
+        "seed": run.config.train.seed,
+    }
+
+
+def _common(values: Iterable[Any]) -> Any:
+    first, *others = values
+    return first if all(other == first for other in others) else None
+
+
+def _numbered(names: Sequence[str]) -> tuple[NDArray[np.int64], int]:
+    """Return a number for each name, from 0 without a gap, and how many differ."""
+    unique, numbers = np.unique(np.array(names, dtype=object), return_inverse=True)
+    return numbers.astype(np.int64), len(unique)
+
+
+def _matrix(table: Predictions) -> NDArray[np.int64]:
+    return metrics.confusion_matrix(
+        table.labels, table.predicted, num_classes=len(table.classes)
+    )
+
+
+def _headline(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Any]:
+    """Return what follows from the confusion matrix of each group."""
+    confusions = metrics.group_confusions(
+        table.labels, table.predicted, groups, num_classes=len(table.classes)
+    )
+    groups_of_class = (confusions.sum(axis=2) > 0).sum(axis=0)
+    units = {
+        "accuracy": [len(confusions)],
+        "balanced_accuracy": [int(number) for number in groups_of_class if number],
+        "macro_f1": [int(number) for number in groups_of_class if number],
+    }
+    figures = {}
+    whole = confusions.sum(axis=0)
+    for name, num_groups in units.items():
+        measure = getattr(metrics, name)
+        value = float(measure(whole))
+        interval = group_bootstrap(
+            confusions,
+            partial(metrics.resampled_macro_f1, whole=whole)
+            if name == "macro_f1"
+            else measure,
+            num_resamples=NUM_RESAMPLES,
+            seed=SEED,
+        )
+        if value == 1 and len(confusions) > 1:
+            interval = perfect_score_interval(num_groups)
+        figures[name] = _figure(value, interval)
+    return figures
+
+
+def _of_probabilities(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Any]:
+    probs, labels = table.probs, table.labels
+    figures = {
+        name: _figure(
+            float(values.mean()),
+            group_bootstrap(
+                group_sums(values, groups),
+                ratio,
+                num_resamples=NUM_RESAMPLES,
+                seed=SEED,
+            ),
+        )
+        for name, values in (
+            ("log_loss", metrics.log_losses(probs, labels)),
+            ("brier", metrics.brier_scores(probs, labels)),
+        )
+    }
+    figures["ece"] = _figure(metrics.expected_calibration_error(probs, labels), None)
+    figures["macro_auroc"] = _figure(
+        metrics.macro_auroc(probs, labels),
+        image_weight_bootstrap(
+            groups,
+            lambda weights: metrics.weighted_macro_auroc(probs, labels, weights),
+            num_resamples=NUM_RESAMPLES,
+            seed=SEED,
+        ),
+    )
+    return figures
+
+
+def _per_class(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Any]:
+    confusions = metrics.group_confusions(
+        table.labels, table.predicted, groups, num_classes=len(table.classes)
+    )
+    matrix = confusions.sum(axis=0)
+    precision, specificity, f1 = (
+        measure(matrix)
+        for measure in (metrics.precision, metrics.specificity, metrics.f1)
+    )
+    return {
+        name: {
+            "num_images": int(matrix[number].sum()),
+            "precision": _defined(precision[number]),
+            "recall": _recall(matrix, number),
+            "recall_by_group": _recall_by_group(confusions, number),
+            "specificity": _defined(specificity[number]),
+            "f1": _defined(f1[number]),
+            "auroc": _defined(
+                metrics.auroc(table.probs[:, number], table.labels == number)
+            ),
+        }
+        for number, name in enumerate(table.classes)
+    }
+
+
+def _recall(matrix: NDArray[np.int64], number: int) -> dict[str, float | None]:
+    num_right, num_images = int(matrix[number, number]), int(matrix[number].sum())
+    if not num_images:
+        return _figure(math.nan, None)
+    return _figure(num_right / num_images, wilson_interval(num_right, num_images))
+
+
+def _recall_by_group(
+    confusions: NDArray[np.int64], number: int
+) -> dict[str, float | None]:
+    """Return the recall of one class with its interval over resampled groups.
+
+    Where it is 0 or 1 no resample differs: it is Wilson's then, with groups as units.
+    """
+    of_class = confusions[:, number]  # (G, C)
+    of_class = of_class[of_class.sum(axis=1) > 0]
+    num_groups, num_images = len(of_class), int(of_class.sum())
+    if not num_images:
+        return _figure(math.nan, None)
+    value = int(of_class[:, number].sum()) / num_images
+    interval = group_bootstrap(
+        confusions,
+        lambda sums: metrics.recall(sums)[..., number],
+        num_resamples=NUM_RESAMPLES,
+        seed=SEED,
+    )
+    if value in (0, 1) and num_groups > 1:
+        interval = wilson_interval(int(value) * num_groups, num_groups)
+    return _figure(value, interval)
+
+
+def _without_interval(content: dict[str, Any]) -> dict[str, str]:
+    """Return why a figure has no interval, by its name; those with one are absent."""
+    figures = {
+        name: content[name]
+        for name in (
+            *("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc"),
+            *("log_loss", "brier", "ece"),
+        )
+    }
+    figures |= {
+        f"recall of {name}": one["recall_by_group"]
+        for name, one in content["per_class"].items()
+    }
+    same = "all resamples give the same"
+    if content["num_groups"] == 1:
+        same = "there is one group only"
+    return {
+        name: "resampling would only add to it" if name == "ece" else same
+        for name, figure in figures.items()
+        if figure["value"] is not None and figure["low"] is None
+    }
+
+
+def _by_source(table: Predictions) -> dict[str, Any]:
+    """Return the counted figures of each source; none when no source is known."""
+    if not any(table.sources):
+        return {}
+    figures = {}
+    # Sources by name, those without one last.
+    for source in sorted(set(table.sources), key=lambda name: (not name, name)):
+        part = table.rows(
+            [row for row, name in enumerate(table.sources) if name == source]
+        )
+        groups, num_groups = _numbered(part.groups)
+        matrix = _matrix(part)
+        figures[source or "unknown"] = {
+            "num_images": len(part.paths),
+            "num_groups": num_groups,
+            **_headline(part, groups),
+            "recall": {
+                name: {
+                    **_recall(matrix, number),
+                    "num_images": int(matrix[number].sum()),
+                }
+                for number, name in enumerate(table.classes)
+            },
+        }
+    return figures
+
+
+def _by_fold(table: Predictions) -> list[dict[str, Any]]:
+    folds = sorted({fold for fold in table.folds if fold is not None})
+    parts = [
+        table.rows([row for row, one in enumerate(table.folds) if one == fold])
+        for fold in folds
+    ]
+    return [
+        {
+            "fold": fold,
+            "num_images": len(part.paths),
+            "accuracy": float(metrics.accuracy(_matrix(part))),
+        }
+        for fold, part in zip(folds, parts, strict=True)
+    ]
+
+
+def _curves(table: Predictions) -> dict[str, Any]:
+    roc = {}
+    for number, name in enumerate(table.classes):
+        positive = table.labels == number
+        x, y = (
+            metrics.roc_curve(table.probs[:, number], positive)
+            if positive.any() and not positive.all()
+            else (np.array([]), np.array([]))
+        )
+        roc[name] = {"fpr": x.tolist(), "tpr": y.tolist()}
+    confidence, accuracy, count = metrics.calibration_bins(table.probs, table.labels)
+    return {
+        "roc": roc,
+        "calibration": {
+            "confidence": confidence.tolist(),
+            "accuracy": accuracy.tolist(),
+            "count": count.tolist(),
+        },
+    }
+
+
+def _warnings(table: Predictions, groups: NDArray[np.int64]) -> list[str]:
+    """Return in words that few groups carry the figures; none where many do."""
+    num_all = len(np.unique(groups))
+    few = {}
+    for number, name in enumerate(table.classes):
+        num = len(np.unique(groups[table.labels == number]))
+        if 0 < num < FEW_GROUPS_OF_CLASS:
+            few[name] = num
+    if num_all >= FEW_GROUPS and not few:
+        return []
+    parts = [_count_groups(num, f" of {name}") for name, num in few.items()]
+    if num_all < FEW_GROUPS:
+        parts = [*parts, _count_groups(num_all, " in all")]
+    words = (
+        f"Few groups carry these figures: {', '.join(parts)}. Intervals from so few "
+        "are too narrow: the doubt is larger than they say."
+    )
+    return [words]
+
+
+def _count_groups(num: int, of_what: str) -> str:
+    return f"{num} group{'s' * (num != 1)}{of_what}"
+
+
+def _figure(value: float, interval: Interval | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {"value": _defined(value), "low": low, "high": high}
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

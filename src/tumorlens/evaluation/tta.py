@@ -1,0 +1,129 @@
+"""What test-time augmentation changes: both accuracies, and the difference in words.
+
+`measure_gain` asks a run twice about the same images, without and with the views of
+`tumorlens.training.views`. It is measured on val unless somebody insists, so that test
+chooses nothing. What the newcomer would get wrong: a gain of a point on some hundred
+images is usually chance. The interval of the difference says so, not those of the
+accuracies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tumorlens.evaluation.inference import ask, check_subset, read_data
+from tumorlens.evaluation.predictions import write_predictions
+from tumorlens.files import write_json
+from tumorlens.stats.paired import paired_bootstrap
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tumorlens.evaluation.inference import Progress
+    from tumorlens.runs.folder import Run, Tta
+    from tumorlens.stats.paired import Difference
+
+POLICY: Tta = "eight-views"
+"""What `--tta` means. Not a choice: of several policies one is best by luck."""
+
+SEED = 42
+SIGNIFICANCE = 0.05
+
+
+def measure_gain(
+    run: Run,
+    *,
+    subset: str = "val",
+    data: Path | None = None,
+    device: str = "auto",
+    command: str = "",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure what test-time augmentation changes, and write it to `tta/`.
+
+    Args:
+        run: A run; one with folds has no val, and is asked about test.
+        subset: `val`, `train` or `test`. A look at `test` is logged in the run.
+        data: Where the images are now; `None` looks where `data.path` says.
+        device: `auto`, `cpu` or `cuda`.
+        command: What the user typed, for the log of looks.
+        progress: As for `answers.ask`.
+
+    Returns:
+        The content of `tta/<subset>.json`: the policy, the subset, its number of images
+        and groups, accuracy `without` and `with`, the paired `difference` with its
+        95 % interval over groups and p-value, `is_noise`, and all of it in `words`.
+
+    Raises:
+        ConfigError: The subset is unknown, or not one of a run with folds.
+        DataError: There is no data, or an image cannot be read any more.
+        RunError: The run has no weights or no image in the subset, or is not finished
+            and the subset is test, or the data is not what it was made with.
+    """
+    check_subset(run, subset)
+    index = read_data(run, data)
+    tables = {
+        name: ask(run, index, subset, device=device, tta=tta, progress=progress)
+        for name, tta in _ASKED.items()
+    }
+    if subset == "test":
+        # Before the figures exist, so that none can be seen without a note of it.
+        run.log_look(subset=subset, command=command)
+    for name, table in tables.items():
+        write_predictions(run.gain_path(subset, views=name), table)
+    without, with_views = (
+        (table.predicted == table.labels).astype(np.float64)
+        for table in tables.values()
+    )
+    names = np.array(tables["with"].groups, dtype=object)
+    unique, groups = np.unique(names, return_inverse=True)
+    difference = paired_bootstrap(
+        with_views, without, groups.astype(np.int64), seed=SEED
+    )
+    is_noise = difference.p >= SIGNIFICANCE or _has_zero(difference)
+    content = {
+        "policy": POLICY,
+        "subset": subset,
+        "num_images": len(groups),
+        "num_groups": len(unique),
+        "without": float(without.mean()),
+        "with": float(with_views.mean()),
+        "difference": asdict(difference),
+        "is_noise": is_noise,
+        "words": _words(difference, is_noise=is_noise),
+    }
+    write_json(run.gain_path(subset), content)
+    return content
+
+
+def can_measure(run: Run) -> bool:
+    """Whether a run has val images, so that nobody needs to look at test."""
+    return not run.is_kfold and any(row.subset == "val" for row in run.split())
+
+
+_ASKED: dict[str, Tta] = {"without": "none", "with": POLICY}
+
+
+def _has_zero(difference: Difference) -> bool:
+    low, high = difference.low, difference.high
+    return low is None or high is None or low <= 0 <= high
+
+
+def _words(difference: Difference, *, is_noise: bool) -> str:
+    value = f"{100 * difference.value:+.1f} points"
+    if difference.low is None or difference.high is None:
+        if difference.value:
+            return (
+                f"Test-time augmentation changes the accuracy by {value}, in one group "
+                "of images only: nothing follows from that."
+            )
+        return "Test-time augmentation changes no accuracy: leave it out."
+    bounds = f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
+    change = f"Test-time augmentation changes the accuracy by {value} ({bounds})"
+    if is_noise:
+        return f"{change}: within noise, so it is not worth its time."
+    verdict = "it helps" if difference.value > 0 else "it harms"
+    return f"{change}: more than noise, {verdict}."

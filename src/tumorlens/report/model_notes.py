@@ -1,0 +1,53 @@
+"""What a model's answers are worth, in the few sentences that fit under a result."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tumorlens.cli.terminal import interval, percent
+from tumorlens.deploy.artefact import is_artefact, open_artefact
+from tumorlens.runs.folder import open_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tumorlens.deploy.predictor import Predictor
+
+
+def notes_of(path: Path, predictor: Predictor) -> list[str]:
+    """Return what is known of the model behind a predictor.
+
+    Args:
+        path: The run folder or the artefact that it was opened from.
+        predictor: For its name and the digests of its weights.
+    """
+    digests = [
+        digest[:12] for voice in predictor.voices for digest in voice.weights_sha256
+    ]
+    shown = ", ".join(digests[:3]) + (", ..." if len(digests) > 3 else "")
+    model = f"Model {predictor.name}, weights sha256 {shown}."
+    return [model, _worth_of_artefact(path) if is_artefact(path) else _worth(path)]
+
+
+def _worth_of_artefact(path: Path) -> str:
+    parity = open_artefact(path).parity()
+    accuracy = parity["accuracy"]
+    num_flips = len(parity["flips"])
+    return (
+        f"Accuracy on {parity['num_images']} validation images: "
+        f"{percent(accuracy['artefact'])}, its run {percent(accuracy['run'])}; "
+        f"{num_flips or 'no'} label{'' if num_flips == 1 else 's'} differ"
+        f"{'s' if num_flips == 1 else ''}."
+    )
+
+
+def _worth(path: Path) -> str:
+    run = open_run(path)
+    if not run.metrics_path.is_file():
+        return "It was never evaluated on a test subset: how good it is is not known."
+    measures: dict[str, Any] = json.loads(run.metrics_path.read_text(encoding="utf-8"))
+    return (
+        f"Accuracy on {measures['num_images']} test images, 95 %: "
+        f"{interval(measures['accuracy'])}. {measures['leak']['words']}"
+    )

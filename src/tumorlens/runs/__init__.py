@@ -1,0 +1,1 @@
+"""Run folders: their files, lists of them, and their mirror in MLflow."""

@@ -1,0 +1,480 @@
+"""The run folder: what one training leaves behind, and the only place that names it.
+
+    RUN/config.toml          all settings, never a difference to something else
+        environment.json     versions, device, seed and the command that made the run
+        split.csv            which file was in which subset
+        leak.json            what is known about copies and patients across subsets
+        history.jsonl        one line per epoch
+        model.json           how to rebuild the network and its preprocessing
+        weights.safetensors  the best weights by validation
+        last/                everything that resuming needs
+        finished             an empty file: training came to its end
+        folds/0 ...          of a k-fold run: ordinary run folders, one per fold
+        ensemble.json        of an ensemble: who its members are
+        members/0 ...        of an ensemble: ordinary run folders, copied
+        predictions.csv, metrics.json, looks.jsonl, report.html, figures/
+        predictions-val.csv, metrics-val.json   where val (or train) was evaluated
+        tta/val.json ...     what test-time augmentation changes, and from what tables
+        tracking.json        which run of MLflow mirrors this one
+
+A newcomer would expect `open_run` to load the weights. It loads nothing: it answers
+questions about the folder, without torch, and checks what it reads.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import tumorlens
+from tumorlens.config import Config, Fit, dump_config, load_config
+from tumorlens.data.index import SplitRow, read_split, write_split
+from tumorlens.errors import ConfigError, RunError
+from tumorlens.files import is_temporary, sha256_of, write_bytes, write_json, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+FORMAT = 1
+"""Number of the layout above. A run of another number is refused, not guessed at."""
+
+MIRRORS = "mlflow-artifacts"
+"""A folder beside run folders, with what `runs.tracking` has sent: parts of runs
+that look like run folders and are none."""
+
+Tta = Literal["none", "eight-views"]
+"""Names of the policies of `tumorlens.training.views` that a card may ask for."""
+
+_MAX_TEXT_BYTES = 256 << 20
+
+
+class ModelCard(BaseModel):
+    """What `model.json` says: all that is needed to use the weights beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    format: int
+    tumorlens: str
+    """Version of this package that wrote the weights."""
+    name: str
+    """timm's name of the network."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of `timm.create_model`: drop rates, pooling, `pad_type`."""
+    classes: tuple[str, ...] = Field(min_length=2)
+    """In the order of the network's outputs."""
+    in_chans: int
+    size_px: int = Field(ge=16, le=2048)
+    fit: Fit
+    mean: tuple[float, ...]
+    """Per channel, of values in [0, 1]."""
+    std: tuple[float, ...]
+    mirror: bool
+    """Whether probabilities are averaged with those of the mirror image."""
+    tta: Tta = "none"
+    """The views over which probabilities are averaged; other than "none", it goes
+    before `mirror`."""
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """What logits are divided by before softmax; 1 until the run is calibrated."""
+    epoch: int
+    """The epoch that the weights come from, counted from 1; 0 for imported ones."""
+    weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder on disk."""
+
+    path: Path
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.path.resolve().name
+
+    @property
+    def split_path(self) -> Path:
+        """Which file was in which subset, as CSV."""
+        return self.path / "split.csv"
+
+    @property
+    def leak_path(self) -> Path:
+        """The leak verdict of this split, as JSON."""
+        return self.path / "leak.json"
+
+    @property
+    def history_path(self) -> Path:
+        """One JSON object per epoch and line."""
+        return self.path / "history.jsonl"
+
+    @property
+    def card_path(self) -> Path:
+        """How to rebuild the network, as JSON."""
+        return self.path / "model.json"
+
+    @property
+    def weights_path(self) -> Path:
+        """The best weights by validation."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Everything that resuming needs; gone once the run is finished."""
+        return self.path / "last" / "checkpoint.pt"
+
+    @property
+    def predictions_path(self) -> Path:
+        """Class probabilities of every test file, as CSV."""
+        return self.path / "predictions.csv"
+
+    @property
+    def metrics_path(self) -> Path:
+        """Measures with their intervals, as JSON."""
+        return self.path / "metrics.json"
+
+    def predictions_of(self, subset: str) -> Path:
+        """Return where the probabilities of a subset are; test has the plain name."""
+        return _with_subset(self.predictions_path, subset)
+
+    def metrics_of(self, subset: str) -> Path:
+        """Return where the measures of a subset are; test has the plain name."""
+        return _with_subset(self.metrics_path, subset)
+
+    @property
+    def report_path(self) -> Path:
+        """The page."""
+        return self.path / "report.html"
+
+    @property
+    def figures_dir(self) -> Path:
+        """The page's figures as files."""
+        return self.path / "figures"
+
+    def gain_path(self, subset: str, *, views: str = "") -> Path:
+        """Return where the gain of test-time augmentation is, measured on a subset.
+
+        Args:
+            subset: `test`, `val` or `train`.
+            views: "without" or "with" for the table of probabilities it follows from.
+        """
+        name = f"{subset}-{views}.csv" if views else f"{subset}.json"
+        return self.path / "tta" / name
+
+    @property
+    def tracking_path(self) -> Path:
+        """Which run of MLflow mirrors this one, as JSON."""
+        return self.path / "tracking.json"
+
+    @property
+    def ensemble_path(self) -> Path:
+        """Who the members of an ensemble are, as JSON; it makes the run an ensemble."""
+        return self.path / "ensemble.json"
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether the run averages the answers of several others, or of their folds."""
+        return self.ensemble_path.is_file()
+
+    @property
+    def is_kfold(self) -> bool:
+        """Whether the run is made of folds, which are runs themselves."""
+        return (
+            self.config.data.protocol == "grouped-kfold"
+            and self.config.data.fold is None
+        )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether training came to its end, in every fold."""
+        if self.is_kfold:
+            folds = self.folds()
+            return len(folds) == self.config.data.num_folds and all(
+                fold.is_finished for fold in folds
+            )
+        return (self.path / "finished").is_file()
+
+    def fold_path(self, fold: int) -> Path:
+        """Return where fold number `fold`, from 0, is or will be."""
+        return self.path / "folds" / str(fold)
+
+    def folds(self) -> tuple[Run, ...]:
+        """Return the folds that exist, in order; none for an ordinary run."""
+        if not self.is_kfold:
+            return ()
+        paths = (self.fold_path(fold) for fold in range(self.config.data.num_folds))
+        return tuple(open_run(path) for path in paths if path.is_dir())
+
+    def member_path(self, number: int) -> Path:
+        """Return where member `number` of an ensemble, from 0, is or will be."""
+        return self.path / "members" / str(number)
+
+    def members(self) -> tuple[Run, ...]:
+        """Return the members of an ensemble, in order; none for another run.
+
+        Those of an ensemble of k-fold runs are in its folds.
+
+        Raises:
+            RunError: `ensemble.json` is damaged, or a member is missing.
+        """
+        if not self.is_ensemble or self.is_kfold:
+            return ()
+        names = self.member_names()
+        return tuple(open_run(self.member_path(n)) for n in range(len(names)))
+
+    def member_names(self) -> tuple[str, ...]:
+        """Return what the members of an ensemble were called, in order.
+
+        Raises:
+            RunError: `ensemble.json` is damaged.
+        """
+        content = _read_json(self.ensemble_path, hint="make the ensemble again")
+        names = content.get("members") if isinstance(content, dict) else None
+        if not (isinstance(names, list) and names and set(map(type, names)) == {str}):
+            raise RunError(
+                f"{self.ensemble_path} does not name the members",
+                hint="make the ensemble again",
+            )
+        return tuple(names)
+
+    def networks(self) -> tuple[Run, ...]:
+        """Return the runs whose networks answer together for this one.
+
+        That is the run itself, the members of an ensemble, or those of every fold.
+        """
+        parts = self.folds() if self.is_kfold else (self,)
+        return tuple(one for part in parts for one in part.members() or (part,))
+
+    def card(self, *, check_weights: bool = True) -> ModelCard:
+        """Return what `model.json` says, after checking it against the weights.
+
+        Args:
+            check_weights: Whether to read the weights file and compare its digest.
+
+        Raises:
+            RunError: There are no weights yet, they are not the ones that were saved,
+                or another version of the package saved them.
+        """
+        hint = f"finish it with: tumorlens train --resume --out {self.path}"
+        if self.is_finished:
+            # Resuming leaves a finished run as it is.
+            hint = "restore the file from a copy, or train again into another --out"
+        if self.is_ensemble:
+            hint = (
+                f"each network of an ensemble is a run in {self.member_path(0).parent}"
+            )
+        content = _read_json(self.card_path, hint=hint)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            got = content.get("format") if isinstance(content, dict) else content
+            raise RunError(
+                f"expected format {FORMAT} in {self.card_path}, got {got!r}",
+                hint=f"use the version of tumorlens that made the run; this is "
+                f"{tumorlens.__version__}",
+            )
+        try:
+            card = ModelCard.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RunError(
+                f"{self.card_path}: {first['msg']} at "
+                f"{'.'.join(map(str, first['loc']))}, got {first['input']!r}",
+                hint="the file was changed by hand or damaged; restore it",
+            ) from None
+        if not self.weights_path.is_file():
+            raise RunError(f"{self.path} has no {self.weights_path.name}", hint=hint)
+        if check_weights and sha256_of(self.weights_path) != card.weights_sha256:
+            raise RunError(
+                f"{self.weights_path} is not the file that {self.card_path.name} "
+                f"describes: its SHA-256 should be {card.weights_sha256[:12]}...",
+                hint="the weights were changed or damaged: "
+                + (hint if self.is_finished else f"restore them, or {hint}"),
+            )
+        return card
+
+    def split(self) -> tuple[SplitRow, ...]:
+        """Return which file was in which subset.
+
+        Raises:
+            RunError: The run has none, as one of imported weights may.
+        """
+        if not self.split_path.is_file():
+            raise RunError(
+                f"{self.path} has no {self.split_path.name}: nothing says which image "
+                "is in which subset",
+                hint="imported weights get one by: tumorlens import ... --data DATA",
+            )
+        return read_split(self.split_path)
+
+    def leak(self) -> dict[str, Any]:
+        """Return the leak verdict of this split.
+
+        Raises:
+            RunError: The file is missing or holds something else.
+        """
+        verdict = _read_json(self.leak_path, hint="train the run again")
+        if not isinstance(verdict, dict) or "words" not in verdict:
+            raise RunError(
+                f"{self.leak_path} holds no leak verdict", hint="train the run again"
+            )
+        return verdict
+
+    def environment(self) -> dict[str, Any]:
+        """Return versions, device, seed and command."""
+        content = _read_json(self.path / "environment.json", hint="train the run again")
+        return dict(content)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return one dictionary per finished epoch; empty before the first."""
+        return _read_lines(self.history_path)
+
+    def log_look(self, *, subset: str, command: str) -> None:
+        """Note that somebody looked at a subset's figures, and when."""
+        look = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "subset": subset,
+            "command": command,
+        }
+        _write_lines(self.path / "looks.jsonl", [*self.looks(), look])
+
+    def looks(self) -> list[dict[str, Any]]:
+        """Return the looks noted so far."""
+        return _read_lines(self.path / "looks.jsonl")
+
+    def write_looks(self, looks: Iterable[Mapping[str, Any]]) -> None:
+        """Write looks that were noted elsewhere: an ensemble takes on its members'."""
+        _write_lines(self.path / "looks.jsonl", looks)
+
+    def write_ensemble(self, members: Iterable[str]) -> None:
+        """Write `ensemble.json`."""
+        write_json(self.ensemble_path, {"format": FORMAT, "members": list(members)})
+
+    def tracking(self) -> dict[str, Any]:
+        """Return which run of MLflow mirrors this one; empty when none does."""
+        if not self.tracking_path.is_file():
+            return {}
+        content = _read_json(self.tracking_path, hint="delete the file")
+        return dict(content) if isinstance(content, dict) else {}
+
+    def write_tracking(self, content: Mapping[str, Any]) -> None:
+        """Write `tracking.json`."""
+        write_json(self.tracking_path, dict(content))
+
+    def write_split(self, rows: Iterable[SplitRow]) -> None:
+        """Write `split.csv`."""
+        write_split(self.split_path, rows)
+
+    def write_leak(self, verdict: Mapping[str, Any]) -> None:
+        """Write `leak.json`."""
+        write_json(self.leak_path, dict(verdict))
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Write `environment.json`."""
+        write_json(self.path / "environment.json", dict(environment))
+
+    def write_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write `history.jsonl` as a whole, so that it never ends in half a line."""
+        _write_lines(self.history_path, rows)
+
+    def write_weights(self, weights: bytes, card: ModelCard) -> None:
+        """Write the weights, then the card with their digest.
+
+        A crash between the two leaves a card that does not fit, which `card` reports
+        and which resuming mends: it repeats the epoch and writes both again.
+        """
+        write_bytes(self.weights_path, weights)
+        write_json(self.card_path, card.model_dump(mode="json"))
+
+    def remove_halves(self) -> None:
+        """Remove the half-written files that a killed process has left."""
+        for path in filter(is_temporary, self.path.rglob(".*")):
+            path.unlink()
+
+    def mark_finished(self) -> None:
+        """Say that training came to its end, and drop what only resuming needs."""
+        write_text(self.path / "finished", "")
+        self.checkpoint_path.unlink(missing_ok=True)
+        if self.checkpoint_path.parent.is_dir():
+            self.checkpoint_path.parent.rmdir()
+
+
+def create_run(path: Path, config: Config) -> Run:
+    """Make a run folder that holds its settings and nothing else yet.
+
+    Raises:
+        RunError: The folder exists and has something in it.
+    """
+    if path.exists() and (not path.is_dir() or any(_finished_files(path))):
+        raise RunError(
+            f"{path} exists already",
+            hint="choose another --out, or continue an interrupted run with --resume",
+        )
+    write_text(path / "config.toml", dump_config(config))
+    return Run(path, config)
+
+
+def open_run(path: Path) -> Run:
+    """Return the run in a folder.
+
+    Raises:
+        RunError: The folder does not exist, is no run, or has settings that this
+            version does not know.
+    """
+    if not path.is_dir():
+        raise RunError(
+            f"no such run folder: {path}", hint="give the folder named by train --out"
+        )
+    if not (path / "config.toml").is_file():
+        raise RunError(
+            f"{path} is not a run folder: it has no config.toml",
+            hint="give the folder named by train --out",
+        )
+    try:
+        config = load_config(path / "config.toml")
+    except ConfigError as error:
+        raise RunError(
+            f"{path / 'config.toml'}: {error.problem}",
+            hint=f"the run is from another version of tumorlens, or was edited; this "
+            f"is {tumorlens.__version__}",
+        ) from None
+    return Run(path, config)
+
+
+def _with_subset(path: Path, subset: str) -> Path:
+    return path if subset == "test" else path.with_stem(f"{path.stem}-{subset}")
+
+
+def _finished_files(path: Path) -> Iterator[Path]:
+    # A run that was killed while its first file was written has nothing to lose.
+    return (entry for entry in path.iterdir() if not is_temporary(entry))
+
+
+def _read_json(path: Path, *, hint: str) -> Any:
+    try:
+        if path.stat().st_size > _MAX_TEXT_BYTES:
+            raise RunError(f"{path} is too large to be ours", hint=hint)
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}", hint=hint) from None
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is not JSON: {error}", hint=hint) from None
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [dict(json.loads(line)) for line in lines if line.strip()]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RunError(
+            f"{path} is not one JSON object per line: {error}",
+            hint="restore the file or train the run again",
+        ) from None
+
+
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(dict(row)) + "\n" for row in rows))

@@ -1,0 +1,416 @@
+"""A run folder mirrored into MLflow: settings, curves, figures and the network.
+
+The run folder is the truth and MLflow a picture of it. `Tracker.mirror` asks what
+MLflow has of a run and sends what is missing, so it may be called at any time, and a
+run that goes on, or is evaluated later, goes on in the same run of MLflow: the id is
+kept in the folder. Whatever breaks there is one warning, never an error: the training
+goes on, and what is missing is sent at its end.
+
+What the newcomer would get wrong: the client does not stop when a server is away, it
+tries for minutes and prints what it tries. Here it is told to be brief and quiet.
+`tumorlens.runs.outgoing` says what is sent.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from tumorlens.cli import terminal
+from tumorlens.errors import ConfigError
+from tumorlens.extras import require
+from tumorlens.files import sha256_of, sha256_of_bytes
+from tumorlens.runs.folder import MIRRORS, Run, open_run
+from tumorlens.runs.outgoing import (
+    figures_of,
+    files_of,
+    params_of,
+    settings_of,
+    tags_of,
+)
+from tumorlens.urls import is_server, without_password, without_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+DATABASE = "mlflow.db"
+"""Beside the run, where no URL is given. All runs of a folder share it."""
+EXPERIMENT = "tumorlens"
+
+_MAX_METRICS, _MAX_PARAMS = 1000, 100
+"""What MLflow takes at a time."""
+_RETRY_S = 300
+"""A training does not wait again for a server that was away so long ago."""
+_PATIENCE = {
+    # MLflow would try for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+class Tracker:
+    """Mirrors run folders into one MLflow.
+
+    Args:
+        url: A server (`http://...`) or a database (`sqlite:///...`). Empty or `None`:
+            where the run was tracked before, else `mlflow.db` beside the run folder.
+        experiment: The name in MLflow under which the runs are found.
+        warn: Told once, in one sentence, when something breaks.
+
+    Raises:
+        ConfigError: `url` is no URL.
+        MissingExtraError: MLflow is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        experiment: str = EXPERIMENT,
+        warn: Callable[[str], None] = terminal.say_warning,
+    ) -> None:
+        if url and "://" not in url:
+            raise ConfigError(
+                f"expected a URL for --track, got {url!r}",
+                hint="for example --track http://localhost:5000, or --track alone for "
+                f"a file {DATABASE} beside the run",
+            )
+        self._url = url or ""
+        self._experiment = experiment
+        self._warn = warn
+        self._has_warned = False
+        self._retry_at = 0.0
+        self._clients: dict[str, Any] = {}
+        self._complete: set[Path] = set()
+        self._ids: dict[Path, str] = {}
+        """Run folder -> the run of MLflow that was made for it."""
+        _load_mlflow()
+
+    def url_of(self, run: Run) -> str:
+        """Return where a run is mirrored."""
+        # A folder that was moved is not mirrored to where it was: "beside" is no path.
+        beside = f"sqlite:///{run.path.resolve().parent / DATABASE}"
+        return self._url or str(run.tracking().get("url") or beside)
+
+    def words(self, url: str, *, of: str = "run") -> str:
+        """Return where a run can be looked at; empty where tracking is broken.
+
+        Args:
+            url: As `url_of` gives it.
+            of: What is tracked there.
+        """
+        if self._has_warned:
+            return ""
+        url = without_password(url)
+        if is_server(url):
+            return f"the {of} is tracked at {url}"
+        return (
+            f"the {of} is tracked in {url}; where MLflow is installed in full, see it "
+            f"with: mlflow ui --backend-store-uri {url}"
+        )
+
+    @contextmanager
+    def following(self, path: Path, inner: Any) -> Iterator[Any]:
+        """Mirror a run while it is trained.
+
+        Args:
+            path: The run folder, which may not exist yet.
+            inner: A `train.Listener`, which is told everything first.
+
+        Yields:
+            The `train.Listener` to train with.
+        """
+        if not terminal.is_speaker():
+            yield inner
+            return
+        state = "KILLED"
+        try:
+            yield _Following(self, path, inner)
+        except Exception:
+            state = "FAILED"
+            raise
+        finally:
+            self._end(path, state)
+
+    def keep_up(
+        self, path: Path, *, state: str = "RUNNING", is_last: bool = False
+    ) -> bool:
+        """Mirror a run as it stands, unless that failed a short while ago.
+
+        Args:
+            path: The run folder.
+            state: As for `mirror`.
+            is_last: Try it even then.
+
+        Returns:
+            Whether MLflow has all of it now.
+        """
+        if time.monotonic() < self._retry_at and not is_last:
+            return False
+        return self._attempt(lambda: open_run(path), state=state)
+
+    def mirror(self, run: Run, *, state: str = "KILLED") -> bool:
+        """Send what MLflow does not have of a run yet.
+
+        Args:
+            run: Of any kind. Folds become runs below that of the k-fold run. Nothing is
+                sent of a run without a finished epoch.
+            state: MLflow's word for a run that is not finished: `RUNNING`, `KILLED` or
+                `FAILED`.
+
+        Returns:
+            Whether MLflow has all of it now. If not, a warning was given, once.
+        """
+        return self._attempt(lambda: run, state=state)
+
+    def _end(self, path: Path, state: str) -> None:
+        # Settings that did not fit leave no folder behind, and nothing to mirror.
+        if (path / "config.toml").is_file():
+            self.keep_up(path, state=state, is_last=True)
+
+    def _attempt(self, get_run: Callable[[], Run], *, state: str) -> bool:
+        url = self._url or "MLflow"
+        try:
+            run = get_run()
+            url = self.url_of(run)
+            # Kept in the folder. Empty means beside it, wherever that will be.
+            note = without_password(self._url or str(run.tracking().get("url") or ""))
+            with _quiet():
+                self._send(_Place(self._client(url), url, note), run, state=state)
+        except Exception as error:  # whatever breaks there must not break a training
+            self._retry_at = time.monotonic() + _RETRY_S
+            if not self._has_warned:
+                self._has_warned = True
+                self._warn(
+                    f"tracking to {without_password(url)} does not work: "
+                    f"{_reason(error, url)}; nothing is lost, the run folder has it all"
+                )
+            return False
+        return True
+
+    def _client(self, url: str) -> Any:
+        if url not in self._clients:
+            client = require("mlflow.tracking").MlflowClient(tracking_uri=url)
+            self._clients[url] = client
+        return self._clients[url]
+
+    def _send(
+        self, place: _Place, run: Run, *, state: str, parent: str | None = None
+    ) -> None:
+        is_known = run.path in self._complete and state == "RUNNING"
+        if is_known or not _has_begun(run):
+            return
+        client = place.client
+        there = self._find_or_make(place, run, parent=parent)
+        run_id = there.info.run_id
+        for fold in run.folds():
+            self._send(place, fold, state=state, parent=run_id)
+        _send_values(client, run, there)
+        state = "FINISHED" if run.is_finished else state
+        if state == "RUNNING":
+            if there.info.status != state:
+                client.update_run(run_id, status=state)
+            return
+        if there.info.status != state:
+            client.set_terminated(run_id, status=state)
+        _send_files(client, run, there, is_remote=is_server(place.url))
+        self._complete.add(run.path)
+
+    def _find_or_make(self, place: _Place, run: Run, *, parent: str | None) -> Any:
+        """Return the run of MLflow with what it has, and note its id in the folder."""
+        client, known = place.client, run.tracking()
+        if known.get("url") == place.note and isinstance(known.get("run_id"), str):
+            try:
+                there = client.get_run(known["run_id"])
+                if there.info.lifecycle_stage == "active":
+                    return there
+            except require("mlflow.exceptions").MlflowException as error:
+                # Somebody has deleted it there for good: it begins anew.
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        if run.path in self._ids:
+            # Begun anew in the same folder, as where the batch had to be split.
+            client.set_terminated(self._ids[run.path], status="KILLED")
+        tags = {"mlflow.parentRunId": parent} if parent else {}
+        there = client.create_run(
+            self._experiment_id(place, run),
+            run_name=f"fold {run.config.data.fold}" if parent else run.name,
+            tags=tags | tags_of(run),
+        )
+        self._ids[run.path] = there.info.run_id
+        run.write_tracking({"url": place.note, "run_id": there.info.run_id})
+        return there
+
+    def _experiment_id(self, place: _Place, run: Run) -> str:
+        name, location = self._experiment, _artifact_location(place.url, run)
+        found = place.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                made = place.client.create_experiment(name, artifact_location=location)
+            except require("mlflow.exceptions").MlflowException:
+                # Of several processes that begin together, one makes it.
+                found = place.client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+            else:
+                return str(made)
+        return str(found.experiment_id)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where runs are mirrored."""
+
+    client: Any
+    """An `MlflowClient`."""
+    url: str
+    note: str
+    """What the run folder says of it; see `Tracker.url_of`."""
+
+
+class _Following:
+    """A `train.Listener` that tells another one, and mirrors the run."""
+
+    def __init__(self, tracker: Tracker, path: Path, inner: Any) -> None:
+        self._tracker = tracker
+        self._path = path
+        self._inner = inner
+
+    def stage(self, text: str) -> None:
+        self._inner.stage(text)
+
+    def fold(self, fold: int, num_folds: int) -> None:
+        self._inner.fold(fold, num_folds)
+
+    def files(self, done: int, total: int) -> None:
+        self._inner.files(done, total)
+
+    def batch(self, epoch: int, done: int, total: int) -> None:
+        self._inner.batch(epoch, done, total)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self._inner.epoch(row)
+        self._tracker.keep_up(self._path)
+
+
+def _load_mlflow() -> None:
+    """Import MLflow, told to be patient for seconds only and to print nothing."""
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    with _quiet():
+        require("mlflow.tracking")
+        # Ten attempts to open a database take 100 seconds, and no setting says so.
+        utils: Any = require("mlflow.store.db.utils")
+        utils.MAX_RETRY_COUNT = 2
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep MLflow and what it calls from writing to the terminal."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _has_begun(run: Run) -> bool:
+    """Whether there is anything to tell: an epoch, or weights from elsewhere."""
+    return any(
+        one.history_path.is_file() or one.card_path.is_file() for one in run.networks()
+    )
+
+
+def _send_values(client: Any, run: Run, there: Any) -> None:
+    """Send settings, curves and figures, as far as they are not there."""
+    entities = require("mlflow.entities")
+    data, run_id = there.data, there.info.run_id
+    params = [
+        entities.Param(name, value)
+        for name, value in params_of(run).items()
+        if name not in data.params
+    ]
+    now_ms = int(time.time() * 1000)
+    last_epoch = data.metrics.get("epoch", 0)
+    metrics = [
+        entities.Metric(name, float(value), now_ms, row["epoch"])
+        for row in run.history()
+        if row["epoch"] > last_epoch
+        # The epoch itself comes last: once it is there, its row is.
+        for name, value in sorted(row.items(), key=lambda item: item[0] == "epoch")
+        if name != "is_best"
+    ]
+    metrics += [
+        entities.Metric(name, value, now_ms, 0)
+        for name, value in figures_of(run).items()
+        if data.metrics.get(name) != value
+    ]
+    while params or metrics:
+        client.log_batch(
+            run_id, metrics=metrics[:_MAX_METRICS], params=params[:_MAX_PARAMS]
+        )
+        del metrics[:_MAX_METRICS], params[:_MAX_PARAMS]
+
+
+def _send_files(client: Any, run: Run, there: Any, *, is_remote: bool) -> None:
+    """Send settings, history, measures, figures and network, where they are new.
+
+    Raises:
+        ConfigError: A server keeps its files in a folder of its own machine.
+    """
+    run_id = there.info.run_id
+    if is_remote and urlsplit(there.info.artifact_uri).scheme in ("", "file"):
+        # MLflow would write them to a folder of that name on this machine.
+        raise ConfigError(
+            f"the server keeps files in {there.info.artifact_uri}, where only itself "
+            "can write: start it with --serve-artifacts"
+        )
+    tracking = run.tracking()
+    sent: dict[str, str] = dict(tracking.get("sent") or {})
+
+    def note(name: str, digest: str) -> None:
+        sent[name] = digest
+        run.write_tracking(tracking | {"sent": sent})
+
+    settings = settings_of(run)
+    digest = sha256_of_bytes(settings.encode())
+    if sent.get("config.toml") != digest:
+        client.log_text(run_id, settings, "config.toml")
+        note("config.toml", digest)
+    for path in files_of(run):
+        name = path.relative_to(run.path).as_posix()
+        digest = sha256_of(path)
+        if sent.get(name) != digest:
+            folder = name.rpartition("/")[0]
+            client.log_artifact(run_id, str(path), folder or None)
+            note(name, digest)
+
+
+def _artifact_location(url: str, run: Run) -> str | None:
+    """Return where files go: beside the database, or where the server says."""
+    if is_server(url):
+        return None
+    scheme, _, rest = url.partition(":///")
+    database = Path(rest.partition("?")[0])
+    folder = database.parent if scheme == "sqlite" else run.path.parent
+    return (folder.resolve() / MIRRORS).as_uri()
+
+
+def _reason(error: Exception, url: str) -> str:
+    """Return the first line of an error, short and without a password."""
+    words = str(getattr(error, "problem", error)).strip().splitlines()
+    reason = words[0] if words else type(error).__name__
+    reason = without_secrets(reason, url)
+    return reason if len(reason) <= 200 else f"{reason[:197]}..."

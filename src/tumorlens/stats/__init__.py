@@ -1,0 +1,1 @@
+"""Measures, intervals and paired tests: numpy and scipy, no files, no torch."""

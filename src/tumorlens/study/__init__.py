@@ -1,0 +1,1 @@
+"""Many runs: plans, workers, and the comparison of what they reached."""

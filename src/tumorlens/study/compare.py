@@ -1,0 +1,439 @@
+"""Runs side by side: what each reached and costs, and which differences are real.
+
+Everything about accuracy comes from the runs' `predictions.csv`. Where those of val are
+missing the networks are asked for them; for test never, since each look at test is
+somebody's decision. Two arms are compared on the images that both were asked about,
+under the same protocol. What the newcomer would get wrong: the arm with the highest
+figure has not won. Of ten equal arms one is best by luck, so p-values are corrected for
+the number of pairs, and a difference that may be luck is called noise.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tumorlens.deploy import costs
+from tumorlens.errors import ConfigError, RunError, did_you_mean
+from tumorlens.evaluation.measure import evaluate
+from tumorlens.evaluation.predictions import pool_predictions, read_predictions
+from tumorlens.extras import require
+from tumorlens.stats.paired import exact_mcnemar, holm, paired_bootstrap
+from tumorlens.study.arm_measures import (
+    epoch_accuracies,
+    joined_history,
+    mean_measures,
+    training_speed,
+    worst_leak,
+)
+from tumorlens.study.arms import find_arms, is_study
+from tumorlens.study.comparison import say_all, say_pair
+from tumorlens.study.comparison_example import ask_about
+from tumorlens.training.network import resolve_device
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from tumorlens.evaluation.inference import Progress
+    from tumorlens.evaluation.predictions import Predictions
+    from tumorlens.runs.folder import Run
+    from tumorlens.study.arms import Arm, Member
+
+FORMAT = 1
+"""Number of the layout of `comparison.json`."""
+
+SUBSETS = ("test", "val")
+PROTOCOLS = ("grouped-kfold", "grouped", "as-given")
+"""The one that says most about new patients first."""
+
+SIGNIFICANCE = 0.05
+
+
+def compare(
+    paths: Sequence[Path],
+    *,
+    subset: str | None = None,
+    image: Path | None = None,
+    data: Path | None = None,
+    with_latency: bool = True,
+    device: str = "auto",
+    store_url: str | None = None,
+    command: str = "",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Return everything that can be said about some runs side by side.
+
+    Args:
+        paths: Run folders, or one study folder. A run that is not finished, or not
+            evaluated on test, is listed with what to do and without measures.
+        subset: `test`, or `val` while choices are being made. `None`: `test`, but `val`
+            for a study that never looks at test.
+        image: A file to put through every arm.
+        data: Where the images are now, if they moved. `image` may be relative to it.
+        with_latency: Whether to time the networks, which takes a few seconds.
+        device: Where to time and to ask them: `auto`, `cpu` or `cuda`.
+        store_url: The address of the study's store, where a password belongs to it.
+        command: What the user typed, for the record of what is asked of val.
+        progress: Called with images done and images in all of a run asked for val.
+
+    Returns:
+        The content of `comparison.json`.
+
+    Raises:
+        ConfigError: The subset is unknown, no path is given or one twice, or a study
+            with other paths.
+        DataError: The image cannot be read, or those of val cannot.
+        RunError: A path is no run folder, one of its files is damaged, the runs are of
+            different classes or labels, or none is evaluated.
+    """
+    subset = subset or _default_subset(paths)
+    if subset not in SUBSETS:
+        raise ConfigError(
+            f"unknown subset {subset!r}", hint=did_you_mean(subset, SUBSETS)
+        )
+    found = find_arms(paths, store_url=store_url)
+    if subset == "val":
+        asking: dict[str, Any] = {"device": device, "progress": progress}
+        for run in _lacking(found, subset):
+            evaluate(run, subset=subset, data=data, command=command, **asking)
+    entries = [_Entry(arm, _answers(arm, subset)) for arm in found]
+    _check_comparable(entries, subset)
+    headline = _headline_protocol(entries)
+    root = paths[0] if is_study(paths[0]) else None
+    networks = [
+        (entry.arm.name, network)
+        for entry in entries
+        if (network := entry.network_run(headline)) is not None
+    ]
+    of_networks = _costs(entries, headline, device=device if with_latency else None)
+    arms = [
+        _arm(entry, headline, subset=subset, root=root) | cost
+        for entry, cost in zip(entries, of_networks, strict=True)
+    ]
+    comparison = {
+        "format": FORMAT,
+        "title": _title(entries, root),
+        "study": None if root is None else str(root.resolve()),
+        "subset": subset,
+        "headline_protocol": headline,
+        "arms": arms,
+        "pairs": _pairs(entries),
+        "pareto": _pareto_front(arms, headline),
+        "example": ask_about(image, data, networks) if image else None,
+    }
+    return comparison | {"words": say_all(comparison)}
+
+
+def _default_subset(paths: Sequence[Path]) -> str:
+    if len(paths) != 1 or not is_study(paths[0]):
+        return "test"
+    plan = require("tumorlens.study.folder").open_study(paths[0]).plan
+    return "test" if plan.test else "val"
+
+
+def _lacking(arms: Iterable[Arm], subset: str) -> list[Run]:
+    """Return the finished runs that could answer for a subset and have not yet."""
+    return [
+        member.run
+        for arm in arms
+        for member in arm.members
+        if member.run is not None
+        and member.state == "finished"
+        and not _evaluated([member], subset)
+        # Each image of a k-fold run is in val of some folds and in training of others.
+        and not (member.run.is_kfold and subset != "test")
+    ]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An arm and what its networks answered."""
+
+    arm: Arm
+    answers: Mapping[str, Mapping[int, Predictions]]
+    """Protocol -> seed -> table. Only what is evaluated."""
+
+    def finished(self, protocol: str) -> list[Run]:
+        """Return the finished runs under a protocol; all, where it has none."""
+        finished = [one for one in self.arm.members if one.state == "finished"]
+        chosen = [one for one in finished if one.protocol == protocol] or finished
+        return [one.run for one in chosen if one.run is not None]
+
+    def network_run(self, protocol: str) -> Run | None:
+        """Return the run whose network stands for the arm, if any has one."""
+        return next(filter(costs.has_networks, self.finished(protocol)), None)
+
+
+def _answers(arm: Arm, subset: str) -> dict[str, dict[int, Predictions]]:
+    parts: dict[str, dict[int, list[Predictions]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for member in arm.members:
+        for run in _evaluated([member], subset):
+            table = read_predictions(run.predictions_of(subset))
+            parts[member.protocol][member.seed].append(table)
+    return {
+        protocol: {
+            # Several only where each fold was given as a run of its own.
+            seed: tables[0] if len(tables) == 1 else pool_predictions(tables)
+            for seed, tables in by_seed.items()
+        }
+        for protocol, by_seed in parts.items()
+    }
+
+
+def _evaluated(members: Iterable[Member], subset: str) -> list[Run]:
+    return [
+        one.run
+        for one in members
+        if one.run is not None
+        and one.state == "finished"
+        and one.run.predictions_of(subset).is_file()
+    ]
+
+
+def _check_comparable(entries: Sequence[_Entry], subset: str) -> None:
+    """Refuse runs without answers, or with answers to other questions.
+
+    Raises:
+        RunError: See `compare`.
+    """
+    tables = [
+        (entry.arm.name, table)
+        for entry in entries
+        for by_seed in entry.answers.values()
+        for table in by_seed.values()
+    ]
+    if not tables:
+        raise RunError(
+            f"none of the runs has answers for the subset {subset!r}",
+            hint=_how_to_get_answers([entry.arm for entry in entries], subset),
+        )
+    first_name, first = tables[0]
+    labels: dict[str, int] = {}
+    for name, table in tables:
+        if table.classes != first.classes:
+            raise RunError(
+                f"{first_name} knows {', '.join(first.classes)}, {name} knows "
+                f"{', '.join(table.classes)}",
+                hint="compare runs of the same classes in the same order",
+            )
+        for path, label in zip(table.paths, table.labels.tolist(), strict=True):
+            if labels.setdefault(path, label) != label:
+                raise RunError(
+                    f"{path} is {first.classes[label]} in {name} and "
+                    f"{first.classes[labels[path]]} in another run",
+                    hint="compare runs of the same data; where labels were corrected, "
+                    "train and evaluate again",
+                )
+
+
+def _how_to_get_answers(arms: Sequence[Arm], subset: str) -> str:
+    """Return the commands that give the answers, or why there can be none."""
+    commands = [f"tumorlens evaluate {run.path}" for run in _lacking(arms, subset)]
+    if commands:
+        asked = "; ".join(commands)
+        return f"{asked}; or compare on val, with --subset val and no look at test"
+    member = arms[0].members[0]
+    return f"{member.path}: {_reason(member, subset) or member.state}"
+
+
+def _reason(member: Member, subset: str) -> str | None:
+    """Return why a run has no measures, or `None` where it has."""
+    if member.reason or member.state != "finished" or member.run is None:
+        return member.reason
+    if _evaluated([member], subset):
+        return None
+    if member.run.is_kfold and subset != "test":
+        return f"a run with folds has no subset {subset!r} of its own"
+    return f"not evaluated yet: tumorlens evaluate {member.path}"
+
+
+def _headline_protocol(entries: Sequence[_Entry]) -> str:
+    """Return the most telling protocol that all evaluated arms have, or else any."""
+    evaluated = [set(entry.answers) for entry in entries if entry.answers]
+    common = set.intersection(*evaluated) or set.union(*evaluated)
+    return next(protocol for protocol in PROTOCOLS if protocol in common)
+
+
+def _title(entries: Sequence[_Entry], root: Path | None) -> str:
+    if root is not None:
+        plan = require("tumorlens.study.folder").open_study(root).plan
+        return str(plan.title or plan.name)
+    names = [entry.arm.name for entry in entries]
+    return " and ".join(names) if len(names) < 3 else f"{len(names)} arms"
+
+
+def _arm(
+    entry: _Entry, headline: str, *, subset: str, root: Path | None
+) -> dict[str, Any]:
+    measures = {}
+    for protocol, by_seed in entry.answers.items():
+        runs = _evaluated(entry.arm.of(protocol), subset)
+        tables = list(by_seed.values())
+        measures[protocol] = {
+            "num_seeds": len(tables),
+            "num_images": len({path for table in tables for path in table.paths}),
+            **mean_measures(tables),
+            # Who is still choosing by val must not be shown test.
+            **epoch_accuracies(runs if subset == "test" else ()),
+            "leak": worst_leak(runs),
+        }
+    return {
+        "name": entry.arm.name,
+        "settings": entry.arm.settings,
+        "model": str(entry.arm.members[0].settings["model.name"]),
+        **training_speed(entry.finished(headline)),
+        "measures": measures,
+        "runs": [
+            {
+                "path": _path_of(one, root),
+                "protocol": one.protocol,
+                "seed": one.seed,
+                "state": one.state,
+                "reason": _reason(one, subset),
+                "history": [] if one.run is None else joined_history(one.run),
+            }
+            for one in entry.arm.members
+        ],
+    }
+
+
+def _path_of(member: Member, root: Path | None) -> str:
+    path = member.path.resolve()
+    if root is not None and path.is_relative_to(root.resolve()):
+        return path.relative_to(root.resolve()).as_posix()
+    return str(path)
+
+
+def _costs(
+    entries: Sequence[_Entry], headline: str, *, device: str | None
+) -> list[dict[str, Any]]:
+    """Return what the network of each arm costs, timed on `device` if one is given."""
+    runs = [entry.network_run(headline) for entry in entries]
+    # Arms that differ in their training only have one network, and one latency: timed
+    # apart, chance would put one of them before the other.
+    answerers = {
+        costs.architecture_of(run): costs.open_networks(run) for run in runs if run
+    }
+    found: dict[str, dict[str, Any]] = {
+        architecture: {
+            "num_parameters": costs.count_parameters(networks),
+            "macs": costs.count_macs(networks),
+            "size_bytes": costs.size_on_disk(networks),
+            "latency_ms": None,
+        }
+        for architecture, networks in answerers.items()
+    }
+    if device is not None:
+        times = costs.measure_latencies(
+            list(answerers.values()), device=resolve_device(device)
+        )
+        for of_network, time in zip(found.values(), times, strict=True):
+            of_network["latency_ms"] = {
+                "value": time.p50,
+                "low": time.p5,
+                "high": time.p95,
+            }
+    unknown = dict.fromkeys(("num_parameters", "macs", "size_bytes", "latency_ms"))
+    return [found[costs.architecture_of(run)] if run else unknown for run in runs]
+
+
+def _pairs(entries: Sequence[_Entry]) -> list[dict[str, Any]]:
+    judged = []
+    for protocol in PROTOCOLS:
+        sides = [
+            (entry.arm.name, entry.answers[protocol])
+            for entry in entries
+            if protocol in entry.answers
+        ]
+        pairs = [
+            {"protocol": protocol, "first": first, "second": second, **found}
+            for (first, one), (second, other) in itertools.combinations(sides, 2)
+            if (found := _difference(one, other))
+        ]
+        # Where both tests can be made, a difference has to pass both.
+        corrected = holm(
+            [max(pair["p_mcnemar"] or 0.0, pair["p_bootstrap"]) for pair in pairs]
+        )
+        for pair, p_holm in zip(pairs, corrected, strict=True):
+            low, high = pair["difference"]["low"], pair["difference"]["high"]
+            holds_zero = low is not None and low <= 0 <= high
+            pair |= {
+                "p_holm": p_holm,
+                "is_noise": holds_zero or p_holm >= SIGNIFICANCE,
+            }
+            judged.append(pair | {"words": say_pair(pair)})
+    return judged
+
+
+def _difference(
+    first: Mapping[int, Predictions], second: Mapping[int, Predictions]
+) -> dict[str, Any] | None:
+    """Return two arms' difference on the images that both were asked about.
+
+    Seed by seed where they have the same seeds: another seed can mean other test
+    images. `None` where there is no such image.
+    """
+    parts: list[tuple[Iterable[Predictions], Iterable[Predictions]]]
+    parts = [(first.values(), second.values())]
+    if first.keys() == second.keys():
+        parts = [((first[seed],), (second[seed],)) for seed in sorted(first)]
+    rows: list[tuple[str, str, float, float]] = []
+    for ones, others in parts:
+        one, other = _right(ones), _right(others)
+        rows += [
+            (path, one[path][0], fmean(one[path][1]), fmean(other[path][1]))
+            for path in sorted(set(one) & set(other))
+        ]
+    if not rows:
+        return None
+    paths, names, of_one, of_other = zip(*rows, strict=True)
+    right_of_one, right_of_other = np.array(of_one), np.array(of_other)
+    _, groups = np.unique(names, return_inverse=True)
+    found = paired_bootstrap(right_of_one, right_of_other, groups)
+    p_mcnemar = None
+    if len(first) == len(second) == 1:
+        p_mcnemar = exact_mcnemar(right_of_one > 0, right_of_other > 0)
+    return {
+        "num_images": len(set(paths)),
+        "difference": {"value": found.value, "low": found.low, "high": found.high},
+        "p_mcnemar": p_mcnemar,
+        "p_bootstrap": found.p,
+    }
+
+
+def _right(tables: Iterable[Predictions]) -> dict[str, tuple[str, list[bool]]]:
+    """Return for each image its group, and whether each seed was right about it."""
+    found: dict[str, tuple[str, list[bool]]] = {}
+    for table in tables:
+        is_right = (table.predicted == table.labels).tolist()
+        for path, group, right in zip(table.paths, table.groups, is_right, strict=True):
+            found.setdefault(path, (group, []))[1].append(right)
+    return found
+
+
+def _pareto_front(arms: Sequence[Mapping[str, Any]], headline: str) -> list[str]:
+    """Return the arms than which no other is both as accurate and as fast, or more."""
+    points = {
+        arm["name"]: (
+            arm["measures"][headline]["accuracy"]["value"],
+            -arm["latency_ms"]["value"],
+        )
+        for arm in arms
+        if headline in arm["measures"] and arm["latency_ms"] is not None
+    }
+    return [
+        name
+        for name, point in points.items()
+        if not any(
+            other != point and other[0] >= point[0] and other[1] >= point[1]
+            for other in points.values()
+        )
+    ]

@@ -1,0 +1,168 @@
+"""How long a study may take: a few timed steps of each network, times its images.
+
+The steps are real ones on noise; how many images each network learns from is counted
+in the split that it would get. What is left out: reading the images for the first time,
+and trials that stop early.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from tumorlens.data.duplicates import find_copies
+from tumorlens.data.split import fold_splits
+from tumorlens.training.dataset import deal, image_limits, index_of
+from tumorlens.training.loop import train_epoch
+from tumorlens.training.network import (
+    create_model,
+    infer,
+    needs_model_hub,
+    resolve_device,
+    resolve_precision,
+)
+from tumorlens.training.optim import Schedule, make_optimizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tumorlens.config import Config
+    from tumorlens.data.duplicates import Copies
+    from tumorlens.data.index import Index, SplitRow
+    from tumorlens.study.plan import PlannedTrial, StudyPlan
+
+_WARM_STEPS, _TIMED_STEPS = 1, 2
+
+
+class _Sizes(NamedTuple):
+    train: int
+    val: int
+    test: int
+
+
+def estimate_study(
+    plan: StudyPlan,
+    trials: Sequence[PlannedTrial],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float] | None:
+    """Return trial -> seconds on this machine, or `None` where no data was named.
+
+    Whatever would end a trial at its start comes to light: the images are dealt as the
+    trials would deal them, and weights files are loaded. Weights of a model hub are not
+    fetched.
+
+    Args:
+        plan: Of a search, every trial is taken to be like the base.
+        trials: Those of the plan that count.
+        progress: Called with files done and files in all, while copies are sought.
+
+    Raises:
+        ConfigError: A setting or a weights file does not fit a network.
+        DataError: The data cannot be read, or not be split so.
+    """
+    data = plan.base.data
+    if data.path is None:
+        return None
+    index = index_of(data)
+    copies = find_copies(index, limits=image_limits(data), progress=progress)
+    steps: dict[str, tuple[float, float]] = {}
+    sizes: dict[str, list[_Sizes]] = {}
+    seconds = {}
+    for trial in trials:
+        config = plan.config_of(
+            trial.settings, protocol=trial.protocol, seed=trial.seed
+        )
+        kind = repr((config.model, config.train.batch_size, config.train.freeze))
+        if kind not in steps:
+            steps[kind] = _time_steps(config, num_classes=len(index.classes))
+        split = repr((config.data, config.train.seed))
+        if split not in sizes:
+            sizes[split] = _sizes_of(config, index, copies)
+        seconds[trial.name] = _seconds_of(config, sizes[split], *steps[kind])
+    return seconds
+
+
+def _sizes_of(config: Config, index: Index, copies: Copies) -> list[_Sizes]:
+    """Return how many images each network of a trial has in each subset."""
+    data, seed = config.data, config.train.seed
+    rows = deal(index, copies, data, seed=seed)
+    parts: Sequence[Sequence[SplitRow]] = [rows]
+    if data.protocol == "grouped-kfold":
+        parts = fold_splits(
+            rows, num_folds=data.num_folds, val_fraction=data.val_fraction, seed=seed
+        )
+    counts = [Counter(row.subset for row in part) for part in parts]
+    return [_Sizes(one["train"], one["val"], one["test"]) for one in counts]
+
+
+def _seconds_of(
+    config: Config, sizes: Sequence[_Sizes], train: float, look: float
+) -> float:
+    """Return the seconds of a trial from those of an image learnt and looked at."""
+    seconds = 0.0
+    for of in sizes:
+        watched = of.val + (of.test if config.train.watch_test else 0)
+        per_epoch = of.train * train + watched * look
+        seconds += config.optim.epochs * per_epoch + of.test * look
+    return seconds
+
+
+def _time_steps(config: Config, *, num_classes: int) -> tuple[float, float]:
+    """Return the seconds that one image takes to learn and to look at."""
+    device = resolve_device(config.train.device)
+    settings = config.model
+    if needs_model_hub(settings):
+        settings = settings.model_copy(update={"pretrained": "no"})
+    model, preprocessing = create_model(settings, num_classes=num_classes)
+    model.to(device).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, config.optim)
+    size = preprocessing.size_px
+    shape = (config.train.batch_size, config.model.in_chans, size, size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
+    labels = torch.randint(0, num_classes, shape[:1])
+
+    def learn(num_steps: int) -> float:
+        start = time.perf_counter()
+        train_epoch(
+            model,
+            [(images, labels)] * num_steps,
+            sums=torch.zeros(3, dtype=torch.float64, device=device),
+            prepare_batch=lambda part, of: (
+                part.to(device)
+                .float()
+                .div(255)
+                .contiguous(memory_format=torch.channels_last),
+                of.to(device),
+            ),
+            loss_fn=nn.CrossEntropyLoss(),
+            optimizer=optimizer,
+            schedule=Schedule(optimizer, config.optim, batches_per_epoch=100),
+            accelerator=Accelerator(cpu=device.type == "cpu"),
+            use_bf16=resolve_precision(config.train.precision, device) == "bf16",
+            num_parts=config.train.accumulate,
+            frozen=config.train.freeze,
+        )
+        return time.perf_counter() - start
+
+    def look() -> float:
+        start = time.perf_counter()
+        infer(
+            model,
+            [images],
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            device=device,
+            mirror=config.model.mirror,
+        )
+        return time.perf_counter() - start
+
+    learn(_WARM_STEPS)
+    train = learn(_TIMED_STEPS) / _TIMED_STEPS
+    look()
+    return train / len(images), look() / len(images)

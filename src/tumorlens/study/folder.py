@@ -1,0 +1,205 @@
+"""The study folder: what a study leaves behind, and the only place that names it.
+
+    STUDY/study.toml         the complete plan
+        store.txt            the address of the store, without a password
+        store.sqlite         the store, unless it is a server
+        tracking.txt         where it is mirrored, if that was said
+        trials/NAME          ordinary run folders, one per trial
+        worker.log               what the workers printed
+        trials/NAME.txt      the traceback of a trial that failed by a fault of ours
+        comparison.json, comparison.html, comparison.csv ..., figures/
+
+A newcomer would look for results here: they are in the run folders, and
+`tumorlens.study.compare` puts them side by side.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tumorlens.errors import ConfigError, RunError
+from tumorlens.files import write_text
+from tumorlens.runs.folder import Run, open_run
+from tumorlens.study.plan import StudyPlan
+from tumorlens.study.plan_file import dump_plan, read_plan
+from tumorlens.study.store import Store
+from tumorlens.urls import without_password
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial as it stands: what the plan says, and what came of it."""
+
+    name: str
+    arm: str
+    settings: Mapping[str, Any]
+    """What differs from the base: of the plan, or as a search chose it."""
+    protocol: str
+    seed: int
+    run_path: Path
+    """Its run folder, which need not exist yet, or not on this machine."""
+    state: str
+    """waiting, running, finished, pruned or failed."""
+    reason: str | None
+    """Why it failed or was pruned."""
+    value: float | None
+    """The val measure that the study aims at."""
+    seconds: float | None
+    place: str | None
+    """Machine and study folder where it ran."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study folder on disk."""
+
+    path: Path
+    plan: StudyPlan
+
+    @property
+    def trials_dir(self) -> Path:
+        """The run folders of the trials."""
+        return self.path / "trials"
+
+    def run_path(self, trial: str) -> Path:
+        """Return the run folder of a trial."""
+        return self.trials_dir / trial
+
+    def failure_path(self, trial: str) -> Path:
+        """Return where the traceback of a failed trial is."""
+        return self.trials_dir / f"{trial}.txt"
+
+    @property
+    def log_path(self) -> Path:
+        """What the workers print, warnings of libraries among it."""
+        return self.path / "worker.log"
+
+    @property
+    def tracking_path(self) -> Path:
+        """The address of the MLflow that mirrors the trials, without a password."""
+        return self.path / "tracking.txt"
+
+    @property
+    def store_url(self) -> str:
+        """The address of the store, without a password."""
+        try:
+            return (self.path / "store.txt").read_text(encoding="utf-8").strip()
+        except OSError:
+            return f"sqlite:///{(self.path / 'store.sqlite').resolve()}"
+
+    def open_store(self, url: str | None = None, *, must_exist: bool = False) -> Store:
+        """Return the store of this study.
+
+        Args:
+            url: Its address with a password, where one is needed.
+            must_exist: Whether to refuse to enter the study there.
+
+        Raises:
+            ConfigError: The address is of another kind.
+            MissingExtraError: Optuna is not installed.
+            RunError: It cannot be reached, or holds another study of that name, or
+                none where one must exist.
+        """
+        return Store(
+            self.plan,
+            url or self.store_url,
+            place=self.path.resolve(),
+            must_exist=must_exist,
+        )
+
+    def trials(self, store: Store | None = None) -> list[Trial]:
+        """Return the trials in the order of the plan.
+
+        Raises:
+            MissingExtraError: Optuna is not installed.
+            RunError: The store cannot be reached.
+        """
+        planned = {trial.name: trial for trial in self.plan.trials()}
+        found = []
+        for row in (store or self.open_store()).rows():
+            trial = planned.get(row.name)
+            is_planned = trial is not None and bool(trial.arm)
+            found.append(
+                Trial(
+                    name=row.name,
+                    arm=trial.arm if trial and is_planned else row.name,
+                    settings=trial.settings if trial and is_planned else row.settings,
+                    protocol=trial.protocol if trial else self.plan.protocols[0],
+                    seed=trial.seed if trial else self.plan.seeds[0],
+                    run_path=self.run_path(row.name),
+                    state=row.state,
+                    reason=row.reason,
+                    value=row.value,
+                    seconds=row.seconds,
+                    place=row.place,
+                )
+            )
+        return found
+
+    def open_run(self, trial: str) -> Run | None:
+        """Return the run of a trial, or `None` where it has not begun.
+
+        A folder that a kill left without settings is removed.
+        """
+        path = self.run_path(trial)
+        if not path.exists():
+            return None
+        try:
+            return open_run(path)
+        except (RunError, ConfigError):
+            shutil.rmtree(path)
+            return None
+
+
+def create_study(path: Path, plan: StudyPlan, *, store_url: str | None) -> Study:
+    """Make a study folder, or find the one that this plan has made.
+
+    Raises:
+        RunError: The folder holds something else, or cannot be one: it or a folder
+            above it is a file.
+    """
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise RunError(
+                f"the study cannot be put in {path}: {place} is a file",
+                hint="give another --out",
+            )
+    if (path / "study.toml").exists():
+        study = open_study(path)
+        if study.plan.digest() != plan.digest():
+            raise RunError(
+                f"{path} holds another study, or this one with other settings",
+                hint="give another --out, or go on with the one that is there: "
+                f"tumorlens study run {path}",
+            )
+    elif path.exists() and any(path.iterdir()):
+        raise RunError(
+            f"{path} exists and is not a study folder", hint="give another --out"
+        )
+    if store_url is not None:
+        write_text(path / "store.txt", without_password(store_url) + "\n")
+    # Last: a folder with this file is complete.
+    write_text(path / "study.toml", dump_plan(plan))
+    return Study(path, plan)
+
+
+def open_study(path: Path) -> Study:
+    """Return the study of a folder.
+
+    Raises:
+        ConfigError: Its plan is damaged.
+        RunError: It is no study folder.
+    """
+    plan_path = path / "study.toml"
+    if not plan_path.is_file():
+        raise RunError(
+            f"{path} is not a study folder: it has no study.toml",
+            hint="give the folder that tumorlens study run made",
+        )
+    return Study(path, read_plan(plan_path))

@@ -1,0 +1,469 @@
+"""Many configs become many runs: workers that take trials from a store and train them.
+
+`run_study` starts workers and watches them; `work` is what a worker does, one trial
+after the other until none is left. A worker is a process of its own, so that one that
+dies takes nothing with it, and any number of them on any number of machines may work
+on one study. What a trial aims at is a val measure; test is looked at once, at its end,
+and only where the plan says so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tumorlens.errors import RunError, TumorlensError
+from tumorlens.extras import require
+from tumorlens.files import write_text
+from tumorlens.interrupts import interruptible
+from tumorlens.study.folder import Study, Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tumorlens.config import Config
+    from tumorlens.runs.folder import Run
+    from tumorlens.study.store import Claim, Store
+    from tumorlens.study.tracking import StudyTracker
+
+_MAX_SPLITS = 5
+"""Halvings of a batch: 32 images then go through one by one."""
+
+_POLL_S = 0.5
+_PATIENCE_S = 60
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study is."""
+
+    counts: Mapping[str, int]
+    """State -> trials."""
+    epochs_done: int
+    epochs_in_all: int
+    seconds_left: float | None
+    """`None` while nothing can be said."""
+
+
+def work(
+    study: Study,
+    store: Store,
+    *,
+    only: str = "*",
+    command: str = "",
+    make_listener: Callable[[str], Any] | None = None,
+) -> bool:
+    """Run trials until none is left.
+
+    Args:
+        study: The folder; the runs go into it.
+        store: Says what is left to do.
+        only: Pattern of the names of the trials to run, as of a shell.
+        command: What the user typed, for the record of the runs.
+        make_listener: Gives the `train.Listener` of a trial by its name.
+
+    Returns:
+        False when an interrupt ended it. The trial that ran is free again, and goes on
+        where it was.
+    """
+    store.fill()
+    while True:
+        claim = store.claim(only=only)
+        if claim is None:
+            return True
+        listener = make_listener(claim.name) if make_listener else None
+        try:
+            is_over = _run_trial(study, claim, command=command, listener=listener)
+        except KeyboardInterrupt:
+            claim.release()
+            return False
+        except TumorlensError as error:
+            claim.fail(error.problem)
+            continue
+        except Exception as error:
+            # A fault of ours, or of a library: the others go on, and it is kept.
+            write_text(study.failure_path(claim.name), traceback.format_exc())
+            claim.fail(f"{type(error).__name__}: {_first_line(error)}")
+            continue
+        if not is_over:
+            claim.release()
+            return False
+
+
+def run_study(
+    study: Study,
+    *,
+    store_url: str | None = None,
+    jobs: int = 1,
+    only: str = "*",
+    command: str = "",
+    progress: Callable[[Progress], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+    tracker: StudyTracker | None = None,
+) -> bool:
+    """Run what is left of a study in worker processes of this machine.
+
+    Args:
+        study: The folder.
+        store_url: The address of the store, where a password belongs to it.
+        jobs: Trials at once.
+        only: Pattern of the names of the trials to run, as of a shell.
+        command: What the user typed, for the record of the runs.
+        progress: Told how far it is, about twice a second.
+        say: Told a sentence whenever a trial ends.
+        tracker: Mirrors the trials of this folder.
+
+    Returns:
+        Whether every trial is over, be it here or elsewhere. False after an interrupt.
+
+    Raises:
+        ConfigError: The store's address is of another kind.
+        MissingExtraError: Optuna is not installed.
+        RunError: The store cannot be used, or workers die without taking a trial.
+    """
+    store = study.open_store(store_url)
+    store.fill()
+    workers: list[subprocess.Popen[bytes]] = []
+    watch = _Watch(study, store, only)
+    early_deaths = 0
+    with interruptible() as is_interrupted:
+        try:
+            while True:
+                told = watch.look(say)
+                progress(told)
+                if tracker:
+                    tracker.look(watch.trials)
+                left = told.counts.get("waiting", 0) + told.counts.get("running", 0)
+                if left == 0 and watch.is_complete:
+                    break
+                workers, dead = _sort_out(workers)
+                for worker in dead:
+                    early_deaths += _bury(store, worker)
+                if early_deaths > jobs:
+                    raise RunError(
+                        f"the workers of the study die at once: {_last_line(study)}",
+                        hint=f"look into {study.log_path}",
+                    )
+                if is_interrupted():
+                    break
+                wanted = min(jobs, left) if watch.is_complete else jobs
+                while len(workers) < wanted:
+                    workers.append(
+                        _start_worker(
+                            study, store_url, jobs=jobs, only=only, command=command
+                        )
+                    )
+                time.sleep(_POLL_S)
+        finally:
+            _stop(workers)
+    told = watch.look(say)
+    progress(told)
+    if tracker:
+        tracker.look(watch.trials, is_last=True)
+    return not is_interrupted()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or in main memory."""
+    torch = require("torch")
+    words = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError)
+        and ("DefaultCPUAllocator" in words or "out of memory" in words.lower())
+    )
+
+
+def _run_trial(study: Study, claim: Claim, *, command: str, listener: Any) -> bool:
+    """Train and measure one trial; return False when it was interrupted.
+
+    Raises:
+        MemoryError: Memory ran out though each image went through alone.
+        RunError: Memory ran out however the batch was split.
+        RuntimeError: The training failed by a fault of ours or of a library.
+        TumorlensError: It failed for a reason that the user can understand.
+    """
+    stage = require("tumorlens.training.fit")
+    config = _config_of(study, claim)
+    listener = _Reporter(study, claim, listener or stage.Listener())
+    for splits in range(claim.num_splits, _MAX_SPLITS + 1):
+        parts = min(config.train.accumulate * 2**splits, config.train.batch_size)
+        try:
+            result = _train(
+                study, claim.name, _with_parts(config, parts), command, listener
+            )
+        except _Pruned:
+            return True
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or parts == config.train.batch_size:
+                raise
+            claim.note("parts", parts * 2)
+            continue
+        if not result.is_finished:
+            return False
+        if study.plan.test:
+            _evaluate(result.run, command=command)
+        claim.finish(_value(result.run, study.plan.objective))
+        return True
+    raise RunError(
+        f"memory ran out even with batches in {2**_MAX_SPLITS} parts",
+        hint="lower train.batch_size or model.size_px",
+    )
+
+
+def _train(study: Study, name: str, config: Config, command: str, listener: Any) -> Any:
+    train = require("tumorlens.training.fit").train
+    run = study.open_run(name)
+    if run is not None and run.config != config:
+        # Begun with batches in other parts: its steps were other ones.
+        shutil.rmtree(run.path)
+        run = None
+    return train(
+        None if run else config,
+        out=study.run_path(name),
+        resume=run is not None,
+        command=command,
+        listener=listener,
+    )
+
+
+def _evaluate(run: Run, *, command: str) -> None:
+    if not run.metrics_of("test").exists():
+        require("tumorlens.evaluation.measure").evaluate(
+            run, subset="test", command=command
+        )
+
+
+def _config_of(study: Study, claim: Claim) -> Config:
+    plan = study.plan
+    if plan.search is not None:
+        return plan.config_of(
+            claim.choose(plan.search.ranges),
+            protocol=plan.protocols[0],
+            seed=plan.seeds[0],
+        )
+    trial = next(trial for trial in plan.trials() if trial.name == claim.name)
+    return plan.config_of(trial.settings, protocol=trial.protocol, seed=trial.seed)
+
+
+def _with_parts(config: Config, parts: int) -> Config:
+    train = config.train.model_copy(update={"accumulate": parts})
+    return config.model_copy(update={"train": train})
+
+
+def _value(run: Run, objective: str) -> float:
+    """Return the val measure of the kept weights; of folds, their mean."""
+    values = []
+    for part in run.folds() or (run,):
+        kept = [row for row in part.history() if row["is_best"]]
+        values.append(kept[-1][f"val_{objective}"])
+    return float(sum(values) / len(values))
+
+
+class _Pruned(Exception):  # noqa: N818 - not an error
+    """A trial was closed early by the pruner."""
+
+
+class _Reporter:
+    """A listener that also tells the store of each epoch."""
+
+    def __init__(self, study: Study, claim: Claim, inner: Any) -> None:
+        self._claim = claim
+        self._inner = inner
+        search = study.plan.search
+        self._column = f"val_{study.plan.objective}"
+        self._prunes = search is not None and search.pruner != "none"
+        self._last_epoch = 0
+
+    def stage(self, text: str) -> None:
+        self._inner.stage(text)
+
+    def fold(self, fold: int, num_folds: int) -> None:
+        self._inner.fold(fold, num_folds)
+
+    def files(self, done: int, total: int) -> None:
+        self._inner.files(done, total)
+
+    def batch(self, epoch: int, done: int, total: int) -> None:
+        self._inner.batch(epoch, done, total)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self._inner.epoch(row)
+        # Where epochs begin anew the next fold of a k-fold run does: the first tells.
+        self._prunes = self._prunes and row["epoch"] > self._last_epoch
+        self._last_epoch = row["epoch"]
+        if not self._prunes:
+            return
+        if not self._claim.report(row[self._column], epoch=row["epoch"]):
+            self._claim.prune(f"no better than others after {row['epoch']} epochs")
+            raise _Pruned
+
+
+class _Watch:
+    """What the parent sees of a study: states from the store, epochs from the runs."""
+
+    def __init__(self, study: Study, store: Store, only: str) -> None:
+        self._study = study
+        self._store = store
+        self._only = only
+        self._start = time.monotonic()
+        self._states: dict[str, str] = {}
+        self.trials: list[Trial] = []
+        """As they were at the last look."""
+        self._first_epochs: int | None = None
+        self.is_complete = False
+        """Whether no trial can come on top of those that are known."""
+
+    def look(self, say: Callable[[str], None]) -> Progress:
+        self.trials = trials = [
+            trial
+            for trial in self._study.trials(self._store)
+            if fnmatchcase(trial.name, self._only)
+        ]
+        counts: dict[str, int] = {}
+        done = in_all = 0
+        for trial in trials:
+            counts[trial.state] = counts.get(trial.state, 0) + 1
+            epochs = self._study.plan.base.optim.epochs
+            epochs = int(trial.settings.get("optim.epochs", epochs))
+            if trial.protocol == "grouped-kfold":
+                epochs *= self._study.plan.base.data.num_folds
+            in_all += epochs
+            over = trial.state in ("finished", "pruned", "failed")
+            done += epochs if over else min(epochs, _epochs_of(trial.run_path))
+            before = self._states.get(trial.name)
+            if over and before != trial.state and before is not None:
+                say(_sentence(trial))
+            self._states[trial.name] = trial.state
+        is_open = self._study.plan.search and not self._study.plan.num_search_trials
+        self.is_complete = not is_open or self._store.is_time_over()
+        if self._first_epochs is None:
+            self._first_epochs = done
+        gone = done - self._first_epochs
+        per_epoch = (time.monotonic() - self._start) / gone if gone else None
+        left = None if per_epoch is None else per_epoch * (in_all - done)
+        return Progress(counts, done, in_all, left)
+
+
+def _epochs_of(run: Path) -> int:
+    files = [run / "history.jsonl", *run.glob("folds/*/history.jsonl")]
+    total = 0
+    for file in files:
+        try:
+            total += file.read_bytes().count(b"\n")
+        except OSError:
+            continue
+    return total
+
+
+def _sentence(trial: Trial) -> str:
+    if trial.reason:
+        return f"{trial.name}: {trial.state}, {trial.reason}"
+    value = "" if trial.value is None else f", val {trial.value:.3f}"
+    return f"{trial.name}: {trial.state}{value}"
+
+
+def _start_worker(
+    study: Study, store_url: str | None, *, jobs: int, only: str, command: str
+) -> subprocess.Popen[bytes]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    threads = str(max(1, (cores or 1) // jobs))
+    environment = os.environ | {"TUMORLENS_STUDY_COMMAND": command}
+    if store_url is not None:
+        # Not on the command line, where every user of the machine could read it.
+        environment["TUMORLENS_STUDY_STORE"] = store_url
+    if jobs > 1:
+        environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    with study.log_path.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tumorlens.study.worker", str(study.path), only],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # Ctrl-C reaches the parent alone, which then asks its workers to stop.
+            start_new_session=True,
+        )
+
+
+def _sort_out(
+    workers: list[subprocess.Popen[bytes]],
+) -> tuple[list[subprocess.Popen[bytes]], list[subprocess.Popen[bytes]]]:
+    alive = [worker for worker in workers if worker.poll() is None]
+    dead = [worker for worker in workers if worker.poll() is not None]
+    return alive, dead
+
+
+def _bury(store: Store, worker: subprocess.Popen[bytes]) -> bool:
+    """Tell the store of a dead worker; return whether it died without a trial."""
+    status = worker.returncode
+    if status == 0:
+        return False
+    is_killed = status == -signal.SIGKILL
+    reason = (
+        "its worker was killed; often the machine ran out of memory"
+        if is_killed
+        else f"its worker ended with status {status}"
+    )
+    return not store.close_dead(worker.pid, reason=reason, is_memory=is_killed)
+
+
+def _stop(workers: list[subprocess.Popen[bytes]]) -> None:
+    """Ask the workers to stop after their batch, and wait."""
+    for worker in workers:
+        if worker.poll() is None:
+            worker.terminate()
+    for worker in workers:
+        try:
+            worker.wait(timeout=_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+
+def _leave_with(parent: int) -> None:
+    """End this process politely when its parent is gone: kill -9 tells nobody."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _last_line(study: Study) -> str:
+    lines = study.log_path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "no word")[:300]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:300] if lines else "no more is known"
+
+
+def _main() -> int:
+    from tumorlens.study.folder import open_study
+
+    _leave_with(os.getppid())
+    study = open_study(Path(sys.argv[1]))
+    store = study.open_store(os.environ.pop("TUMORLENS_STUDY_STORE", None))
+    command = os.environ.pop("TUMORLENS_STUDY_COMMAND", "")
+    # What an interrupt between two trials leaves is freed by whoever comes next.
+    with suppress(KeyboardInterrupt):
+        work(study, store, only=sys.argv[2], command=command)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

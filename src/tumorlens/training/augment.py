@@ -1,0 +1,231 @@
+"""Named augmentation policies: each a short list of steps that can be read aloud.
+
+A step takes a grey or RGB PIL image and returns one of the same size and mode. All
+randomness comes from torch's, numpy's and Python's global generators, because the
+steps of torchvision and timm draw from them; `tumorlens.training.loading` seeds all
+three for each image, so an epoch does not depend on the number of workers.
+
+Every number of timm's transforms is set here on purpose: their defaults are made for
+photographs (crops of 8 % of the area, colour inversion, strong jitter).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from timm.data.auto_augment import (
+    auto_augment_transform,
+    posterize,
+    rand_augment_transform,
+)
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision import transforms
+
+from tumorlens.config import AugmentConfig
+from tumorlens.errors import ConfigError
+
+Step = Callable[[Image.Image], Image.Image]
+
+_BLACK = 0
+"""What geometric steps fill with: outside a head there is no signal."""
+
+
+def make_policy(config: AugmentConfig, *, size_px: int) -> tuple[Step, ...]:
+    """Return the steps of a policy, in the order in which they are applied.
+
+    Args:
+        config: Names one or several policies and their ranges.
+        size_px: Side of the square images that the steps will get.
+
+    Returns:
+        Callables on PIL images; none for the policy `none`.
+
+    Raises:
+        ConfigError: `augment.auto_augment` is no policy of timm's.
+
+    Example:
+        >>> [str(step) for step in make_policy(AugmentConfig(policy="mri"), size_px=64)]
+        ... # doctest: +NORMALIZE_WHITESPACE
+        ['RandomHorizontalFlip(p=0.5)',
+         'RandomAffine(degrees=[-10.0, 10.0], translate=(0.05, 0.05),
+          scale=(0.9, 1.1), interpolation=bilinear)',
+         'Contrast(gamma=0.25, gain=0.15)', 'BiasField(amount=0.2)',
+         'RicianNoise(highest=0.04)']
+    """
+    steps: list[Step] = []
+    for name in config.policies:
+        steps += _steps(name, config, size_px=size_px)
+    return tuple(steps)
+
+
+def apply_policy(steps: tuple[Step, ...], image: np.ndarray) -> np.ndarray:
+    """Return an augmented copy of an image.
+
+    Args:
+        steps: From `make_policy`.
+        image: Shape (S, S, 1) or (S, S, 3), uint8.
+
+    Returns:
+        An array of the same shape and dtype.
+    """
+    if not steps:
+        return image
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    for step in steps:
+        picture = step(picture)
+    return np.asarray(picture).reshape(image.shape)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Change gamma and gain, as other scanners and windows would.
+
+    The value v in [0, 1] becomes gain * v ** exp(g), with g uniform in
+    [-gamma, gamma] and gain uniform in [1 - gain, 1 + gain].
+    """
+
+    gamma: float
+    gain: float
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the image with another contrast."""
+        exponent = np.exp(np.random.uniform(-self.gamma, self.gamma))
+        factor = np.random.uniform(1 - self.gain, 1 + self.gain)
+        table = 255 * factor * (np.arange(256) / 255) ** exponent
+        return image.point(
+            np.clip(table.round(), 0, 255).astype(int).tolist() * len(image.getbands())
+        )
+
+
+@dataclass(frozen=True)
+class BiasField:
+    """Multiply by a smooth field, as an uneven receive coil would.
+
+    The field is exp(p), with p a polynomial of degree 2 in both axes whose five
+    coefficients are normal with standard deviation `amount` / 2.
+
+    Source:
+        Van Leemput et al., "Automated model-based bias field correction of MR images
+        of the brain", IEEE TMI 18(10), 1999: the logarithm of the field as a
+        polynomial.
+    """
+
+    amount: float
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the image under another field."""
+        x = np.linspace(-1, 1, image.width, dtype=np.float32)[None, :]
+        y = np.linspace(-1, 1, image.height, dtype=np.float32)[:, None]
+        c = np.random.normal(0, self.amount / 2, 5).astype(np.float32)
+        field = np.exp(c[0] * x + c[1] * y + c[2] * x * y + c[3] * x**2 + c[4] * y**2)
+        return _scaled(image, field)
+
+
+@dataclass(frozen=True)
+class RicianNoise:
+    """Add the noise of a magnitude image, with a level drawn for each image.
+
+    The value v becomes sqrt((v + a)^2 + b^2), with a and b normal and their standard
+    deviation uniform in [0, highest] of the full range.
+
+    Source:
+        Gudbjartsson and Patz, "The Rician distribution of noisy MRI data", Magnetic
+        Resonance in Medicine 34(6), 1995.
+    """
+
+    highest: float
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return a noisier image."""
+        sigma = np.random.uniform(0, self.highest) * 255
+        # One noise for all channels: the channels of a grey image stay equal. torch
+        # draws it four times as fast as numpy.
+        a, b = sigma * torch.randn(2, image.height, image.width).numpy()
+        values = np.asarray(image, dtype=np.float32)
+        if values.ndim == 3:
+            a, b = a[:, :, None], b[:, :, None]
+        return _as_image(np.hypot(values + a, b))
+
+
+def _scaled(image: Image.Image, field: np.ndarray) -> Image.Image:
+    values = np.asarray(image, dtype=np.float32)
+    return _as_image(values * (field if values.ndim == 2 else field[:, :, None]))
+
+
+def _as_image(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+def _steps(name: str, config: AugmentConfig, *, size_px: int) -> list[Step]:
+    bilinear = transforms.InterpolationMode.BILINEAR
+    match name:
+        case "basic":
+            # The report's section 5. On grey images the last step changes nothing,
+            # and neither does the saturation.
+            return [
+                transforms.RandomHorizontalFlip(0.5),
+                transforms.RandomVerticalFlip(0.5),
+                transforms.RandomRotation(15, interpolation=bilinear, fill=_BLACK),
+                transforms.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+                transforms.RandomGrayscale(0.1),
+            ]
+        case "random-resized-crop":
+            low, high = config.crop_scale
+            crop: Step = RandomResizedCropAndInterpolation(
+                size_px, scale=(low, high), ratio=(3 / 4, 4 / 3), interpolation="random"
+            )
+            return [crop]
+        case "auto-augment":
+            return [_auto_augment(config.auto_augment, size_px=size_px)]
+        case "mri":
+            # A head is roughly left-right symmetric and upright: no vertical flip.
+            s = config.strength
+            return [
+                transforms.RandomHorizontalFlip(0.5),
+                transforms.RandomAffine(
+                    degrees=10 * s,
+                    translate=(min(0.05 * s, 1.0), min(0.05 * s, 1.0)),
+                    scale=(max(1 - 0.1 * s, 0.1), 1 + 0.1 * s),
+                    interpolation=bilinear,
+                    fill=_BLACK,
+                ),
+                Contrast(gamma=0.25 * s, gain=min(0.15 * s, 1.0)),
+                BiasField(amount=0.2 * s),
+                RicianNoise(highest=0.04 * s),
+            ]
+    assert name == "none"
+    return []
+
+
+def _auto_augment(name: str, *, size_px: int) -> Step:
+    # Fill with black, and translate by a share of this image's own size.
+    hparams = {"img_mean": _BLACK, "translate_const": int(size_px * 0.45)}
+    is_rand = name.startswith("rand")
+    make = rand_augment_transform if is_rand else auto_augment_transform
+    try:
+        # timm passes over a part without a number, unless it names transforms.
+        if not all(re.search(r"^t|\d", part) for part in name.split("-")[1:]):
+            raise ValueError
+        step = make(name, hparams)
+    except (AssertionError, KeyError, ValueError):
+        raise ConfigError(
+            f"unknown augment.auto_augment {name!r}",
+            hint="use 'original', 'v0', '3a', or a RandAugment such as 'rand-m9-n2'",
+        ) from None
+    operations = step.ops if is_rand else [op for ops in step.policy for op in ops]
+    for operation in operations:
+        if operation.aug_fn is posterize:
+            operation.aug_fn = _posterize
+    chosen: Step = step
+    return chosen
+
+
+def _posterize(image: Image.Image, bits: int, **_options: Any) -> Image.Image:
+    # At its lowest levels timm keeps no bit at all: black, and an error of Pillow's.
+    return ImageOps.posterize(image, min(max(bits, 1), 8))

@@ -1,0 +1,165 @@
+"""The state of a training on disk: enough to go on as if nothing had happened.
+
+A checkpoint is taken between two batches. At an epoch's start the random generators
+are seeded from (seed, epoch), so their state is only needed in the middle of one.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from tumorlens.errors import RunError
+from tumorlens.files import write_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from timm.utils import ModelEmaV3
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from tumorlens.training.optim import Schedule
+
+FORMAT = 1
+
+
+class TrainState:
+    """Where a training is, and all that changes while it runs."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        ema: ModelEmaV3 | None,
+    ) -> None:
+        self.epoch = 1
+        """The epoch that runs or comes next, from 1."""
+        self.batches_done = 0
+        """Batches of that epoch that are done."""
+        self.num_steps = 0
+        """Batches of all epochs."""
+        self.sums = torch.zeros(3, dtype=torch.float64)
+        """Loss, right predictions and images of the epoch so far."""
+        self.lr = 0.0
+        """Highest learning rate at the start of that epoch."""
+        self.seconds = 0.0
+        """Time that the epoch has taken so far."""
+        self.history: list[dict[str, Any]] = []
+        """One row per finished epoch."""
+        self._parts: dict[str, Any] = {
+            "network": network,
+            "optimizer": optimizer,
+            "schedule": schedule,
+        }
+        if ema is not None:
+            self._parts["ema"] = ema.module
+
+    def finish_epoch(self, row: dict[str, Any]) -> None:
+        """Move to the start of the next epoch."""
+        self.history.append(row)
+        self.epoch += 1
+        self.batches_done = 0
+        self.sums.zero_()
+        self.seconds = 0.0
+
+    def save(self, path: Path, *, random: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint.
+
+        Args:
+            path: Where to.
+            random: From `get_random_state`, in the middle of an epoch.
+
+        Raises:
+            DataError: The disk is full; the checkpoint that was there is untouched.
+        """
+        _save(
+            path,
+            {
+                "epoch": self.epoch,
+                "batches_done": self.batches_done,
+                "num_steps": self.num_steps,
+                "sums": self.sums,
+                "lr": self.lr,
+                "seconds": self.seconds,
+                "history": self.history,
+                "random": random,
+                **{name: part.state_dict() for name, part in self._parts.items()},
+            },
+        )
+
+    def restore(self, path: Path) -> None:
+        """Take over a checkpoint, if there is one, random generators included.
+
+        Raises:
+            RunError: The checkpoint is damaged or from another version.
+        """
+        if not path.is_file():
+            return
+        state = _load(path)
+        for name in ("epoch", "batches_done", "num_steps", "lr", "seconds", "history"):
+            setattr(self, name, state[name])
+        self.sums = state["sums"]
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        if state["random"] is not None:
+            set_random_state(state["random"])
+
+
+def get_random_state() -> dict[str, Any]:
+    """Return the state of all generators that training draws from."""
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)
+    assert isinstance(numpy, dict)
+    return {
+        "python": [python[0], list(python[1]), python[2]],
+        "numpy_key": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+        "numpy_pos": int(numpy["state"]["pos"]),
+        "numpy_gauss": [int(numpy["has_gauss"]), float(numpy["gauss"])],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put all generators into a state from `get_random_state`."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    has_gauss, cached = state["numpy_gauss"]
+    np.random.set_state(
+        (
+            "MT19937",
+            state["numpy_key"].numpy().astype(np.uint32),
+            state["numpy_pos"],
+            has_gauss,
+            cached,
+        )
+    )
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    # Through memory: torch reports a full disk as a RuntimeError without a cause.
+    buffer = io.BytesIO()
+    torch.save({**state, "format": FORMAT}, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError):
+        state = None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise RunError(
+            f"{path} is no checkpoint of this version",
+            hint=f"remove {path.parent} and resume to train the run from its start",
+        )
+    return state

@@ -1,0 +1,235 @@
+"""The data of a run: settings become index, split and leak verdict, then arrays.
+
+What is decided here once is written to the run folder. Training, validation and
+evaluation then read the same `split.csv`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tumorlens.config import DataConfig
+from tumorlens.data.audit import judge_leak
+from tumorlens.data.duplicates import find_copies, group_records
+from tumorlens.data.images import ImageLimits
+from tumorlens.data.index import Index, SplitRow, read_index, read_split
+from tumorlens.data.split import LEFT_OUT, check_split, fold_splits, make_split
+from tumorlens.errors import DataError, RunError
+from tumorlens.training.loading import (
+    Decoding,
+    ImageFile,
+    Images,
+    PlainImages,
+    decoded_images,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tumorlens.data.duplicates import Copies
+    from tumorlens.runs.folder import Run
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The files of a run and the subset of each."""
+
+    index: Index
+    rows: tuple[SplitRow, ...]
+    """One per file of the index."""
+
+    @property
+    def num_unreadable(self) -> int:
+        """Files that were left out because they cannot be decoded."""
+        return sum(row.reason.startswith("unreadable") for row in self.rows)
+
+    def of(self, subset: str) -> list[SplitRow]:
+        """Return the rows of one subset, in order."""
+        return [row for row in self.rows if row.subset == subset]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The decoded images of one subset."""
+
+    images: Images
+    """Of the whole set."""
+    positions: list[int]
+    """Which of them belong to the subset."""
+    labels: NDArray[np.int64]
+    """Class indices, shape (N,), in the order of `positions`."""
+
+    def plain(self) -> PlainImages:
+        """Return the images as they are, for the inference pass."""
+        return PlainImages(self.images, self.positions)
+
+
+def image_limits(config: DataConfig) -> ImageLimits:
+    """Return the limits that the settings put on a file."""
+    return ImageLimits(
+        max_bytes=int(config.max_file_mib * 2**20), max_pixels=config.max_pixels
+    )
+
+
+def prepare_data(run: Run, *, progress: Progress | None = None) -> PreparedData:
+    """Return index and split of a run, and write `split.csv` and `leak.json`.
+
+    A run that has both already, because it was interrupted, keeps them. The audit's
+    search for copies is then skipped, and the files are checked against the digests in
+    the split.
+
+    Args:
+        run: Its settings say where the data is and how to split it. A k-fold run gets
+            the subsets `fold-0` ...; a single fold gets train, val and test.
+        progress: Called with files done and files in all.
+
+    Raises:
+        DataError: The data cannot be used: too many unreadable files, a class with too
+            few groups, a given split with a group on two sides, a file that changed.
+    """
+    config = run.config.data
+    index = index_of(config)
+    if run.split_path.is_file() and run.leak_path.is_file():
+        rows = run.split()
+        check_unchanged(rows, index)
+        return PreparedData(index, rows)
+
+    copies = find_copies(index, limits=image_limits(config), progress=progress)
+    rows = deal(index, copies, config, seed=run.config.train.seed)
+    if config.fold is not None:
+        rows = rows_of_fold(run, rows, config.fold)
+    run.write_split(rows)
+    run.write_leak(asdict(judge_leak(rows, index, copies)))
+    return PreparedData(index, rows)
+
+
+def index_of(config: DataConfig) -> Index:
+    """Return what the folder or table of the settings holds.
+
+    Raises:
+        DataError: None was named, or it cannot be used.
+    """
+    if config.path is None:
+        raise DataError("no data was named", hint="give --data DIR or set data.path")
+    return read_index(Path(config.path), metadata=config.metadata)
+
+
+def deal(
+    index: Index, copies: Copies, config: DataConfig, *, seed: int
+) -> tuple[SplitRow, ...]:
+    """Return the subset of each file, by the protocol or by a split made by hand.
+
+    Args:
+        index: Of the files.
+        copies: As `find_copies` gives them.
+        config: Names the protocol.
+        seed: Of `train.seed`.
+
+    Raises:
+        DataError: Too many files cannot be read, a class has too few groups, or a given
+            split has a group on two sides.
+    """
+    _check_readable(len(copies.unreadable), len(index.records), config.max_unreadable)
+    if config.split is None:
+        return make_split(
+            index,
+            copies,
+            protocol=config.protocol,
+            val_fraction=config.val_fraction,
+            test_fraction=config.test_fraction,
+            num_folds=config.num_folds,
+            seed=seed,
+        )
+    rows = _without_unreadable(read_split(Path(config.split)), copies.unreadable)
+    groups = group_records(index, copies)
+    check_split(rows, index, protocol=config.protocol, groups=groups)
+    return rows
+
+
+def rows_of_fold(run: Run, rows: Sequence[SplitRow], fold: int) -> tuple[SplitRow, ...]:
+    """Return train, val and test of one fold of a k-fold split."""
+    folds = fold_splits(
+        rows,
+        num_folds=run.config.data.num_folds,
+        val_fraction=run.config.data.val_fraction,
+        seed=run.config.train.seed,
+    )
+    return folds[fold]
+
+
+def load_subset(
+    data: PreparedData,
+    subset: str,
+    *,
+    decoding: Decoding,
+    config: DataConfig,
+    progress: Progress | None = None,
+) -> Subset:
+    """Return the decoded images of a subset.
+
+    All files of the set that are not unreadable are decoded and cached together, so
+    that runs with other splits of the same set share the work.
+
+    Raises:
+        DataError: A file has become unreadable, or the cache cannot be written.
+    """
+    readable = [row for row in data.rows if not row.reason.startswith("unreadable")]
+    images = decoded_images(
+        [ImageFile(data.index.root / row.path, row.sha256) for row in readable],
+        decoding,
+        cache_dir=Path(config.cache_dir) if config.cache_dir else None,
+        cache_limit_mib=config.cache_limit_mib,
+        progress=progress,
+    )
+    numbers = {label: number for number, label in enumerate(data.index.classes)}
+    chosen = [n for n, row in enumerate(readable) if row.subset == subset]
+    labels = [numbers[readable[position].label] for position in chosen]
+    return Subset(images, chosen, np.array(labels, dtype=np.int64))
+
+
+def check_unchanged(rows: Sequence[SplitRow], index: Index) -> None:
+    """Make sure that the files of a split are still the same.
+
+    Raises:
+        RunError: Files are gone, new, or have another content.
+    """
+    now = {record.path: record.sha256 for record in index.records}
+    then = {row.path: row.sha256 for row in rows}
+    changed = [path for path in then if now.get(path) != then[path]]
+    changed += [path for path in now if path not in then]
+    if changed:
+        raise RunError(
+            f"the data in {index.root} is not what the run was made with: "
+            f"{len(changed)} file(s) differ, the first is {changed[0]}",
+            hint="restore the data, or start a new run",
+        )
+
+
+def _without_unreadable(
+    rows: Sequence[SplitRow], unreadable: Mapping[str, str]
+) -> tuple[SplitRow, ...]:
+    # A split made by hand need not know which files can be decoded.
+    return tuple(
+        replace(row, subset=LEFT_OUT, reason=f"unreadable: {unreadable[row.path]}")
+        if row.path in unreadable
+        else row
+        for row in rows
+    )
+
+
+def _check_readable(num_unreadable: int, num_files: int, highest: float) -> None:
+    share = num_unreadable / num_files
+    if share > highest:
+        raise DataError(
+            f"{num_unreadable} of {num_files} files ({share:.1%}) cannot be read; "
+            f"data.max_unreadable allows {highest:.1%}",
+            hint="see which with: tumorlens audit DATA --out DIR; then remove them or "
+            "raise the limit",
+        )

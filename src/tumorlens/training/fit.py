@@ -1,0 +1,448 @@
+"""Config and data become a run folder: `fit` is one function read from the top.
+
+`train` prepares the run folder and its folds, `fit` trains one network, and
+`tumorlens.training.loop.train_epoch` takes one pass over the images. There are no hooks
+and no callbacks beyond a `Listener` that is told what happened. Nothing here looks at
+the test subset, but for `train.watch_test`, which writes it down and chooses nothing by
+it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list, set_seed
+from timm.utils import ModelEmaV3
+from torch import nn
+
+import tumorlens
+from tumorlens.allocator import keep_freed_memory
+from tumorlens.config import Config
+from tumorlens.errors import ConfigError
+from tumorlens.files import sha256_of_bytes
+from tumorlens.interrupts import interruptible
+from tumorlens.runs.folder import FORMAT, ModelCard, Run, create_run, open_run
+from tumorlens.system import describe_environment
+from tumorlens.training.batches import Batches, make_loss
+from tumorlens.training.checkpoint import TrainState, get_random_state
+from tumorlens.training.dataset import (
+    PreparedData,
+    Subset,
+    image_limits,
+    load_subset,
+    prepare_data,
+    rows_of_fold,
+)
+from tumorlens.training.loading import Decoding
+from tumorlens.training.loop import EpochStats, train_epoch
+from tumorlens.training.network import (
+    Preprocessing,
+    create_model,
+    model_arguments,
+    resolve_device,
+    resolve_precision,
+    set_trainable,
+)
+from tumorlens.training.optim import Schedule, make_optimizer
+from tumorlens.training.selection import is_best, is_over, validate
+from tumorlens.training.weights import weights_as_bytes
+
+if TYPE_CHECKING:
+    pass
+
+
+class Listener:
+    """What is told of a training as it goes. Every method may be overridden."""
+
+    def stage(self, text: str) -> None:
+        """A part of the work begins, such as decoding."""
+
+    def fold(self, fold: int, num_folds: int) -> None:
+        """A fold of several begins; the first is 0."""
+
+    def files(self, done: int, total: int) -> None:
+        """So many of the stage's files are done."""
+
+    def batch(self, epoch: int, done: int, total: int) -> None:
+        """So many of the epoch's batches are done."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """An epoch is over; `row` is its line of `history.jsonl`."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training ended."""
+
+    run: Run
+    is_finished: bool
+    """False when it was interrupted; `--resume` goes on."""
+    num_unreadable: int
+    """Files of the set that could not be read and were left out."""
+    is_main_process: bool = True
+    """False in the processes of torchrun that are not the first."""
+    best: dict[str, Any] | None = None
+    """The history row of the kept weights; `None` for a k-fold run."""
+
+
+def train(
+    config: Config | None,
+    *,
+    out: Path,
+    resume: bool = False,
+    command: str = "",
+    listener: Listener | None = None,
+) -> TrainResult:
+    """Train one network, or one per fold, and leave a run folder.
+
+    Args:
+        config: The settings; `None` only with `resume`, which takes those of the run.
+        out: The run folder. Must not exist, unless `resume`.
+        resume: Go on with an interrupted run. A finished one is left as it is.
+        command: What the user typed, for the record.
+        listener: Told of the progress.
+
+    Returns:
+        How it ended. An interrupt (Ctrl-C) ends it after the batch, with everything
+        kept.
+
+    Raises:
+        ConfigError: A setting does not fit the data or the network.
+        DataError: The data cannot be used, or the disk is full.
+        RunError: `out` exists, or cannot be resumed, or the loss is not finite.
+    """
+    listener = listener or Listener()
+    keep_freed_memory()
+    if resume:
+        config = open_run(out).config
+    assert config is not None
+    accelerator = _make_accelerator(config)
+    if not accelerator.is_main_process:
+        listener = Listener()
+    is_ours_to_remove = False
+    try:
+        # Under torchrun the first process makes what the others then find.
+        with accelerator.main_process_first():
+            listener.stage("reading the data")
+            if accelerator.is_main_process and not resume:
+                run = _start(config, out, accelerator, command=command)
+                is_ours_to_remove = True
+            else:
+                run = open_run(out)
+            if accelerator.is_main_process:
+                run.remove_halves()
+            data = prepare_data(run, progress=listener.files)
+        result = partial(
+            TrainResult,
+            run=run,
+            num_unreadable=data.num_unreadable,
+            is_main_process=accelerator.is_main_process,
+        )
+        if not run.is_kfold:
+            is_finished = fit(run, data, accelerator=accelerator, listener=listener)
+            best = [row for row in run.history() if row["is_best"]]
+            return result(is_finished=is_finished, best=best[-1] if best else None)
+        for fold in range(run.config.data.num_folds):
+            with accelerator.main_process_first():
+                fold_run, fold_data = _fold_of(
+                    run, data, fold, accelerator, command=command
+                )
+            listener.fold(fold, run.config.data.num_folds)
+            if not fit(fold_run, fold_data, accelerator=accelerator, listener=listener):
+                return result(is_finished=False)
+        return result(is_finished=True)
+    except Exception:
+        # Settings that turn out not to fit leave no folder behind. Once something was
+        # learnt there is something to keep.
+        learnt = (*out.rglob("checkpoint.pt"), *out.rglob("weights.safetensors"))
+        if is_ours_to_remove and not learnt:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def fit(
+    run: Run, data: PreparedData, *, accelerator: Accelerator, listener: Listener
+) -> bool:
+    """Train the network of an ordinary run until its end or an interrupt.
+
+    Args:
+        run: Its folder has settings and split, and a checkpoint when interrupted.
+        data: The files and their subsets.
+        accelerator: Of this process; Accelerate's, for one device or one of several.
+        listener: Told of the progress.
+
+    Returns:
+        Whether the run is finished.
+
+    Raises:
+        ConfigError: A setting does not fit the network.
+        DataError: A file cannot be read, or the disk is full.
+        RunError: The checkpoint is damaged, or the loss is not finite.
+    """
+    if run.is_finished:
+        return True
+    config = run.config
+    is_main = accelerator.is_main_process
+    set_seed(config.train.seed)
+
+    network, preprocessing = create_model(
+        config.model, num_classes=len(data.index.classes)
+    )
+    with accelerator.main_process_first():
+        subsets = _load_subsets(data, config, preprocessing, listener=listener)
+    network.to(accelerator.device).to(memory_format=torch.channels_last)
+    set_trainable(network, frozen=config.train.freeze)
+    optimizer = make_optimizer(network, config.optim)
+    # What validation sees and what is kept: the weights, or their running average.
+    decay = config.train.ema_decay
+    ema = ModelEmaV3(network, decay=decay, use_warmup=True) if decay else None
+    kept: nn.Module = ema.module if ema else network
+    model = accelerator.prepare_model(network)
+    batches = Batches(subsets["train"], config, preprocessing, accelerator)
+    loss_fn = make_loss(subsets["train"], config).to(accelerator.device)
+    schedule = Schedule(optimizer, config.optim, batches_per_epoch=batches.per_epoch)
+    state = TrainState(network, optimizer, schedule, ema)
+    state.restore(run.checkpoint_path)
+    state.sums = state.sums.to(accelerator.device)
+
+    with interruptible() as is_interrupted:
+        while not is_over(state.history, config):
+            if state.batches_done == 0:
+                set_seed(_epoch_seed(config, state.epoch, accelerator.process_index))
+                state.lr = max(group["lr"] for group in optimizer.param_groups)
+            else:
+                listener.stage(f"going on in epoch {state.epoch}")
+            start = time.perf_counter()
+            stats = train_epoch(
+                model,
+                batches.of(state.epoch, first=state.batches_done),
+                sums=state.sums,
+                prepare_batch=batches.prepare,
+                loss_fn=loss_fn,
+                optimizer=optimizer,
+                schedule=schedule,
+                accelerator=accelerator,
+                use_bf16=_precision(config, accelerator) == "bf16",
+                max_grad_norm=config.optim.clip_grad_norm,
+                num_parts=config.train.accumulate,
+                frozen=config.train.freeze,
+                head_only=state.epoch <= config.train.freeze_backbone_epochs,
+                after_batch=_after_batch(state, ema, network, listener, batches),
+                should_stop=lambda: _any_process(accelerator, mine=is_interrupted()),
+            )
+            state.seconds += time.perf_counter() - start
+            if not stats.is_complete:
+                if is_main:
+                    state.save(run.checkpoint_path, random=get_random_state())
+                return False
+            schedule.after_epoch()
+            row = _row(state, stats)
+            for name in _watched(config):
+                row |= validate(
+                    kept,
+                    subsets[name],
+                    config,
+                    preprocessing,
+                    accelerator.device,
+                    name=name,
+                )
+            # Processes may differ in their batch norm: all follow the first.
+            row = broadcast_object_list([row])[0]
+            row["is_best"] = is_best(row, state.history, by=config.train.best_by)
+            state.finish_epoch(row)
+            if is_main:
+                if row["is_best"]:
+                    _keep(run, kept, data, preprocessing, epoch=row["epoch"])
+                state.save(run.checkpoint_path)
+                run.write_history(state.history)
+            listener.epoch(row)
+    if is_main:
+        run.mark_finished()
+    return True
+
+
+def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str) -> Run:
+    if config.data.path is None:
+        raise ConfigError(
+            "no data was named", hint="give --data DIR, or set data.path in the config"
+        )
+    # A run must find its data from any folder.
+    paths = {
+        name: str(Path(value).resolve())
+        for name in ("path", "split", "cache_dir")
+        if (value := getattr(config.data, name)) is not None
+    }
+    model = config.model
+    if Path(model.pretrained).is_file():
+        weights = str(Path(model.pretrained).resolve())
+        model = model.model_copy(update={"pretrained": weights})
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update=paths), "model": model}
+    )
+    run = create_run(out, config)
+    run.write_environment(
+        {
+            **describe_environment(command=command, seed=config.train.seed),
+            # What `auto` came to, here and today.
+            "compute": {
+                "device": accelerator.device.type,
+                "precision": _precision(config, accelerator),
+                "threads": torch.get_num_threads(),
+                "processes": accelerator.num_processes,
+            },
+        }
+    )
+    if config.train.watch_test:
+        run.log_look(subset="test", command=f"{command} (train.watch_test)")
+    return run
+
+
+def _fold_of(
+    run: Run,
+    data: PreparedData,
+    fold: int,
+    accelerator: Accelerator,
+    *,
+    command: str,
+) -> tuple[Run, PreparedData]:
+    """Return one fold of a k-fold run as an ordinary run, made where it is missing."""
+    path = run.fold_path(fold)
+    config = run.config.model_copy(
+        update={"data": run.config.data.model_copy(update={"fold": fold})}
+    )
+    fold_data = replace(data, rows=rows_of_fold(run, data.rows, fold))
+    fold_run = Run(path, config)
+    if not fold_run.leak_path.is_file():
+        # Killed while the folder was made: nothing in it is worth keeping.
+        shutil.rmtree(path, ignore_errors=True)
+        fold_run = _start(config, path, accelerator, command=command)
+        fold_run.write_split(fold_data.rows)
+        fold_run.write_leak(run.leak())
+    return fold_run, fold_data
+
+
+def _make_accelerator(config: Config) -> Accelerator:
+    # Mixed precision is `train_epoch`'s: Accelerate keeps it for the whole process,
+    # and a process may train several runs.
+    return Accelerator(
+        cpu=resolve_device(config.train.device).type == "cpu",
+        kwargs_handlers=[
+            # The parameters of a frozen backbone get no gradient.
+            DistributedDataParallelKwargs(
+                find_unused_parameters=config.train.freeze_backbone_epochs > 0
+            )
+        ],
+    )
+
+
+def _precision(config: Config, accelerator: Accelerator) -> str:
+    return resolve_precision(config.train.precision, accelerator.device)
+
+
+def _load_subsets(
+    data: PreparedData,
+    config: Config,
+    preprocessing: Preprocessing,
+    *,
+    listener: Listener,
+) -> dict[str, Subset]:
+    decoding = Decoding(
+        preprocessing.size_px,
+        config.data.fit,
+        config.model.in_chans,
+        image_limits(config.data),
+    )
+    listener.stage("decoding")
+    return {
+        subset: load_subset(
+            data,
+            subset,
+            decoding=decoding,
+            config=config.data,
+            progress=listener.files,
+        )
+        for subset in ("train", *_watched(config))
+    }
+
+
+def _watched(config: Config) -> tuple[str, ...]:
+    """Return the subsets that are measured after each epoch. Only val chooses."""
+    return ("val", "test") if config.train.watch_test else ("val",)
+
+
+def _epoch_seed(config: Config, epoch: int, rank: int) -> int:
+    sequence = np.random.SeedSequence([config.train.seed, epoch, rank])
+    return int(sequence.generate_state(1)[0])
+
+
+def _after_batch(
+    state: TrainState,
+    ema: ModelEmaV3 | None,
+    network: nn.Module,
+    listener: Listener,
+    batches: Batches,
+) -> Callable[[], None]:
+    def after() -> None:
+        state.batches_done += 1
+        state.num_steps += 1
+        if ema is not None:
+            ema.update(network, step=state.num_steps)
+        listener.batch(state.epoch, state.batches_done, batches.per_epoch)
+
+    return after
+
+
+def _row(state: TrainState, stats: EpochStats) -> dict[str, Any]:
+    return {
+        "epoch": state.epoch,
+        "train_loss": stats.loss,
+        "train_accuracy": stats.accuracy,
+        "lr": state.lr,
+        "images_per_second": stats.num_images / state.seconds,
+        "seconds": state.seconds,
+    }
+
+
+def _keep(
+    run: Run,
+    model: nn.Module,
+    data: PreparedData,
+    preprocessing: Preprocessing,
+    *,
+    epoch: int,
+) -> None:
+    weights = weights_as_bytes(model)
+    config = run.config
+    card = ModelCard(
+        format=FORMAT,
+        tumorlens=tumorlens.__version__,
+        name=config.model.name,
+        arguments=model_arguments(config.model),
+        classes=data.index.classes,
+        in_chans=config.model.in_chans,
+        size_px=preprocessing.size_px,
+        fit=config.data.fit,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        mirror=config.model.mirror,
+        epoch=epoch,
+        weights_sha256=sha256_of_bytes(weights),
+    )
+    run.write_weights(weights, card)
+
+
+def _any_process(accelerator: Accelerator, *, mine: bool) -> bool:
+    """Whether the flag is up in any process: all must leave after the same batch."""
+    if accelerator.num_processes == 1:
+        return mine
+    flag = torch.tensor(float(mine), device=accelerator.device)
+    return bool(accelerator.reduce(flag, reduction="sum") > 0)

@@ -1,0 +1,224 @@
+"""Weights trained elsewhere become a run folder that knows how to build itself.
+
+A bare .pth or .safetensors says nothing of its network, its classes or what its images
+looked like. What the user knows of that is checked against the tensors and written
+down, so that `predict` and `evaluate` work as for any other run. Nothing in the file is
+run. What a newcomer would get wrong: no figure of such a run is held out. Which images
+the weights have seen is not known here, whatever the split says.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import tumorlens
+from tumorlens.errors import ConfigError, DataError
+from tumorlens.files import sha256_of, sha256_of_bytes
+from tumorlens.runs.folder import FORMAT, ModelCard, Run, create_run
+from tumorlens.system import describe_environment
+from tumorlens.training.dataset import prepare_data
+from tumorlens.training.network import classifier_layers, create_model, model_arguments
+from tumorlens.training.weights import classifier_names, read_state, weights_as_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tumorlens.config import Config
+
+    Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A run folder around weights from elsewhere."""
+
+    run: Run
+    card: ModelCard
+    words: str
+    """What the network takes, and what its figures are worth."""
+
+
+def import_weights(
+    weights: Path,
+    config: Config,
+    *,
+    classes: Sequence[str],
+    out: Path,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Imported:
+    """Make a run folder of a weights file.
+
+    Class folders are read in alphabetical order, so the last layer's outputs are put
+    into that order, with their names.
+
+    Args:
+        weights: A .safetensors or .pth of named tensors, bare or wrapped as timm's
+            checkpoints are. It is copied into the folder.
+        config: `model` names the network and its preprocessing, and its `pretrained` is
+            replaced by `weights`; `data.fit` says how images were made square. Where
+            `data.path` is set, `split.csv` is made of it by `data.protocol`, else the
+            run can predict but not be evaluated.
+        classes: Their names in the order of the network's outputs.
+        out: The run folder. Must not exist.
+        command: What the user typed, for the record.
+        progress: Called with files done and files in all.
+
+    Returns:
+        The finished run, with the epoch 0.
+
+    Raises:
+        ConfigError: The weights cannot be read or do not fit the network, their last
+            layer has another number of outputs than there are classes, a class is named
+            twice, or the protocol has folds.
+        DataError: The data cannot be used, or has other classes.
+        RunError: `out` exists.
+    """
+    _check_classes(classes)
+    if config.data.protocol == "grouped-kfold":
+        raise ConfigError(
+            "expected data.protocol 'as-given' or 'grouped', got 'grouped-kfold': "
+            "imported weights are one network, and folds need several",
+            hint="set data.protocol=grouped",
+        )
+    config = _found_from_anywhere(config, weights)
+    card, content = _build(weights, config, classes)
+    run = create_run(out, config)
+    try:
+        run.write_weights(content, card)
+        run.write_environment(
+            {
+                **describe_environment(command=command, seed=config.train.seed),
+                "imported_from": {
+                    "file": weights.name,
+                    "sha256": sha256_of(weights),
+                    "classes": list(classes),
+                },
+            }
+        )
+        if config.data.path is not None:
+            _split(run, card, progress=progress)
+        run.write_leak(_leak(run, weights))
+        run.mark_finished()
+    except BaseException:
+        # Nothing was learnt here: after Ctrl-C, too, there is nothing to keep.
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    return Imported(run, card, f"{_input_words(card)} {run.leak()['words']}")
+
+
+def _check_classes(classes: Sequence[str]) -> None:
+    named = ", ".join(classes)
+    if len(classes) < 2 or not all(classes) or len(set(classes)) < len(classes):
+        raise ConfigError(
+            f"expected at least two classes, each named once, got {named!r}",
+            hint="name them in the order of the network's outputs: --classes "
+            "glioma,meningioma,no_tumor,pituitary",
+        )
+
+
+def _found_from_anywhere(config: Config, weights: Path) -> Config:
+    paths = {
+        name: str(Path(value).resolve())
+        for name in ("path", "split", "cache_dir")
+        if (value := getattr(config.data, name)) is not None
+    }
+    pretrained = {"pretrained": str(weights.resolve())}
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update=paths),
+            "model": config.model.model_copy(update=pretrained),
+        }
+    )
+
+
+def _build(
+    weights: Path, config: Config, classes: Sequence[str]
+) -> tuple[ModelCard, bytes]:
+    """Return the card and the weights of the network, outputs in alphabetical order.
+
+    Raises:
+        ConfigError: The weights do not fit the network or the classes.
+    """
+    try:
+        model, preprocessing = create_model(config.model, num_classes=len(classes))
+        state = read_state(weights)
+    except ConfigError as error:
+        # The setting is not what the user gave the file with.
+        problem = error.problem.removeprefix("model.pretrained: ")
+        raise ConfigError(problem, hint=error.hint) from None
+    # A last layer of another size was replaced by a new one, as for a training.
+    for name in classifier_names(model):
+        num_outputs = len(state[f"{name}.weight"])
+        if num_outputs != len(classes):
+            raise ConfigError(
+                f"the last layer in {weights} has {num_outputs} outputs, and --classes "
+                f"names {len(classes)}: {', '.join(classes)}",
+                hint="name one class for each output, in their order",
+            )
+    order = sorted(range(len(classes)), key=classes.__getitem__)
+    with torch.no_grad():
+        for layer in classifier_layers(model):
+            for parameter in layer.parameters():
+                parameter.copy_(parameter[order])
+    content = weights_as_bytes(model)
+    card = ModelCard(
+        format=FORMAT,
+        tumorlens=tumorlens.__version__,
+        name=config.model.name,
+        arguments=model_arguments(config.model),
+        classes=tuple(sorted(classes)),
+        in_chans=config.model.in_chans,
+        size_px=preprocessing.size_px,
+        fit=config.data.fit,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        mirror=config.model.mirror,
+        epoch=0,
+        weights_sha256=sha256_of_bytes(content),
+    )
+    return card, content
+
+
+def _split(run: Run, card: ModelCard, *, progress: Progress | None) -> None:
+    data = prepare_data(run, progress=progress)
+    if data.index.classes != card.classes:
+        raise DataError(
+            f"the data has the classes {', '.join(data.index.classes)}, and --classes "
+            f"names {', '.join(card.classes)}",
+            hint="give the network's outputs the names of the class folders",
+        )
+
+
+def _leak(run: Run, weights: Path) -> dict[str, Any]:
+    """Return the verdict on figures of weights that were trained elsewhere.
+
+    It is marked as a leak so that every table and figure carries its words; `is_known`
+    tells it from one that was found.
+    """
+    words = (
+        f"Unknown training data: {weights.name} was trained elsewhere, and may have "
+        "seen these images. No figure of this run is held out."
+    )
+    verdict: dict[str, Any] = {}
+    if run.leak_path.is_file():
+        verdict = run.leak()
+        words += f" Had it been trained on this split's train: {verdict['words']}"
+    return {**verdict, "leaks": True, "is_known": False, "words": words}
+
+
+def _input_words(card: ModelCard) -> str:
+    mean, std = (
+        ", ".join(f"{value:.4g}" for value in values)
+        for values in (card.mean, card.std)
+    )
+    return (
+        f"The network gets {card.size_px} x {card.size_px} pixels, made square by "
+        f"{card.fit!r}, less the mean {mean}, over the std {std}: it answers well only "
+        "if its training did the same."
+    )

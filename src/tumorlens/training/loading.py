@@ -1,0 +1,375 @@
+"""Records become batches: decoded once, augmented with a seed of their own.
+
+The first run over a set decodes every file to one memory-mapped uint8 array in the
+user's cache folder; later epochs and runs read that. A set whose array would be larger
+than a limit is decoded anew by the loader's workers in each epoch.
+
+The order of an epoch and the augmentation of each image follow from (seed, epoch,
+position) alone. They do not depend on the number of workers, and an epoch can be
+entered in the middle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tumorlens.config import Fit
+from tumorlens.data.images import ImageLimits, load_square
+from tumorlens.errors import DataError
+from tumorlens.files import replacing
+from tumorlens.training.augment import Step, apply_policy
+
+_CACHE_VERSION = 1
+"""Raise it when `images.load_square` changes what it returns."""
+
+Progress = Callable[[int, int], None]
+
+
+class Images(Protocol):
+    """Decoded images by position."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def __getitem__(self, position: int) -> NDArray[np.uint8]:
+        """Return one image, shape (S, S, C)."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One file to decode, and the digest that names its content."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How files become arrays."""
+
+    size_px: int
+    fit: Fit
+    in_chans: int
+    limits: ImageLimits
+
+    def __call__(self, path: Path) -> NDArray[np.uint8]:
+        """Return one file as (S, S, C), with C = 1 when the image is grey."""
+        image = load_square(
+            path,
+            size_px=self.size_px,
+            fit=self.fit,
+            in_chans=self.in_chans,
+            limits=self.limits,
+        )
+        # Three equal channels would triple the cache and the work of augmenting;
+        # `models.normalize` repeats the one that is kept.
+        if image.shape[2] == 3 and (image == image[:, :, :1]).all():
+            return image[:, :, :1]
+        return image
+
+
+def decoded_images(
+    files: Sequence[ImageFile],
+    decoding: Decoding,
+    *,
+    cache_dir: Path | None,
+    cache_limit_mib: float,
+    progress: Progress | None = None,
+) -> Images:
+    """Return the decoded images of some files, from the cache where it has them.
+
+    Args:
+        files: Readable files. Their order is the order of the result.
+        decoding: How to decode. Colour images keep three channels; if any file is
+            coloured, all arrays have three.
+        cache_dir: Folder of the cache; `None` is tumorlens in the user's cache.
+        cache_limit_mib: A set that is larger when decoded is not cached but decoded
+            at each access, with the same result. Older sets are removed from the
+            cache until all together are smaller than this.
+        progress: Called with files done and files in all while the cache is filled.
+
+    Returns:
+        uint8 arrays of shape (S, S, C), read-only.
+
+    Raises:
+        DataError: A file cannot be decoded, or the cache cannot be written.
+    """
+    worst_mib = len(files) * decoding.size_px**2 * decoding.in_chans / 2**20
+    if worst_mib > cache_limit_mib:
+        return _Streamed(files, decoding)
+    folder = cache_dir or default_cache_dir()
+    path = folder / f"images-{_key(files, decoding)}.npy"
+    if not path.is_file():
+        _make_room(folder, cache_limit_mib - worst_mib)
+        _fill_cache(path, files, decoding, progress)
+    # What was used last is removed last. A cache that is shared and belongs to somebody
+    # else is still good to read.
+    with suppress(PermissionError):
+        os.utime(path)
+    images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    return images
+
+
+def default_cache_dir() -> Path:
+    """Return the folder for decoded images in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tumorlens"
+
+
+class TrainImages(Dataset[tuple[Tensor, int]]):
+    """Augmented training images. An item is asked for by (position, seed)."""
+
+    def __init__(
+        self,
+        images: Images,
+        positions: Sequence[int],
+        labels: Sequence[int],
+        policy: tuple[Step, ...],
+    ) -> None:
+        self.images = images
+        self.positions = positions
+        self.labels = labels
+        self.policy = policy
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        """Return an image (C, S, S) uint8 and its label."""
+        item, seed = key
+        image = self.images[self.positions[item]]
+        with seeded(seed):
+            image = apply_policy(self.policy, image)
+        return _as_tensor(image), self.labels[item]
+
+
+class PlainImages(Dataset[Tensor]):
+    """Images as they are, for the inference pass."""
+
+    def __init__(self, images: Images, positions: Sequence[int]) -> None:
+        self.images = images
+        self.positions = positions
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.positions)
+
+    def __getitem__(self, item: int) -> Tensor:
+        """Return an image (C, S, S) uint8."""
+        return _as_tensor(self.images[self.positions[item]])
+
+
+def train_batches(
+    images: TrainImages,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    balanced: bool,
+    first_batch: int = 0,
+    rank: int = 0,
+    num_ranks: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Return the batches of one epoch: images (N, C, S, S) uint8 and labels (N,).
+
+    Args:
+        images: What to draw from.
+        batch_size: Images per batch and process.
+        seed: Of the run.
+        epoch: From 1. Each epoch has an order and augmentations of its own.
+        balanced: Draw with replacement, each class equally often, instead of each
+            image once.
+        first_batch: Skip so many batches, to enter an epoch in the middle.
+        rank: Number of this process; each gets its own share of the same order.
+        num_ranks: Processes in all. The order is cut to a multiple of it.
+        workers: Loader processes; 0 does the work in this one.
+        pin_memory: Whether the batches go to a GPU.
+    """
+    order = epoch_order(images.labels, seed=seed, epoch=epoch, balanced=balanced)
+    share = order[: len(order) - len(order) % num_ranks][rank::num_ranks]
+    keys = [(item, image_seed(seed, epoch, item, n)) for n, item in enumerate(share)]
+    batches = [
+        keys[start : start + batch_size] for start in range(0, len(keys), batch_size)
+    ]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        # Batch norm has no variance over one image: leave it for another epoch.
+        batches.pop()
+    # An item is a pair of image and number here, and a batch a pair of tensors: the
+    # default collation makes one of the other.
+    return DataLoader(
+        images,  # type: ignore[arg-type]
+        batch_sampler=batches[first_batch:],
+        num_workers=workers,
+        pin_memory=pin_memory,
+        # A generator of its own: each new iterator would else draw from the global
+        # one, and entering an epoch in the middle would shift all that follows.
+        generator=torch.Generator(),
+    )
+
+
+def plain_batches(
+    images: PlainImages, *, batch_size: int, workers: int = 0, pin_memory: bool = False
+) -> DataLoader[Tensor]:
+    """Return batches (N, C, S, S) uint8, in order, each image once."""
+    return DataLoader(
+        images,
+        batch_size=batch_size,
+        generator=torch.Generator(),
+        num_workers=workers,
+        pin_memory=pin_memory,
+    )
+
+
+def epoch_order(
+    labels: Sequence[int], *, seed: int, epoch: int, balanced: bool
+) -> list[int]:
+    """Return which item comes when in an epoch.
+
+    Example:
+        >>> sorted(epoch_order([0, 1, 1], seed=42, epoch=1, balanced=False))
+        [0, 1, 2]
+    """
+    rng = np.random.default_rng([seed, epoch])
+    if not balanced:
+        return [int(item) for item in rng.permutation(len(labels))]
+    counts = np.bincount(labels)
+    weights = 1 / counts[np.asarray(labels)]
+    drawn = rng.choice(len(labels), size=len(labels), p=weights / weights.sum())
+    return [int(item) for item in drawn]
+
+
+def image_seed(seed: int, epoch: int, item: int, draw: int) -> int:
+    """Return the seed of one image's augmentation, in [0, 2**32)."""
+    sequence = np.random.SeedSequence([seed, epoch, item, draw])
+    return int(sequence.generate_state(1)[0])
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed Python's, numpy's and torch's generators inside, and put them back after."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+class _Streamed:
+    """Images that are decoded when they are asked for."""
+
+    def __init__(self, files: Sequence[ImageFile], decoding: Decoding) -> None:
+        self.files = files
+        self.decoding = decoding
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, position: int) -> NDArray[np.uint8]:
+        image = self.decoding(self.files[position].path)
+        # Whether some other file is coloured is not known here, and a batch needs
+        # one shape.
+        return np.broadcast_to(image, (*image.shape[:2], self.decoding.in_chans))
+
+
+def _as_tensor(image: NDArray[np.uint8]) -> Tensor:
+    # A copy: the cache is read-only, and torch has no such tensors.
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _key(files: Sequence[ImageFile], decoding: Decoding) -> str:
+    digest = hashlib.sha256()
+    limits = decoding.limits
+    digest.update(
+        f"{_CACHE_VERSION} {decoding.size_px} {decoding.fit} {decoding.in_chans} "
+        f"{limits.max_pixels}".encode()
+    )
+    for file in files:
+        digest.update(file.sha256.encode())
+    return digest.hexdigest()[:32]
+
+
+def _make_room(folder: Path, room_mib: float) -> None:
+    """Remove the sets that were used longest ago until the others fit."""
+    kept_mib = 0.0
+    by_use = sorted(
+        folder.glob("images-*.npy"), key=lambda path: path.stat().st_mtime, reverse=True
+    )
+    for path in by_use:
+        kept_mib += path.stat().st_size / 2**20
+        if kept_mib > room_mib:
+            # A process that has it mapped keeps it until it ends.
+            path.unlink(missing_ok=True)
+
+
+def _fill_cache(
+    path: Path,
+    files: Sequence[ImageFile],
+    decoding: Decoding,
+    progress: Progress | None,
+) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise DataError(
+            f"cannot write to the cache folder {path.parent}: {error.strerror}",
+            hint="set data.cache_dir to a folder that can be written, or "
+            "data.cache_limit_mib=0 to do without a cache",
+        ) from None
+    try:
+        _decode_into(path, files, decoding, channels=1, progress=progress)
+    except _ColourFoundError:
+        _decode_into(
+            path, files, decoding, channels=decoding.in_chans, progress=progress
+        )
+
+
+def _decode_into(
+    path: Path,
+    files: Sequence[ImageFile],
+    decoding: Decoding,
+    *,
+    channels: int,
+    progress: Progress | None,
+) -> None:
+    shape = (len(files), decoding.size_px, decoding.size_px, channels)
+    with (
+        replacing(path) as temporary,
+        ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
+    ):
+        array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+        decoded = pool.map(decoding, (file.path for file in files))
+        try:
+            for done, image in enumerate(decoded):
+                if image.shape[2] > channels:
+                    raise _ColourFoundError
+                array[done] = image
+                if progress is not None:
+                    progress(done + 1, len(files))
+        finally:
+            # Else Ctrl-C would wait until the pool has decoded all that is left.
+            pool.shutdown(cancel_futures=True)
+        array.flush()
+
+
+class _ColourFoundError(Exception):
+    """A set that was taken for grey has a coloured image."""

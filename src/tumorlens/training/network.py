@@ -1,0 +1,421 @@
+"""A timm name becomes a network with its own preprocessing; weights go in and out.
+
+`infer` is the only inference pass of the package: validation, evaluation and
+prediction call it, so the three cannot differ. It always computes in fp32: a
+probability must not depend on whether the processor at hand knows bf16.
+"""
+
+from __future__ import annotations
+
+import math
+import urllib.request
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.data.config import resolve_model_data_config
+from torch import Tensor, nn
+
+from tumorlens.config import ModelConfig
+from tumorlens.errors import ConfigError, RunError, did_you_mean
+from tumorlens.training.views import policy_of, views_of
+from tumorlens.training.weights import (
+    classifier_names,
+    load_weights,
+    pretrained_cfg,
+    read_weights_metadata,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from tumorlens.runs.folder import ModelCard
+
+_HUB_TIMEOUT_S = 10
+_FROM_HUB = ("auto", "yes")
+_HEAD_STD = 0.01
+_WAYS_OUT = (
+    "set model.pretrained to a .safetensors or .pth file of its weights, or to 'no' "
+    "for random ones"
+)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network expects of its input."""
+
+    size_px: int
+    """Side of the square image."""
+    mean: tuple[float, ...]
+    """Per channel, of values in [0, 1]."""
+    std: tuple[float, ...]
+
+
+def create_model(
+    config: ModelConfig, *, num_classes: int
+) -> tuple[nn.Module, Preprocessing]:
+    """Return a network for so many classes, with the weights that `config` asks for.
+
+    Args:
+        config: Names the network, its weights and its variations.
+        num_classes: Size of the last layer. A last layer of another size in the
+            weights is replaced by a new one.
+
+    Returns:
+        The network on the CPU, and the preprocessing of its weights. Values that
+        `config` sets go before those in a weights file's metadata, and these before
+        timm's.
+
+    Raises:
+        ConfigError: The network does not exist or does not take an argument, the
+            weights cannot be had, or do not fit.
+    """
+    name = config.name
+    if not timm.is_model(name):
+        raise ConfigError(
+            f"unknown model.name {name!r}: timm {timm.__version__} has no such network",
+            hint=_suggest(name.split(".")[0].lower()),
+        )
+    from_hub = needs_model_hub(config)
+    if from_hub:
+        _check_hub(name)
+    arguments = model_arguments(config)
+    model = _build(name, num_classes, config.in_chans, arguments, pretrained=from_hub)
+    if from_hub and num_classes != pretrained_cfg(model)["num_classes"]:
+        _start_head_small(model)
+    if _is_file(config):
+        path = Path(config.pretrained)
+        if load_weights(model, path, in_chans=config.in_chans):
+            _start_head_small(model)
+    return model, _preprocessing(model, config)
+
+
+def model_arguments(config: ModelConfig) -> dict[str, Any]:
+    """Return what `config` changes in timm's defaults, as arguments for timm.
+
+    A weights file that was made for another `pad_type` says so in its metadata. That
+    is part of the answer, because a run must be rebuilt without the file.
+
+    Raises:
+        ConfigError: The weights file does not exist or is damaged.
+    """
+    arguments: dict[str, Any] = {}
+    metadata = _metadata(config)
+    if "pad_type" in metadata:
+        arguments["pad_type"] = metadata["pad_type"]
+    arguments |= config.extra
+    if config.drop_rate:
+        arguments["drop_rate"] = config.drop_rate
+    if config.drop_path_rate:
+        arguments["drop_path_rate"] = config.drop_path_rate
+    if config.global_pool is not None:
+        arguments["global_pool"] = config.global_pool
+    return arguments
+
+
+def load_model(card: ModelCard, weights: Path) -> nn.Module:
+    """Return the network of a run with its weights, on the CPU, ready for `infer`.
+
+    Raises:
+        RunError: The weights do not fit the network that the card describes.
+    """
+    try:
+        model = _build(
+            card.name,
+            len(card.classes),
+            card.in_chans,
+            card.arguments,
+            pretrained=False,
+        )
+        model.load_state_dict(load_file(weights))
+    except (ConfigError, RuntimeError, SafetensorError) as error:
+        first = str(error).splitlines()[0]
+        raise RunError(
+            f"{weights} does not fit the network of its model.json: {first}",
+            hint="restore the run folder or train it again",
+        ) from None
+    return model.eval()
+
+
+def classifier_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the last layers: those that depend on the number of classes."""
+    names = classifier_names(model)
+    return [model.get_submodule(name) for name in names]
+
+
+def set_trainable(
+    model: nn.Module, *, frozen: Sequence[str] = (), head_only: bool = False
+) -> None:
+    """Set which parts learn, and put them, and only them, into training mode.
+
+    A part that does not learn behaves as in evaluation: batch norm keeps its
+    statistics and dropout is off.
+
+    Args:
+        model: From `create_model`.
+        frozen: Names of submodules that do not learn.
+        head_only: Whether only the last layer learns.
+
+    Raises:
+        ConfigError: `model` has no submodule of such a name.
+    """
+    model.train(not head_only)
+    model.requires_grad_(not head_only)
+    for layer in classifier_layers(model):
+        layer.train()
+        layer.requires_grad_()
+    names = dict(model.named_modules())
+    for name in frozen:
+        if name not in names or not name:
+            top = [known for known in names if known and known.count(".") < 2]
+            raise ConfigError(
+                f"train.freeze: the network has no part {name!r}",
+                hint=did_you_mean(name, top),
+            )
+        names[name].eval()
+        names[name].requires_grad_(requires_grad=False)
+
+
+def normalize(
+    images: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tensor:
+    """Return what the network takes for decoded images.
+
+    Args:
+        images: Shape (N, 1, S, S) or (N, C, S, S), uint8, on any device.
+        mean: C values of the [0, 1] range. One-channel images are repeated to C.
+        std: C values.
+
+    Returns:
+        Shape (N, C, S, S), float32, channels last in memory.
+    """
+    shift = torch.tensor(mean, device=images.device).view(1, -1, 1, 1)
+    scale = torch.tensor(std, device=images.device).view(1, -1, 1, 1)
+    values = (images.float() / 255 - shift) / scale  # (N, C, S, S)
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def infer(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device,
+    mirror: bool,
+    tta: str = "none",
+    temperature: float = 1.0,
+) -> NDArray[np.float32]:
+    """Return the network's answer for every image: the one inference pass.
+
+    Args:
+        model: Returns logits. Set to evaluation mode; must be on `device`.
+        batches: Decoded images, shape (N, 1 or C, S, S), uint8.
+        mean: Per channel, of values in [0, 1].
+        std: Per channel.
+        device: Where to compute.
+        mirror: Whether to average the probabilities with those of the left-right
+            mirror image. The logarithm of the average is then returned.
+        tta: The policy of `tumorlens.training.views` to average over; unless it is
+        "none", it
+            goes before `mirror`.
+        temperature: What logits are divided by before softmax.
+
+    Returns:
+        Log-probabilities, shape (N, C), float32, in the order of the images. Their
+        exponentials sum to 1.
+    """
+    model.eval()
+    parts = []
+    for batch in batches:
+        images = normalize(batch.to(device, non_blocking=True), mean=mean, std=std)
+        answers = [
+            (model(view).float() / temperature).log_softmax(dim=1)  # (N, C)
+            for view in views_of(images, policy_of(mirror=mirror, tta=tta))
+        ]
+        log_probs = torch.stack(answers).logsumexp(dim=0) - math.log(len(answers))
+        parts.append(log_probs.cpu())
+    return torch.cat(parts).numpy() if parts else np.empty((0, 0), np.float32)
+
+
+def needs_model_hub(config: ModelConfig) -> bool:
+    """Whether the network's first weights are fetched, not read from a file."""
+    return config.pretrained in _FROM_HUB
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device for `train.device`.
+
+    Raises:
+        ConfigError: A GPU is asked for and torch sees none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "train.device is 'cuda' and torch sees no GPU",
+            hint="use train.device=auto or cpu, or install torch with CUDA",
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Return 'bf16' or 'fp32' for `train.precision` on a device.
+
+    'auto' is bf16 where the hardware multiplies it natively. A CPU that only emulates
+    it (AVX-512 without the bf16 instructions) is slower with it than without.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        able = torch.cpu.get_capabilities()
+        fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return "bf16" if fast else "fp32"
+
+
+def _suggest(name: str) -> str:
+    # timm has 1,300 names: too many to answer with all of them.
+    known = timm.list_models()
+    alike = [other for other in known if other.startswith(name)] or known
+    close = get_close_matches(name, alike, n=5) or [n for n in known if name in n][:5]
+    if not close:
+        return "see timm.list_models() for the names, such as 'resnet18'"
+    return did_you_mean(name, close)
+
+
+def _build(
+    name: str,
+    num_classes: int,
+    in_chans: int,
+    arguments: Mapping[str, Any],
+    *,
+    pretrained: bool,
+) -> nn.Module:
+    try:
+        return timm.create_model(
+            name,
+            pretrained=pretrained,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            **arguments,
+        )
+    except OSError as error:
+        if not pretrained:
+            raise
+        raise _unreachable(name, error) from None
+    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+        # timm passes arguments on to the network's own constructor, so what it does
+        # not know, or knows in another range, surfaces as one of these.
+        asked = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise ConfigError(
+            f"{name} cannot be made with {asked or 'its defaults'}: {error}",
+            hint="not every network takes every argument; remove "
+            + _setting_of(next(iter(arguments), "extra")),
+        ) from None
+
+
+def _setting_of(argument: str) -> str:
+    """Return the setting that an argument of a network comes from."""
+    is_own = argument in ModelConfig.model_fields
+    return f"model.{argument}" if is_own else f"{argument!r} from model.extra"
+
+
+def _check_hub(name: str) -> None:
+    # timm itself would try for a minute and then print a page.
+    pretrained = timm.get_pretrained_cfg(name)
+    if pretrained is None or not (pretrained.hf_hub_id or pretrained.url):
+        raise ConfigError(
+            f"there are no pretrained weights for model.name {name!r}", hint=_WAYS_OUT
+        )
+    if pretrained.hf_hub_id:
+        from huggingface_hub import constants, try_to_load_from_cache
+
+        repository = pretrained.hf_hub_id
+        if isinstance(try_to_load_from_cache(repository, "model.safetensors"), str):
+            return
+        url = f"{constants.ENDPOINT}/{repository}/resolve/main/config.json"
+    else:
+        url = str(pretrained.url)
+        if (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file():
+            return
+    try:
+        request = urllib.request.Request(url, method="HEAD")
+        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S).close()
+    except OSError as error:
+        raise _unreachable(name, error) from None
+
+
+def _unreachable(name: str, error: OSError) -> ConfigError:
+    reason = str(getattr(error, "reason", None) or error).splitlines()
+    return ConfigError(
+        f"the pretrained weights of {name} cannot be fetched from the model hub: "
+        f"{reason[0] if reason else type(error).__name__}",
+        hint=_WAYS_OUT,
+    )
+
+
+def _is_file(config: ModelConfig) -> bool:
+    return config.pretrained not in (*_FROM_HUB, "no")
+
+
+def _metadata(config: ModelConfig) -> dict[str, str]:
+    if not _is_file(config):
+        return {}
+    return read_weights_metadata(Path(config.pretrained), name=config.name)
+
+
+def _start_head_small(model: nn.Module) -> None:
+    # A new last layer on pretrained features must begin near "all classes alike".
+    # timm draws that of mobilenetv2_100 from +-0.5: the first loss is then 16 instead
+    # of log(4) = 1.4, and its gradient wrecks the features before the layer has learnt.
+    for layer in classifier_layers(model):
+        for name, parameter in layer.named_parameters():
+            if name == "bias":
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=_HEAD_STD)
+
+
+def _preprocessing(model: nn.Module, config: ModelConfig) -> Preprocessing:
+    data = resolve_model_data_config(model)
+    metadata = _metadata(config)
+    mean: tuple[float, ...] = tuple(
+        config.mean or _numbers(metadata, "mean", config) or data["mean"]
+    )
+    std: tuple[float, ...] = tuple(
+        config.std or _numbers(metadata, "std", config) or data["std"]
+    )
+    if config.in_chans == 1 and len(mean) == 3:
+        # timm sums the first layer over its inputs: one mean, one std.
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    return Preprocessing(config.size_px or data["input_size"][1], mean, std)
+
+
+def _numbers(
+    metadata: Mapping[str, str], name: str, config: ModelConfig
+) -> tuple[float, ...]:
+    if name not in metadata:
+        return ()
+    try:
+        values = tuple(float(part) for part in metadata[name].split(","))
+    except ValueError:
+        values = ()
+    lowest = 1e-3 if name == "std" else 0.0
+    if len(values) != 3 or not all(lowest <= value < math.inf for value in values):
+        raise ConfigError(
+            f"model.pretrained: the metadata of {config.pretrained} has "
+            f"{name}={metadata[name]!r}, expected three numbers with commas between",
+            hint="set model.mean and model.std",
+        )
+    return values

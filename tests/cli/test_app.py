@@ -1,0 +1,788 @@
+"""The command line as a person meets it: what it prints, and with which status."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, get_args
+
+import pytest
+import torch
+from PIL import Image
+
+import tumorlens
+from support.images import CLASSES, draw_image
+from tumorlens import config
+from tumorlens.cli import app, options
+from tumorlens.data.index import read_split
+from tumorlens.errors import RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SMALL = {
+    "model.name": "test_resnet",
+    "model.pretrained": "no",
+    "model.size_px": "32",
+    "optim.epochs": "1",
+    "train.precision": "fp32",
+    "train.device": "cpu",
+}
+"""Settings with which a training takes a second."""
+
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Answer(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Ask = "Callable[..., Answer]"
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Return a function that runs one command and gives its status and its words."""
+
+    def run(*words: object) -> Answer:
+        capsys.readouterr()
+        status = app.main([str(word) for word in words])
+        return Answer(status, *capsys.readouterr())
+
+    return run
+
+
+def small(cache: Path, **changes: str) -> list[str]:
+    """Return `--set` options for a quick training that keeps its cache to itself."""
+    settings = SMALL | {"data.cache_dir": str(cache)}
+    settings |= {key.replace("__", "."): value for key, value in changes.items()}
+    return [word for item in settings.items() for word in ("--set", "=".join(item))]
+
+
+def draw_folder(root: Path, *, num_each: int = 12) -> Path:
+    for seed in range(num_each):
+        for label in CLASSES:
+            (root / label).mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(draw_image(label, seed, size_px=48))
+            image.save(root / label / f"{seed}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with `data` and `run`, which was trained and evaluated on it."""
+    root = tmp_path_factory.mktemp("cli")
+    data = draw_folder(root / "data")
+    words = ["train", "--data", data, "--out", root / "run", *small(root / "cache")]
+    assert app.main([str(word) for word in words]) == 0
+    assert app.main(["evaluate", str(root / "run")]) == 0
+    return root
+
+
+@pytest.fixture
+def run(work: Path, tmp_path: Path) -> Path:
+    """Return a copy of the trained run that a test may damage."""
+    return Path(shutil.copytree(work / "run", tmp_path / "run"))
+
+
+def assert_refused(answer: Answer, *words: str) -> None:
+    """Check for one `error:` line with the words in it, one `hint:` line, status 2."""
+    assert answer.status == 2, answer
+    first, *rest = [line for line in answer.err.splitlines() if line]
+    assert first.startswith("error: ")
+    assert len(rest) == 1
+    assert rest[0].startswith("hint: ")
+    assert len(rest[0]) > len("hint: ")
+    for word in words:
+        assert word in first, first
+    assert "Traceback" not in answer.err
+
+
+# What is typed wrongly
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["phantm", "x"], "'phantm'. Did you mean 'phantom'?"),
+        (["train"], "Missing option '--out'"),
+        (["evaluate"], "Missing argument 'RUN'"),
+        (["evaluate", "run", "--subst", "val"], "No such option: --subst"),
+        (["phantom", "x", "--patients", "many"], "Invalid value for '--patients'"),
+        (
+            ["split", "x", "--out", "y", "--protocol", "random"],
+            "'random' is not one of",
+        ),
+    ],
+)
+def test_a_usage_error_looks_like_every_other_error(
+    ask: Callable[..., Answer], words: list[str], said: str
+) -> None:
+    assert_refused(ask(*words), said)
+
+
+def test_the_hint_of_a_usage_error_is_the_help_of_that_command(
+    ask: Callable[..., Answer],
+) -> None:
+    assert ask("train").err.endswith("hint: see tumorlens train --help\n")
+    assert ask("nosuch").err.endswith("hint: see tumorlens --help\n")
+
+
+def test_without_a_command_the_help_is_shown(ask: Callable[..., Answer]) -> None:
+    assert ask() == ask("--help")
+    assert ask().status == 0
+
+
+def test_the_version_is_that_of_the_package(ask: Callable[..., Answer]) -> None:
+    assert ask("--version") == (0, f"tumorlens {tumorlens.__version__}\n", "")
+
+
+def test_the_protocols_are_those_of_the_settings() -> None:
+    assert set(options.Protocol) == set(get_args(config.Protocol))
+
+
+@pytest.mark.parametrize("width", ["80", "40"])
+def test_help_fits_a_narrow_terminal(
+    ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, width: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    lines = ask("train", "--help").out.splitlines()
+    assert max(len(line) for line in lines) <= int(width)
+
+
+def test_an_error_without_a_hint_gets_one(
+    ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(module: str) -> None:
+        raise RunError("no\nway")
+
+    monkeypatch.setattr(app, "require", fail)
+    said = "error: no way\nhint: see tumorlens report --help\n"
+    assert ask("report", "run") == (2, "", said)
+
+
+# Data that cannot be used
+
+
+@pytest.mark.parametrize("command", ["audit", "split", "train", "predict"])
+def test_a_folder_that_is_not_there_is_refused(
+    ask: Callable[..., Answer], work: Path, tmp_path: Path, command: str
+) -> None:
+    gone, out = tmp_path / "gone", tmp_path / "out.csv"
+    words = {
+        "train": ["train", "--data", gone, "--out", out],
+        "predict": ["predict", work / "run", gone, "--out", out],
+    }.get(command, [command, gone, "--out", out])
+    assert_refused(ask(*words), "no such", str(gone))
+    assert list(tmp_path.iterdir()) == []
+
+
+def one_class(data: Path) -> str:
+    for label in CLASSES[1:]:
+        shutil.rmtree(data / "Training" / label)
+        shutil.rmtree(data / "Testing" / label)
+    return "glioma"
+
+
+def empty_class(data: Path) -> str:
+    for file in (data / "Training" / "pituitary").iterdir():
+        file.unlink()
+    return "pituitary"
+
+
+def other_classes(data: Path) -> str:
+    (data / "Testing" / "pituitary").rename(data / "Testing" / "pituitry")
+    return "pituitry"
+
+
+@pytest.mark.parametrize("spoil", [one_class, empty_class, other_classes])
+@pytest.mark.parametrize("command", ["audit", "train"])
+def test_folders_that_are_no_classes_are_refused_and_leave_nothing(
+    ask: Callable[..., Answer],
+    make_images: Callable[..., Path],
+    tmp_path: Path,
+    command: str,
+    spoil: Callable[[Path], str],
+) -> None:
+    data = make_images(subsets={"Training": 2, "Testing": 1})
+    named = spoil(data)
+    words = [data] if command == "audit" else ["--data", data]
+    assert_refused(ask(command, *words, "--out", tmp_path / "out"), named)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def add_bad_files(data: Path) -> list[str]:
+    """Put four files that cannot be read into a class folder."""
+    folder = data / "glioma"
+    whole = (folder / "0.png").read_bytes()
+    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "words.jpg").write_text("this is no image", encoding="utf-8")
+    Image.new("1", (20_000, 20_000)).save(folder / "huge.png")
+    return ["empty.png", "huge.png", "truncated.png", "words.jpg"]
+
+
+def test_audit_counts_files_that_cannot_be_read_and_goes_on(
+    ask: Callable[..., Answer], tmp_path: Path
+) -> None:
+    data = draw_folder(tmp_path / "data", num_each=6)
+    names = add_bad_files(data)
+    assert ask("audit", data, "--out", tmp_path / "out").status == 0
+    found = json.loads((tmp_path / "out" / "audit.json").read_text("utf-8"))
+    assert found["num_unreadable"] == 4
+    assert sorted(Path(bad["path"]).name for bad in found["unreadable"]) == names
+
+
+def test_audit_of_a_set_that_training_refuses_says_so(
+    ask: Callable[..., Answer], tmp_path: Path
+) -> None:
+    data = draw_folder(tmp_path / "data")
+    add_bad_files(data)
+    for number in range(20):
+        (data / CLASSES[0] / f"text{number}.jpg").write_text("no image")
+    answer = ask("audit", data, "--out", tmp_path / "audit")
+    assert answer.status == 0, answer.err
+    assert "Too many files cannot be read: 24 of 72 (33.3 %)" in answer.out
+    assert "next: mend or remove" in answer.out
+    assert "tumorlens train" not in answer.out
+    found = json.loads((tmp_path / "audit" / "audit.json").read_text(encoding="utf-8"))
+    assert found["verdict"]["believable"] is False
+
+
+def test_audit_of_a_set_without_one_image_is_refused(
+    ask: Callable[..., Answer], tmp_path: Path
+) -> None:
+    for label in CLASSES:
+        (tmp_path / "data" / label).mkdir(parents=True)
+        (tmp_path / "data" / label / "1.jpg").write_text("no image")
+    answer = ask("audit", tmp_path / "data", "--out", tmp_path / "audit")
+    assert_refused(answer, "none of 4 files in")
+    assert "give a folder of JPEG" in answer.err
+    assert not (tmp_path / "audit").exists()
+
+
+def test_audit_into_a_file_is_told_that_out_is_a_folder(
+    ask: Callable[..., Answer], tmp_path: Path
+) -> None:
+    data = draw_folder(tmp_path / "data")
+    (tmp_path / "tab.csv").write_text("")
+    answer = ask("audit", data, "--out", tmp_path / "tab.csv")
+    assert_refused(answer, "tab.csv is a file")
+    assert "hint: --out is a folder" in answer.err
+
+
+def test_train_leaves_unreadable_files_out_and_says_how_many(
+    ask: Callable[..., Answer], tmp_path: Path
+) -> None:
+    data = draw_folder(tmp_path / "data")
+    names = add_bad_files(data)
+    settings = small(tmp_path / "cache", data__max_unreadable="0.08")  # 4 of 52 = 0.077
+    answer = ask("train", "--data", data, "--out", tmp_path / "run", *settings)
+    assert answer.status == 0, answer.err
+    assert "left out, as not readable: 4 files" in answer.out
+    rows = read_split(tmp_path / "run" / "split.csv")
+    left_out = [row for row in rows if row.reason.startswith("unreadable")]
+    assert sorted(Path(row.path).name for row in left_out) == names
+
+
+def test_train_stops_above_the_limit_of_unreadable_files_and_leaves_nothing(
+    ask: Callable[..., Answer], tmp_path: Path
+) -> None:
+    data = draw_folder(tmp_path / "data")
+    add_bad_files(data)
+    settings = small(tmp_path / "cache", data__max_unreadable="0.07")
+    answer = ask("train", "--data", data, "--out", tmp_path / "run", *settings)
+    assert_refused(answer, "4 of 52 files (7.7%) cannot be read", "7.0%")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_split_edited_into_a_leak_is_refused_by_name(
+    ask: Callable[..., Answer], tmp_path: Path
+) -> None:
+    data = draw_folder(tmp_path / "data")
+    patients = "".join(f"{label}/0.png,p1\n{label}/1.png,p1\n" for label in CLASSES[:1])
+    (data / "metadata.csv").write_text("path,patient\n" + patients, encoding="utf-8")
+    table = tmp_path / "split.csv"
+    assert ask("split", data, "--out", table).status == 0
+    rows = list(csv.DictReader(table.read_text("utf-8").splitlines()))
+    for row in rows:
+        if row["path"] == "glioma/0.png":
+            row["subset"] = "train"
+        elif row["path"] == "glioma/1.png":
+            row["subset"] = "test"
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+    settings = small(tmp_path / "cache", data__split=str(table))
+    answer = ask("train", "--data", data, "--out", tmp_path / "run", *settings)
+    assert_refused(answer, "glioma/0.png", "glioma/1.png")
+    assert not (tmp_path / "run").exists()
+
+
+# Settings that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("setting", "said", "hinted"),
+    [
+        ("optim.weight_decy=0.1", "'optim.weight_decy'", "optim.weight_decay"),
+        ("optim.lr=fast", "'fast'", "learning rate"),
+        ("optim.epochs=0", "got 0", "Passes"),
+        ("optim.epochs=true", "got True", "Passes"),
+        ("augment.policy=mr", "'mr'", ""),
+        ("model.name=resnet81", "'resnet81'", "resnet"),
+        ("optim.name=adamm", "'adamm'", "adam"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_a_way_out(
+    ask: Callable[..., Answer],
+    work: Path,
+    tmp_path: Path,
+    setting: str,
+    said: str,
+    hinted: str,
+) -> None:
+    words = ["--data", work / "data", "--out", tmp_path / "run"]
+    answer = ask("train", *words, *small(work / "cache"), "--set", setting)
+    assert_refused(answer, said)
+    assert hinted in answer.err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_that_is_no_toml_is_refused(
+    ask: Callable[..., Answer], tmp_path: Path
+) -> None:
+    config_path = tmp_path / "run.toml"
+    config_path.write_text("[optim\n", encoding="utf-8")
+    assert_refused(ask("train", config_path, "--out", tmp_path / "run"), "run.toml")
+    assert_refused(
+        ask("train", tmp_path / "no.toml", "--out", tmp_path / "r"), "no.toml"
+    )
+
+
+def test_the_option_data_is_a_path_whatever_it_looks_like(
+    ask: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("2024", "none", 'a"b'):
+        assert_refused(ask("train", "--data", name, "--out", "run"), f"{name}")
+
+
+def test_weights_with_code_in_them_are_refused_and_the_code_does_not_run(
+    ask: Callable[..., Answer], work: Path, tmp_path: Path
+) -> None:
+    trace = tmp_path / "it-ran"
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(trace),)
+
+    evil = tmp_path / "evil.pth"
+    evil.write_bytes(pickle.dumps(Payload()))
+    torch.save({"weight": Payload()}, archive := tmp_path / "evil-archive.pth")
+    for weights in (evil, archive):
+        settings = small(work / "cache", model__pretrained=str(weights))
+        words = ["--data", work / "data", "--out", tmp_path / "run"]
+        assert_refused(ask("train", *words, *settings), weights.name)
+        assert not (tmp_path / "run").exists()
+    assert not trace.exists()
+
+
+# Run folders that cannot be used
+
+
+def no_folder(run: Path) -> str:
+    shutil.rmtree(run)
+    return "no such run folder"
+
+
+def no_run(run: Path) -> str:
+    (run / "config.toml").unlink()
+    return "config.toml"
+
+
+def later_settings(run: Path) -> str:
+    with (run / "config.toml").open("a", encoding="utf-8") as file:
+        file.write("\n[teleport]\nrange = 3\n")
+    return "teleport"
+
+
+def later_format(run: Path) -> str:
+    card = json.loads((run / "model.json").read_text("utf-8"))
+    (run / "model.json").write_text(json.dumps(card | {"format": 99}), encoding="utf-8")
+    return "got 99"
+
+
+def no_weights(run: Path) -> str:
+    (run / "weights.safetensors").unlink()
+    return "weights.safetensors"
+
+
+def tampered_weights(run: Path) -> str:
+    content = bytearray((run / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (run / "weights.safetensors").write_bytes(content)
+    return "SHA-256"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [no_folder, no_run, later_settings, later_format, no_weights, tampered_weights],
+)
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_spoilt_run_is_refused_and_left_as_it_is(
+    ask: Callable[..., Answer],
+    work: Path,
+    run: Path,
+    command: str,
+    spoil: Callable[[Path], str],
+) -> None:
+    said = spoil(run)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    image = work / "data" / "glioma" / "0.png"
+    answer = ask(command, run, *([image] if command == "predict" else []))
+    assert_refused(answer, said)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_predict_warns_of_a_run_whose_training_is_not_finished(
+    ask: Callable[..., Answer], run: Path, work: Path
+) -> None:
+    image = work / "data" / "glioma" / "0.png"
+    assert "warning" not in ask("predict", run, image).err
+    (run / "finished").unlink()
+    answer = ask("predict", run, image)
+    assert answer.status == 0
+    assert f"warning: the training of {run} is not finished" in answer.err
+
+
+def test_a_report_wants_an_evaluated_run(ask: Callable[..., Answer], run: Path) -> None:
+    (run / "metrics.json").unlink()
+    assert_refused(ask("report", run), "evaluate")
+    assert not (run / "report.html").exists()
+
+
+def test_a_report_says_that_pictures_are_missing_and_where_to_name_them(
+    ask: Callable[..., Answer], run: Path, tmp_path: Path
+) -> None:
+    with (run / "predictions.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    probs = [name for name in rows[0] if name.startswith("prob_")]
+    for row in rows:  # another class than the label is sure
+        right = f"prob_{row['label']}"
+        row |= dict.fromkeys(probs, "0") | {next(n for n in probs if n != right): "1"}
+        row["predicted"] = next(n for n in probs if n != right).removeprefix("prob_")
+    with (run / "predictions.csv").open("w", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert "missing" not in ask("report", run).err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    answer = ask("report", run, "--data", empty)
+    assert answer.status == 0
+    assert "pictures are missing from the page" in answer.err
+    assert "the file is gone; --data DIR" in answer.err
+
+
+def test_train_does_not_write_into_a_run_that_is_there(
+    ask: Callable[..., Answer], work: Path, run: Path
+) -> None:
+    answer = ask("train", "--data", work / "data", "--out", run, *small(work / "cache"))
+    assert_refused(answer, str(run), "exists")
+
+
+@pytest.mark.parametrize(
+    "given", [["--data", "d"], ["--set", "optim.lr=1"], ["c.toml"]]
+)
+def test_resume_takes_no_other_settings(
+    ask: Callable[..., Answer], run: Path, given: list[str]
+) -> None:
+    assert_refused(ask("train", "--resume", "--out", run, *given), "--resume", str(run))
+
+
+# A disk that is full
+
+
+FULL_DISK = """
+import resource, sys
+from tumorlens.cli import app
+# What is written beyond this size fails as on a full disk.
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.exit(app.main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_ends_a_training_with_one_line_and_leaves_nothing(
+    work: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = ["train", "--data", work / "data", "--out", out, *small(work / "cache")]
+    done = run_python(FULL_DISK.format(limit=64 << 10), *words)
+    assert_refused(Answer(done.returncode, done.stdout, done.stderr), "cannot write")
+    assert list(tmp_path.iterdir()) == []
+
+
+# What commands say when all goes well
+
+
+def test_each_command_names_its_files_and_the_next_command(
+    ask: Callable[..., Answer], work: Path, run: Path, tmp_path: Path
+) -> None:
+    data = work / "data"
+    table = tmp_path / "split.csv"
+    for words, where, following in [
+        (["split", data, "--out", table], table, "train --data"),
+        (["audit", data, "--out", tmp_path / "a"], tmp_path / "a", "train --data"),
+        (["evaluate", run], run, f"tumorlens report {run}"),
+        (["report", run], run / "report.html", f"tumorlens predict {run}"),
+    ]:
+        answer = ask(*words)
+        assert answer.status == 0, answer.err
+        said, after = answer.out.splitlines()[-2:]
+        assert str(where) in said
+        assert after.startswith("next: tumorlens ")
+        assert following in after
+
+
+def test_the_command_is_on_record_in_the_run(work: Path) -> None:
+    environment = json.loads((work / "run" / "environment.json").read_text("utf-8"))
+    assert environment["command"].startswith(f"tumorlens train --data {work / 'data'}")
+    looks = (work / "run" / "looks.jsonl").read_text("utf-8")
+    assert json.loads(looks)["command"] == f"tumorlens evaluate {work / 'run'}"
+
+
+def test_split_counts_every_file_once(ask: Callable[..., Answer], work: Path) -> None:
+    out = ask("split", work / "data", "--out", work / "split.csv").out
+    table = [
+        line.split()
+        for line in out.splitlines()
+        if line[:5] in ("train", "val  ", "test ")
+    ]
+    assert [line[0] for line in table] == ["train", "val", "test"]
+    assert sum(int(line[-1]) for line in table) == 48
+
+
+def test_one_image_has_its_classes_below_each_other_and_runs_side_by_side(
+    ask: Callable[..., Answer], work: Path, run: Path
+) -> None:
+    image = work / "data" / "glioma" / "0.png"
+    other = run.rename(run.with_name("other"))
+    answer = ask("predict", work / "run", image, "--run", other)
+    assert answer.status == 0
+    rows = [line.split() for line in answer.out.splitlines()[2:]]
+    assert [row[0] for row in rows] == list(CLASSES)
+    assert answer.out.splitlines()[1].split() == ["class", "run", "other"]
+    # The same weights twice: the same figures, and they add up.
+    assert all(row[1:3] == row[3:5] for row in rows)
+    assert sum(float(row[1]) for row in rows) == pytest.approx(100, abs=0.2)
+
+
+def test_an_unreadable_file_is_a_row_and_the_status_is_3(
+    ask: Callable[..., Answer], work: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    answer = ask("predict", work / "run", bad, work / "data" / "glioma" / "0.png")
+    assert answer.status == 3
+    assert answer.err == "1 file could not be read\n"
+    assert f"{bad}: " in answer.out
+    assert "unreadable" in answer.out
+    assert "0.png" in answer.out
+
+    out = tmp_path / "x.csv"
+    assert ask("predict", work / "run", bad, work / "data", "--out", out).status == 3
+    rows = list(csv.DictReader(out.read_text("utf-8").splitlines()))
+    assert [bool(row["error"]) for row in rows] == [True] + [False] * 48
+    assert rows[0]["predicted"] == ""
+    assert sum(float(rows[1][f"prob_{name}"]) for name in CLASSES) == pytest.approx(1)
+
+
+def test_an_output_of_unknown_kind_is_refused_before_the_work(
+    ask: Callable[..., Answer], work: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.xlsx"
+    assert_refused(ask("predict", tmp_path / "gone", "x", "--out", out), "'x.xlsx'")
+
+
+# Interrupts, terminals
+
+
+def run_python(code: str, *words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(tumorlens.__file__).parents[1])},
+    )
+
+
+MAIN = "import sys; from tumorlens import cli; sys.exit(app.main(sys.argv[1:]))"
+
+
+def test_an_interrupt_is_one_line_and_status_130(
+    ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(module: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "require", interrupt)
+    assert ask("report", "run") == (130, "", "stopped\n")
+
+
+def test_an_interrupt_while_the_program_starts_is_one_line_too() -> None:
+    code = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'tumorlens.cli.app': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from tumorlens.__main__ import main\n"
+        "sys.exit(main())"
+    )
+    done = run_python(code)
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
+    script = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
+    assert script["project"]["scripts"] == {"tumorlens": "tumorlens.__main__:main"}
+
+
+def test_ctrl_c_in_a_training_keeps_everything_and_resume_goes_on(
+    work: Path, tmp_path: Path, ask: Callable[..., Answer]
+) -> None:
+    out = tmp_path / "run"
+    settings = small(work / "cache", optim__epochs="500", train__batch_size="4")
+    words = ["train", "--data", work / "data", "--out", out, *settings]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", MAIN, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(tumorlens.__file__).parents[1])},
+    )
+    deadline = time.monotonic() + 300
+    while not (out / "history.jsonl").is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 130, stderr
+    assert stderr.splitlines()[-1] == "stopped"
+    assert stdout.splitlines()[-1] == f"next: tumorlens train --resume --out {out}"
+    assert_refused(ask("evaluate", out), "not finished")
+
+
+def test_an_error_of_our_own_keeps_its_traceback(
+    ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(module: str) -> None:
+        raise AssertionError("ours")
+
+    monkeypatch.setattr(app, "require", fail)
+    with pytest.raises(AssertionError, match="ours"):
+        ask("report", "run")
+
+
+# Ensembles, views and tracking
+
+
+def test_evaluate_with_views_prints_the_gain_on_val_and_is_no_look_at_test(
+    ask: Callable[..., Answer], run: Path
+) -> None:
+    looks = (run / "looks.jsonl").read_text()
+    answer = ask("evaluate", run, "--tta")
+    assert answer.status == 0
+    assert "val images in" in answer.out
+    assert "policy eight-views" in answer.out
+    for word in ("without", "with", "difference, points", "Test-time augmentation"):
+        assert word in answer.out
+    assert f"next: tumorlens ensemble {run} --tta --out {run}-tta" in answer.out
+    assert (run / "tta" / "val.json").is_file()
+    assert (run / "looks.jsonl").read_text() == looks
+    assert ask("evaluate", run, "--tta", "--subset", "test").status == 0
+    assert (run / "looks.jsonl").read_text() != looks
+
+
+def test_an_ensemble_is_a_run_for_every_command(
+    ask: Callable[..., Answer], work: Path, run: Path, tmp_path: Path
+) -> None:
+    both = tmp_path / "both"
+    answer = ask("ensemble", run, work / "run", "--out", both)
+    assert_refused(ask("ensemble", run, run, "--out", both), "is named twice")
+    assert answer.status == 0, answer.err
+    assert "2 x test_resnet: the mean probabilities of run, run" in answer.out
+    assert f"next: tumorlens evaluate {both}" in answer.out
+    assert ask("evaluate", both).status == 0
+    assert ask("report", both).status == 0
+    # A run and itself: the mean is what it says alone.
+    image = work / "data" / "glioma" / "0.png"
+    answers = [ask("predict", path, image).out for path in (run, both)]
+    percents = [re.findall(r"[\d.]+ %", answer) for answer in answers]
+    assert percents[0] == percents[1]
+
+
+def test_an_ensemble_with_views_prints_their_gain_where_there_is_val(
+    ask: Callable[..., Answer], run: Path, tmp_path: Path
+) -> None:
+    answer = ask("ensemble", run, "--tta", "--out", tmp_path / "tta")
+    assert answer.status == 0, answer.err
+    assert "test_resnet, eight-views: the mean probabilities of run" in answer.out
+    assert "difference, points" in answer.out
+    split = run / "split.csv"
+    split.write_text(split.read_text().replace(",val,", ",train,"))
+    answer = ask("ensemble", run, "--tta", "--out", tmp_path / "again")
+    assert answer.status == 0, answer.err
+    assert "is not measured: no image is in val of all members" in answer.out
+
+
+def test_track_takes_no_other_word_for_its_url(
+    ask: Callable[..., Answer], tmp_path: Path
+) -> None:
+    answer = ask("train", "--track", tmp_path / "no.toml", "--out", tmp_path / "run")
+    assert_refused(answer, "cannot read the config", "no.toml")
+    answer = ask("train", "--track=here", "--out", tmp_path / "run")
+    assert_refused(answer, "expected a URL for --track, got 'here'")
+
+
+def test_a_tracked_run_says_where_and_goes_on_there(
+    ask: Callable[..., Answer], work: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "runs" / "first"
+    words = ["train", "--data", work / "data", *small(work / "cache"), "--out", out]
+    answer = ask(*words, "--track")
+    assert answer.status == 0, answer.err
+    assert "warning" not in answer.err
+    assert f"tracked in sqlite:///{tmp_path}/runs/mlflow.db" in answer.out
+    for command in ("evaluate", "report"):
+        assert ask(command, out, "--track").status == 0
+    assert ask("train", "--resume", "--out", out, "--track").status == 0
+    sent = json.loads((out / "tracking.json").read_text())["sent"]
+    assert {"metrics.json", "figures/confusion.svg", "weights.safetensors"} < {*sent}
+
+
+def test_tracking_that_is_broken_is_one_warning_beside_a_complete_run(
+    ask: Callable[..., Answer], work: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = ["train", "--data", work / "data", *small(work / "cache"), "--out", out]
+    answer = ask(*words, "--track", "http://127.0.0.1:9")
+    assert answer.status == 0
+    assert answer.err.count("warning: ") == 1
+    assert "tracked" not in answer.out
+    assert (out / "finished").is_file()
+    assert ask("evaluate", out).status == 0

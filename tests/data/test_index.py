@@ -1,0 +1,507 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tumorlens.data.index import (
+    SUBSET_WORDS,
+    Index,
+    SplitRow,
+    read_index,
+    read_split,
+    write_split,
+)
+from tumorlens.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+REAL_SET = Path(__file__).parents[3] / "shared" / "data" / "brain-tumor-mri"
+PATIENT = "DOE^JANE"
+
+
+def write_tree(root: Path, files: Mapping[str, str]) -> Path:
+    """Write texts to paths below `root`. An index decodes nothing, so text will do."""
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content, encoding="utf-8")
+    return root
+
+
+def two_classes(root: Path, *extra: str) -> Path:
+    return write_tree(root, {name: name for name in ("a/1.png", "b/2.png", *extra)})
+
+
+def error_of(data: Path, metadata: str | None = None) -> DataError:
+    with pytest.raises(DataError) as caught:
+        read_index(data, metadata=metadata)
+    assert caught.value.hint
+    assert PATIENT not in str(caught.value)
+    return caught.value
+
+
+# Folders
+
+
+def test_class_folders_that_differ_are_told_what_to_do(tmp_path: Path) -> None:
+    for place in ("Training/a", "Training/b", "Testing/a"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "1.png").write_bytes(b"1")
+    with pytest.raises(DataError, match="'b' is in Training but not in") as caught:
+        read_index(tmp_path)
+    assert caught.value.hint.startswith("every subset needs the same class folders")
+
+
+def test_a_folder_of_classes_becomes_one_record_per_file(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "set", {"b/2.png": "two", "a/1.png": "one"})
+    index = read_index(root)
+    assert index.root == root
+    assert index.classes == ("a", "b")
+    assert [record.path for record in index.records] == ["a/1.png", "b/2.png"]
+    first = index.records[0]
+    assert (first.label, first.subset, first.patient) == ("a", None, None)
+    assert (first.source, first.source_label) == (None, None)
+    assert first.sha256 == hashlib.sha256(b"one").hexdigest()
+    assert first.num_bytes == 3
+    assert index.file_of(first).read_text() == "one"
+
+
+@pytest.mark.parametrize("word", sorted(SUBSET_WORDS))
+@pytest.mark.parametrize("spell", [str.lower, str.upper, str.title])
+def test_a_subset_folder_is_known_in_any_case(
+    tmp_path: Path, word: str, spell: object
+) -> None:
+    assert callable(spell)
+    two_classes(tmp_path / spell(word))
+    two_classes(tmp_path / ("Testing" if SUBSET_WORDS[word] != "test" else "train"))
+    subsets = {record.path: record.subset for record in read_index(tmp_path).records}
+    assert subsets[f"{spell(word)}/a/1.png"] == SUBSET_WORDS[word]
+    assert len(set(subsets.values())) == 2
+
+
+def test_every_regular_file_in_a_class_folder_is_a_record(tmp_path: Path) -> None:
+    root = two_classes(tmp_path, "a/notes.txt", "a/no suffix", "a/ümlaut (1).JPG")
+    (root / "a" / "empty.png").touch()
+    paths = {record.path: record.num_bytes for record in read_index(root).records}
+    assert set(paths) == {
+        "a/1.png",
+        "a/empty.png",
+        "a/no suffix",
+        "a/notes.txt",
+        "a/ümlaut (1).JPG",
+        "b/2.png",
+    }
+    assert paths["a/empty.png"] == 0
+
+
+def test_hidden_files_and_folders_are_no_records(tmp_path: Path) -> None:
+    root = two_classes(
+        tmp_path,
+        "a/.DS_Store",
+        "a/Thumbs.db",
+        "a/metadata.csv",
+        ".git/x",
+        "__MACOSX/a/1.png",
+        "README.md",
+    )
+    assert [r.path for r in read_index(root).records] == ["a/1.png", "b/2.png"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+def test_a_link_to_a_file_is_a_record_and_a_dangling_one_is_an_error(
+    tmp_path: Path,
+) -> None:
+    root = two_classes(tmp_path / "set")
+    (tmp_path / "elsewhere.png").write_text("linked")
+    (root / "a" / "link.png").symlink_to(tmp_path / "elsewhere.png")
+    assert [r.num_bytes for r in read_index(root).records if "link" in r.path] == [6]
+
+    (tmp_path / "elsewhere.png").unlink()
+    assert "a/link.png is a link to a file that does not" in error_of(root).problem
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders on Windows")
+def test_a_pipe_is_no_record_and_does_not_block(tmp_path: Path) -> None:
+    root = two_classes(tmp_path)
+    os.mkfifo(root / "a" / "pipe")
+    assert len(read_index(root).records) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep names as text")
+def test_a_file_name_that_is_not_text_is_an_error(tmp_path: Path) -> None:
+    root = two_classes(tmp_path)
+    (Path(os.fsdecode(os.fsencode(root / "a") + b"/\xff.png"))).write_text("x")
+    assert r"is not UTF-8: '\udcff.png'" in error_of(root).problem
+
+
+def test_a_folder_is_indexed_alike_from_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = two_classes(tmp_path / "set")
+    outside = read_index(root)
+    monkeypatch.chdir(root)
+    assert read_index(Path()) == outside
+    assert read_index(Path("../set")) == outside
+
+
+# What is wrong with a folder
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    assert error_of(missing).problem == f"no such folder or table: {missing}"
+    assert "no such folder" in error_of(tmp_path / ("x" * 300)).problem
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images.zip").write_bytes(b"PK")
+    assert (
+        "expected a folder or a .csv or .parquet"
+        in error_of(tmp_path / "images.zip").problem
+    )
+
+
+def test_a_folder_without_folders_has_no_classes(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"1.png": "x"})
+    assert error_of(tmp_path).problem == f"no class folders in {tmp_path}"
+
+
+def test_one_class_is_too_few(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"glioma/1.png": "x"})
+    problem = error_of(tmp_path).problem
+    assert problem == f"expected at least two classes in {tmp_path}, got 1: 'glioma'"
+
+
+@pytest.mark.parametrize("inside", [[], [".DS_Store"]], ids=["empty", "hidden only"])
+def test_a_class_without_files_is_named(tmp_path: Path, inside: list[str]) -> None:
+    two_classes(tmp_path)
+    (tmp_path / "c").mkdir()
+    for name in inside:
+        (tmp_path / "c" / name).touch()
+    problem = error_of(tmp_path).problem
+    assert problem == f"no files in the class folder {tmp_path / 'c'}"
+
+
+def test_a_class_that_one_subset_lacks_is_named_with_both(tmp_path: Path) -> None:
+    two_classes(tmp_path / "Training", "glioma/1.png")
+    two_classes(tmp_path / "Testing", "gliom/1.png")
+    error = error_of(tmp_path)
+    assert "'gliom' is in Testing but not in Training" in error.problem
+    assert error.hint == "did you mean 'glioma'?"
+
+
+def test_a_class_that_only_the_second_subset_lacks_is_found(tmp_path: Path) -> None:
+    two_classes(tmp_path / "Training")
+    two_classes(tmp_path / "Testing", "c/1.png")
+    assert "'c' is in Testing but not in Training" in error_of(tmp_path).problem
+
+
+def test_a_subset_without_classes_is_named(tmp_path: Path) -> None:
+    two_classes(tmp_path / "Training")
+    (tmp_path / "Testing").mkdir()
+    problem = error_of(tmp_path).problem
+    assert problem == f"no class folders in {tmp_path / 'Testing'}"
+
+
+def test_a_folder_beside_the_subsets_is_refused(tmp_path: Path) -> None:
+    two_classes(tmp_path / "Training")
+    (tmp_path / "extras").mkdir()
+    problem = error_of(tmp_path).problem
+    assert "subset folder 'Training' and beside it 'extras'" in problem
+
+
+def test_the_folder_above_the_set_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    two_classes(tmp_path / "set" / "Training")
+    error = error_of(tmp_path)
+    assert "class folder " + str(tmp_path / "set") in error.problem
+    assert "got the folder 'Training'" in error.problem
+    assert "right above the class or subset folders" in error.hint
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX permissions")
+def test_a_folder_or_file_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = two_classes(tmp_path)
+
+    def refuse(path: object) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        assert error_of(root).problem == f"cannot list {root}: Permission denied"
+    monkeypatch.setattr("tumorlens.data.index.sha256_of", refuse)
+    problem = error_of(root).problem
+    assert problem == f"cannot read {root / 'a/1.png'}: Permission denied"
+
+
+# Metadata
+
+
+def with_metadata(root: Path, text: str, name: str = "metadata.csv") -> Path:
+    two_classes(root)
+    (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
+def test_metadata_beside_the_classes_is_joined_by_path(tmp_path: Path) -> None:
+    root = with_metadata(
+        tmp_path, "path,patient,source,source_label\na/1.png,7,figshare,b\n"
+    )
+    first, second = read_index(root).records
+    assert (first.patient, first.source, first.source_label) == ("7", "figshare", "b")
+    assert (second.patient, second.source, second.source_label) == (None, None, None)
+
+
+def test_metadata_none_ignores_the_file(tmp_path: Path) -> None:
+    root = with_metadata(tmp_path, "path,patient\na/1.png,7\n")
+    assert read_index(root, metadata="none").records[0].patient is None
+
+
+def test_metadata_of_another_name_replaces_the_one_beside(tmp_path: Path) -> None:
+    root = with_metadata(tmp_path / "set", "path,patient\na/1.png,7\n")
+    other = tmp_path / "other.csv"
+    other.write_text("patient,path\n8,./a/1.png\n")
+    index = read_index(root, metadata=str(other))
+    assert index.records[0].patient == "8"
+
+
+def test_metadata_rows_without_a_file_matter_only_when_none_has_one(
+    tmp_path: Path,
+) -> None:
+    root = with_metadata(tmp_path, "path,patient\na/1.png,7\na/gone.png,8\n")
+    assert len(read_index(root).records) == 2
+    with_metadata(tmp_path, f"path,patient\nimages/a/1.png,{PATIENT}\n")
+    error = error_of(root)
+    assert "metadata.csv names a file of the index; its first path is" in error.problem
+    assert "'images/a/1.png'" in error.problem
+    assert "expected paths such as 'a/1.png'" in error.hint
+    with_metadata(tmp_path, "path,patient\n")
+    assert "names a file of the index" in error_of(root).problem
+
+
+def test_metadata_that_contradicts_itself_is_refused_without_the_patient(
+    tmp_path: Path,
+) -> None:
+    root = with_metadata(
+        tmp_path, f"path,patient\na/1.png,{PATIENT}\na/1.png,{PATIENT}\n"
+    )
+    assert read_index(root).records[0].patient == PATIENT
+    with_metadata(tmp_path, f"path,patient\na/1.png,{PATIENT}\na/./1.png,8\n")
+    assert "line 3: 'a/1.png' is named before with another" in error_of(root).problem
+
+
+def test_missing_metadata_is_named(tmp_path: Path) -> None:
+    root = two_classes(tmp_path)
+    assert "gone.csv: No such file" in error_of(root, "gone.csv").problem
+
+
+# Tables
+
+
+def table_of(root: Path, text: str, name: str = "table.csv") -> Path:
+    two_classes(root)
+    (root / name).write_text(text, encoding="utf-8")
+    return root / name
+
+
+def test_a_table_gives_every_field(tmp_path: Path) -> None:
+    table = table_of(
+        tmp_path,
+        "label,path,subset,patient,source,source_label,more\n"
+        "y,b/2.png,Testing,7,web,x,ignored\n"
+        "x,a/1.png,,,,,\n",
+    )
+    index = read_index(table)
+    assert index.root == tmp_path
+    assert index.classes == ("x", "y")
+    first, second = index.records
+    assert (first.path, first.label, first.subset) == ("a/1.png", "x", None)
+    assert (first.patient, first.source, first.source_label) == (None, None, None)
+    assert (second.path, second.label, second.subset) == ("b/2.png", "y", "test")
+    assert (second.patient, second.source, second.source_label) == ("7", "web", "x")
+    assert second.sha256 == hashlib.sha256(b"b/2.png").hexdigest()
+
+
+def test_a_parquet_table_gives_the_same_index_as_a_csv(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = table_of(tmp_path, "path,label,patient\na/1.png,x,7\nb/2.png,y,\n")
+    columns = {"path": ["a/1.png", "b/2.png"], "label": ["x", "y"]}
+    parquet.write_table(
+        # pandas writes whole numbers beside a gap as 7.0 and NaN.
+        arrow.table({**columns, "patient": [7.0, float("nan")]}),
+        tmp_path / "table.parquet",
+    )
+    assert read_index(tmp_path / "table.parquet") == read_index(table)
+
+
+def test_a_table_may_name_files_outside_its_folder(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "set", "")
+    (tmp_path / "out.png").write_text("out")
+    table.write_text(
+        f"path,label\n../out.png,x\n{tmp_path}/set/a/1.png,y\n{tmp_path}/set/../"
+        "set/b/2.png,y\n"
+    )
+    index = read_index(table)
+    assert {r.path for r in index.records} >= {"../out.png", "a/1.png"}
+    assert {r.num_bytes for r in index.records if r.label == "x"} == {3}
+
+
+@pytest.mark.parametrize("path", ["a/gone.png", "a", "../..", "", "a/1.png\x00"])
+def test_a_table_may_only_name_files_that_exist(tmp_path: Path, path: str) -> None:
+    table = table_of(tmp_path, f"path,label\nb/2.png,x\n{path},y\n")
+    problem = error_of(table).problem
+    assert f"{table}, line 3: no such file: {path!r}" in problem
+
+
+def test_a_table_that_names_a_file_twice_is_refused(tmp_path: Path) -> None:
+    table = table_of(tmp_path, "path,label\na/1.png,x\nb/2.png,y\nb/../a/1.png,z\n")
+    problem = error_of(table).problem
+    assert problem == f"{table}, line 4: 'a/1.png' is named before, in line 2"
+
+
+def test_a_table_row_needs_a_label(tmp_path: Path) -> None:
+    table = table_of(tmp_path, "path,label\na/1.png, \nb/2.png,y\n")
+    assert error_of(table).problem == f"{table}, line 2: no label"
+
+
+def test_a_table_row_has_a_known_subset(tmp_path: Path) -> None:
+    table = table_of(tmp_path, "path,label,subset\na/1.png,x,trainn\n")
+    error = error_of(table)
+    assert error.problem == f"{table}, line 2: unknown subset 'trainn'"
+    assert error.hint == "did you mean 'train'?"
+
+
+def test_a_table_of_no_or_one_class_is_refused(tmp_path: Path) -> None:
+    table = table_of(tmp_path, "path,label\n")
+    assert error_of(table).problem.endswith("got 0")
+    table = table_of(tmp_path, "path,label\na/1.png,x\nb/2.png,x\n")
+    assert error_of(table).problem.endswith("got 1: 'x'")
+
+
+def test_a_table_without_a_label_column_is_refused(tmp_path: Path) -> None:
+    table = table_of(tmp_path, "path,class\na/1.png,x\n")
+    assert "has no column 'label'" in error_of(table).problem
+
+
+def test_metadata_fills_in_what_a_table_does_not_say(tmp_path: Path) -> None:
+    table = table_of(tmp_path, "path,label,patient\na/1.png,x,1\nb/2.png,y,2\n")
+    other = tmp_path / "other.csv"
+    other.write_text("path,patient,source\na/1.png,,web\n")
+    first, second = read_index(table, metadata=str(other)).records
+    assert (first.patient, first.source) == ("1", "web")
+    assert (second.patient, second.source) == ("2", None)
+
+
+# Digest
+
+
+def test_the_digest_follows_path_label_subset_and_content_only(tmp_path: Path) -> None:
+    index = read_index(two_classes(tmp_path))
+    first, second = index.records
+
+    def digest(**changes: Any) -> str:
+        changed = (replace(first, **changes), second)
+        return Index(Path("elsewhere"), index.classes, changed).digest
+
+    assert len(index.digest) == 64
+    assert digest() == digest(patient="7", source="web") == index.digest
+    others = [
+        digest(path="a/0.png"),
+        digest(label="b"),
+        digest(subset="test"),
+        digest(sha256="0" * 64),
+    ]
+    assert len({index.digest, *others}) == 5
+
+
+# Splits
+
+
+ROW = SplitRow(
+    path="a/1.png", sha256="0" * 64, label="a", group="a/1.png", subset="train"
+)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["a/1.png", 'a/quo"te.png', "a/com,ma.png", "a/line\nfeed", "a/car\rriage", " a/ä"],
+)
+def test_a_split_is_read_back_as_it_was_written(tmp_path: Path, path: str) -> None:
+    rows = (
+        replace(ROW, path=path, group=path.strip()),
+        replace(ROW, path="b/2.png", subset="left-out", reason="copy of 'a', twice"),
+        replace(ROW, path="c/3.png", subset="fold-12"),
+    )
+    write_split(tmp_path / "split.csv", rows)
+    assert read_split(tmp_path / "split.csv") == rows
+
+
+def test_a_split_is_plain_csv(tmp_path: Path) -> None:
+    write_split(tmp_path / "split.csv", [ROW])
+    assert (tmp_path / "split.csv").read_bytes() == (
+        b"path,sha256,label,group,subset,reason\n"
+        b"a/1.png," + b"0" * 64 + b",a,a/1.png,train,\n"
+    )
+
+
+def test_a_split_that_a_spreadsheet_saved_is_read(tmp_path: Path) -> None:
+    # With a byte order mark, carriage returns, another order and without reasons.
+    text = f"subset,group,label,sha256,path\r\ntrain,a/1.png,a,{'0' * 64},a/1.png\r\n"
+    (tmp_path / "split.csv").write_bytes(text.encode("utf-8-sig"))
+    assert read_split(tmp_path / "split.csv") == (ROW,)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (replace(ROW, path=""), "line 3: no path"),
+        (replace(ROW, path="b", label=""), "line 3: no label"),
+        (replace(ROW, path="b", group=""), "line 3: no group"),
+        (ROW, "line 3: 'a/1.png' is named before, in line 2"),
+        (replace(ROW, path="b", sha256="f00"), "as sha256, got 'f00'"),
+        (replace(ROW, path="b", sha256="g" * 64), "as sha256, got 'ggg"),
+        (replace(ROW, path="b", sha256="0" * 65), "as sha256, got '000"),
+        (replace(ROW, path="b", subset="tets"), "line 3: unknown subset 'tets'"),
+        (replace(ROW, path="b", subset="trains"), "line 3: unknown subset 'trains'"),
+        (replace(ROW, path="b", subset="fold-"), "line 3: unknown subset 'fold-'"),
+        (replace(ROW, path="b", subset="x" * 999), "unknown subset 'xxx"),
+    ],
+)
+def test_a_bad_row_of_a_split_is_named(
+    tmp_path: Path, row: SplitRow, message: str
+) -> None:
+    write_split(tmp_path / "split.csv", [ROW, row])
+    with pytest.raises(DataError) as caught:
+        read_split(tmp_path / "split.csv")
+    assert message in caught.value.problem
+    assert str(tmp_path / "split.csv") in caught.value.problem
+    assert caught.value.hint
+    assert len(caught.value.problem) < len(str(tmp_path)) + 200
+
+
+def test_a_split_without_rows_is_refused(tmp_path: Path) -> None:
+    write_split(tmp_path / "split.csv", [])
+    with pytest.raises(DataError, match=r"split\.csv has no rows"):
+        read_split(tmp_path / "split.csv")
+
+
+# The real set
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL_SET.is_dir(), reason=f"no images in {REAL_SET}")
+def test_the_real_set_has_the_files_and_patients_that_its_readme_says() -> None:
+    index = read_index(REAL_SET)
+    assert len(index.records) == 3264
+    assert sum(record.patient is not None for record in index.records) == 2345
+    assert len(index.classes) == 4
+    assert sum(record.subset == "test" for record in index.records) == 394
+    assert len({record.sha256 for record in index.records}) == 3027

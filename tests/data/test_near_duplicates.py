@@ -1,0 +1,247 @@
+"""Small images drawn by code, turned, shifted and mixed: which show one picture."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import imagehash
+import numpy as np
+import pytest
+from PIL import Image
+
+from support.images import CLASSES, draw_image
+from tumorlens.data import near_duplicates
+from tumorlens.data.near_duplicates import (
+    MAX_HASH_BITS,
+    ORIENTATIONS,
+    find_lookalikes,
+    hash_thumbnails,
+    make_thumbnail,
+    propose_pairs,
+    turned,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def draw_thumbnails(num: int) -> NDArray[np.uint8]:
+    """Return thumbnails of different pictures, (num, 64, 64)."""
+    return np.stack([make_thumbnail(draw_image(CLASSES[n % 4], n)) for n in range(num)])
+
+
+def differ_in(hashes: NDArray[np.uint64], num_bits: int) -> NDArray[np.uint64]:
+    """Return hashes of which so many bits, drawn by chance, are turned over."""
+    rng = np.random.default_rng(num_bits)
+    changed = [
+        sum(1 << int(bit) for bit in rng.permutation(64)[:num_bits]) for _ in hashes
+    ]
+    return hashes ^ np.array(changed, np.uint64)
+
+
+def draw_hashes(num: int, *, seed: int = 0) -> NDArray[np.uint64]:
+    return np.random.default_rng(seed).integers(0, 2**64, (8, num), dtype=np.uint64)
+
+
+def test_a_hash_is_that_of_imagehash_in_every_orientation() -> None:
+    thumbnails = draw_thumbnails(8)
+    hashes = hash_thumbnails(thumbnails)
+    small = np.rint(thumbnails.reshape(8, 32, 2, 32, 2).mean(axis=(2, 4)))
+    for orientation in range(8):
+        for number in range(8):
+            image = turned(small[number].astype(np.uint8), orientation)
+            expected = imagehash.phash(Image.fromarray(np.ascontiguousarray(image)))
+            assert f"{hashes[orientation, number]:016x}" == str(expected)
+
+
+def test_the_names_of_the_orientations_say_what_is_done() -> None:
+    image = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    for number, name in enumerate(ORIENTATIONS):
+        expected = Image.fromarray(image)
+        for angle in (90, 180, 270):
+            if f"rotated-{angle}" in name:
+                expected = expected.rotate(angle, expand=True)
+        if "mirrored" in name:
+            expected = expected.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        np.testing.assert_array_equal(turned(image, number), np.asarray(expected))
+
+
+@pytest.mark.parametrize("orientation", range(8), ids=ORIENTATIONS)
+def test_a_turned_copy_is_found_with_what_was_done_to_it(orientation: int) -> None:
+    pictures = draw_thumbnails(5)
+    copies = turned(pictures, orientation)
+    found = find_lookalikes(np.concatenate([pictures, copies]))
+    assert [(pair.a, pair.b) for pair in found] == [(n, n + 5) for n in range(5)]
+    assert {pair.orientation for pair in found} == {orientation}
+    # The other way round, a quarter turn becomes three.
+    found = find_lookalikes(np.concatenate([copies, pictures]))
+    inverse = {1: 3, 3: 1}.get(orientation, orientation)
+    assert {pair.orientation for pair in found} == {inverse}
+
+
+def test_different_pictures_are_not_alike() -> None:
+    assert find_lookalikes(draw_thumbnails(60)) == []
+
+
+@pytest.fixture
+def propose_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every image the same hash in every orientation."""
+    monkeypatch.setattr(
+        near_duplicates,
+        "hash_thumbnails",
+        lambda stack: np.zeros((8, len(stack)), np.uint64),
+    )
+
+
+@pytest.mark.usefixtures("propose_all")
+def test_a_picture_that_is_its_own_mirror_image_is_the_same_and_not_mirrored() -> None:
+    half = draw_thumbnails(1)[0][:, :32].astype(float)
+    for seed in range(8):
+        noise = np.random.default_rng(seed).normal(0, 5, half.shape)
+        halves = [half, np.clip(half + noise, 0, 255)]
+        pictures = [np.concatenate([one, one[:, ::-1]], axis=1) for one in halves]
+        (pair,) = find_lookalikes(np.stack(pictures).astype(np.uint8))
+        assert not pair.is_settled
+        assert ORIENTATIONS[pair.orientation] == "same"
+
+
+@pytest.mark.usefixtures("propose_all")
+@pytest.mark.parametrize(
+    ("share", "found"),
+    [
+        pytest.param(0.04, [(0, 1)], id="a copy: correlation above 0.999"),
+        pytest.param(0.15, [(0, 1)], id="a copy: correlation 0.995"),
+        # As much as two neighbouring slices differ.
+        pytest.param(0.3, [], id="a neighbouring slice: correlation 0.98"),
+    ],
+)
+def test_the_correlation_decides_and_not_the_hash(
+    share: float, found: list[tuple[int, int]]
+) -> None:
+    one, other = draw_thumbnails(2).astype(float)
+    stack = np.stack([one, (1 - share) * one + share * other]).astype(np.uint8)
+    assert [(pair.a, pair.b) for pair in find_lookalikes(stack)] == found
+
+
+def test_a_slightly_wider_frame_is_found_once_in_register() -> None:
+    image = draw_image("glioma", 3, size_px=256)
+    framed = np.pad(image, ((5, 0), (2, 4)))
+    stack = np.stack([make_thumbnail(image), make_thumbnail(framed)])
+    assert (
+        np.corrcoef(stack[0].ravel(), stack[1].ravel())[0, 1]
+        < near_duplicates.CONFIRMED
+    )
+    assert len(find_lookalikes(stack)) == 1
+
+
+def test_plain_and_nearly_plain_images_look_like_nothing() -> None:
+    plain = np.stack([np.full((64, 64), grey, np.uint8) for grey in (0, 0, 9, 255)])
+    specks = np.zeros((50, 64, 64), np.uint8)
+    specks[np.arange(50), np.arange(50), 3] = 30
+    assert find_lookalikes(np.concatenate([plain, specks])) == []
+
+
+def test_nothing_and_one_image_have_no_lookalikes() -> None:
+    assert find_lookalikes(np.empty((0, 64, 64), np.uint8)) == []
+    assert find_lookalikes(draw_thumbnails(1)) == []
+
+
+@pytest.mark.usefixtures("propose_all")
+def test_one_stripe_does_not_stop_the_registration() -> None:
+    # Slopes in one direction only: the equations have no single solution.
+    stripes = np.zeros((2, 64, 64))
+    stripes[:, :, 20:40] = 200
+    stripes[1] = (stripes[1] + np.roll(stripes[1], 1, axis=1)) / 2
+    stack = stripes.astype(np.uint8)
+    correlation = np.corrcoef(stripes[0].ravel(), stripes[1].ravel())[0, 1]
+    assert near_duplicates.ALIGNABLE < correlation < near_duplicates.CONFIRMED
+    assert len(find_lookalikes(stack)) == 1
+
+
+def test_what_is_proposed_is_what_comparing_all_with_all_finds() -> None:
+    rng = np.random.default_rng(1)
+    # Few different bits, so that many hashes are near each other.
+    hashes = rng.integers(0, 2**20, (8, 300), dtype=np.uint64) << np.uint64(20)
+    expected = set()
+    for orientation in range(8):
+        inverse = {1: 3, 3: 1}.get(orientation, orientation)
+        num_bits = np.bitwise_count(hashes[orientation][:, None] ^ hashes[0])
+        for a, b in np.argwhere(num_bits <= MAX_HASH_BITS).tolist():
+            if a < b:
+                expected.add((a, b, orientation))
+            elif b < a:
+                expected.add((b, a, inverse))
+    assert 1000 < len(expected) < 8 * 300 * 299 / 2
+    assert set(map(tuple, propose_pairs(hashes).tolist())) == expected
+
+
+@pytest.mark.parametrize(
+    ("num", "num_bits", "least"),
+    [
+        pytest.param(2_000, 6, 1.0, id="all up to 20,000 images"),
+        pytest.param(25_000, 4, 1.0, id="above, all within 4 bits"),
+        pytest.param(25_000, 6, 0.9, id="above, most within 6 bits"),
+    ],
+)
+def test_planted_pairs_are_proposed(num: int, num_bits: int, least: float) -> None:
+    hashes = draw_hashes(num)
+    hashes[0, 500:1000] = differ_in(hashes[4, :500], num_bits)
+    found = set(map(tuple, propose_pairs(hashes).tolist()))
+    assert sum((n, n + 500, 4) in found for n in range(500)) >= least * 500
+
+
+def test_hashes_that_differ_in_more_bits_propose_nothing() -> None:
+    hashes = draw_hashes(1000)
+    hashes[0, 500:] = differ_in(hashes[0, :500], MAX_HASH_BITS + 1)
+    assert len(propose_pairs(hashes)) == 0
+
+
+def test_a_key_that_very_many_share_proposes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hashes = draw_hashes(200)
+    hashes[:, :150] = hashes[0, 0]
+    assert len(propose_pairs(hashes)) == 8 * 150 * 149 / 2
+    monkeypatch.setattr(near_duplicates, "_MAX_BUCKET", 100)
+    assert len(propose_pairs(hashes)) == 0
+
+
+def test_the_search_works_in_blocks_that_fit_into_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hashes = draw_hashes(400)
+    hashes[0, 200:] = differ_in(hashes[0, :200], 4)
+    at_once = propose_pairs(hashes)
+    monkeypatch.setattr(near_duplicates, "_CANDIDATES_PER_BLOCK", 50)
+    monkeypatch.setattr(near_duplicates, "_PAIRS_PER_BLOCK", 3)
+    np.testing.assert_array_equal(propose_pairs(hashes), at_once)
+    pictures = draw_thumbnails(10)
+    found = find_lookalikes(np.concatenate([pictures, turned(pictures, 1)]))
+    assert [pair.b - pair.a for pair in found] == [10] * 10
+
+
+@pytest.mark.slow
+def test_thousands_of_encodings_of_one_picture_cost_no_more_than_others() -> None:
+    picture = draw_thumbnails(1)[0].astype(float)
+    rng = np.random.default_rng(0)
+    encodings = np.clip(picture + rng.normal(0, 1, (4000, 64, 64)), 0, 255)
+    started = time.perf_counter()
+    found = find_lookalikes(encodings.astype(np.uint8))
+    # 8 million pairs at 10 microseconds would be 80 s.
+    assert time.perf_counter() - started < 30
+    assert len({pair.b for pair in found}) == 3999
+    assert len(found) < 100_000
+
+
+@pytest.mark.usefixtures("propose_all")
+def test_different_pictures_with_one_hash_are_compared_with_a_bounded_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(near_duplicates, "_MAX_FIRSTS", 2)
+    pictures = draw_thumbnails(4)
+    found = find_lookalikes(np.concatenate([pictures, pictures[:1], pictures[3:]]))
+    assert [(pair.a, pair.b, pair.is_settled) for pair in found] == [
+        (0, 4, True),
+        (3, 5, False),
+    ]

@@ -1,0 +1,101 @@
+"""The shape of the package, kept true by a test rather than by goodwill."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from support.missing_libraries import HEAVY, run_python, without
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import tumorlens",
+        "from tumorlens import cli; cli.main(['--help'])",
+        "from tumorlens import cli; cli.main(['train', '--help'])",
+        "from tumorlens import cli; cli.main(['--version'])",
+    ],
+)
+def test_it_imports_no_library_that_an_extra_brings(code: str) -> None:
+    done = run_python(
+        code
+        + "\nimport sys, json; print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = {name.partition(".")[0] for name in json.loads(done.stderr)}
+    assert loaded & HEAVY == set()
+
+
+def test_help_loads_neither_numpy_nor_pydantic() -> None:
+    # 0.2 s for Typer and rich is what a person waits for; these two would double it.
+    done = run_python(
+        "from tumorlens import cli; cli.main(['--help']);"
+        "import sys; assert not {'numpy', 'pydantic', 'PIL'} & set(sys.modules)"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "errors",
+        "files",
+        "config",
+        "stats.metrics",
+        "data.images",
+        "data.index",
+        "runs.folder",
+    ],
+)
+def test_it_works_with_the_core_dependencies_alone(module: str) -> None:
+    done = without(HEAVY, f"import tumorlens.{module}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "extra"),
+    [
+        ("tumorlens.training.fit", "torch", "train"),
+        ("tumorlens.data.audit", "sklearn", "train"),
+        ("tumorlens.report", "jinja2", "train"),
+        ("nilearn.datasets", "nilearn", "demo"),
+        ("gdcm", "gdcm", "dicom"),
+        ("highdicom.sr", "highdicom", "dicom"),
+        ("mlflow.tracking", "mlflow", "track"),
+        ("pyarrow", "pyarrow", "parquet"),
+    ],
+)
+def test_a_missing_extra_is_named_with_its_pip_line(
+    module: str, missing: str, extra: str
+) -> None:
+    done = without(
+        {missing},
+        "from tumorlens import errors, extras\n"
+        f"try: extras.require({module!r})\n"
+        "except errors.MissingExtraError as error: print(error.problem, error.hint)",
+    )
+    assert done.stdout == (
+        f"{'this' if module == missing else module} needs the library {missing!r}, "
+        "which is not installed "
+        f'pip install "tumorlens[{extra}]"\n'
+    ), done.stderr
+
+
+def test_a_missing_module_of_our_own_is_no_missing_extra() -> None:
+    done = run_python(
+        "from tumorlens.extras import require; require('tumorlens.nosuch')"
+    )
+    assert "ModuleNotFoundError: No module named 'tumorlens.nosuch'" in done.stderr
+
+
+def test_the_command_line_names_the_missing_extra() -> None:
+    done = without(
+        {"torch"},
+        "import sys; from tumorlens import cli;"
+        "sys.exit(cli.main(['train', '--out', 'nowhere']))",
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == 'hint: pip install "tumorlens[train]"'
+    assert len(done.stderr.splitlines()) == 2

@@ -1,0 +1,257 @@
+"""Means over seeds: equal to `evaluate` for one seed, to a plain loop for several."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from support.handmade_runs import answers, history, make_run
+from tumorlens.evaluation.measure import metrics_from_predictions
+from tumorlens.evaluation.predictions import Predictions, round_probs, write_predictions
+from tumorlens.study.arm_measures import (
+    epoch_accuracies,
+    joined_history,
+    mean_measures,
+    training_speed,
+    worst_leak,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+CLASSES = ("a", "b", "c")
+NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+
+
+def drawn(*, seed: int, num: int = 90, first: int = 0) -> Predictions:
+    """Return predictions of groups of two, mostly right; images from number `first`."""
+    rng = np.random.default_rng(seed)
+    numbers = np.arange(first, first + num)
+    labels = numbers // 2 % 3
+    logits = rng.normal(size=(num, 3))
+    logits[np.arange(num), labels] += 1
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return Predictions(
+        classes=CLASSES,
+        paths=tuple(f"{number:04}.png" for number in numbers),
+        labels=labels,
+        probs=round_probs(probs),
+        groups=tuple(f"{number // 2:04}" for number in numbers),
+        sources=("",) * num,
+        folds=(None,) * num,
+    )
+
+
+def evaluated(path: Path, table: Predictions) -> dict[str, Any]:
+    write_predictions(path / "predictions.csv", table)
+    return metrics_from_predictions(path / "predictions.csv")
+
+
+# measures
+
+
+def test_the_figures_of_one_seed_are_those_of_evaluate(tmp_path: Path) -> None:
+    table = drawn(seed=0)
+    got, expected = mean_measures([table]), evaluated(tmp_path, table)
+    for name in NAMES:
+        assert got[name] == pytest.approx(expected[name], abs=1e-12), name
+        assert got[name]["low"] < got[name]["value"] < got[name]["high"]
+    assert got["ece"] == pytest.approx(expected["ece"]["value"])
+
+
+def test_a_perfect_seed_has_the_interval_of_evaluate(tmp_path: Path) -> None:
+    table = answers([1] * 30, classes=CLASSES)
+    got, expected = mean_measures([table]), evaluated(tmp_path, table)
+    assert got["accuracy"]["low"] < got["accuracy"]["value"] == 1
+    for name in NAMES:
+        assert got[name] == pytest.approx(expected[name]), name
+
+
+def test_one_group_has_no_interval() -> None:
+    table = answers([1, 0, 1], groups=["g"] * 3)
+    assert mean_measures([table])["accuracy"] == {
+        "value": pytest.approx(2 / 3),
+        "low": None,
+        "high": None,
+    }
+    perfect = mean_measures([answers([1, 1], groups=["g"] * 2)])["accuracy"]
+    assert perfect == {"value": 1, "low": None, "high": None}
+
+
+def loop(tables: Sequence[Predictions]) -> dict[str, list[float]]:
+    """Return means over seeds of 2,000 resamples of groups, group by group."""
+    names = sorted({group for table in tables for group in table.groups})
+    rng = np.random.default_rng(42)
+    values: dict[str, list[float]] = {"accuracy": [], "log_loss": []}
+    of_images = []
+    for table in tables:
+        places: dict[str, list[int]] = {}
+        for place, group in enumerate(table.groups):
+            places.setdefault(group, []).append(place)
+        is_right = (table.labels == table.predicted).astype(float)
+        loss = -np.log(table.probs[np.arange(len(table.labels)), table.labels])
+        of_images.append((places, is_right, loss))
+    for _ in range(2000):
+        picked = [names[group] for group in rng.integers(len(names), size=len(names))]
+        means = []
+        for places, is_right, loss in of_images:
+            images = [place for group in picked for place in places.get(group, [])]
+            if images:
+                means.append((is_right[images].mean(), loss[images].mean()))
+        accuracy, log_loss = np.mean(means, axis=0)
+        values["accuracy"].append(accuracy)
+        values["log_loss"].append(log_loss)
+    return values
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        pytest.param({}, id="same images"),
+        pytest.param({"first": 40}, id="other test images"),
+        # A third of the resamples has none of the only group.
+        pytest.param({"num": 2}, id="one group"),
+    ],
+)
+def test_the_interval_of_several_seeds_equals_a_plain_loop(
+    second: dict[str, int],
+) -> None:
+    tables = [drawn(seed=0), drawn(seed=1, **second)]
+    got, values = mean_measures(tables), loop(tables)
+    for name in ("accuracy", "log_loss"):
+        low, high = np.percentile(values[name], [2.5, 97.5])
+        assert got[name]["low"] == pytest.approx(low), name
+        assert got[name]["high"] == pytest.approx(high), name
+
+
+def test_the_value_of_several_seeds_is_the_mean_of_theirs(tmp_path: Path) -> None:
+    tables = [drawn(seed=0), drawn(seed=1, first=40), drawn(seed=2, num=20)]
+    each = [evaluated(tmp_path, table) for table in tables]
+    got = mean_measures(tables)
+    for name in NAMES:
+        mean = np.mean([one[name]["value"] for one in each])
+        assert got[name]["value"] == pytest.approx(mean), name
+    assert got["ece"] == pytest.approx(np.mean([one["ece"]["value"] for one in each]))
+
+
+# epochs
+
+
+def test_epochs_are_the_last_the_kept_and_the_best(tmp_path: Path) -> None:
+    rows = history(0.5, 0.7, 0.7, 0.6, test=(0.4, 0.6, 0.9, 0.8))
+    run = make_run(tmp_path / "run", rows=rows)
+    assert epoch_accuracies([run]) == {
+        "last_epoch_accuracy": 0.8,
+        "best_val_epoch_accuracy": 0.6,
+        "best_test_epoch_accuracy": 0.9,
+        "best_test_epoch": 3,
+    }
+
+
+def test_epochs_of_several_seeds_are_means(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "1", rows=history(0.5, 0.7, test=(0.4, 0.6)))
+    other = make_run(tmp_path / "2", rows=history(0.5, 0.4, test=(0.8, 0.7)))
+    assert epoch_accuracies([one, other]) == {
+        "last_epoch_accuracy": pytest.approx(0.65),
+        "best_val_epoch_accuracy": pytest.approx(0.7),
+        "best_test_epoch_accuracy": pytest.approx(0.7),
+        "best_test_epoch": None,
+    }
+    assert epoch_accuracies([one, one])["best_test_epoch"] == 2
+
+
+def test_runs_that_did_not_watch_test_have_no_such_epochs(tmp_path: Path) -> None:
+    watched = make_run(tmp_path / "1", rows=history(0.5, test=(0.4,)))
+    other = make_run(tmp_path / "2", rows=history(0.5))
+    none = make_run(tmp_path / "3")
+    for runs in ([other], [watched, other], [none], []):
+        assert set(epoch_accuracies(runs).values()) == {None}
+
+
+# leaks
+
+
+def test_the_worst_verdict_of_several_seeds_counts(tmp_path: Path) -> None:
+    clean = make_run(tmp_path / "clean")
+    leaking = make_run(tmp_path / "leaking", leak={"leaks": True, "words": "Leak."})
+    imported = make_run(
+        tmp_path / "imported",
+        leak={"leaks": True, "is_known": False, "words": "Who knows."},
+    )
+    assert worst_leak([clean]) == {
+        "words": "No leak found.",
+        "is_believable": True,
+        "state": "no leak",
+    }
+    assert worst_leak([clean, imported]) == {
+        "words": "Who knows.",
+        "is_believable": None,
+        "state": "unknown",
+    }
+    assert worst_leak([imported, clean, leaking]) == {
+        "words": "Leak.",
+        "is_believable": False,
+        "state": "leak",
+    }
+
+
+def test_a_run_whose_patients_nobody_knows_is_not_called_believable(
+    tmp_path: Path,
+) -> None:
+    unknown = {"num_test": 8, "num_test_unknown_patient": 8, "words": "No copies."}
+    run = make_run(tmp_path / "run", leak={"leaks": False, **unknown})
+    assert worst_leak([run]) == {
+        "words": "No copies.",
+        "is_believable": None,
+        "state": "patients not known",
+    }
+
+
+# speed and history
+
+
+def test_training_took_the_median_over_runs_and_the_sum_over_epochs(
+    tmp_path: Path,
+) -> None:
+    runs = [
+        make_run(
+            tmp_path / str(number),
+            rows=history(*[0.5] * number, images_per_second=10.0 * number),
+        )
+        for number in (1, 2, 5)
+    ]
+    # Two seconds an epoch; of the eight epochs five ran at 50 images/s.
+    assert training_speed(runs) == {"train_seconds": 4.0, "images_per_second": 50.0}
+
+
+def test_training_of_folds_took_all_of_them(tmp_path: Path) -> None:
+    tables = [answers({f"{n}.png": 1}) for n in range(3)]
+    run = make_run(tmp_path / "run", tables, rows=history(0.5, 0.6))
+    assert training_speed([run])["train_seconds"] == 3 * 2 * 2.0
+
+
+def test_a_run_without_history_has_no_speed(tmp_path: Path) -> None:
+    for runs in ([], [make_run(tmp_path / "run")]):
+        assert training_speed(runs) == {
+            "train_seconds": None,
+            "images_per_second": None,
+        }
+
+
+def test_the_history_of_folds_is_their_mean_while_all_go_on(tmp_path: Path) -> None:
+    tables = [answers({f"{n}.png": 1}) for n in range(2)]
+    run = make_run(tmp_path / "run", tables)
+    run.folds()[0].write_history(history(0.4, 0.6, 0.7))
+    run.folds()[1].write_history(history(0.5, 0.9))
+    rows = joined_history(run)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert [row["val_accuracy"] for row in rows] == pytest.approx([0.45, 0.75])
+    assert "is_best" not in rows[0]
+
+
+def test_the_history_of_a_run_is_its_own(tmp_path: Path) -> None:
+    rows = history(0.4, 0.6)
+    assert joined_history(make_run(tmp_path / "run", rows=rows)) == rows

@@ -1,0 +1,36 @@
+"""A run that was exported in every format, once for all tests: only to be read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from support.images import CLASSES, draw_image
+from support.runs_on_images import make_run
+from tumorlens.deploy.export import export, kinds_here
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tumorlens.runs.folder import Run
+
+NUM_EACH = 12
+"""Images of each class: 6 in train, 3 in val, 3 in test."""
+
+
+def write_images(root: Path, *, num_each: int = NUM_EACH) -> Path:
+    """Draw class folders below `root`; sides differ, so that cropping matters."""
+    for label in CLASSES:
+        (root / label).mkdir(parents=True)
+        for number in range(num_each):
+            pixels = draw_image(label, number)[:, number : 96 - number]
+            Image.fromarray(pixels).save(root / label / f"{number}.png")
+    return root
+
+
+def export_everything(folder: Path) -> Run:
+    """Make a run and its artefacts of every format that this machine can prove."""
+    run = make_run(folder / "run", write_images(folder / "data"))
+    export(run, kinds_here(), command="tumorlens export run --format all")
+    return run

@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from tumorlens.config import Config, dump_config, load_config
+from tumorlens.data.index import read_index
+from tumorlens.errors import ConfigError, DataError, RunError
+from tumorlens.runs.folder import Run, open_run
+from tumorlens.stats import metrics
+from tumorlens.training.dataset import PreparedData, image_limits, load_subset
+from tumorlens.training.fit import Listener, train
+from tumorlens.training.loading import Decoding, plain_batches
+from tumorlens.training.network import (
+    infer,
+    load_model,
+    resolve_device,
+    resolve_precision,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TINY = ["model.name=test_resnet", "model.pretrained=no", "model.size_px=32"]
+
+
+@pytest.fixture
+def configure(
+    make_images: Callable[..., Path], tmp_path: Path
+) -> Callable[..., Config]:
+    """Return a function: further settings -> a config with all kinds of randomness."""
+    base = [
+        *TINY,
+        f"data.path={make_images(num_each=20)}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "train.batch_size=8",
+        "train.device=cpu",
+        "optim.epochs=3",
+        "optim.scheduler=onecycle",
+        "augment.random_erasing=0.2",
+        "augment.mixup=0.2",
+        "train.ema_decay=0.9",
+        "model.drop_rate=0.2",
+    ]
+    return lambda *more: load_config(assignments=[*base, *more])
+
+
+class StopAt(Listener):
+    """Presses Ctrl-C after a batch."""
+
+    def __init__(self, epoch: int, batch: int) -> None:
+        self.at = (epoch, batch)
+
+    def batch(self, epoch: int, done: int, total: int) -> None:
+        if (epoch, done) == self.at:
+            signal.raise_signal(signal.SIGINT)
+
+
+def same_history(one: Run, other: Run) -> bool:
+    clocks = {"seconds", "images_per_second"}
+    rows = [
+        [{k: v for k, v in row.items() if k not in clocks} for row in run.history()]
+        for run in (one, other)
+    ]
+    return rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("at", [(1, 1), (2, 3)], ids=["first batch", "mid-epoch"])
+def test_ctrl_c_loses_nothing_and_changes_nothing(
+    configure: Callable[..., Config], tmp_path: Path, at: tuple[int, int]
+) -> None:
+    config = configure()
+    whole = train(config, out=tmp_path / "whole")
+    stopped = train(config, out=tmp_path / "stopped", listener=StopAt(*at))
+    assert not stopped.is_finished
+    assert len(stopped.run.history()) == at[0] - 1
+
+    resumed = train(None, out=tmp_path / "stopped", resume=True)
+    assert resumed.is_finished
+    assert resumed.run.weights_path.read_bytes() == whole.run.weights_path.read_bytes()
+    assert same_history(resumed.run, whole.run)
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_changes_nothing(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configure()
+    whole = train(config, out=tmp_path / "whole").run
+    (tmp_path / "config.toml").write_text((whole.path / "config.toml").read_text())
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "tumorlens", "train", "--out", str(out)]
+    rng = np.random.default_rng(0)
+    for attempt in range(4):
+        resume = ["--resume"] if (out / "config.toml").exists() else []
+        new = [] if resume else [str(tmp_path / "config.toml")]
+        process = subprocess.Popen(
+            [*command, *resume, *new],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        # From before the run folder exists to after some epochs.
+        deadline = time.monotonic() + 60
+        while attempt and not out.is_dir() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 2.5) if attempt else 1.0)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    if not (out / "config.toml").exists():
+        train(load_config(tmp_path / "config.toml"), out=out)
+    resumed = train(None, out=out, resume=True).run
+    assert resumed.weights_path.read_bytes() == whole.weights_path.read_bytes()
+    assert same_history(resumed, whole)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure()
+    whole = train(config, out=tmp_path / "whole").run
+    write_bytes = Path.write_bytes
+
+    class FillDisk(Listener):
+        def epoch(self, row: dict[str, Any]) -> None:
+            def full(path: Path, content: Any) -> int:
+                write_bytes(path, bytes(content)[: len(content) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            monkeypatch.setattr(Path, "write_bytes", full)
+
+    with pytest.raises(DataError, match="No space left on device"):
+        train(config, out=tmp_path / "full", listener=FillDisk())
+    monkeypatch.undo()
+    left = open_run(tmp_path / "full")
+    assert [row["epoch"] for row in left.history()] == [1]
+    assert left.card().epoch == 1
+    assert not list(left.path.rglob("*.tmp*"))
+
+    resumed = train(None, out=left.path, resume=True).run
+    assert resumed.weights_path.read_bytes() == whole.weights_path.read_bytes()
+
+
+def test_the_kept_weights_are_those_of_the_best_epoch(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    # A learning rate that grows far too high: the last epoch is not the best.
+    config = configure("optim.epochs=5", "optim.lr=0.02", "train.ema_decay=none")
+    result = train(config, out=tmp_path / "run")
+    run, card = result.run, result.run.card()
+    best = next(row for row in run.history() if row["epoch"] == card.epoch)
+    assert best == result.best
+    index = read_index(Path(str(run.config.data.path)))
+    val = load_subset(
+        PreparedData(index, run.split()),
+        "val",
+        decoding=Decoding(32, "pad", 3, image_limits(run.config.data)),
+        config=run.config.data,
+    )
+    log_probs = infer(
+        load_model(card, run.weights_path),
+        plain_batches(val.plain(), batch_size=8),
+        mean=card.mean,
+        std=card.std,
+        device=torch.device("cpu"),
+        mirror=False,
+    )
+    matrix = metrics.confusion_matrix(
+        val.labels, log_probs.argmax(axis=1), num_classes=4
+    )
+    assert float(metrics.accuracy(matrix)) == best["val_accuracy"]
+    assert max(row["val_accuracy"] for row in run.history()) == best["val_accuracy"]
+
+
+def test_early_stopping_ends_a_run_that_does_not_get_better(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configure(
+        "optim.epochs=30",
+        "optim.lr=1e-12",
+        "train.early_stop_epochs=2",
+        "train.best_by=accuracy",
+    )
+    history = train(config, out=tmp_path / "run").run.history()
+    last_best = max(row["epoch"] for row in history if row["is_best"])
+    assert len(history) == last_best + 2 < 30
+
+
+def test_a_kfold_run_tests_every_kept_file_once(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configure(
+        "data.protocol=grouped-kfold", "data.num_folds=3", "optim.epochs=1"
+    )
+    result = train(config, out=tmp_path / "run", command="tumorlens train ...")
+    assert result.is_finished
+    folds = result.run.folds()
+    tested = [
+        row.path for fold in folds for row in fold.split() if row.subset == "test"
+    ]
+    kept = [row.path for row in result.run.split() if row.subset != "left-out"]
+    assert sorted(tested) == sorted(kept)
+    assert len(tested) == 80
+
+
+class Noting(Listener):
+    """Keeps the folds that it is told of."""
+
+    def __init__(self) -> None:
+        self.folds: list[tuple[int, int]] = []
+
+    def fold(self, fold: int, num_folds: int) -> None:
+        self.folds.append((fold, num_folds))
+
+
+def test_each_fold_is_told_of_and_says_what_auto_came_to(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configure(
+        *("data.protocol=grouped-kfold", "data.num_folds=2", "optim.epochs=1"),
+        *("train.precision=auto", "train.device=auto"),
+    )
+    listener = Noting()
+    run = train(config, out=tmp_path / "run", listener=listener).run
+    assert listener.folds == [(0, 2), (1, 2)]
+    device = resolve_device("auto")
+    for one in (run, *run.folds()):
+        assert one.environment()["compute"] == {
+            "device": device.type,
+            "precision": resolve_precision("auto", device),
+            "threads": torch.get_num_threads(),
+            "processes": 1,
+        }
+
+
+def test_resuming_a_kfold_run_goes_on_in_its_fold(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configure(
+        "data.protocol=grouped-kfold", "data.num_folds=2", "optim.epochs=2"
+    )
+    whole = train(config, out=tmp_path / "whole").run
+
+    class StopInSecondFold(StopAt):
+        def fold(self, fold: int, num_folds: int) -> None:
+            if fold == 1:
+                self.at = (1, 2)
+
+    stopped = train(config, out=tmp_path / "stopped", listener=StopInSecondFold(0, 0))
+    assert not stopped.is_finished
+    resumed = train(None, out=tmp_path / "stopped", resume=True)
+    assert resumed.is_finished
+    for one, other in zip(whole.folds(), resumed.run.folds(), strict=True):
+        assert one.weights_path.read_bytes() == other.weights_path.read_bytes()
+
+
+def test_settings_that_do_not_fit_leave_no_folder(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configure("model.name=resnet1000")
+    with pytest.raises(ConfigError, match=r"unknown model\.name 'resnet1000'"):
+        train(config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_without_data_says_how_to_name_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no data was named") as caught:
+        train(Config(), out=tmp_path / "run")
+    assert "--data DIR" in caught.value.hint
+
+
+def test_data_that_changed_is_not_resumed_with(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    run = train(configure(), out=tmp_path / "run", listener=StopAt(1, 1)).run
+    victim = next(Path(str(run.config.data.path)).rglob("*.png"))
+    victim.write_bytes(victim.read_bytes() + b" ")
+    with pytest.raises(RunError, match=r"1 file\(s\) differ, the first is .*\.png"):
+        train(None, out=tmp_path / "run", resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    run = train(configure(), out=tmp_path / "run", listener=StopAt(1, 1)).run
+    run.checkpoint_path.write_bytes(run.checkpoint_path.read_bytes()[:100])
+    with pytest.raises(RunError, match="is no checkpoint of this version"):
+        train(None, out=run.path, resume=True)
+
+
+def test_a_finished_run_is_left_as_it_is(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    run = train(configure(), out=tmp_path / "run").run
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    train(None, out=run.path, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_train_one_network(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text(dump_config(configure("optim.epochs=2")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["-m", "tumorlens", "train", str(tmp_path / "config.toml")]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "run")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # One voice: the second process says nothing.
+    assert done.stdout.count("next: tumorlens evaluate") == 1
+    run = open_run(tmp_path / "run")
+    assert run.is_finished
+    assert len(run.history()) == 2
+    assert run.card().epoch in (1, 2)
