@@ -53,6 +53,8 @@ lint: $(WITH_TEST) ## Format check, lint, types
 	$(BIN)/ruff check $(wildcard $(CODE))
 	@echo "==> types"
 	$(BIN)/mypy
+	@echo "==> imports"
+	$(BIN)/lint-imports --no-logo
 
 .PHONY: check
 check: lint test ## Format check, lint, types, tests: what CI runs

@@ -32,10 +32,10 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from tumorlens.allocator import keep_freed_memory
 from tumorlens.config import load_config
 from tumorlens.data.index import Index, SplitRow, read_index
 from tumorlens.data.phantom.dataset import make_phantom
+from tumorlens.system import keep_freed_memory
 from tumorlens.training.batches import Batches, make_loss
 from tumorlens.training.dataset import PreparedData, image_limits, load_subset
 from tumorlens.training.loading import Decoding

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 CODE = """
 import ctypes, resource, sys
-from tumorlens.allocator import keep_freed_memory
+from tumorlens.system import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

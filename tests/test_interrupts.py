@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tumorlens.interrupts import interruptible
+from tumorlens.system import interruptible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,8 +7,12 @@ one public function of the stage's name, and the command line calls nothing else
 
 from typing import TYPE_CHECKING, Any
 
+from tumorlens.extras import switch_off_usage_data
+
 if TYPE_CHECKING:
     from tumorlens.deploy.predictor import Predictor
+
+switch_off_usage_data()
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "__version__"]

@@ -1,7 +1,7 @@
 """Optional libraries: importing them, and the message when one is missing.
 
-Usage data of every library that sends some is switched off here, before its import: a
-medical tool must not tell anybody what it is used on.
+`switch_off_usage_data` runs when this package is imported, before any such library can
+be: a medical tool must not tell anybody what it is used on.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import importlib
 import logging
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tumorlens.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
 # matplotlib says at its import that it builds a cache of fonts: nobody who asked for a
@@ -75,31 +77,39 @@ def pip_line(library: str) -> str:
     return f'pip install "tumorlens[{_EXTRA_OF[library]}]"'
 
 
-def require(module: str, *, needed_by: str = "") -> ModuleType:
-    """Import a module of this package or of an optional library.
+@contextmanager
+def naming_missing_extras(needed_by: str = "this") -> Iterator[None]:
+    """Turn a failed import of an optional library into an error with its pip line.
 
     Args:
-        module: A dotted name, such as `tumorlens.training.fit` or `nilearn.datasets`.
-        needed_by: What a user calls that which needs it, for the message; empty names
-            the module, unless it is the library itself.
-
-    Returns:
-        The imported module.
+        needed_by: What needs the library, as the user calls it.
 
     Raises:
-        MissingExtraError: The library, or one that a module of this package needs, is
-            in an extra that is not installed.
+        MissingExtraError: The body imported a library of an extra that is not
+            installed.
         ModuleNotFoundError: No extra of ours has the library: a mistake of ours.
     """
-    switch_off_usage_data()
     try:
-        return importlib.import_module(module)
+        yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRA_OF:
             raise
-        who = needed_by or ("this" if module == missing else module)
         raise MissingExtraError(
-            f"{who} needs the library {missing!r}, which is not installed",
+            f"{needed_by} needs the library {missing!r}, which is not installed",
             hint=pip_line(missing),
         ) from error
+
+
+def require(module: str, *, needed_by: str = "this") -> ModuleType:
+    """Import an optional library, such as `nilearn.datasets`.
+
+    Modules of this package are imported by plain `import` statements inside the
+    functions that need them; `naming_missing_extras` gives those the same message.
+
+    Raises:
+        MissingExtraError: The library is in an extra that is not installed.
+        ModuleNotFoundError: No extra of ours has the library: a mistake of ours.
+    """
+    with naming_missing_extras(needed_by):
+        return importlib.import_module(module)

@@ -2,7 +2,8 @@
 
 Every file of this package is written through here. A half-written file can then not
 exist under its final name: the bytes go to a temporary name in the same folder, are
-synced, and the name is switched in one step. Reading images is `tumorlens.data.images`.
+synced, and the name is switched in one step. JSON that a stage wrote for another is
+read here too, checked before it is used. Reading images is `tumorlens.data.images`.
 """
 
 from __future__ import annotations
@@ -10,17 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import reprlib
 import tempfile
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tumorlens.errors import DataError
+from tumorlens.errors import DataError, RunError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_BLOCK_BYTES = 1 << 20
+    from pydantic import BaseModel
+
+MAX_JSON_BYTES = 256 << 20
+"""Largest JSON file that is read; `audit.json` of a million images stays below it."""
 
 
 @contextmanager
@@ -107,13 +112,78 @@ def write_json(path: Path, content: Any) -> None:
     )
 
 
+def write_model(path: Path, content: BaseModel) -> None:
+    """Write a model as indented JSON, in one step. `read_model` reads it back."""
+    write_json(path, content.model_dump(mode="json"))
+
+
+def read_json(path: Path, *, hint: str, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Return what a JSON file holds.
+
+    Args:
+        path: The file.
+        hint: How to make the file again.
+        max_bytes: Larger files are refused unread.
+
+    Raises:
+        RunError: The file is missing, unreadable, too large or not JSON.
+    """
+    try:
+        if path.stat().st_size > max_bytes:
+            raise RunError(f"{path} is larger than {max_bytes:,} bytes", hint=hint)
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"there is no {path}", hint=hint) from None
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}", hint=hint) from None
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is not JSON: {error}", hint=hint) from None
+
+
+Model = TypeVar("Model", bound="BaseModel")
+
+
+def read_model(
+    path: Path, model: type[Model], *, hint: str, max_bytes: int = MAX_JSON_BYTES
+) -> Model:
+    """Return the content of a JSON file, checked against its model.
+
+    Args:
+        path: A JSON object with the number of its layout under `format`.
+        model: What the object must be. The default of its field `format` is the only
+            number that is read.
+        hint: How to make the file again.
+        max_bytes: Larger files are refused unread.
+
+    Raises:
+        RunError: The file is missing, unreadable, too large, of another format, or a
+            field is missing or has a wrong value; the message names file and field.
+    """
+    from pydantic import ValidationError
+
+    found = read_json(path, hint=hint, max_bytes=max_bytes)
+    got = found.get("format") if isinstance(found, dict) else found
+    expected = model.model_fields["format"].default
+    if got != expected:
+        raise RunError(
+            f"expected format {expected} in {path}, got {reprlib.repr(got)}", hint=hint
+        )
+    try:
+        return model.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise RunError(
+            f"{path} is damaged at {place}: {first['msg']}, got "
+            f"{reprlib.repr(first['input'])}",
+            hint=hint,
+        ) from None
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_bytes(content: bytes) -> str:

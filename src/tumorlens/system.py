@@ -1,18 +1,27 @@
-"""What a run was made with: versions, machine, seed and command.
-
-Nothing here names a user or a host: the record travels with the run.
-"""
+"""The machine and this process: its record, its signals, its memory, its rank."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
+import signal
 import subprocess
+import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tumorlens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# Names and values from glibc's malloc.h; the values are the largest it accepts.
+_M_TRIM_THRESHOLD, _NEVER_TRIM = -1, 2**31 - 1
+_M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 2**30
 
 _PACKAGES = (
     *("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "pydicom"),
@@ -21,7 +30,9 @@ _PACKAGES = (
 
 
 def describe_environment(*, command: str, seed: int) -> dict[str, Any]:
-    """Return what is worth knowing to repeat a run.
+    """Return what is needed to repeat a run: versions, machine, seed and command.
+
+    Nothing here names a user or a host: the record travels with the run.
 
     Args:
         command: What the user typed.
@@ -53,6 +64,72 @@ def processor_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def is_main_process() -> bool:
+    """Return whether this process should print: under torchrun, that of rank 0."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn SIGINT and SIGTERM into a flag while the body runs.
+
+    A second signal of the same kind has its usual effect, so that nobody has to wait.
+    Outside the main thread, where Python allows no signal handlers, the flag stays
+    down.
+
+    Yields:
+        Tells whether a signal came.
+
+    Example:
+        >>> with interruptible() as is_interrupted:
+        ...     signal.raise_signal(signal.SIGINT)
+        ...     is_interrupted()
+        True
+    """
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag.is_set
+        return
+
+    def on_signal(number: int, _frame: object) -> None:
+        flag.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {
+        number: signal.signal(number, on_signal)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield flag.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep its freed memory until it ends.
+
+    A training step, like an inference call of torch, frees and allocates the same large
+    blocks again and again. By default glibc returns each to the system and gets it back
+    filled with zeros page by page, which costs most for single images
+    (docs/performance.md). Results don't change. The setting is process-wide, so only
+    our commands call this; library code must not.
+
+    Returns:
+        Whether the C library accepted it: false unless it is glibc.
+
+    Source:
+        mallopt(3) of the Linux manual.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = ((_M_TRIM_THRESHOLD, _NEVER_TRIM), (_M_MMAP_THRESHOLD, _LARGE_BYTES))
+    return all(mallopt(name, value) == 1 for name, value in settings)
 
 
 def _version(package: str) -> str | None:

@@ -633,7 +633,7 @@ def run_python(code: str, *words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-MAIN = "import sys; from tumorlens import cli; sys.exit(app.main(sys.argv[1:]))"
+MAIN = "import sys; from tumorlens.cli import app; sys.exit(app.main(sys.argv[1:]))"
 
 
 def test_an_interrupt_is_one_line_and_status_130(

@@ -92,7 +92,7 @@ def test_an_artefact_needs_its_own_runtime_and_nothing_of_training(
     artefact = make_artefact(tmp_path / kind, kind)  # type: ignore[arg-type]
     out = tmp_path / "out.csv"
     code = (
-        "import sys; from tumorlens import cli;"
+        "import sys; from tumorlens.cli import app;"
         f"status = app.main(['predict', {str(artefact.path)!r}, {str(images)!r}, "
         f"'--out', {str(out)!r}]);"
         # Both take longer to import than a picture takes to predict.
@@ -110,7 +110,7 @@ def test_a_missing_runtime_is_named_with_its_pip_line(
 ) -> None:
     artefact = make_artefact(tmp_path / kind, kind)  # type: ignore[arg-type]
     code = (
-        "import sys; from tumorlens import cli;"
+        "import sys; from tumorlens.cli import app;"
         f"sys.exit(app.main(['predict', {str(artefact.path)!r}, {str(images)!r}]))"
     )
     done = without({RUNTIMES[kind]}, code)

@@ -11,6 +11,8 @@ import pytest
 from rich.console import Console
 
 from tumorlens.cli import terminal
+from tumorlens.system import is_main_process
+from tumorlens.text import one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +56,7 @@ def answer(path: str, *probs: float) -> Answer:
 
 
 def test_text_cannot_steer_the_terminal() -> None:
-    assert terminal.one_line("a\x1b[2Jb\r\nc\udcff") == "a [2Jb  c "
+    assert one_line("a\x1b[2Jb\r\nc\udcff") == "a [2Jb  c "
 
 
 def test_markup_in_a_file_name_is_shown_as_it_is(
@@ -129,13 +131,13 @@ def test_of_the_processes_of_torchrun_only_the_first_speaks(
     screen: io.StringIO,
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    assert not terminal.is_speaker()
+    assert not is_main_process()
     with terminal.training() as display, terminal.counting("reading") as progress:
         display.epoch(ROW)
         assert progress is None
     assert (capsys.readouterr(), screen.getvalue()) == (("", ""), "")
     monkeypatch.setenv("RANK", "0")
-    assert terminal.is_speaker()
+    assert is_main_process()
 
 
 def test_one_image_has_its_classes_below_each_other(

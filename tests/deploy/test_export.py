@@ -662,7 +662,7 @@ def test_the_command_prints_a_table_and_nothing_of_the_libraries(
     home = tmp_path / "home"
     home.mkdir()
     places = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "TMPDIR")
-    code = "import sys; from tumorlens import cli; sys.exit(app.main(sys.argv[1:]))"
+    code = "import sys; from tumorlens.cli import app; sys.exit(app.main(sys.argv[1:]))"
     words = ["export", str(fresh_run.path)]
     words += ["--format", "onnx-int8", "--format", "openvino-int8"]
     done = subprocess.run(

@@ -13,9 +13,9 @@ from support.missing_libraries import HEAVY, run_python, without
     "code",
     [
         "import tumorlens",
-        "from tumorlens import cli; cli.main(['--help'])",
-        "from tumorlens import cli; cli.main(['train', '--help'])",
-        "from tumorlens import cli; cli.main(['--version'])",
+        "from tumorlens.cli import app; app.main(['--help'])",
+        "from tumorlens.cli import app; app.main(['train', '--help'])",
+        "from tumorlens.cli import app; app.main(['--version'])",
     ],
 )
 def test_it_imports_no_library_that_an_extra_brings(code: str) -> None:
@@ -31,7 +31,7 @@ def test_it_imports_no_library_that_an_extra_brings(code: str) -> None:
 def test_help_loads_neither_numpy_nor_pydantic() -> None:
     # 0.2 s for Typer and rich is what a person waits for; these two would double it.
     done = run_python(
-        "from tumorlens import cli; cli.main(['--help']);"
+        "from tumorlens.cli import app; app.main(['--help']);"
         "import sys; assert not {'numpy', 'pydantic', 'PIL'} & set(sys.modules)"
     )
     assert done.returncode == 0, done.stderr
@@ -77,8 +77,7 @@ def test_a_missing_extra_is_named_with_its_pip_line(
         "except errors.MissingExtraError as error: print(error.problem, error.hint)",
     )
     assert done.stdout == (
-        f"{'this' if module == missing else module} needs the library {missing!r}, "
-        "which is not installed "
+        f"this needs the library {missing!r}, which is not installed "
         f'pip install "tumorlens[{extra}]"\n'
     ), done.stderr
 
@@ -93,8 +92,8 @@ def test_a_missing_module_of_our_own_is_no_missing_extra() -> None:
 def test_the_command_line_names_the_missing_extra() -> None:
     done = without(
         {"torch"},
-        "import sys; from tumorlens import cli;"
-        "sys.exit(cli.main(['train', '--out', 'nowhere']))",
+        "import sys; from tumorlens.cli import app;"
+        "sys.exit(app.main(['train', '--out', 'nowhere']))",
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == 'hint: pip install "tumorlens[train]"'

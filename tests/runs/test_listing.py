@@ -568,8 +568,8 @@ def test_the_folder_runs_is_where_it_looks_first(
 def test_listing_does_not_wait_for_torch(tmp_path: Path) -> None:
     make_run(tmp_path / "one", test=0.5)
     code = (
-        "import sys; from tumorlens import cli; "
-        f"cli.main(['runs', {str(tmp_path)!r}]); "
+        "import sys; from tumorlens.cli import app; "
+        f"app.main(['runs', {str(tmp_path)!r}]); "
         "assert not {'torch', 'timm', 'matplotlib'} & set(sys.modules)"
     )
     done = subprocess.run(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.runs_on_images import history_row, make_kfold_run, make_run
+from tumorlens.cli import terminal
 from tumorlens.config import load_config
 from tumorlens.errors import ConfigError, MissingExtraError
 from tumorlens.evaluation.measure import evaluate
@@ -587,7 +588,7 @@ def test_a_damaged_note_of_where_it_was_tracked_costs_no_training(
 
 
 def test_the_console_says_one_line(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    tracker = Tracker(closed_port())
+    tracker = Tracker(closed_port(), warn=terminal.say_warning)
     assert not tracker.mirror(run)
     assert not tracker.mirror(run)
     out, err = capfd.readouterr()
@@ -677,7 +678,8 @@ def test_nothing_is_asked_of_the_network_and_home_stays_empty(
 
 UNTRACKED = """
 import sys
-from tumorlens.cli import app
+from tumorlens.cli import terminal
+from tumorlens.cli import app, terminal
 app.main(["train", "--help"])
 import tumorlens.training.fit, tumorlens.evaluation.measure, tumorlens.report
 assert not {"mlflow", "sqlalchemy", "tumorlens.runs.tracking"} & {*sys.modules}

@@ -39,6 +39,8 @@ from tumorlens.cli.options import (
 from tumorlens.errors import ConfigError, DataError, TumorlensError
 from tumorlens.extras import require
 from tumorlens.files import write_json
+from tumorlens.system import is_main_process
+from tumorlens.text import counted
 from tumorlens.urls import without_password
 
 if TYPE_CHECKING:
@@ -239,7 +241,7 @@ def train(
         )
     if not result.is_main_process:
         return 0 if result.is_finished else STATUS_INTERRUPTED
-    if not terminal.is_speaker():
+    if not is_main_process():
         return 0
     terminal.say_training(result)
     if tracker and (words := tracker.words(tracker.url_of(result.run))):
@@ -400,7 +402,7 @@ def _check_any_readable(
     if len(unreadable) == num_files:
         path, reason = next(iter(unreadable.items()))
         raise DataError(
-            f"none of {terminal.counted(num_files, 'file')} in {data} can be read; the "
+            f"none of {counted(num_files, 'file')} in {data} can be read; the "
             f"first is {path}: {reason}",
             hint="give a folder of JPEG, PNG, TIFF, BMP or DICOM images",
         )

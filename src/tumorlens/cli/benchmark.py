@@ -15,7 +15,7 @@ from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.errors import ConfigError, did_you_mean
 from tumorlens.extras import require
 from tumorlens.files import check_folder, write_json
-from tumorlens.interrupts import interruptible
+from tumorlens.system import interruptible
 
 
 def benchmark(

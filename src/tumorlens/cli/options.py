@@ -15,6 +15,7 @@ import typer
 
 from tumorlens.cli import terminal
 from tumorlens.extras import require
+from tumorlens.system import is_main_process
 
 STATUS_INTERRUPTED = 130
 
@@ -85,9 +86,9 @@ def config_of(
 
 def tracker_of(track: str | None) -> Any:
     """Return the `tracking.Tracker` that is asked for, or `None`."""
-    if track is None or not terminal.is_speaker():
+    if track is None or not is_main_process():
         return None
-    return require("tumorlens.runs.tracking").Tracker(track)
+    return require("tumorlens.runs.tracking").Tracker(track, warn=terminal.say_warning)
 
 
 def say_gain(run: Any, *, subset: str | None, data: Path | None, command: str) -> None:

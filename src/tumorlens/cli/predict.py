@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from tumorlens.allocator import keep_freed_memory
 from tumorlens.cli import terminal
 from tumorlens.cli.series import (
     DicomOutOption,
@@ -23,6 +22,8 @@ from tumorlens.cli.series import (
 )
 from tumorlens.errors import ConfigError
 from tumorlens.extras import require
+from tumorlens.system import keep_freed_memory
+from tumorlens.text import counted, one_line
 
 STATUS_UNREADABLE = 3
 
@@ -81,7 +82,7 @@ def predict(
         num_unreadable = _show(predictors, images)
     if num_unreadable:
         print(
-            f"{terminal.counted(num_unreadable, 'file')} could not be read",
+            f"{counted(num_unreadable, 'file')} could not be read",
             file=sys.stderr,
         )
         return STATUS_UNREADABLE
@@ -107,7 +108,7 @@ def _open(paths: list[Path], *, best: bool) -> list[tuple[Path, Any]]:
     """Load what is to answer; with `best`, the first one's fastest artefact."""
     if best:
         choice = require("tumorlens.deploy.benchmark.fastest").choose_fastest(paths[0])
-        print(terminal.one_line(choice.words), file=sys.stderr)
+        print(one_line(choice.words), file=sys.stderr)
         paths = [choice.path, *paths[1:]]
     open_one = require("tumorlens.deploy.predictor").Predictor.open
     for path in paths:

@@ -15,9 +15,12 @@ import typer
 from tumorlens.cli import terminal
 from tumorlens.errors import ConfigError
 from tumorlens.extras import require
+from tumorlens.text import counted, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from tumorlens.deploy.row_files import Row
 
 
 class SeriesRule(StrEnum):
@@ -151,7 +154,7 @@ def predict_series(
             table.finish()
             print(f"the probabilities are in {out}")
         else:
-            tables.print_rows(classes, table.rows, identify=options.identify)
+            _print_rows(classes, table.rows, identify=options.identify)
     if options.dicom_out:
         print(
             f"the DICOM results of {num_written} series are in {options.dicom_out}; "
@@ -161,7 +164,7 @@ def predict_series(
         if found.others:
             print(
                 "of no series, so without a DICOM result: "
-                f"{terminal.counted(len(found.others), 'file')}",
+                f"{counted(len(found.others), 'file')}",
                 file=sys.stderr,
             )
     if found.skipped:
@@ -287,3 +290,39 @@ def _answer(
             num_written += write(answer)
             table.add_rows(rows_of([answer]))
     return num_written
+
+
+def _print_rows(
+    classes: Sequence[str], rows: Sequence[Row], *, identify: bool = False
+) -> None:
+    """Print the slices of each series, and below them what the series comes to."""
+    several = len({row["run"] for row in rows}) > 1
+    heading = ["series", "slice", "file", *(["run"] if several else []), "predicted"]
+    terminal.print_table(
+        [*heading, *classes, *(["patient"] if identify else [])],
+        [
+            [
+                str(row.get("series") or ""),
+                "all" if row["kind"] == "series" else str(row.get("slice") or ""),
+                _file(row),
+                *([row["run"]] if several else []),
+                row.get("predicted") or "unreadable",
+                *(
+                    percent(row[f"prob_{name}"])
+                    if row.get(f"prob_{name}") is not None
+                    else ""
+                    for name in classes
+                ),
+                *([row.get("patient") or ""] if identify else []),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _file(row: Row) -> str:
+    if row["kind"] == "series":
+        return str(row["error"] or row["rule"])
+    frame = f", frame {row['frame']}" if row.get("frame") else ""
+    error = f": {row['error']}" if row["error"] else ""
+    return f"{row['path']}{frame}{error}"

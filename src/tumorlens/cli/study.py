@@ -22,6 +22,7 @@ from tumorlens.cli.options import (
 from tumorlens.errors import ConfigError
 from tumorlens.extras import require
 from tumorlens.files import write_json
+from tumorlens.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -321,7 +322,7 @@ def _dry_run(plan: StudyPlan, *, only: str, over: set[str]) -> None:
     asked = [one for one in plan.trials() if fnmatchcase(one.name, only)]
     trials = [one for one in asked if one.name not in over]
     if len(trials) < len(asked):
-        num_over = terminal.counted(len(asked) - len(trials), "trial")
+        num_over = counted(len(asked) - len(trials), "trial")
         terminal.say(f"not run again, because over: {num_over}")
     if asked and not trials:
         terminal.say("nothing is left to run")

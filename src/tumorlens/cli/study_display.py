@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tumorlens.cli import terminal
+from tumorlens.text import counted, duration, one_line, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,7 +43,7 @@ class StudyDisplay:
 
     def say(self, words: str) -> None:
         """Print a line above the bar."""
-        line = terminal.one_line(words)
+        line = one_line(words)
         if self._bars:
             self._bars.console.print(line, highlight=False, markup=False)
         else:
@@ -70,7 +71,7 @@ def say_trials(trials: Iterable[Any], *, measure: str) -> None:
             _state(trial),
             "" if trial.value is None else _value(trial.value, measure),
             "" if trial.seconds is None else duration(trial.seconds),
-            terminal.one_line(trial.reason or ""),
+            one_line(trial.reason or ""),
         ]
         for trial in trials
     ]
@@ -85,7 +86,7 @@ def _state(trial: Any) -> str:
 
 
 def _value(value: float, measure: str) -> str:
-    return f"{value:.3f}" if measure == "loss" else terminal.percent(value)
+    return f"{value:.3f}" if measure == "loss" else percent(value)
 
 
 def best_words(plan: Any, trials: Iterable[Any]) -> str:
@@ -106,7 +107,7 @@ def best_words(plan: Any, trials: Iterable[Any]) -> str:
     objective = plan.objective.replace("_", " ")
     value = _value(best.value, plan.objective)
     return (
-        f"the best of {terminal.counted(len(done), 'finished trial')} by val "
+        f"the best of {counted(len(done), 'finished trial')} by val "
         f"{objective} is {best.name} with {value}: {settings}"
     )
 
@@ -118,7 +119,7 @@ def failed_words(num_failed: int, *, of: int) -> str:
         >>> failed_words(1, of=4), failed_words(1, of=1)
         ('1 of 4 trials failed', '1 of 1 trial failed')
     """
-    return f"{num_failed} of {terminal.counted(of, 'trial')} failed"
+    return f"{num_failed} of {counted(of, 'trial')} failed"
 
 
 def say_plan(
@@ -150,25 +151,6 @@ def say_plan(
         terminal.say("no estimate of the time: name the images with --data")
     else:
         terminal.say(
-            f"{terminal.counted(len(rows), 'trial')}, about "
+            f"{counted(len(rows), 'trial')}, about "
             f"{duration(sum(seconds.values()))} on this machine, one after the other"
         )
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words that fit its size.
-
-    Example:
-        >>> [duration(s) for s in (0.4, 75, 3_700, 200_000)]
-        ['1 s', '1 min 15 s', '1 h 1 min', '2 d 7 h']
-    """
-    whole = max(1, round(seconds))
-    for large, small, names in (
-        (86_400, 3_600, ("d", "h")),
-        (3_600, 60, ("h", "min")),
-        (60, 1, ("min", "s")),
-    ):
-        if whole >= large:
-            first, rest = divmod(whole, large)
-            return f"{first} {names[0]} {rest // small} {names[1]}"
-    return f"{whole} s"

@@ -8,7 +8,6 @@ inside the functions: `tumorlens.cli.app` imports this module for every `--help`
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections import Counter
@@ -16,6 +15,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tumorlens.data.leak_states import unknown_patients_in_words
+from tumorlens.system import is_main_process
+from tumorlens.text import counted, interval, one_line, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,11 +38,6 @@ def say(words: str = "") -> None:
         emoji=False,
         soft_wrap=not console.is_terminal,
     )
-
-
-def is_speaker() -> bool:
-    """Return whether this process should print: of those of torchrun, the first."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def say_error(problem: str, hint: str) -> None:
@@ -78,55 +74,6 @@ def print_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(one_line(cell)) for cell in row))
     _console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
-
-
-def percent(fraction: float | None) -> str:
-    """Return a fraction as a percentage.
-
-    Example:
-        >>> percent(0.8274), percent(None)
-        ('82.7 %', 'n/a')
-    """
-    return "n/a" if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def interval(measure: Mapping[str, float | None]) -> str:
-    """Return a measure with the bounds of its interval, as percentages.
-
-    Example:
-        >>> interval({"value": 0.827, "low": 0.801, "high": 0.85})
-        '82.7 % (80.1 to 85.0)'
-        >>> interval({"value": 0.827, "low": None, "high": None})
-        '82.7 %'
-    """
-    low, high = measure["low"], measure["high"]
-    bounds = (
-        "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
-    )
-    return percent(measure["value"]) + bounds
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number of things in words.
-
-    Example:
-        >>> counted(1, "file"), counted(1200, "trial")
-        ('1 file', '1,200 trials')
-    """
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def one_line(text: str) -> str:
-    r"""Return a text without line breaks and without what steers a terminal.
-
-    File names are somebody else's: one with an escape sequence must not clear the
-    screen, and one that is not UTF-8 must not stop the table.
-
-    Example:
-        >>> one_line("a\nb\x1b[2J")
-        'a b [2J'
-    """
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def say_audit(found: Mapping[str, Any]) -> None:
@@ -405,7 +352,7 @@ class TrainingDisplay:
             f"lr {row['lr']:.2g}  {row['images_per_second']:.0f} images/s"
             f"{'  kept' if row['is_best'] else ''}"
         )
-        if not is_speaker():
+        if not is_main_process():
             return
         if self._bars:
             self._bars.console.print(line, highlight=False)
@@ -438,7 +385,7 @@ def progress_bars(*, last: str | None = None) -> Iterator[Progress | None]:
             time left that rich works out.
     """
     console = _console(stderr=True)
-    if not (console.is_terminal and is_speaker()):
+    if not (console.is_terminal and is_main_process()):
         yield None
         return
     from rich.progress import (

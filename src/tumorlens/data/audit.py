@@ -22,7 +22,8 @@ from tumorlens.config import DataConfig
 from tumorlens.data import shortcuts
 from tumorlens.data.duplicates import group_records
 from tumorlens.data.images import SUFFIXES
-from tumorlens.data.leakage import LeakVerdict, Sides, count_images, judge_leak, percent
+from tumorlens.data.leakage import LeakVerdict, Sides, judge_leak
+from tumorlens.text import counted, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -399,7 +400,7 @@ def _left(leak: Mapping[str, Any]) -> str:
     if num == 0:
         return "Without the copies, nothing is left of the test set."
     words = (
-        f"Without the copies, {num} of {count_images(leak['num_test'], 'test')} "
+        f"Without the copies, {num} of {counted(leak['num_test'], 'test image')} "
         f"{'is' if num == 1 else 'are'} left, {leak['clean_test_pictures']} of them "
         "distinct: " + ", ".join(f"{count} {label}" for label, count in left.items())
     )

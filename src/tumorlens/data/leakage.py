@@ -14,6 +14,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tumorlens.text import counted, percent
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -194,7 +196,7 @@ class Sides:
         if not (self.copied or self.same_patient):
             return self._words_without_leak()
         words = (
-            f"Leak: {num_copied} of {count_images(num, 'test')} "
+            f"Leak: {num_copied} of {counted(num, 'test image')} "
             f"({percent(num_copied / num)}) "
             f"{'shows' if num_copied == 1 else 'show'} a picture that is also in "
             "training"
@@ -202,13 +204,13 @@ class Sides:
         num_shared, num_known = len(self.same_patient), num - self.num_unknown
         if num_known:
             words += (
-                f"; {num_shared} of {count_images(num_known, 'test')} with a known "
+                f"; {num_shared} of {counted(num_known, 'test image')} with a known "
                 f"patient {'has' if num_shared == 1 else 'have'} that patient in "
                 "training too"
             )
         if self.num_unknown:
             words += (
-                f"; {count_images(self.num_unknown, 'test')} "
+                f"; {counted(self.num_unknown, 'test image')} "
                 f"{'has' if self.num_unknown == 1 else 'have'} no known patient"
             )
         return f"{words}."
@@ -217,8 +219,8 @@ class Sides:
         num_known = len(self.tested) - self.num_unknown
         words = (
             f"No {'copies' if self.num_unknown else 'leak'} found: none of "
-            f"{count_images(len(self.tested), 'test')} shows a picture that is also in "
-            "training"
+            f"{counted(len(self.tested), 'test image')} shows a picture that is also "
+            "in training"
         )
         if num_known:
             words += (
@@ -228,28 +230,8 @@ class Sides:
         if self.num_unknown:
             words += (
                 f". Patients are not known for {self.num_unknown} of "
-                f"{count_images(len(self.tested), 'test')}: whether training has seen "
+                f"{counted(len(self.tested), 'test image')}: whether training has seen "
                 "them cannot be checked, and as their images count as groups of their "
                 "own, intervals may be too narrow"
             )
         return f"{words}."
-
-
-def count_images(num: int, subset: str) -> str:
-    """Return a number of images in words.
-
-    Example:
-        >>> count_images(1, "test"), count_images(394, "test")
-        ('1 test image', '394 test images')
-    """
-    return f"{num} {subset} image{'s' * (num != 1)}"
-
-
-def percent(fraction: float) -> str:
-    """Return a fraction as people read it.
-
-    Example:
-        >>> percent(0.6574)
-        '65.7 %'
-    """
-    return f"{100 * fraction:.1f} %"

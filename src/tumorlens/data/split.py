@@ -23,6 +23,7 @@ import numpy as np
 from tumorlens.data.duplicates import group_records
 from tumorlens.data.index import SplitRow
 from tumorlens.errors import DataError, did_you_mean
+from tumorlens.text import natural_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -279,7 +280,7 @@ def _last_groups(rows: list[SplitRow], *, val_fraction: float) -> set[str]:
     """Return the groups of train that become val under `as-given`."""
     train = sorted(
         (row for row in rows if row.subset == "train"),
-        key=lambda row: _natural_key(row.path),
+        key=lambda row: natural_key(row.path),
     )
     sizes = Counter(row.label for row in train)
     group_sizes: dict[str, Counter[str]] = defaultdict(Counter)
@@ -297,14 +298,6 @@ def _last_groups(rows: list[SplitRow], *, val_fraction: float) -> set[str]:
             chosen.add(row.group)
             taken += group_sizes[row.group]
     return chosen
-
-
-def _natural_key(path: str) -> list[tuple[int, str]]:
-    # Digits compare as numbers; a pair per part keeps numbers and words comparable.
-    parts = re.split(r"(\d+)", path)
-    return [
-        (int(part), "") if place % 2 else (-1, part) for place, part in enumerate(parts)
-    ]
 
 
 def _deal(

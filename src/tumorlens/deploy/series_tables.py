@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tumorlens.cli import terminal
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -66,34 +64,6 @@ def rows_of(
     return rows
 
 
-def print_rows(
-    classes: Sequence[str], rows: Sequence[Row], *, identify: bool = False
-) -> None:
-    """Print the slices of each series, and below them what the series comes to."""
-    several = len({row["run"] for row in rows}) > 1
-    heading = ["series", "slice", "file", *(["run"] if several else []), "predicted"]
-    terminal.print_table(
-        [*heading, *classes, *(["patient"] if identify else [])],
-        [
-            [
-                str(row.get("series") or ""),
-                "all" if row["kind"] == "series" else str(row.get("slice") or ""),
-                _file(row),
-                *([row["run"]] if several else []),
-                row.get("predicted") or "unreadable",
-                *(
-                    terminal.percent(row[f"prob_{name}"])
-                    if row.get(f"prob_{name}") is not None
-                    else ""
-                    for name in classes
-                ),
-                *([row.get("patient") or ""] if identify else []),
-            ]
-            for row in rows
-        ],
-    )
-
-
 def _summary(classes: Sequence[str], answer: SeriesAnswer) -> Row:
     error = None
     if answer.probs is None:
@@ -114,11 +84,3 @@ def _probs(classes: Sequence[str], probs: NDArray[np.float32] | None) -> Row:
     for name, prob in zip(classes, probs, strict=True):
         row[f"prob_{name}"] = float(prob)
     return row
-
-
-def _file(row: Row) -> str:
-    if row["kind"] == "series":
-        return str(row["error"] or row["rule"])
-    frame = f", frame {row['frame']}" if row.get("frame") else ""
-    error = f": {row['error']}" if row["error"] else ""
-    return f"{row['path']}{frame}{error}"

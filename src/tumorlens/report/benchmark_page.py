@@ -16,7 +16,6 @@ from tumorlens.report.comparison_figures import Bar, draw_bars
 from tumorlens.report.drawing import Heading
 from tumorlens.report.page import (
     render_page,
-    write_count,
     write_decimal,
     write_megabytes,
     write_percent,
@@ -72,8 +71,8 @@ def _val_words(found: Benchmark) -> str:
         (one.run, one.accuracy.num_images) for one in found.artefacts if one.accuracy
     )
     if len({num for _, num in judged}) < 2:
-        return "".join(f"{write_count(num)} images" for _, num in [*judged][:1])
-    return ", ".join(f"{run}: {write_count(num)} images" for run, num in judged)
+        return "".join(f"{num:,} images" for _, num in [*judged][:1])
+    return ", ".join(f"{run}: {num:,} images" for run, num in judged)
 
 
 def _draw(found: Benchmark) -> dict[str, tuple[Drawing, str]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tumorlens.cli import terminal
+from tumorlens.text import one_line, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,7 +99,7 @@ def drawable(words: str) -> str:
         >>> drawable("Hirntumor, gr\u00f6\u00dfer\n\u8133")
         'Hirntumor, gro?er ?'
     """
-    apart = unicodedata.normalize("NFKD", terminal.one_line(words))
+    apart = unicodedata.normalize("NFKD", one_line(words))
     return "".join(
         letter if letter.isascii() else "?"
         for letter in apart
@@ -177,9 +177,9 @@ def _bars(
             (left, top + 3, left + round(prob * length), top + 19),
             fill=_BAR if is_best else _OTHER_BAR,
         )
-        percent = terminal.percent(prob)
+        share = percent(prob)
         right = (WIDTH_PX - _MARGIN, top)
-        _text(draw, right, percent, size=17, color=color, anchor="ra")
+        _text(draw, right, share, size=17, color=color, anchor="ra")
         top += 27
     if len(probs) > 6:
         words = f"and {len(probs) - 6} less probable classes"

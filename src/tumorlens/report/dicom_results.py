@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import tumorlens
-from tumorlens.cli.terminal import percent
 from tumorlens.data.dicom import pixels
 from tumorlens.data.dicom.series import MANUFACTURER
 from tumorlens.data.images import DEFAULT_LIMITS, read_image, square_box
@@ -32,6 +31,7 @@ from tumorlens.extras import require
 from tumorlens.files import write_bytes
 from tumorlens.report.dicom_picture import WARNING, Page, draw_page
 from tumorlens.report.dicom_report import SCHEME, report_content
+from tumorlens.text import percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

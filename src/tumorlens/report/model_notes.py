@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tumorlens.cli.terminal import interval, percent
 from tumorlens.deploy.artefact import is_artefact, open_artefact
 from tumorlens.runs.folder import open_run
+from tumorlens.text import interval, percent
 
 if TYPE_CHECKING:
     from pathlib import Path

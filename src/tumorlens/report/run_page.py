@@ -30,7 +30,7 @@ from tumorlens.errors import RunError
 from tumorlens.evaluation.predictions import read_predictions
 from tumorlens.files import write_bytes, write_text
 from tumorlens.report.drawing import Drawing, Heading
-from tumorlens.report.page import render_page, write_count, write_percent
+from tumorlens.report.page import render_page, write_percent
 from tumorlens.report.pictures import Picture, data_root, load_picture
 from tumorlens.report.run_figures import (
     draw_calibration,
@@ -263,8 +263,7 @@ def _draw(
     model, protocol = run.config.model.name, metrics["protocol"]
     warning = metrics["leak"]["words"] if metrics["leak"]["leaks"] else ""
     tested = (
-        f"{model} · {protocol} · {metrics['subset']} · "
-        f"{write_count(metrics['num_images'])} images"
+        f"{model} · {protocol} · {metrics['subset']} · {metrics['num_images']:,} images"
     )
     trained = f"{model} · {protocol} · train and val"
     histories = [one.history() for one in run.networks()]

@@ -11,8 +11,8 @@ import csv
 import io
 from typing import TYPE_CHECKING, Any
 
-from tumorlens.cli.terminal import interval, one_line, percent
 from tumorlens.files import write_text
+from tumorlens.text import duration, interval, large_number, one_line, p_value, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -68,7 +68,7 @@ def pair_rows(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
             *(pair["protocol"], pair["first"], pair["second"]),
             f"{pair['num_images']:,}",
             interval(pair["difference"]).replace(" %", ""),
-            *(_p(pair[name]) for name in ("p_mcnemar", "p_bootstrap", "p_holm")),
+            *(p_value(pair[name]) for name in ("p_mcnemar", "p_bootstrap", "p_holm")),
             "noise" if pair["is_noise"] else "real",
         ]
         for pair in comparison["pairs"]
@@ -135,12 +135,6 @@ def as_latex(comparison: Mapping[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _p(value: float | None) -> str:
-    if value is None:
-        return _NOT_KNOWN
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
 def _columns(
     comparison: Mapping[str, Any],
 ) -> list[tuple[str, Callable[[Mapping[str, Any]], str]]]:
@@ -170,11 +164,11 @@ def _columns(
             f"ECE, {marked[headline]}",
             _measure(headline, "ece", lambda value: f"{value:.3f}"),
         ),
-        ("parameters", _cell("num_parameters", _count)),
-        ("MACs", _cell("macs", _count)),
+        ("parameters", _cell("num_parameters", large_number)),
+        ("MACs", _cell("macs", large_number)),
         ("size", _cell("size_bytes", lambda size: f"{size / 10**6:.1f} MB")),
         ("latency", _cell("latency_ms", _milliseconds)),
-        ("training", _cell("train_seconds", _duration)),
+        ("training", _cell("train_seconds", duration)),
         ("images/s", _cell("images_per_second", lambda speed: f"{speed:.0f}")),
     ]
 
@@ -212,21 +206,6 @@ def _decimals(measure: Mapping[str, float | None]) -> str:
 
 def _milliseconds(measure: Mapping[str, float]) -> str:
     return f"{measure['value']:.1f} ms ({measure['low']:.1f} to {measure['high']:.1f})"
-
-
-def _count(number: int) -> str:
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:.2f} {unit}"
-    return str(number)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _spread(name: str, measure: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from tumorlens.config import Config, setting_names
 from tumorlens.data.leak_states import leak_state
 from tumorlens.errors import ConfigError, RunError, did_you_mean
 from tumorlens.runs.folder import MIRRORS, Run, open_run
+from tumorlens.text import natural_key
 
 COLUMNS = (
     "name",
@@ -140,7 +141,7 @@ def list_runs(
         for row in map(_row, find_runs(folders))
         if all(holds(row) for holds in conditions)
     ]
-    rows.sort(key=lambda row: _natural(str(row.path)))
+    rows.sort(key=lambda row: natural_key(str(row.path)))
     known = [row for row in rows if row.value(key) is not None]
     known.sort(key=lambda row: _order(row.value(key)), reverse=backwards)
     rows = known + [row for row in rows if row.value(key) is None]
@@ -369,10 +370,4 @@ def _order(value: Any) -> tuple[int, Any]:
     """Return what sorts numbers before texts, and texts as people count."""
     if isinstance(value, int | float):
         return 0, value
-    return 1, _natural(_as_text(value))
-
-
-def _natural(text: str) -> list[tuple[str, int]]:
-    return [
-        (words, int(digits or 0)) for words, digits in re.findall(r"(\D*)(\d*)", text)
-    ]
+    return 1, natural_key(_as_text(value))

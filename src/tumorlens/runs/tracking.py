@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tumorlens.cli import terminal
 from tumorlens.errors import ConfigError
 from tumorlens.extras import require
 from tumorlens.files import sha256_of, sha256_of_bytes
@@ -35,6 +34,7 @@ from tumorlens.runs.outgoing import (
     settings_of,
     tags_of,
 )
+from tumorlens.system import is_main_process
 from tumorlens.urls import is_server, without_password, without_secrets
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Tracker:
         url: str | None = None,
         *,
         experiment: str = EXPERIMENT,
-        warn: Callable[[str], None] = terminal.say_warning,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         if url and "://" not in url:
             raise ConfigError(
@@ -129,7 +129,7 @@ class Tracker:
         Yields:
             The `train.Listener` to train with.
         """
-        if not terminal.is_speaker():
+        if not is_main_process():
             yield inner
             return
         state = "KILLED"

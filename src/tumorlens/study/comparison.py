@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
+from tumorlens import text
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -199,5 +201,5 @@ def _images(pairs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _points(difference: float) -> str:
-    # Adding 0 turns -0.0 into 0.0.
-    return f"{round(100 * difference, 1) + 0:.1f}"
+    # The sentence says which of the two is better, so no plus sign.
+    return text.points(difference).removeprefix("+")

@@ -7,11 +7,11 @@ terminal, not one for each worker in a log. Nothing waits for it but the progres
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tumorlens.cli import terminal
 from tumorlens.files import write_text
 from tumorlens.runs.tracking import DATABASE, Tracker
 from tumorlens.urls import without_password
@@ -46,7 +46,7 @@ class StudyTracker:
         *,
         name: str,
         url: str = "",
-        warn: Callable[[str], None] = terminal.say_warning,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         self._given = url
         beside = f"sqlite:///{path.resolve().parent / DATABASE}"

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 from tumorlens.errors import RunError, TumorlensError
 from tumorlens.extras import require
 from tumorlens.files import write_text
-from tumorlens.interrupts import interruptible
 from tumorlens.study.folder import Study, Trial
+from tumorlens.system import interruptible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -25,13 +25,11 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 import tumorlens
-from tumorlens.allocator import keep_freed_memory
 from tumorlens.config import Config
 from tumorlens.errors import ConfigError
 from tumorlens.files import sha256_of_bytes
-from tumorlens.interrupts import interruptible
 from tumorlens.runs.folder import FORMAT, ModelCard, Run, create_run, open_run
-from tumorlens.system import describe_environment
+from tumorlens.system import describe_environment, interruptible, keep_freed_memory
 from tumorlens.training.batches import Batches, make_loss
 from tumorlens.training.checkpoint import TrainState, get_random_state
 from tumorlens.training.dataset import (

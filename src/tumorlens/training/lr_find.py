@@ -28,10 +28,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from tumorlens.allocator import keep_freed_memory
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.runs.folder import Run
-from tumorlens.system import describe_environment
+from tumorlens.system import describe_environment, keep_freed_memory
 from tumorlens.training.batches import Batches, make_loss
 from tumorlens.training.checkpoint import get_random_state, set_random_state
 from tumorlens.training.dataset import image_limits, load_subset, prepare_data

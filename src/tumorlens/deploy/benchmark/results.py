@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tumorlens import text
 from tumorlens.deploy.benchmark.timing import Median, median_of, ratio_by_rounds
 from tumorlens.system import describe_environment, processor_name
 
@@ -154,7 +155,7 @@ def _words(rows: Sequence[Mapping[str, Any]], seconds: float) -> list[str]:
             ratio = row["ratios"]["latency"]
             accuracy = ""
             if row["accuracy"]:
-                points = _points(row["accuracy"]["change"]["value"])
+                points = text.points(row["accuracy"]["change"]["value"], digits=2)
                 accuracy = f", accuracy on val {points} points"
             words.append(
                 f"{row['name']} answers for one image {ratio['value']:.2f} times as "
@@ -179,8 +180,3 @@ def _words(rows: Sequence[Mapping[str, Any]], seconds: float) -> list[str]:
             f"quiet, or --seconds, {seconds:g} here, is short."
         )
     return words
-
-
-def _points(fraction: float) -> str:
-    # 0 is never written with a minus.
-    return f"{round(100 * fraction, 2) + 0.0:+.2f}"

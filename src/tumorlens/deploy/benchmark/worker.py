@@ -28,11 +28,11 @@ import numpy as np
 
 import tumorlens
 from tumorlens import errors
-from tumorlens.allocator import keep_freed_memory
 from tumorlens.deploy.artefact import open_artefact
 from tumorlens.deploy.runtimes import num_processors, open_session
 from tumorlens.errors import ArtefactError, TumorlensError
 from tumorlens.extras import require
+from tumorlens.system import keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
