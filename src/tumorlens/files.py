@@ -144,7 +144,12 @@ Model = TypeVar("Model", bound="BaseModel")
 
 
 def read_model(
-    path: Path, model: type[Model], *, hint: str, max_bytes: int = MAX_JSON_BYTES
+    path: Path,
+    model: type[Model],
+    *,
+    hint: str,
+    max_bytes: int = MAX_JSON_BYTES,
+    numbered: bool = True,
 ) -> Model:
     """Return the content of a JSON file, checked against its model.
 
@@ -154,6 +159,8 @@ def read_model(
             number that is read.
         hint: How to make the file again.
         max_bytes: Larger files are refused unread.
+        numbered: Whether the number must be there. Files of a kind that had no number
+            at first are of format 1 without it.
 
     Raises:
         RunError: The file is missing, unreadable, too large, of another format, or a
@@ -162,7 +169,8 @@ def read_model(
     from pydantic import ValidationError
 
     found = read_json(path, hint=hint, max_bytes=max_bytes)
-    got = found.get("format") if isinstance(found, dict) else found
+    no_number = None if numbered else 1
+    got = found.get("format", no_number) if isinstance(found, dict) else found
     expected = model.model_fields["format"].default
     if got != expected:
         raise RunError(

@@ -157,8 +157,8 @@ def test_without_data_no_figure_is_held_out_and_there_is_no_split(
 ) -> None:
     run = take().run
     leak = run.leak()
-    assert (leak["leaks"], leak["is_known"]) == (True, False)
-    assert leak["words"] == (
+    assert (leak.leaks, leak.is_known) == (True, False)
+    assert leak.words == (
         "Unknown training data: mine.pth was trained elsewhere, and may have seen "
         "these images. No figure of this run is held out."
     )

@@ -38,7 +38,7 @@ from tumorlens.cli.options import (
 )
 from tumorlens.errors import ConfigError, DataError, TumorlensError
 from tumorlens.extras import require
-from tumorlens.files import write_json
+from tumorlens.files import write_model
 from tumorlens.system import is_main_process
 from tumorlens.text import counted
 from tumorlens.urls import without_password
@@ -152,11 +152,11 @@ def audit(
         )
     _check_any_readable(data, len(index.records), copies.unreadable)
     found = stage.audit(index, copies)
-    write_json(out / "audit.json", found)
+    write_model(out / "audit.json", found)
     page = pages.write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
     terminal.say_audit(found)
     where = f"the page with the pictures is {page}, audit.json is beside it"
-    if stage.is_trainable(found):
+    if found.is_trainable:
         terminal.say_next(where, *train_words(data))
     else:
         terminal.say(where)
@@ -197,7 +197,7 @@ def split(
         seed=config.train.seed,
     )
     require("tumorlens.data.index").write_split(out, rows)
-    verdict = require("tumorlens.data.audit").judge_leak(rows, index, copies)
+    verdict = require("tumorlens.data.leakage").judge_leak(rows, index, copies)
     terminal.say_split(rows, index.classes)
     terminal.say(verdict.words)
     terminal.say_next(

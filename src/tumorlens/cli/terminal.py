@@ -14,7 +14,6 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tumorlens.data.leak_states import unknown_patients_in_words
 from tumorlens.system import is_main_process
 from tumorlens.text import counted, interval, one_line, percent
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
     from rich.progress import Progress
+
+    from tumorlens.data.audit import Audit
 
 PLAIN_WIDTH = 200
 """Columns of a table that is not shown on a terminal, where 80 would fold it."""
@@ -76,21 +77,20 @@ def print_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     _console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
 
 
-def say_audit(found: Mapping[str, Any]) -> None:
+def say_audit(found: Audit) -> None:
     """Print what an audit found, its verdict first."""
-    verdict, distinct = found["verdict"], found["distinct"]
-    say(verdict["words"])
-    if verdict["left"]:
-        say(verdict["left"])
-    for sentence in found["findings"]:
+    say(found.verdict.words)
+    if found.verdict.left:
+        say(found.verdict.left)
+    for sentence in found.findings:
         say(f"- {sentence}")
     counts = {
-        "files": found["num_files"],
-        "that cannot be read": found["num_unreadable"],
-        "that look odd": len(found["odd"]),
-        "distinct files": distinct["bytes"],
-        "distinct decoded pixels": distinct["pixels"],
-        "distinct pictures": distinct["pictures"],
+        "files": found.num_files,
+        "that cannot be read": found.num_unreadable,
+        "that look odd": len(found.odd),
+        "distinct files": found.distinct.bytes,
+        "distinct decoded pixels": found.distinct.pixels,
+        "distinct pictures": found.distinct.pictures,
     }
     print_table(("", "number"), [(name, f"{n:,}") for name, n in counts.items()])
 
@@ -133,13 +133,15 @@ def say_training(result: Any) -> None:
             f"val accuracy {percent(result.best['val_accuracy'])}"
         )
     leak = result.run.leak()
-    if leak["leaks"] or unknown_patients_in_words(leak):
-        say(leak["words"])
+    if leak.leaks or leak.unknown_patients:
+        say(leak.words)
 
 
 def say_measures(measures: Mapping[str, Any]) -> None:
     """Print the headline figures of an evaluation, and what they are worth."""
-    unknown = unknown_patients_in_words(measures["leak"])
+    from tumorlens.data.leakage import LeakVerdict
+
+    unknown = LeakVerdict.model_validate(measures["leak"]).unknown_patients
     say(
         f"{measures['num_images']} {measures['subset']} images in "
         f"{measures['num_groups']} groups, protocol {measures['protocol']}"

@@ -165,7 +165,7 @@ def _write_results(
         "format": FORMAT,
         "protocol": run.config.data.protocol,
         "subset": subset,
-        "leak": leak,
+        "leak": leak.model_dump(mode="json"),
         "settings": _settings(run),
         **metrics_from_predictions(path),
     }

@@ -18,13 +18,12 @@ from markupsafe import Markup
 
 from tumorlens.config import Config
 from tumorlens.data.images import ImageLimits
-from tumorlens.data.leak_states import (
+from tumorlens.data.leakage import (
     LEAK,
     NO_LEAK,
     NO_PATIENTS,
     SOME_PATIENTS,
-    leak_state,
-    unknown_patients_in_words,
+    LeakVerdict,
 )
 from tumorlens.errors import RunError
 from tumorlens.evaluation.predictions import read_predictions
@@ -124,7 +123,7 @@ def write_run_report(run: Run, *, data: Path | None = None) -> RunPage:
             "model": run.config.model.name,
             "metrics": metrics,
             "leak": metrics["leak"],
-            "verdict": _verdict(metrics["leak"]),
+            "verdict": _verdict(LeakVerdict.model_validate(metrics["leak"])),
             "no_interval": defaultdict(str, no_interval),
             **{
                 name: [
@@ -233,22 +232,21 @@ def _read_mistakes(run: Run, data: Path | None) -> tuple[list[Mistake], int]:
     return mistakes, len(order)
 
 
-def _verdict(leak: Mapping[str, Any]) -> dict[str, Any]:
+def _verdict(leak: LeakVerdict) -> dict[str, Any]:
     """Return the heading of the leak verdict, its look, and whose patient is known."""
-    state = leak_state(leak)
-    num_known = leak["num_test"] - leak["num_test_unknown_patient"]
-    if state == NO_LEAK:
+    num_known = leak.num_test - leak.num_test_unknown_patient
+    if leak.state == NO_LEAK:
         return {
             "heading": "✓ Leak check: passed",
             "look": "",
             "num_known": num_known,
         }
-    look = " bad" if leak["leaks"] else " open"
+    look = " bad" if leak.leaks else " open"
     heading = "Leak check: what training has seen is not known"
-    if state == LEAK:
+    if leak.state == LEAK:
         heading = "✕ Leak check: failed"
-    elif state in (NO_PATIENTS, SOME_PATIENTS):
-        heading = f"Leak check: {unknown_patients_in_words(leak)}"
+    elif leak.state in (NO_PATIENTS, SOME_PATIENTS):
+        heading = f"Leak check: {leak.unknown_patients}"
     return {"heading": heading, "look": look, "num_known": num_known}
 
 
