@@ -149,18 +149,16 @@ def read_model(
     *,
     hint: str,
     max_bytes: int = MAX_JSON_BYTES,
-    numbered: bool = True,
 ) -> Model:
     """Return the content of a JSON file, checked against its model.
 
     Args:
-        path: A JSON object with the number of its layout under `format`.
+        path: A JSON object with the number of its layout under `format`. Some files
+            of the first layout have no number.
         model: What the object must be. The default of its field `format` is the only
             number that is read.
         hint: How to make the file again.
         max_bytes: Larger files are refused unread.
-        numbered: Whether the number must be there. Files of a kind that had no number
-            at first are of format 1 without it.
 
     Raises:
         RunError: The file is missing, unreadable, too large, of another format, or a
@@ -169,8 +167,7 @@ def read_model(
     from pydantic import ValidationError
 
     found = read_json(path, hint=hint, max_bytes=max_bytes)
-    no_number = None if numbered else 1
-    got = found.get("format", no_number) if isinstance(found, dict) else found
+    got = found.get("format", 1) if isinstance(found, dict) else found
     expected = model.model_fields["format"].default
     if got != expected:
         raise RunError(

@@ -324,9 +324,7 @@ class Run:
         Raises:
             RunError: The file is missing or damaged.
         """
-        return read_model(
-            self.leak_path, LeakVerdict, hint="train the run again", numbered=False
-        )
+        return read_model(self.leak_path, LeakVerdict, hint="train the run again")
 
     def environment(self) -> dict[str, Any]:
         """Return versions, device, seed and command."""
