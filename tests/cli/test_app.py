@@ -151,7 +151,7 @@ def test_the_version_is_that_of_the_package(ask: Callable[..., Answer]) -> None:
 
 
 def test_the_protocols_are_those_of_the_settings() -> None:
-    assert set(options.Protocol) == set(get_args(config.Protocol))
+    assert set(get_args(options.Protocol)) == set(get_args(config.Protocol))
 
 
 @pytest.mark.parametrize("width", ["80", "40"])

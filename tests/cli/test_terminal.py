@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from tumorlens.cli import terminal
+from tumorlens.deploy.predictor import Prediction
 from tumorlens.system import is_main_process
 from tumorlens.text import one_line
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 ROW: dict[str, Any] = {
     "epoch": 7,
@@ -33,14 +29,6 @@ LINE = "epoch   7  train 0.812 71.2 %  val 0.900 65.0 %  lr 0.0003  52 images/s 
 CLASSES = ("glioma_tumor", "no_tumor")
 
 
-@dataclass
-class Answer:
-    path: str
-    probs: NDArray[np.float32] | None
-    predicted: str | None
-    error: str | None = None
-
-
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Return what a terminal of 80 columns is sent."""
@@ -50,9 +38,9 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return sent
 
 
-def answer(path: str, *probs: float) -> Answer:
+def prediction(path: str, *probs: float) -> Prediction:
     best = CLASSES[int(np.argmax(probs))]
-    return Answer(path, np.array(probs, dtype=np.float32), best)
+    return Prediction(Path(path), np.array(probs, dtype=np.float32), best, None)
 
 
 def test_text_cannot_steer_the_terminal() -> None:
@@ -145,8 +133,8 @@ def test_one_image_has_its_classes_below_each_other(
 ) -> None:
     terminal.say_predictions(
         [
-            ("a", CLASSES, [answer("x.png", 0.9, 0.1)]),
-            ("b", CLASSES, [answer("x.png", 0.25, 0.75)]),
+            ("a", CLASSES, [prediction("x.png", 0.9, 0.1)]),
+            ("b", CLASSES, [prediction("x.png", 0.25, 0.75)]),
         ]
     )
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -161,9 +149,9 @@ def test_one_image_has_its_classes_below_each_other(
 def test_several_images_have_a_line_for_each_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    bad = Answer("y.png", None, None, "not an image")
+    bad = Prediction(Path("y.png"), None, None, "not an image")
     runs = [
-        (name, CLASSES, [answer("x.png", 0.9, 0.1), bad]) for name in ("one", "two")
+        (name, CLASSES, [prediction("x.png", 0.9, 0.1), bad]) for name in ("one", "two")
     ]
     terminal.say_predictions(runs)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -182,8 +170,8 @@ def test_a_table_loses_nothing_in_80_columns(
 ) -> None:
     classes = [f"meningioma_{number}" for number in range(num_classes)]
     probs = np.eye(num_classes, dtype=np.float32)[1]
-    path = "Testing/meningioma_tumor/image(2).jpg"
-    one = Answer(path, probs, "meningioma_1")
+    path = Path("Testing/meningioma_tumor/image(2).jpg")
+    one = Prediction(path, probs, "meningioma_1", None)
     terminal.say_predictions([("run", classes, [one, one])])
     lines = screen.getvalue().splitlines()
     assert all("…" not in line for line in lines)

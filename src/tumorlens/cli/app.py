@@ -16,7 +16,7 @@ import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -37,7 +37,7 @@ from tumorlens.cli.options import (
     train_words,
 )
 from tumorlens.errors import ConfigError, DataError, TumorlensError
-from tumorlens.extras import require
+from tumorlens.extras import naming_missing_extras
 from tumorlens.files import write_json
 from tumorlens.system import is_main_process
 from tumorlens.text import counted
@@ -45,6 +45,8 @@ from tumorlens.urls import without_password
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from tumorlens.training.fit import Listener
 
 STATUS_ERROR = 2
 
@@ -68,13 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        status = app(
-            _one_value_each(arguments) or ["--help"],
-            prog_name="tumorlens",
-            standalone_mode=False,
-            # What was typed, for the record of a run. Passwords are kept nowhere.
-            obj=shlex.join(["tumorlens", *map(without_password, arguments)]),
-        )
+        with naming_missing_extras():
+            status = app(
+                _one_value_each(arguments) or ["--help"],
+                prog_name="tumorlens",
+                standalone_mode=False,
+                # What was typed, for the record of a run. Passwords are kept nowhere.
+                obj=shlex.join(["tumorlens", *map(without_password, arguments)]),
+            )
     except typer.TyperException as error:
         terminal.say_error(error.format_message(), _see_help(arguments))
         return STATUS_ERROR
@@ -121,9 +124,10 @@ def phantom(
     seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 42,
 ) -> None:
     """Make a synthetic set with planted faults, to try things on."""
-    stage = require("tumorlens.data.phantom.dataset")
+    from tumorlens.data.phantom.dataset import make_phantom
+
     with terminal.counting("drawing patients") as progress:
-        made = stage.make_phantom(out, patients=patients, seed=seed, progress=progress)
+        made = make_phantom(out, patients=patients, seed=seed, progress=progress)
     counts = ", ".join(f"{count} {name}" for name, count in made.by_class.items())
     terminal.say(
         f"{made.num_images} synthetic images of {made.num_patients} invented patients "
@@ -143,17 +147,19 @@ def audit(
     metadata: MetadataOption = None,
 ) -> None:
     """Say what is wrong with a set of images."""
+    from tumorlens.data import audit as stage
+    from tumorlens.data.duplicates import find_copies
+    from tumorlens.data.index import read_index
+    from tumorlens.report import write_audit_page
+
     _check_folder(out)
-    index = require("tumorlens.data.index").read_index(data, metadata=metadata)
-    stage, pages = require("tumorlens.data.audit"), require("tumorlens.report")
+    index = read_index(data, metadata=metadata)
     with terminal.counting("reading") as progress:
-        copies = require("tumorlens.data.duplicates").find_copies(
-            index, progress=progress
-        )
+        copies = find_copies(index, progress=progress)
     _check_any_readable(data, len(index.records), copies.unreadable)
     found = stage.audit(index, copies)
     write_json(out / "audit.json", found)
-    page = pages.write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
+    page = write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
     terminal.say_audit(found)
     where = f"the page with the pictures is {page}, audit.json is beside it"
     if stage.is_trainable(found):
@@ -170,24 +176,24 @@ def split(
     out: Annotated[Path, typer.Option(metavar="CSV", help="File to write.")],
     protocol: Annotated[
         Protocol, typer.Option(help="How the subsets are made.")
-    ] = Protocol.GROUPED,
+    ] = "grouped",
     metadata: MetadataOption = None,
     settings: SetOption = None,
 ) -> None:
     """Write the subset of every file, to look at or to edit."""
+    from tumorlens.data.audit import judge_leak
+    from tumorlens.data.duplicates import find_copies
+    from tumorlens.data.index import read_index, write_split
+    from tumorlens.data.split import make_split
+    from tumorlens.training.dataset import image_limits
+
     config = config_of(
         None, settings, ("data.protocol", protocol), ("data.metadata", metadata)
     )
-    index = require("tumorlens.data.index").read_index(
-        data, metadata=config.data.metadata
-    )
+    index = read_index(data, metadata=config.data.metadata)
     with terminal.counting("reading") as progress:
-        copies = require("tumorlens.data.duplicates").find_copies(
-            index,
-            limits=require("tumorlens.training.dataset").image_limits(config.data),
-            progress=progress,
-        )
-    rows = require("tumorlens.data.split").make_split(
+        copies = find_copies(index, limits=image_limits(config.data), progress=progress)
+    rows = make_split(
         index,
         copies,
         protocol=config.data.protocol,
@@ -196,8 +202,8 @@ def split(
         num_folds=config.data.num_folds,
         seed=config.train.seed,
     )
-    require("tumorlens.data.index").write_split(out, rows)
-    verdict = require("tumorlens.data.audit").judge_leak(rows, index, copies)
+    write_split(out, rows)
+    verdict = judge_leak(rows, index, copies)
     terminal.say_split(rows, index.classes)
     terminal.say(verdict.words)
     terminal.say_next(
@@ -225,10 +231,11 @@ def train(
     track: TrackOption = None,
 ) -> int:
     """Train one network, or one for each fold, into a run folder."""
+    from tumorlens.training import fit
+
     if resume:
         _refuse_settings(out, config_path, data, settings)
     config = None if resume else config_of(config_path, settings, ("data.path", data))
-    stage = require("tumorlens.training.fit")
     tracker = tracker_of(track)
     with (
         terminal.training() as display,
@@ -236,8 +243,12 @@ def train(
         if tracker
         else nullcontext(display) as listener,
     ):
-        result = stage.train(
-            config, out=out, resume=resume, command=context.obj, listener=listener
+        result = fit.train(
+            config,
+            out=out,
+            resume=resume,
+            command=context.obj,
+            listener=cast("Listener", listener),
         )
     if not result.is_main_process:
         return 0 if result.is_finished else STATUS_INTERRUPTED
@@ -277,7 +288,9 @@ def evaluate(
     track: TrackOption = None,
 ) -> None:
     """Measure a run on images that it was not trained on."""
-    run = require("tumorlens.runs.folder").open_run(path)
+    from tumorlens.runs.folder import open_run
+
+    run = open_run(path)
     tracker = tracker_of(track)
     if tta:
         say_gain(run, subset=subset, data=data, command=context.obj)
@@ -289,9 +302,10 @@ def evaluate(
             *("tumorlens", "ensemble", path, "--tta", "--out", out),
         )
         return
-    stage = require("tumorlens.evaluation.measure")
+    from tumorlens.evaluation import measure
+
     with terminal.counting("predicting") as progress:
-        measures = stage.evaluate(
+        measures = measure.evaluate(
             run,
             subset=subset or "test",
             data=data,
@@ -314,9 +328,12 @@ def report(
     track: TrackOption = None,
 ) -> None:
     """Write the page of an evaluated run and its figures."""
-    run = require("tumorlens.runs.folder").open_run(path)
+    from tumorlens.report import write_run_report
+    from tumorlens.runs.folder import open_run
+
+    run = open_run(path)
     tracker = tracker_of(track)
-    page = require("tumorlens.report").write_run_report(run, data=data)
+    page = write_run_report(run, data=data)
     if tracker:
         tracker.mirror(run)
     if page.num_missing:

@@ -6,16 +6,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tumorlens.cli import terminal
 from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.errors import ConfigError, did_you_mean
-from tumorlens.extras import require
 from tumorlens.files import check_folder, write_json
 from tumorlens.system import interruptible
+
+if TYPE_CHECKING:
+    from tumorlens.deploy.artefact import Kind
 
 
 def benchmark(
@@ -67,30 +69,39 @@ def benchmark(
     ] = Path("benchmark"),
 ) -> int:
     """Measure artefacts side by side: time, memory, size, accuracy."""
-    stage, tables = (
-        require("tumorlens.deploy.benchmark.session"),
-        require("tumorlens.report.benchmark_tables"),
-    )
-    # Before minutes of measuring, not after, it is known whether a page can be drawn,
-    # and whether it can be written.
-    pages = require("tumorlens.report")
+    from tumorlens.deploy.benchmark import session
+    from tumorlens.report import benchmark_tables as tables
+
+    # Before minutes of measuring, not after: a missing library of the page, a folder
+    # that cannot be written.
+    from tumorlens.report import write_benchmark_page
+
     kinds = _kinds(formats)
     check_folder(out)
-    options = {
-        "batches": batch or stage.BATCHES,
-        "seconds": seconds,
-        "data": data,
-        "command": context.obj,
-    }
+    batches = batch or session.BATCHES
     try:
         with _rounds() as progress:
             if _is_gpu(device, formats, threads):
-                found = require("tumorlens.deploy.benchmark.gpu").benchmark_gpu(
-                    paths, progress=progress, **options
+                from tumorlens.deploy.benchmark.gpu import benchmark_gpu
+
+                found = benchmark_gpu(
+                    paths,
+                    batches=batches,
+                    seconds=seconds,
+                    data=data,
+                    command=context.obj,
+                    progress=progress,
                 )
             else:
-                found = stage.benchmark(
-                    paths, kinds=kinds, threads=threads, progress=progress, **options
+                found = session.benchmark(
+                    paths,
+                    kinds=kinds,
+                    batches=batches,
+                    threads=threads,
+                    seconds=seconds,
+                    data=data,
+                    command=context.obj,
+                    progress=progress,
                 )
     except KeyboardInterrupt:
         print(f"nothing was written to {out}", file=sys.stderr)
@@ -98,9 +109,7 @@ def benchmark(
     with interruptible():  # the files belong together: all of them or none
         write_json(out / "benchmark.json", found)
         tables.write_table(found, out / "benchmark.csv")
-        page = pages.write_benchmark_page(
-            out / "benchmark.json", out=out / "benchmark.html"
-        )
+        page = write_benchmark_page(out / "benchmark.json", out=out / "benchmark.html")
     terminal.print_table(*tables.table_rows(found))
     for sentence in found["words"]:
         terminal.say(sentence)
@@ -137,16 +146,19 @@ def _is_gpu(device: str, *only_on_cpu: object) -> bool:
     return device == "cuda"
 
 
-def _kinds(formats: list[str] | None) -> list[str] | None:
+def _kinds(formats: list[str] | None) -> list[Kind] | None:
     """Return the formats that are asked for; `None` for all that there are.
 
     Raises:
         ConfigError: One is unknown.
     """
-    known = require("tumorlens.deploy.artefact").KINDS
+    from tumorlens.deploy.artefact import KINDS
+
     for name in formats or []:
-        if name != "all" and name not in known:
+        if name != "all" and name not in KINDS:
             raise ConfigError(
-                f"unknown format {name!r}", hint=did_you_mean(name, [*known, "all"])
+                f"unknown format {name!r}", hint=did_you_mean(name, [*KINDS, "all"])
             )
-    return None if not formats or "all" in formats else formats
+    if not formats or "all" in formats:
+        return None
+    return [kind for name in formats for kind in KINDS if kind == name]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tumorlens.cli import terminal
 from tumorlens.cli.options import MovedOption, RunArgument
 from tumorlens.errors import ArtefactError, ConfigError, did_you_mean
-from tumorlens.extras import require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from tumorlens.deploy.artefact import Artefact, Kind
+    from tumorlens.deploy.export import Exported
 
 FormatOption = Annotated[
     list[str] | None,
@@ -53,8 +55,10 @@ def export(
     Every val image goes from its file to a label, by the run and by what was exported.
     Where a label flips that the run was sure of, or accuracy falls, nothing is written.
     """
-    stage = require("tumorlens.deploy.export")
-    run = require("tumorlens.runs.folder").open_run(path)
+    from tumorlens.deploy import export as stage
+    from tumorlens.runs.folder import open_run
+
+    run = open_run(path)
     found = stage.export(
         run,
         _kinds(formats or DEFAULT_KINDS),
@@ -68,19 +72,19 @@ def export(
     for one in found:
         if one.is_earlier_gone:
             terminal.say(f"{one.kind}: the earlier one was removed")
-    _refuse_failed(found, run.path)
+    artefacts = _artefacts(found, run.path)
     terminal.say_next(
         f"the artefacts are in {run.path / 'export'}",
-        *("tumorlens", "predict", found[-1].artefact.path, "IMAGE"),
+        *("tumorlens", "predict", artefacts[-1].path, "IMAGE"),
     )
 
 
-def _sizes(found: list[Any]) -> list[int | None]:
+def _sizes(found: Sequence[Exported]) -> list[int | None]:
     return [one.artefact.size_bytes if one.artefact else None for one in found]
 
 
-def _refuse_failed(found: list[Any], run: Path) -> None:
-    """End with an error where a verdict was against an artefact.
+def _artefacts(found: Sequence[Exported], run: Path) -> list[Artefact]:
+    """Return the artefacts, unless a verdict was against one.
 
     Raises:
         ArtefactError: It was against one or several.
@@ -92,25 +96,27 @@ def _refuse_failed(found: list[Any], run: Path) -> None:
             f"no artefact was written for {kinds}: {failed[0].verdict['reasons'][0]}",
             hint=f"{run / 'export' / 'parity.json'} has every difference",
         )
+    return [one.artefact for one in found if one.artefact is not None]
 
 
-def _kinds(formats: Sequence[str]) -> list[str]:
+def _kinds(formats: Sequence[str]) -> list[Kind]:
     """Return the formats that are asked for.
 
     Raises:
         ConfigError: One is unknown.
     """
-    known = require("tumorlens.deploy.artefact").KINDS
-    kinds: list[str] = []
+    from tumorlens.deploy.artefact import KINDS
+    from tumorlens.deploy.export import kinds_here
+
+    kinds: list[Kind] = []
     for name in formats:
-        if name != "all" and name not in known:
+        named = [kind for kind in KINDS if kind == name]
+        if name != "all" and not named:
             raise ConfigError(
-                f"unknown --format {name!r}", hint=did_you_mean(name, [*known, "all"])
+                f"unknown --format {name!r}", hint=did_you_mean(name, [*KINDS, "all"])
             )
-        kinds += (
-            require("tumorlens.deploy.export").kinds_here() if name == "all" else [name]
-        )
-    left_out = [kind for kind in known if "all" in formats and kind not in kinds]
+        kinds += kinds_here() if name == "all" else named
+    left_out = [kind for kind in KINDS if "all" in formats and kind not in kinds]
     if left_out:
         terminal.say(f"left out: {left_out[0]}, which this processor does not compute")
     return kinds

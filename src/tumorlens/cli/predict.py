@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,9 +21,11 @@ from tumorlens.cli.series import (
     resumable,
 )
 from tumorlens.errors import ConfigError
-from tumorlens.extras import require
 from tumorlens.system import keep_freed_memory
 from tumorlens.text import counted, one_line
+
+if TYPE_CHECKING:
+    from tumorlens.deploy.predictor import Predictor
 
 STATUS_UNREADABLE = 3
 
@@ -70,7 +72,9 @@ def predict(
     options = SeriesOptions(series, series_rule, no_tumor_class, identify, dicom_out)
     by_series = options.is_wanted(images)
     if not by_series:  # what is wrong with them, before a network is loaded
-        require("tumorlens.data.files").walk_images(images)
+        from tumorlens.data.files import walk_images
+
+        walk_images(images)
     models = _open([path, *(more_runs or [])], best=best)
     predictors = [predictor for _, predictor in models]
     keep_freed_memory()
@@ -96,7 +100,9 @@ def _check_output(out: Path | None, *, resume: bool) -> None:
         ConfigError: Of the two options, or of the file's suffix.
     """
     if out:
-        require("tumorlens.deploy.row_files").check_output(out)
+        from tumorlens.deploy.row_files import check_output
+
+        check_output(out)
     elif resume:
         raise ConfigError(
             "--resume goes on with a file, and there is no --out",
@@ -104,16 +110,19 @@ def _check_output(out: Path | None, *, resume: bool) -> None:
         )
 
 
-def _open(paths: list[Path], *, best: bool) -> list[tuple[Path, Any]]:
+def _open(paths: list[Path], *, best: bool) -> list[tuple[Path, Predictor]]:
     """Load what is to answer; with `best`, the first one's fastest artefact."""
+    from tumorlens.deploy.predictor import Predictor
+
     if best:
-        choice = require("tumorlens.deploy.benchmark.fastest").choose_fastest(paths[0])
+        from tumorlens.deploy.benchmark.fastest import choose_fastest
+
+        choice = choose_fastest(paths[0])
         print(one_line(choice.words), file=sys.stderr)
         paths = [choice.path, *paths[1:]]
-    open_one = require("tumorlens.deploy.predictor").Predictor.open
     for path in paths:
         _warn_of_unfinished(path)
-    models = [(path, open_one(path)) for path in paths]
+    models = [(path, Predictor.open(path)) for path in paths]
     names = [one.name for _, one in models]
     for (_, one), name in zip(models, _told_apart(paths), strict=True):
         if names.count(one.name) > 1:
@@ -141,7 +150,9 @@ def _warn_of_unfinished(path: Path) -> None:
     """Say on standard error that more training would have changed the answers."""
     if not (path / "config.toml").is_file():
         return
-    for run in require("tumorlens.runs.folder").open_run(path).networks():
+    from tumorlens.runs.folder import open_run
+
+    for run in open_run(path).networks():
         if run.card_path.is_file() and not run.is_finished:
             epoch = run.card(check_weights=False).epoch
             terminal.say_warning(
@@ -150,9 +161,11 @@ def _warn_of_unfinished(path: Path) -> None:
             )
 
 
-def _show(predictors: list[Any], images: list[Path]) -> int:
+def _show(predictors: list[Predictor], images: list[Path]) -> int:
     """Print the answers, a table at a time, and return how many have an error."""
-    files = require("tumorlens.data.files").walk_images(images)
+    from tumorlens.data.files import walk_images
+
+    files = walk_images(images)
     num_unreadable = 0
     while some := list(islice(files, TABLE_FILES)):
         answers = []
@@ -166,23 +179,22 @@ def _show(predictors: list[Any], images: list[Path]) -> int:
 
 
 def _write(
-    out: Path, predictors: list[Any], images: list[Path], *, resume: bool
+    out: Path, predictors: list[Predictor], images: list[Path], *, resume: bool
 ) -> int:
     """Write the answers as they come, and return how many files have an error.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; what is there stays.
     """
-    walk, stage = (
-        require("tumorlens.data.files"),
-        require("tumorlens.deploy.prediction_files"),
-    )
-    file = stage.PredictionFile(out, predictors, resume=resume)
+    from tumorlens.data.files import count_images, walk_images
+    from tumorlens.deploy.prediction_files import PredictionFile
+
+    file = PredictionFile(out, predictors, resume=resume)
     with file, resumable(file), terminal.counting("predicting") as progress:
         # Walked once more, but only where somebody watches.
-        total = walk.count_images(images) * len(predictors) if progress else None
+        total = count_images(images) * len(predictors) if progress else None
         for one in predictors:
-            remaining = file.remaining(one, walk.walk_images(images))
+            remaining = file.remaining(one, walk_images(images))
             for answer in one.predict_files(remaining):
                 file.add(one, answer)
                 if progress:

@@ -13,7 +13,6 @@ import typer
 
 from tumorlens.cli import terminal
 from tumorlens.cli.options import MovedOption, SetOption, config_of, say_gain
-from tumorlens.extras import require
 
 
 def import_weights(
@@ -51,6 +50,8 @@ def import_weights(
     settings: SetOption = None,
 ) -> None:
     """Make a run folder of weights that were trained elsewhere."""
+    from tumorlens.training import import_weights as stage
+
     numbers = {
         "size_px": size_px,
         "mean": mean and f"[{mean}]",
@@ -65,7 +66,6 @@ def import_weights(
         ],
         *(("model.name", model), ("data.fit", fit), ("data.path", data)),
     )
-    stage = require("tumorlens.training.import_weights")
     with terminal.counting("reading") as progress:
         imported = stage.import_weights(
             weights,
@@ -104,8 +104,9 @@ def runs(
     ] = False,
 ) -> None:
     """List run folders: what they are, how far they came, what they scored."""
-    stage = require("tumorlens.runs.listing")
-    found = stage.list_runs(
+    from tumorlens.runs.listing import list_runs
+
+    found = list_runs(
         folders or [Path("runs")], where=where or [], sort=sort, limit=limit
     )
     if as_json:
@@ -129,13 +130,15 @@ def ensemble(
     data: MovedOption = None,
 ) -> None:
     """Make one run of several, which averages their probabilities."""
-    gain = require("tumorlens.evaluation.tta")
-    run = require("tumorlens.training.ensemble").make_ensemble(
-        paths, out=out, tta=gain.POLICY if tta else "none", command=context.obj
+    from tumorlens.evaluation import tta as views
+    from tumorlens.training.ensemble import make_ensemble
+
+    run = make_ensemble(
+        paths, out=out, tta=views.POLICY if tta else "none", command=context.obj
     )
     names = ", ".join(run.member_names())
     terminal.say(f"{run.config.model.name}: the mean probabilities of {names}")
-    if tta and gain.can_measure(run):
+    if tta and views.can_measure(run):
         say_gain(run, subset=None, data=data, command=context.obj)
     elif tta:
         terminal.say(

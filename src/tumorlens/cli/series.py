@@ -5,30 +5,27 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
 from tumorlens.cli import terminal
 from tumorlens.errors import ConfigError
-from tumorlens.extras import require
 from tumorlens.text import counted, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from tumorlens.deploy.row_files import Row
+    from tumorlens.data.dicom.series import Found
+    from tumorlens.deploy.predictor import Predictor
+    from tumorlens.deploy.row_files import Row, RowFile
+    from tumorlens.deploy.series import SeriesAnswer
 
 
-class SeriesRule(StrEnum):
-    """The rules as choices of an option: those of `series_answers.RULES`."""
-
-    MEAN = "mean"
-    MOST_SUSPICIOUS = "most-suspicious"
-
+Rule = Literal["mean", "most-suspicious"]
+"""As `tumorlens.deploy.series.Rule`, without the time of that import."""
 
 SeriesOption = Annotated[
     bool | None,
@@ -39,7 +36,7 @@ SeriesOption = Annotated[
     ),
 ]
 RuleOption = Annotated[
-    SeriesRule | None,
+    Rule | None,
     typer.Option(
         help="What a series as a whole is: the mean of its slices (default), or the "
         "slice with the highest probability of any tumour.",
@@ -71,7 +68,7 @@ class SeriesOptions:
     """What was said about series on the command line."""
 
     series: bool | None
-    rule: SeriesRule | None
+    rule: Rule | None
     no_tumor: str | None
     identify: bool
     dicom_out: Path | None
@@ -96,11 +93,13 @@ class SeriesOptions:
             )
         if self.series is not None:
             return self.series
-        return bool(asked) or require("tumorlens.data.dicom.series").holds_study(paths)
+        from tumorlens.data.dicom.series import holds_study
+
+        return bool(asked) or holds_study(paths)
 
 
 def predict_series(
-    models: Sequence[tuple[Path, Any]],
+    models: Sequence[tuple[Path, Predictor]],
     images: Sequence[Path],
     options: SeriesOptions,
     *,
@@ -120,29 +119,29 @@ def predict_series(
     Raises:
         KeyboardInterrupt: Ctrl-C; what is there stays.
     """
-    tables = require("tumorlens.deploy.series_tables")
-    found = require("tumorlens.data.dicom.series").find_series(
-        images, identify=options.identify
-    )
+    from tumorlens.data.dicom.series import described, find_series
+    from tumorlens.deploy.row_files import RowFile
+    from tumorlens.deploy.series import check_rule
+    from tumorlens.deploy.series_tables import columns_of
+
+    found = find_series(images, identify=options.identify)
     if options.dicom_out:
         _check_dicom_out(options.dicom_out, found, num_runs=len(models), resume=resume)
     predictors = [one for _, one in models]
-    rule = str(options.rule or SeriesRule.MEAN)
-    check_rule = require("tumorlens.deploy.series").check_rule
+    rule = options.rule or "mean"
     ways = [
         _Way(rule, check_rule(rule, one.classes, no_tumor=options.no_tumor))
         for one in predictors
     ]
     classes = list(dict.fromkeys(name for one in predictors for name in one.classes))
     with ExitStack() as stack:
-        table: Any = _Shown()
+        table: RowFile | _Shown = _Shown()
         if out:
-            columns = tables.columns_of(classes, identify=options.identify)
-            files = require("tumorlens.deploy.row_files")
-            table = stack.enter_context(
-                files.RowFile(out, columns, predictors, resume=resume)
+            columns = columns_of(classes, identify=options.identify)
+            table = file = stack.enter_context(
+                RowFile(out, columns, predictors, resume=resume)
             )
-            stack.enter_context(resumable(table))
+            stack.enter_context(resumable(file))
         for (path, predictor), way in zip(models, ways, strict=True):
             write = (
                 _writer(options.dicom_out, path, predictor)
@@ -150,7 +149,7 @@ def predict_series(
                 else lambda _: False
             )
             num_written = _answer(predictor, found, way, table, write)
-        if out:
+        if isinstance(table, RowFile):
             table.finish()
             print(f"the probabilities are in {out}")
         else:
@@ -168,13 +167,12 @@ def predict_series(
                 file=sys.stderr,
             )
     if found.skipped:
-        words = require("tumorlens.data.dicom.series").described(found.skipped)
-        print(f"skipped: {words}", file=sys.stderr)
-    return int(table.num_unreadable) // len(models)
+        print(f"skipped: {described(found.skipped)}", file=sys.stderr)
+    return table.num_unreadable // len(models)
 
 
 @contextmanager
-def resumable(file: Any) -> Iterator[None]:
+def resumable(file: RowFile) -> Iterator[None]:
     """Say after Ctrl-C how to go on with a `tumorlens.deploy.row_files.RowFile`.
 
     Raises:
@@ -192,7 +190,7 @@ def resumable(file: Any) -> Iterator[None]:
 class _Way(NamedTuple):
     """How the answer for a series comes of those for its slices."""
 
-    rule: str
+    rule: Rule
     no_tumor: int | None
 
 
@@ -200,7 +198,7 @@ class _Shown:
     """Rows for the terminal, with the methods of `deploy.row_files.RowFile`."""
 
     def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
 
     @property
     def num_unreadable(self) -> int:
@@ -209,49 +207,55 @@ class _Shown:
     def has_next(self, _path: Path, _run: str) -> bool:
         return False
 
-    def add_rows(self, rows: Sequence[dict[str, Any]]) -> None:
+    def add_rows(self, rows: Sequence[Row]) -> None:
         self.rows += rows
 
 
-def _check_dicom_out(folder: Path, found: Any, *, num_runs: int, resume: bool) -> None:
+def _check_dicom_out(
+    folder: Path, found: Found, *, num_runs: int, resume: bool
+) -> None:
     """Refuse what no DICOM results can be written for.
 
     Raises:
         ConfigError: Several runs are asked.
     """
+    from tumorlens.report.dicom_results import check_results
+
     if num_runs > 1:
         raise ConfigError(
             f"--dicom-out takes one run, got {num_runs}",
             hint="ask one run after the other, each with a folder of its own",
         )
-    require("tumorlens.report.dicom_results").check_results(
-        folder, found, resume=resume
-    )
+    check_results(folder, found, resume=resume)
 
 
-def _writer(folder: Path, run: Path, predictor: Any) -> Callable[[Any], bool]:
+def _writer(
+    folder: Path, run: Path, predictor: Predictor
+) -> Callable[[SeriesAnswer], bool]:
     """Return what writes the DICOM results of a series, and says whether it did."""
-    results = require("tumorlens.report.dicom_results")
-    notes = require("tumorlens.report.model_notes").notes_of(run, predictor)
-    return lambda answer: bool(
-        results.write_results(folder, predictor, answer, notes=notes)
-    )
+    from tumorlens.report.dicom_results import write_results
+    from tumorlens.report.model_notes import notes_of
+
+    notes = notes_of(run, predictor)
+    return lambda answer: bool(write_results(folder, predictor, answer, notes=notes))
 
 
 def _answer(
-    predictor: Any, found: Any, way: _Way, table: Any, write: Callable[[Any], bool]
+    predictor: Predictor,
+    found: Found,
+    way: _Way,
+    table: RowFile | _Shown,
+    write: Callable[[SeriesAnswer], bool],
 ) -> int:
     """Answer for what there is; return for how many series `write` wrote results.
 
     What an earlier session has left in the table is passed over, and counts as written.
     """
-    answer_series = require("tumorlens.deploy.series").answer_series
-    rows_of = partial(
-        require("tumorlens.deploy.series_tables").rows_of,
-        predictor.name,
-        predictor.classes,
-    )
-    prediction = require("tumorlens.deploy.predictor").Prediction
+    from tumorlens.deploy import series_tables
+    from tumorlens.deploy.predictor import Prediction
+    from tumorlens.deploy.series import answer_series
+
+    rows_of = partial(series_tables.rows_of, predictor.name, predictor.classes)
     total = sum(len(series.slices) for series in found.series)
     total += len(found.others) + len(found.damaged)
     done = num_written = 0
@@ -272,7 +276,7 @@ def _answer(
             count(1)
         for path, error in found.damaged.items():
             if not table.has_next(path, predictor.name):
-                table.add_rows(rows_of([], [prediction(path, None, None, error)]))
+                table.add_rows(rows_of([], [Prediction(path, None, None, error)]))
             count(1)
         for series in found.series:
             if table.has_next(series.slices[0].path, predictor.name):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,14 +20,13 @@ from tumorlens.cli.options import (
     train_words,
 )
 from tumorlens.errors import ConfigError
-from tumorlens.extras import require
 from tumorlens.files import write_json
 from tumorlens.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tumorlens.study.folder import Study
+    from tumorlens.study.folder import Study, Trial
     from tumorlens.study.plan import StudyPlan
 
 STATUS_FAILED = 3
@@ -105,17 +104,19 @@ def run(
 
     The exit status is 3 when a trial failed.
     """
-    studies = require("tumorlens.study.folder")
+    from tumorlens.study import worker
+    from tumorlens.study.folder import create_study, open_study
+    from tumorlens.study.plan import check_only
+    from tumorlens.study.plan_file import load_plan
+
     if plan_path.is_dir():
         _refuse(plan_path, out, data, settings)
-        study = studies.open_study(plan_path)
+        study = open_study(plan_path)
         plan = study.plan
     else:
-        plan = require("tumorlens.study.plan_file").load_plan(
-            plan_path, assignments=settings or [], data=data
-        )
+        plan = load_plan(plan_path, assignments=settings or [], data=data)
         study = None
-    require("tumorlens.study.plan").check_only(plan, only)
+    check_only(plan, only)
     out = plan_path if study else out or Path("runs") / plan.name
     if dry_run:
         _dry_run(plan, only=only, over=_over(out, plan, store))
@@ -123,18 +124,17 @@ def run(
     _check_data(plan)
     tracker = None
     if track is not None:
-        tracker = require("tumorlens.study.tracking").StudyTracker(
-            out, name=plan.name, url=track
-        )
+        from tumorlens.study.tracking import StudyTracker
+
+        tracker = StudyTracker(out, name=plan.name, url=track)
     if study is None:
-        study = studies.create_study(out, plan, store_url=store)
+        study = create_study(out, plan, store_url=store)
     if tracker:
         tracker.begin(study)
     if retry_failed:
         study.open_store(store).retry_failed()
-    stage = require("tumorlens.study.worker")
     with study_display.studying() as display:
-        is_over = stage.run_study(
+        is_over = worker.run_study(
             study,
             store_url=store,
             jobs=jobs,
@@ -165,7 +165,9 @@ def status(
     store: StoreOption = None,
 ) -> None:
     """Show the trials of a study, also while it runs."""
-    study = require("tumorlens.study.folder").open_study(path)
+    from tumorlens.study.folder import open_study
+
+    study = open_study(path)
     _say_trials(study, study.trials(study.open_store(store, must_exist=True)))
 
 
@@ -186,10 +188,12 @@ def lr_find(
     steps: Annotated[int, typer.Option(help="Batches, one for each rate.")] = 100,
 ) -> None:
     """Suggest a learning rate from a short sweep over the train subset."""
+    from tumorlens.report.lr_plot import write_lr_plot
+    from tumorlens.training.lr_find import find_lr
+
     config = config_of(config_path, settings, ("data.path", data))
-    stage = require("tumorlens.training.lr_find")
     with terminal.counting("trying learning rates") as progress:
-        found = stage.find_lr(
+        found = find_lr(
             config,
             lowest=lowest,
             highest=highest,
@@ -198,7 +202,7 @@ def lr_find(
             progress=progress,
         )
     write_json(out / "lr_find.json", found)
-    svg, png = require("tumorlens.report.lr_plot").write_lr_plot(found, out)
+    svg, png = write_lr_plot(found, out)
     terminal.say(found["words"])
     where = f"the curve is in {svg} and {png}, its numbers are in lr_find.json"
     if found["suggestion"] is None:
@@ -248,13 +252,12 @@ def compare(
     ] = False,
 ) -> None:
     """Put runs side by side, and say which differences are noise."""
-    stage, tables = (
-        require("tumorlens.study.compare"),
-        require("tumorlens.report.tables"),
-    )
+    from tumorlens.report import tables, write_comparison_page
+    from tumorlens.study import compare as stage
+    from tumorlens.study.arms import is_study
+
     if out is None:
-        is_study = require("tumorlens.study.arms").is_study(paths[0])
-        out = paths[0] if is_study else Path("comparison")
+        out = paths[0] if is_study(paths[0]) else Path("comparison")
         if subset == "val":  # the comparison on test stays
             out = out / "val"
     with terminal.counting("comparing") as progress:
@@ -270,7 +273,7 @@ def compare(
         )
     write_json(out / "comparison.json", found)
     tables.write_tables(found, out)
-    page = require("tumorlens.report").write_comparison_page(
+    page = write_comparison_page(
         out / "comparison.json", data=data, out=out / "comparison.html"
     )
     terminal.print_table(*tables.table_rows(found, is_short=True))
@@ -279,13 +282,13 @@ def compare(
     terminal.say(f"the page is {page}, its tables are beside it as .csv, .md and .tex")
 
 
-def _say_trials(study: Study, trials: Sequence[Any]) -> None:
+def _say_trials(study: Study, trials: Sequence[Trial]) -> None:
     study_display.say_trials(trials, measure=study.plan.objective)
     if best := study_display.best_words(study.plan, trials):
         terminal.say(best)
 
 
-def _say_end(path: Path, trials: Sequence[Any], *, only: str) -> int:
+def _say_end(path: Path, trials: Sequence[Trial], *, only: str) -> int:
     """Say what came of a study that is over; return the exit status.
 
     Failed trials that were not asked for do not count.
@@ -307,9 +310,12 @@ def _say_end(path: Path, trials: Sequence[Any], *, only: str) -> int:
 
 def _over(folder: Path, plan: StudyPlan, store: str | None) -> set[str]:
     """Return the names of the trials that need not be run, where some were."""
-    if not require("tumorlens.study.arms").is_study(folder):
+    from tumorlens.study.arms import is_study
+    from tumorlens.study.folder import open_study
+
+    if not is_study(folder):
         return set()
-    study = require("tumorlens.study.folder").open_study(folder)
+    study = open_study(folder)
     if study.plan.digest() != plan.digest():
         return set()
     trials = study.trials(study.open_store(store, must_exist=True))
@@ -329,9 +335,10 @@ def _dry_run(plan: StudyPlan, *, only: str, over: set[str]) -> None:
         return
     if plan.search is not None and plan.num_search_trials is None:
         trials = [plan.search_trial(1)]  # they are all like the first
-    estimate = require("tumorlens.study.estimate").estimate_study
+    from tumorlens.study.estimate import estimate_study
+
     with terminal.counting("looking for copies") as progress:
-        seconds = estimate(plan, trials, progress=progress)
+        seconds = estimate_study(plan, trials, progress=progress)
     study_display.say_plan(plan, trials, seconds)
 
 

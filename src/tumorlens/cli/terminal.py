@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from tumorlens.data.index import SplitRow
+    from tumorlens.deploy.predictor import Prediction
+    from tumorlens.runs.listing import RunRow
+    from tumorlens.training.fit import TrainResult
+
 PLAIN_WIDTH = 200
 """Columns of a table that is not shown on a terminal, where 80 would fold it."""
 
@@ -95,7 +100,7 @@ def say_audit(found: Mapping[str, Any]) -> None:
     print_table(("", "number"), [(name, f"{n:,}") for name, n in counts.items()])
 
 
-def say_split(rows: Iterable[Any], classes: Sequence[str]) -> None:
+def say_split(rows: Iterable[SplitRow], classes: Sequence[str]) -> None:
     """Print how many images of each class are in each subset."""
     counts: dict[str, Counter[str]] = {}
     for row in rows:
@@ -123,8 +128,8 @@ def say_split(rows: Iterable[Any], classes: Sequence[str]) -> None:
     )
 
 
-def say_training(result: Any) -> None:
-    """Print how a training ended: a `tumorlens.training.fit.TrainResult`."""
+def say_training(result: TrainResult) -> None:
+    """Print how a training ended."""
     if result.num_unreadable:
         say(f"left out, as not readable: {counted(result.num_unreadable, 'file')}")
     if result.best:
@@ -236,7 +241,7 @@ def say_export(
 
 
 def say_predictions(
-    answers: Sequence[tuple[str, Sequence[str], Sequence[Any]]],
+    answers: Sequence[tuple[str, Sequence[str], Sequence[Prediction]]],
 ) -> None:
     """Print the probability of every class.
 
@@ -244,8 +249,8 @@ def say_predictions(
     line each, and one per run.
 
     Args:
-        answers: Per run its name, its classes and its `predict.Prediction`s, which are
-            of the same files in the same order.
+        answers: Per run its name, its classes and its predictions, which are of the
+            same files in the same order.
     """
     classes = list(dict.fromkeys(name for _, names, _ in answers for name in names))
     probs = [
@@ -254,7 +259,9 @@ def say_predictions(
     ]
     files = answers[0][2]
     if len(files) == 1 and not files[0].error:
-        say(f"{files[0].path}: {', '.join(run[2][0].predicted for run in answers)}")
+        say(
+            f"{files[0].path}: {', '.join(str(run[2][0].predicted) for run in answers)}"
+        )
         print_table(
             ("class", *(name for name, _, _ in answers)),
             [(name, *(run[0].get(name, "") for run in probs)) for name in classes],
@@ -272,8 +279,8 @@ def say_predictions(
     print_table(heading, rows)
 
 
-def say_runs(rows: Sequence[Any]) -> None:
-    """Print a line for each run folder: `tumorlens.runs.listing.RunRow`s."""
+def say_runs(rows: Sequence[RunRow]) -> None:
+    """Print a line for each run folder."""
     if not rows:
         say("no run folders")
         return
@@ -406,7 +413,7 @@ def progress_bars(*, last: str | None = None) -> Iterator[Progress | None]:
         yield bars
 
 
-def _probs_by_class(classes: Sequence[str], prediction: Any) -> dict[str, str]:
+def _probs_by_class(classes: Sequence[str], prediction: Prediction) -> dict[str, str]:
     if prediction.probs is None:
         return {}
     shown = [percent(float(prob)) for prob in prediction.probs]
