@@ -26,6 +26,7 @@ from tumorlens import config
 from tumorlens.cli import app, options
 from tumorlens.data.index import read_split
 from tumorlens.errors import RunError
+from tumorlens.runs import folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,10 +167,10 @@ def test_help_fits_a_narrow_terminal(
 def test_an_error_without_a_hint_gets_one(
     ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(module: str) -> None:
+    def fail(path: Path) -> None:
         raise RunError("no\nway")
 
-    monkeypatch.setattr(app, "require", fail)
+    monkeypatch.setattr(folder, "open_run", fail)
     said = "error: no way\nhint: see tumorlens report --help\n"
     assert ask("report", "run") == (2, "", said)
 
@@ -639,10 +640,10 @@ MAIN = "import sys; from tumorlens.cli import app; sys.exit(app.main(sys.argv[1:
 def test_an_interrupt_is_one_line_and_status_130(
     ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(module: str) -> None:
+    def interrupt(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(app, "require", interrupt)
+    monkeypatch.setattr(folder, "open_run", interrupt)
     assert ask("report", "run") == (130, "", "stopped\n")
 
 
@@ -690,10 +691,10 @@ def test_ctrl_c_in_a_training_keeps_everything_and_resume_goes_on(
 def test_an_error_of_our_own_keeps_its_traceback(
     ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(module: str) -> None:
+    def fail(path: Path) -> None:
         raise AssertionError("ours")
 
-    monkeypatch.setattr(app, "require", fail)
+    monkeypatch.setattr(folder, "open_run", fail)
     with pytest.raises(AssertionError, match="ours"):
         ask("report", "run")
 
