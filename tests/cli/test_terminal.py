@@ -50,7 +50,7 @@ def test_text_cannot_steer_the_terminal() -> None:
 def test_markup_in_a_file_name_is_shown_as_it_is(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    terminal.say("[red]a[/red] :smile:")
+    terminal.print_line("[red]a[/red] :smile:")
     terminal.print_table(["[b]file"], [["[red]b[/red]"]])
     assert capsys.readouterr().out.split() == [
         "[red]a[/red]",
@@ -131,7 +131,7 @@ def test_of_the_processes_of_torchrun_only_the_first_speaks(
 def test_one_image_has_its_classes_below_each_other(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    terminal.say_predictions(
+    terminal.print_predictions(
         [
             ("a", CLASSES, [prediction("x.png", 0.9, 0.1)]),
             ("b", CLASSES, [prediction("x.png", 0.25, 0.75)]),
@@ -153,7 +153,7 @@ def test_several_images_have_a_line_for_each_run(
     runs = [
         (name, CLASSES, [prediction("x.png", 0.9, 0.1), bad]) for name in ("one", "two")
     ]
-    terminal.say_predictions(runs)
+    terminal.print_predictions(runs)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1:] == [
         ["file", "run", "predicted", "tumor", "no_tumor"],
@@ -172,7 +172,7 @@ def test_a_table_loses_nothing_in_80_columns(
     probs = np.eye(num_classes, dtype=np.float32)[1]
     path = Path("Testing/meningioma_tumor/image(2).jpg")
     one = Prediction(path, probs, "meningioma_1", None)
-    terminal.say_predictions([("run", classes, [one, one])])
+    terminal.print_predictions([("run", classes, [one, one])])
     lines = screen.getvalue().splitlines()
     assert all("…" not in line for line in lines)
     if num_classes == 4:
@@ -183,7 +183,7 @@ def test_paths_and_commands_are_never_broken(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     long = tmp_path / ("a b" * 60)
-    terminal.say_next(f"it is in {long}", "tumorlens", "report", long)
+    terminal.print_next(f"it is in {long}", "tumorlens", "report", long)
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"it is in {long}"
     assert second == f"next: tumorlens report '{long}'"

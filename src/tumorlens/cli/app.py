@@ -32,7 +32,7 @@ from tumorlens.cli.options import (
     SetOption,
     TrackOption,
     config_of,
-    say_gain,
+    print_gain,
     tracker_of,
     train_words,
 )
@@ -79,10 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 obj=shlex.join(["tumorlens", *map(without_password, arguments)]),
             )
     except typer.TyperException as error:
-        terminal.say_error(error.format_message(), _see_help(arguments))
+        terminal.print_error(error.format_message(), _see_help(arguments))
         return STATUS_ERROR
     except TumorlensError as error:
-        terminal.say_error(error.problem, error.hint or _see_help(arguments))
+        terminal.print_error(error.problem, error.hint or _see_help(arguments))
         return STATUS_ERROR
     except KeyboardInterrupt:
         status = STATUS_INTERRUPTED
@@ -129,11 +129,11 @@ def phantom(
     with terminal.counting("drawing patients") as progress:
         made = make_phantom(out, patients=patients, seed=seed, progress=progress)
     counts = ", ".join(f"{count} {name}" for name, count in made.by_class.items())
-    terminal.say(
+    terminal.print_line(
         f"{made.num_images} synthetic images of {made.num_patients} invented patients "
         f"({counts}). They are no evidence about real ones."
     )
-    terminal.say_next(
+    terminal.print_next(
         f"images, metadata.csv and planted.json are in {out}",
         *("tumorlens", "audit", out, "--out", out.with_name(f"{out.name}-audit")),
     )
@@ -160,13 +160,13 @@ def audit(
     found = stage.audit(index, copies)
     write_json(out / "audit.json", found)
     page = write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
-    terminal.say_audit(found)
+    terminal.print_audit(found)
     where = f"the page with the pictures is {page}, audit.json is beside it"
     if stage.is_trainable(found):
-        terminal.say_next(where, *train_words(data))
+        terminal.print_next(where, *train_words(data))
     else:
-        terminal.say(where)
-        terminal.say("next: mend or remove the files that cannot be read")
+        terminal.print_line(where)
+        terminal.print_line("next: mend or remove the files that cannot be read")
 
 
 @app.command()
@@ -204,9 +204,9 @@ def split(
     )
     write_split(out, rows)
     verdict = judge_leak(rows, index, copies)
-    terminal.say_split(rows, index.classes)
-    terminal.say(verdict.words)
-    terminal.say_next(
+    terminal.print_split(rows, index.classes)
+    terminal.print_line(verdict.words)
+    terminal.print_next(
         f"the split is in {out}",
         *train_words(data, f"data.protocol={protocol}", f"data.split={out}"),
     )
@@ -254,17 +254,17 @@ def train(
         return 0 if result.is_finished else STATUS_INTERRUPTED
     if not is_main_process():
         return 0
-    terminal.say_training(result)
+    terminal.print_training(result)
     if tracker and (words := tracker.words(tracker.url_of(result.run))):
-        terminal.say(words)
+        terminal.print_line(words)
     if not result.is_finished:
-        terminal.say_next(
+        terminal.print_next(
             f"everything so far is in {out}",
             *("tumorlens", "train", "--resume", "--out", out),
             *([] if track is None else ["--track"]),
         )
         return STATUS_INTERRUPTED
-    terminal.say_next(f"the run is in {out}", "tumorlens", "evaluate", out)
+    terminal.print_next(f"the run is in {out}", "tumorlens", "evaluate", out)
     return 0
 
 
@@ -293,11 +293,11 @@ def evaluate(
     run = open_run(path)
     tracker = tracker_of(track)
     if tta:
-        say_gain(run, subset=subset, data=data, command=context.obj)
+        print_gain(run, subset=subset, data=data, command=context.obj)
         if tracker:
             tracker.mirror(run)
         out = f"{path}-tta"
-        terminal.say_next(
+        terminal.print_next(
             f"the figures are in {run.gain_path(subset or 'val')}",
             *("tumorlens", "ensemble", path, "--tta", "--out", out),
         )
@@ -314,8 +314,8 @@ def evaluate(
         )
     if tracker:
         tracker.mirror(run)
-    terminal.say_measures(measures)
-    terminal.say_next(
+    terminal.print_measures(measures)
+    terminal.print_next(
         f"predictions.csv and metrics.json are in {path}", "tumorlens", "report", path
     )
 
@@ -337,11 +337,11 @@ def report(
     if tracker:
         tracker.mirror(run)
     if page.num_missing:
-        terminal.say_warning(
+        terminal.print_warning(
             f"{page.num_missing} pictures are missing from the page, the first is "
             f"{page.why_not}; --data DIR says where the images are now"
         )
-    terminal.say_next(
+    terminal.print_next(
         f"the page is {page.path}, its figures are in {run.figures_dir}",
         *("tumorlens", "predict", path, "IMAGE"),
     )

@@ -112,8 +112,10 @@ def benchmark(
         page = write_benchmark_page(out / "benchmark.json", out=out / "benchmark.html")
     terminal.print_table(*tables.table_rows(found))
     for sentence in found["words"]:
-        terminal.say(sentence)
-    terminal.say(f"the page is {page}, benchmark.csv and benchmark.json are beside it")
+        terminal.print_line(sentence)
+    terminal.print_line(
+        f"the page is {page}, benchmark.csv and benchmark.json are beside it"
+    )
     return 0
 
 

@@ -68,12 +68,12 @@ def export(
         command=context.obj,
         stage=terminal.counting,
     )
-    terminal.say_export([one.verdict for one in found], _sizes(found))
+    terminal.print_export([one.verdict for one in found], _sizes(found))
     for one in found:
         if one.is_earlier_gone:
-            terminal.say(f"{one.kind}: the earlier one was removed")
+            terminal.print_line(f"{one.kind}: the earlier one was removed")
     artefacts = _artefacts(found, run.path)
-    terminal.say_next(
+    terminal.print_next(
         f"the artefacts are in {run.path / 'export'}",
         *("tumorlens", "predict", artefacts[-1].path, "IMAGE"),
     )
@@ -118,5 +118,7 @@ def _kinds(formats: Sequence[str]) -> list[Kind]:
         kinds += kinds_here() if name == "all" else named
     left_out = [kind for kind in KINDS if "all" in formats and kind not in kinds]
     if left_out:
-        terminal.say(f"left out: {left_out[0]}, which this processor does not compute")
+        terminal.print_line(
+            f"left out: {left_out[0]}, which this processor does not compute"
+        )
     return kinds

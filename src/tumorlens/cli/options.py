@@ -89,10 +89,12 @@ def tracker_of(track: str | None) -> Tracker | None:
         return None
     from tumorlens.runs.tracking import Tracker
 
-    return Tracker(track, warn=terminal.say_warning)
+    return Tracker(track, warn=terminal.print_warning)
 
 
-def say_gain(run: Run, *, subset: str | None, data: Path | None, command: str) -> None:
+def print_gain(
+    run: Run, *, subset: str | None, data: Path | None, command: str
+) -> None:
     """Measure what test-time augmentation changes, on val by default, and print it."""
     from tumorlens.evaluation.tta import measure_gain
 
@@ -100,7 +102,7 @@ def say_gain(run: Run, *, subset: str | None, data: Path | None, command: str) -
         gain = measure_gain(
             run, subset=subset or "val", data=data, command=command, progress=progress
         )
-    terminal.say_gain(gain)
+    terminal.print_gain(gain)
 
 
 def train_words(

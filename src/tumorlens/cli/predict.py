@@ -155,7 +155,7 @@ def _warn_of_unfinished(path: Path) -> None:
     for run in open_run(path).networks():
         if run.card_path.is_file() and not run.is_finished:
             epoch = run.card(check_weights=False).epoch
-            terminal.say_warning(
+            terminal.print_warning(
                 f"the training of {run.path} is not finished: these are the weights "
                 f"of epoch {epoch}"
             )
@@ -173,7 +173,7 @@ def _show(predictors: list[Predictor], images: list[Path]) -> int:
             with terminal.counting(one.name) as progress:
                 found = list(one.predict_files(some, progress=progress))
             answers.append((one.name, one.classes, found))
-        terminal.say_predictions(answers)
+        terminal.print_predictions(answers)
         num_unreadable += sum(not answer.predicted for answer in answers[0][2])
     return num_unreadable
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from tumorlens.cli import terminal
-from tumorlens.cli.options import MovedOption, SetOption, config_of, say_gain
+from tumorlens.cli.options import MovedOption, SetOption, config_of, print_gain
 
 
 def import_weights(
@@ -75,9 +75,9 @@ def import_weights(
             command=context.obj,
             progress=progress,
         )
-    terminal.say(imported.words)
+    terminal.print_line(imported.words)
     following = ["evaluate", out] if data else ["predict", out, "IMAGE"]
-    terminal.say_next(f"the run is in {out}", "tumorlens", *following)
+    terminal.print_next(f"the run is in {out}", "tumorlens", *following)
 
 
 def runs(
@@ -112,7 +112,7 @@ def runs(
     if as_json:
         print(json.dumps([row.as_json() for row in found], indent=2))
     else:
-        terminal.say_runs(found)
+        terminal.print_runs(found)
 
 
 def ensemble(
@@ -137,11 +137,11 @@ def ensemble(
         paths, out=out, tta=views.POLICY if tta else "none", command=context.obj
     )
     names = ", ".join(run.member_names())
-    terminal.say(f"{run.config.model.name}: the mean probabilities of {names}")
+    terminal.print_line(f"{run.config.model.name}: the mean probabilities of {names}")
     if tta and views.can_measure(run):
-        say_gain(run, subset=None, data=data, command=context.obj)
+        print_gain(run, subset=None, data=data, command=context.obj)
     elif tta:
-        terminal.say(
+        terminal.print_line(
             "what the views change is not measured: no image is in val of all members"
         )
-    terminal.say_next(f"the run is in {out}", "tumorlens", "evaluate", out)
+    terminal.print_next(f"the run is in {out}", "tumorlens", "evaluate", out)

@@ -141,21 +141,21 @@ def run(
             only=only,
             command=str(context.obj),
             progress=display.progress,
-            say=display.say,
+            say=display.print_line,
             tracker=tracker,
         )
     trials = study.trials(study.open_store(store))
-    _say_trials(study, trials)
+    _print_trials(study, trials)
     if tracker and (words := tracker.words()):
-        terminal.say(words)
+        terminal.print_line(words)
     if not is_over:
-        terminal.say_next(
+        terminal.print_next(
             f"everything so far is in {study.path}",
             *("tumorlens", "study", "run", study.path),
             *([] if track is None else ["--track"]),
         )
         return STATUS_INTERRUPTED
-    return _say_end(study.path, trials, only=only)
+    return _print_end(study.path, trials, only=only)
 
 
 @app.command()
@@ -168,7 +168,7 @@ def status(
     from tumorlens.study.folder import open_study
 
     study = open_study(path)
-    _say_trials(study, study.trials(study.open_store(store, must_exist=True)))
+    _print_trials(study, study.trials(study.open_store(store, must_exist=True)))
 
 
 def lr_find(
@@ -203,14 +203,14 @@ def lr_find(
         )
     write_json(out / "lr_find.json", found)
     svg, png = write_lr_plot(found, out)
-    terminal.say(found["words"])
+    terminal.print_line(found["words"])
     where = f"the curve is in {svg} and {png}, its numbers are in lr_find.json"
     if found["suggestion"] is None:
-        terminal.say(where)
+        terminal.print_line(where)
         return
     lr = f"optim.lr={found['suggestion']:g}"
     words = train_words(data, *(settings or []), lr, config_path=config_path)
-    terminal.say_next(where, *words)
+    terminal.print_next(where, *words)
 
 
 def compare(
@@ -278,17 +278,19 @@ def compare(
     )
     terminal.print_table(*tables.table_rows(found, is_short=True))
     for sentence in found["words"]:
-        terminal.say(sentence)
-    terminal.say(f"the page is {page}, its tables are beside it as .csv, .md and .tex")
+        terminal.print_line(sentence)
+    terminal.print_line(
+        f"the page is {page}, its tables are beside it as .csv, .md and .tex"
+    )
 
 
-def _say_trials(study: Study, trials: Sequence[Trial]) -> None:
-    study_display.say_trials(trials, measure=study.plan.objective)
+def _print_trials(study: Study, trials: Sequence[Trial]) -> None:
+    study_display.print_trials(trials, measure=study.plan.objective)
     if best := study_display.best_words(study.plan, trials):
-        terminal.say(best)
+        terminal.print_line(best)
 
 
-def _say_end(path: Path, trials: Sequence[Trial], *, only: str) -> int:
+def _print_end(path: Path, trials: Sequence[Trial], *, only: str) -> int:
     """Say what came of a study that is over; return the exit status.
 
     Failed trials that were not asked for do not count.
@@ -297,10 +299,10 @@ def _say_end(path: Path, trials: Sequence[Trial], *, only: str) -> int:
     num_failed = sum(trial.state == "failed" for trial in asked)
     if any(trial.state == "finished" for trial in trials):
         compare_words = ("tumorlens", "compare", path)
-        terminal.say_next(f"the study is in {path}", *compare_words)
+        terminal.print_next(f"the study is in {path}", *compare_words)
     elif num_failed:
         again = ("tumorlens", "study", "run", path, "--retry-failed")
-        terminal.say_next(f"nothing in {path} can be compared yet", *again)
+        terminal.print_next(f"nothing in {path} can be compared yet", *again)
     if num_failed:
         words = study_display.failed_words(num_failed, of=len(asked))
         print(words, file=sys.stderr)
@@ -329,9 +331,9 @@ def _dry_run(plan: StudyPlan, *, only: str, over: set[str]) -> None:
     trials = [one for one in asked if one.name not in over]
     if len(trials) < len(asked):
         num_over = counted(len(asked) - len(trials), "trial")
-        terminal.say(f"not run again, because over: {num_over}")
+        terminal.print_line(f"not run again, because over: {num_over}")
     if asked and not trials:
-        terminal.say("nothing is left to run")
+        terminal.print_line("nothing is left to run")
         return
     if plan.search is not None and plan.num_search_trials is None:
         trials = [plan.search_trial(1)]  # they are all like the first
@@ -339,7 +341,7 @@ def _dry_run(plan: StudyPlan, *, only: str, over: set[str]) -> None:
 
     with terminal.counting("looking for copies") as progress:
         seconds = estimate_study(plan, trials, progress=progress)
-    study_display.say_plan(plan, trials, seconds)
+    study_display.print_plan(plan, trials, seconds)
 
 
 def _refuse(path: Path, *given: object) -> None:

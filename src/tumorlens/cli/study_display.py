@@ -45,7 +45,7 @@ class StudyDisplay:
             left="" if left is None else f"{duration(left)} left",
         )
 
-    def say(self, words: str) -> None:
+    def print_line(self, words: str) -> None:
         """Print a line above the bar."""
         line = one_line(words)
         if self._bars:
@@ -62,7 +62,7 @@ def studying() -> Iterator[StudyDisplay]:
         yield StudyDisplay(bars)
 
 
-def say_trials(trials: Iterable[Trial], *, measure: str) -> None:
+def print_trials(trials: Iterable[Trial], *, measure: str) -> None:
     """Print the trials of a study as they stand.
 
     Args:
@@ -130,7 +130,7 @@ def failed_words(num_failed: int, *, of: int) -> str:
     return f"{num_failed} of {counted(of, 'trial')} failed"
 
 
-def say_plan(
+def print_plan(
     plan: StudyPlan, trials: Sequence[PlannedTrial], seconds: Mapping[str, float] | None
 ) -> None:
     """Print trials of a plan with the time that each may take.
@@ -149,16 +149,16 @@ def say_plan(
     terminal.print_table(["trial", "settings", "about"], rows)
     if plan.search is not None:
         ranges = "; ".join(f"{key}: {of}" for key, of in plan.search.ranges.items())
-        terminal.say(f"chosen by {plan.search.sampler} from {ranges}")
+        terminal.print_line(f"chosen by {plan.search.sampler} from {ranges}")
     if plan.search is not None and plan.num_search_trials is None:
-        terminal.say(
+        terminal.print_line(
             f"as many trials like this one as begin within {plan.search.minutes:g} "
             "minutes"
         )
     elif seconds is None:
-        terminal.say("no estimate of the time: name the images with --data")
+        terminal.print_line("no estimate of the time: name the images with --data")
     else:
-        terminal.say(
+        terminal.print_line(
             f"{counted(len(rows), 'trial')}, about "
             f"{duration(sum(seconds.values()))} on this machine, one after the other"
         )
