@@ -751,13 +751,13 @@ def test_an_ensemble_with_views_prints_their_gain_where_there_is_val(
     assert "is not measured: no image is in val of all members" in answer.out
 
 
-def test_track_takes_no_other_word_for_its_url(
+def test_track_is_a_flag_and_its_url_an_option(
     ask: Callable[..., Answer], tmp_path: Path
 ) -> None:
     answer = ask("train", "--track", tmp_path / "no.toml", "--out", tmp_path / "run")
     assert_refused(answer, "cannot read the config", "no.toml")
-    answer = ask("train", "--track=here", "--out", tmp_path / "run")
-    assert_refused(answer, "expected a URL for --track, got 'here'")
+    answer = ask("train", "--track-url", "here", "--out", tmp_path / "run")
+    assert_refused(answer, "expected a URL for --track-url, got 'here'")
 
 
 def test_a_tracked_run_says_where_and_goes_on_there(
@@ -781,7 +781,7 @@ def test_tracking_that_is_broken_is_one_warning_beside_a_complete_run(
 ) -> None:
     out = tmp_path / "run"
     words = ["train", "--data", work / "data", *small(work / "cache"), "--out", out]
-    answer = ask(*words, "--track", "http://127.0.0.1:9")
+    answer = ask(*words, "--track-url", "http://127.0.0.1:9")
     assert answer.status == 0
     assert answer.err.count("warning: ") == 1
     assert "tracked" not in answer.out

@@ -609,7 +609,9 @@ def test_a_password_is_neither_shown_nor_kept(
 
 
 def test_a_name_that_is_no_url_is_refused_before_the_training() -> None:
-    with pytest.raises(ConfigError, match=r"expected a URL for --track, got 'there'"):
+    with pytest.raises(
+        ConfigError, match=r"expected a URL for --track-url, got 'there'"
+    ):
         Tracker("there")
 
 

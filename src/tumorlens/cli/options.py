@@ -17,7 +17,6 @@ from tumorlens.system import is_main_process
 
 if TYPE_CHECKING:
     from tumorlens.config import Config
-    from tumorlens.runs.folder import Run
     from tumorlens.runs.tracking import Tracker
 
 STATUS_INTERRUPTED = 130
@@ -56,11 +55,17 @@ MovedOption = Annotated[
     typer.Option(metavar="DATA", help="Where the images are, if they moved."),
 ]
 TrackOption = Annotated[
+    bool,
+    typer.Option(
+        "--track",
+        help="Mirror the run in MLflow: where it was tracked before, else in a file "
+        "mlflow.db beside it.",
+    ),
+]
+TrackUrlOption = Annotated[
     str | None,
     typer.Option(
-        metavar="[URL]",
-        help="Mirror the run in MLflow: on the server at URL; without one where it "
-        "was tracked before, else in a file mlflow.db beside it.",
+        metavar="URL", help="Mirror the run in the MLflow at this address instead."
     ),
 ]
 RunArgument = Annotated[
@@ -83,26 +88,13 @@ def config_of(
     return load_config(path, assignments=[*(settings or []), *assignments])
 
 
-def tracker_of(track: str | None) -> Tracker | None:
-    """Return the `tracking.Tracker` that is asked for, or `None`."""
-    if track is None or not is_main_process():
+def tracker_of(*, track: bool, url: str | None) -> Tracker | None:
+    """Return what mirrors a run in MLflow; `None` without `--track` and its URL."""
+    if not (track or url) or not is_main_process():
         return None
     from tumorlens.runs.tracking import Tracker
 
-    return Tracker(track, warn=terminal.print_warning)
-
-
-def print_gain(
-    run: Run, *, subset: str | None, data: Path | None, command: str
-) -> None:
-    """Measure what test-time augmentation changes, on val by default, and print it."""
-    from tumorlens.evaluation.tta import measure_gain
-
-    with terminal.counting("predicting") as progress:
-        gain = measure_gain(
-            run, subset=subset or "val", data=data, command=command, progress=progress
-        )
-    terminal.print_gain(gain)
+    return Tracker(url, warn=terminal.print_warning)
 
 
 def train_words(

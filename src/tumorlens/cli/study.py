@@ -1,4 +1,4 @@
-"""The commands that try settings: `lr-find`, those of `tumorlens study`, `compare`.
+"""The commands that compare settings: those of `tumorlens study`, and `compare`.
 
 They parse, call the stages, and print.
 """
@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tumorlens.cli import study_display, terminal
-from tumorlens.cli.options import (
-    STATUS_INTERRUPTED,
-    SetOption,
-    config_of,
-    train_words,
-)
+from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.errors import ConfigError
 from tumorlens.files import write_json
 from tumorlens.text import counted
@@ -91,12 +86,18 @@ def run(
         typer.Option("--dry-run", help="Print the trials and their time, run none."),
     ] = False,
     track: Annotated[
+        bool,
+        typer.Option(
+            "--track",
+            help="Mirror the trials in MLflow, as one experiment: where the study was "
+            "tracked before, else in a file mlflow.db beside its folder.",
+        ),
+    ] = False,
+    track_url: Annotated[
         str | None,
         typer.Option(
-            metavar="[URL]",
-            help="Mirror the trials in MLflow, as one experiment: on the server at "
-            "URL; without one where the study was tracked before, else in a file "
-            "mlflow.db beside its folder.",
+            metavar="URL",
+            help="Mirror the trials in the MLflow at this address instead.",
         ),
     ] = None,
 ) -> int:
@@ -123,10 +124,10 @@ def run(
         return 0
     _check_data(plan)
     tracker = None
-    if track is not None:
+    if track or track_url:
         from tumorlens.study.tracking import StudyTracker
 
-        tracker = StudyTracker(out, name=plan.name, url=track)
+        tracker = StudyTracker(out, name=plan.name, url=track_url or "")
     if study is None:
         study = create_study(out, plan, store_url=store)
     if tracker:
@@ -152,7 +153,7 @@ def run(
         terminal.print_next(
             f"everything so far is in {study.path}",
             *("tumorlens", "study", "run", study.path),
-            *([] if track is None else ["--track"]),
+            *(["--track"] if tracker else []),
         )
         return STATUS_INTERRUPTED
     return _print_end(study.path, trials, only=only)
@@ -169,48 +170,6 @@ def status(
 
     study = open_study(path)
     _print_trials(study, study.trials(study.open_store(store, must_exist=True)))
-
-
-def lr_find(
-    context: typer.Context,
-    config_path: Annotated[
-        Path | None,
-        typer.Argument(metavar="CONFIG", help="TOML file. Default: good settings."),
-    ] = None,
-    *,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")],
-    data: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="The same as data.path.")
-    ] = None,
-    settings: SetOption = None,
-    lowest: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
-    highest: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
-    steps: Annotated[int, typer.Option(help="Batches, one for each rate.")] = 100,
-) -> None:
-    """Suggest a learning rate from a short sweep over the train subset."""
-    from tumorlens.report.lr_plot import write_lr_plot
-    from tumorlens.training.lr_find import find_lr
-
-    config = config_of(config_path, settings, ("data.path", data))
-    with terminal.counting("trying learning rates") as progress:
-        found = find_lr(
-            config,
-            lowest=lowest,
-            highest=highest,
-            num_steps=steps,
-            command=context.obj,
-            progress=progress,
-        )
-    write_json(out / "lr_find.json", found)
-    svg, png = write_lr_plot(found, out)
-    terminal.print_line(found["words"])
-    where = f"the curve is in {svg} and {png}, its numbers are in lr_find.json"
-    if found["suggestion"] is None:
-        terminal.print_line(where)
-        return
-    lr = f"optim.lr={found['suggestion']:g}"
-    words = train_words(data, *(settings or []), lr, config_path=config_path)
-    terminal.print_next(where, *words)
 
 
 def compare(
