@@ -193,7 +193,8 @@ def _run_trial(study: Study, claim: Claim, *, command: str, listener: Any) -> bo
         RuntimeError: The training failed by a fault of ours or of a library.
         TumorlensError: It failed for a reason that the user can understand.
     """
-    stage = require("tumorlens.training.fit")
+    from tumorlens.training import fit as stage
+
     config = _config_of(study, claim)
     listener = _Reporter(study, claim, listener or stage.Listener())
     for splits in range(claim.num_splits, _MAX_SPLITS + 1):
@@ -222,7 +223,8 @@ def _run_trial(study: Study, claim: Claim, *, command: str, listener: Any) -> bo
 
 
 def _train(study: Study, name: str, config: Config, command: str, listener: Any) -> Any:
-    train = require("tumorlens.training.fit").train
+    from tumorlens.training.fit import train
+
     run = study.open_run(name)
     if run is not None and run.config != config:
         # Begun with batches in other parts: its steps were other ones.
@@ -239,9 +241,9 @@ def _train(study: Study, name: str, config: Config, command: str, listener: Any)
 
 def _evaluate(run: Run, *, command: str) -> None:
     if not run.metrics_of("test").exists():
-        require("tumorlens.evaluation.measure").evaluate(
-            run, subset="test", command=command
-        )
+        from tumorlens.evaluation.measure import evaluate
+
+        evaluate(run, subset="test", command=command)
 
 
 def _config_of(study: Study, claim: Claim) -> Config:

@@ -31,7 +31,6 @@ from tumorlens import errors
 from tumorlens.deploy.artefact import open_artefact
 from tumorlens.deploy.runtimes import num_processors, open_session
 from tumorlens.errors import ArtefactError, TumorlensError
-from tumorlens.extras import require
 from tumorlens.system import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -210,8 +209,9 @@ class _Served:
         return {"seconds": seconds}
 
     def open_files(self, request: dict[str, Any]) -> dict[str, Any]:
-        predictor = require("tumorlens.deploy.predictor").Predictor
-        self._predictor = predictor.open(Path(request["path"]))
+        from tumorlens.deploy.predictor import Predictor
+
+        self._predictor = Predictor.open(Path(request["path"]))
         return {}
 
     def time_files(self, request: dict[str, Any]) -> dict[str, Any]:
