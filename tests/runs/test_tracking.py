@@ -30,9 +30,10 @@ from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.tta import measure_gain
 from tumorlens.report import write_run_report
 from tumorlens.runs.folder import MIRRORS, Run, open_run
+from tumorlens.runs.progress import Listener
 from tumorlens.runs.tracking import DATABASE, Tracker
 from tumorlens.training.ensemble import make_ensemble
-from tumorlens.training.fit import Listener, train
+from tumorlens.training.fit import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tumorlens.data.leak_states import unknown_patients_in_words
+from tumorlens.runs.progress import Listener, epoch_line
 from tumorlens.system import is_main_process
 from tumorlens.text import counted, interval, one_line, percent
 
@@ -317,8 +318,8 @@ def counting(words: str) -> Iterator[Callable[[int, int | None], None] | None]:
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-class TrainingDisplay:
-    """A `training.fit.Listener`: a bar for the step, a line for each epoch."""
+class TrainingDisplay(Listener):
+    """Shows a training: a bar for the step, a line for each epoch."""
 
     def __init__(self, bars: Progress | None) -> None:
         self._bars = bars
@@ -345,13 +346,7 @@ class TrainingDisplay:
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Print the line of an epoch."""
-        line = (
-            f"{self._fold}epoch {row['epoch']:>3}  "
-            f"train {row['train_loss']:.3f} {percent(row['train_accuracy'])}  "
-            f"val {row['val_loss']:.3f} {percent(row['val_accuracy'])}  "
-            f"lr {row['lr']:.2g}  {row['images_per_second']:.0f} images/s"
-            f"{'  kept' if row['is_best'] else ''}"
-        )
+        line = self._fold + epoch_line(row)
         if not is_main_process():
             return
         if self._bars:
