@@ -285,7 +285,7 @@ def evaluate(
             tracker.mirror(run)
         out = f"{path}-tta"
         terminal.say_next(
-            f"the figures are in {run.gain_path(subset or 'val')}",
+            f"the figures are in {run.tta_path(subset or 'val')}",
             *("tumorlens", "ensemble", path, "--tta", "--out", out),
         )
         return

@@ -94,7 +94,7 @@ def tracker_of(track: str | None) -> Any:
 def say_gain(run: Any, *, subset: str | None, data: Path | None, command: str) -> None:
     """Measure what test-time augmentation changes, on val by default, and print it."""
     with terminal.counting("predicting") as progress:
-        gain = require("tumorlens.evaluation.tta").measure_gain(
+        gain = require("tumorlens.evaluation.tta").measure_tta(
             run, subset=subset or "val", data=data, command=command, progress=progress
         )
     terminal.say_gain(gain)

@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 from tumorlens.data.leak_states import unknown_patients_in_words
 from tumorlens.runs.progress import Listener, epoch_line
 from tumorlens.system import is_main_process
-from tumorlens.text import counted, interval, one_line, percent
+from tumorlens.text import counted, one_line, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from rich.console import Console
     from rich.progress import Progress
+
+    from tumorlens.runs.measures import Estimate, Metrics, TtaEffect
 
 PLAIN_WIDTH = 200
 """Columns of a table that is not shown on a terminal, where 80 would fold it."""
@@ -138,27 +140,32 @@ def say_training(result: Any) -> None:
         say(leak["words"])
 
 
-def say_measures(measures: Mapping[str, Any]) -> None:
+def say_measures(measures: Metrics) -> None:
     """Print the headline figures of an evaluation, and what they are worth."""
-    unknown = unknown_patients_in_words(measures["leak"])
+    unknown = unknown_patients_in_words(measures.leak)
     say(
-        f"{measures['num_images']} {measures['subset']} images in "
-        f"{measures['num_groups']} groups, protocol {measures['protocol']}"
+        f"{measures.num_images} {measures.subset} images in "
+        f"{measures.num_groups} groups, protocol {measures.protocol}"
         f"{unknown and f'; {unknown}'}"
     )
     headline = ("accuracy", "balanced_accuracy", "macro_f1")
     print_table(
         ("measure", "95 % interval"),
         [
-            (name.replace("_", " "), _or_why_not(measures, name, measures[name]))
+            (
+                name.replace("_", " "),
+                _or_why_not(measures, name, getattr(measures, name)),
+            )
             for name in headline
         ]
         + [
             (
                 f"recall of {name}",
-                _or_why_not(measures, f"recall of {name}", one["recall_by_group"]),
+                _or_why_not(
+                    measures, f"recall of {name}", one.recall_by_group or one.recall
+                ),
             )
-            for name, one in measures["per_class"].items()
+            for name, one in measures.per_class.items()
         ],
     )
     say(
@@ -166,37 +173,39 @@ def say_measures(measures: Mapping[str, Any]) -> None:
         "groups. metrics.json has Wilson's over images for recalls too: too narrow "
         "where a group has many."
     )
-    for warning in measures.get("warnings", ()):
+    for warning in measures.warnings:
         say(warning)
-    say(measures["leak"]["words"])
+    say(measures.leak["words"])
 
 
-def _or_why_not(
-    measures: Mapping[str, Any], name: str, measure: Mapping[str, float | None]
-) -> str:
+def _or_why_not(measures: Metrics, name: str, measure: Estimate) -> str:
     """Return a measure with its interval, or with the reason why it has none."""
-    why = measures.get("no_interval", {}).get(name)
-    return interval(measure) + (f" (no interval: {why})" if why else "")
+    why = measures.no_interval.get(name)
+    return measure.percentage + (f" (no interval: {why})" if why else "")
 
 
-def say_gain(gain: Mapping[str, Any]) -> None:
+def say_gain(gain: TtaEffect) -> None:
     """Print what test-time augmentation changes, as `evaluation.tta` measured it."""
     say(
-        f"{gain['num_images']} {gain['subset']} images in {gain['num_groups']} groups, "
-        f"policy {gain['policy']}"
+        f"{gain.num_images} {gain.subset} images in {gain.num_groups} groups, "
+        f"policy {gain.policy}"
     )
-    difference = gain["difference"]
-    low, high = difference["low"], difference["high"]
-    bounds = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    difference = gain.difference
+    low, high = difference.low, difference.high
+    bounds = (
+        ""
+        if low is None or high is None
+        else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    )
     print_table(
         ("accuracy", "95 % interval"),
         [
-            ("without", percent(gain["without"])),
-            ("with", percent(gain["with"])),
-            ("difference, points", f"{100 * difference['value']:+.1f}{bounds}"),
+            ("without", percent(gain.without)),
+            ("with", percent(gain.with_views)),
+            ("difference, points", f"{100 * difference.value:+.1f}{bounds}"),
         ],
     )
-    say(gain["words"])
+    say(gain.summary)
 
 
 def say_export(
@@ -290,7 +299,7 @@ def say_runs(rows: Sequence[Any]) -> None:
                 row.value("protocol") or "",
                 f"{row.state}, {row.progress}" if row.progress else row.state,
                 "" if row.val_accuracy is None else percent(row.val_accuracy),
-                interval(row.test_accuracy) if row.test_accuracy else "",
+                row.test_accuracy.percentage if row.test_accuracy else "",
                 row.leak or "",
                 row.date or "",
                 str(row.path),
