@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from support.missing_libraries import HEAVY, run_python, without
+from support.missing_libraries import HEAVY, PACKAGE, run_python, without
 
 
 @pytest.mark.parametrize(
@@ -123,3 +128,66 @@ def test_the_command_line_names_the_missing_extra(
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f'hint: pip install "tumorlens[{extra}]"'
     assert len(done.stderr.splitlines()) == 2
+
+
+UPWARD = {
+    "of a module": "from tumorlens.cli import terminal\n",
+    "inside a function": "\n\ndef late() -> None:\n    import tumorlens.cli.terminal\n",
+}
+
+
+@pytest.fixture
+def copied_source(tmp_path: Path) -> Path:
+    """Return a folder with the package's source and its contracts, to be changed."""
+    shutil.copytree(
+        PACKAGE, tmp_path / "tumorlens", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copy(PACKAGE.parents[1] / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def lint_imports(source: Path) -> tuple[int, str]:
+    """Return the status and the words of import-linter on a copy of the source."""
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "lint-imports"), "--no-logo", "--no-cache"],
+        cwd=source,
+        env={**os.environ, "PYTHONPATH": str(source), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def test_the_contracts_on_imports_are_kept(copied_source: Path) -> None:
+    status, words = lint_imports(copied_source)
+    assert status == 0, words
+    assert "2 kept, 0 broken" in words
+
+
+@pytest.mark.parametrize("code", UPWARD.values(), ids=UPWARD)
+def test_an_import_of_a_higher_layer_breaks_the_contract(
+    code: str, copied_source: Path
+) -> None:
+    with (copied_source / "tumorlens" / "stats" / "metrics.py").open("a") as file:
+        file.write(code)
+    status, words = lint_imports(copied_source)
+    assert status == 1
+    assert "tumorlens.stats.metrics -> tumorlens.cli.terminal" in words
+
+
+def test_a_package_without_a_place_in_the_layers_breaks_the_contract(
+    copied_source: Path,
+) -> None:
+    (copied_source / "tumorlens" / "helpers.py").touch()
+    status, words = lint_imports(copied_source)
+    assert status == 1
+    assert "tumorlens.helpers" in words
+
+
+def test_torch_in_the_statistics_breaks_the_contract(copied_source: Path) -> None:
+    with (copied_source / "tumorlens" / "stats" / "metrics.py").open("a") as file:
+        file.write("\n\ndef late() -> None:\n    import torch\n")
+    status, words = lint_imports(copied_source)
+    assert status == 1
+    assert "tumorlens.stats is not allowed to import torch" in words

@@ -14,8 +14,9 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from tumorlens.runs.progress import Listener, epoch_line
 from tumorlens.system import is_main_process
-from tumorlens.text import counted, interval, one_line, percent
+from tumorlens.text import counted, one_line, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tumorlens.data.index import SplitRow
     from tumorlens.deploy.predictor import Prediction
     from tumorlens.runs.listing import RunRow
+    from tumorlens.runs.measures import Estimate, Metrics, TtaEffect
     from tumorlens.training.fit import TrainResult
 
 PLAIN_WIDTH = 200
@@ -143,29 +145,32 @@ def print_training(result: TrainResult) -> None:
         print_line(leak.words)
 
 
-def print_measures(measures: Mapping[str, Any]) -> None:
+def print_measures(measures: Metrics) -> None:
     """Print the headline figures of an evaluation, and what they are worth."""
-    from tumorlens.data.leakage import LeakVerdict
-
-    unknown = LeakVerdict.model_validate(measures["leak"]).unknown_patients
+    unknown = measures.leak.unknown_patients
     print_line(
-        f"{measures['num_images']} {measures['subset']} images in "
-        f"{measures['num_groups']} groups, protocol {measures['protocol']}"
+        f"{measures.num_images} {measures.subset} images in "
+        f"{measures.num_groups} groups, protocol {measures.protocol}"
         f"{unknown and f'; {unknown}'}"
     )
     headline = ("accuracy", "balanced_accuracy", "macro_f1")
     print_table(
         ("measure", "95 % interval"),
         [
-            (name.replace("_", " "), _or_why_not(measures, name, measures[name]))
+            (
+                name.replace("_", " "),
+                _or_why_not(measures, name, getattr(measures, name)),
+            )
             for name in headline
         ]
         + [
             (
                 f"recall of {name}",
-                _or_why_not(measures, f"recall of {name}", one["recall_by_group"]),
+                _or_why_not(
+                    measures, f"recall of {name}", one.recall_by_group or one.recall
+                ),
             )
-            for name, one in measures["per_class"].items()
+            for name, one in measures.per_class.items()
         ],
     )
     print_line(
@@ -173,37 +178,39 @@ def print_measures(measures: Mapping[str, Any]) -> None:
         "groups. metrics.json has Wilson's over images for recalls too: too narrow "
         "where a group has many."
     )
-    for warning in measures.get("warnings", ()):
+    for warning in measures.warnings:
         print_line(warning)
-    print_line(measures["leak"]["words"])
+    print_line(measures.leak.words)
 
 
-def _or_why_not(
-    measures: Mapping[str, Any], name: str, measure: Mapping[str, float | None]
-) -> str:
+def _or_why_not(measures: Metrics, name: str, measure: Estimate) -> str:
     """Return a measure with its interval, or with the reason why it has none."""
-    why = measures.get("no_interval", {}).get(name)
-    return interval(measure) + (f" (no interval: {why})" if why else "")
+    why = measures.no_interval.get(name)
+    return measure.percentage + (f" (no interval: {why})" if why else "")
 
 
-def print_gain(gain: Mapping[str, Any]) -> None:
+def print_tta(effect: TtaEffect) -> None:
     """Print what test-time augmentation changes, as `evaluation.tta` measured it."""
     print_line(
-        f"{gain['num_images']} {gain['subset']} images in {gain['num_groups']} groups, "
-        f"policy {gain['policy']}"
+        f"{effect.num_images} {effect.subset} images in {effect.num_groups} groups, "
+        f"policy {effect.policy}"
     )
-    difference = gain["difference"]
-    low, high = difference["low"], difference["high"]
-    bounds = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    difference = effect.difference
+    low, high = difference.low, difference.high
+    bounds = (
+        ""
+        if low is None or high is None
+        else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    )
     print_table(
         ("accuracy", "95 % interval"),
         [
-            ("without", percent(gain["without"])),
-            ("with", percent(gain["with"])),
-            ("difference, points", f"{100 * difference['value']:+.1f}{bounds}"),
+            ("without", percent(effect.without)),
+            ("with", percent(effect.with_views)),
+            ("difference, points", f"{100 * difference.value:+.1f}{bounds}"),
         ],
     )
-    print_line(gain["words"])
+    print_line(effect.summary)
 
 
 def print_export(
@@ -301,7 +308,7 @@ def print_runs(rows: Sequence[RunRow]) -> None:
                 row.value("protocol") or "",
                 f"{row.state}, {row.progress}" if row.progress else row.state,
                 "" if row.val_accuracy is None else percent(row.val_accuracy),
-                interval(row.test_accuracy) if row.test_accuracy else "",
+                row.test_accuracy.percentage if row.test_accuracy else "",
                 row.leak or "",
                 row.date or "",
                 str(row.path),
@@ -329,8 +336,8 @@ def counting(words: str) -> Iterator[Callable[[int, int | None], None] | None]:
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-class TrainingDisplay:
-    """A `training.fit.Listener`: a bar for the step, a line for each epoch."""
+class TrainingDisplay(Listener):
+    """Shows a training: a bar for the step, a line for each epoch."""
 
     def __init__(self, bars: Progress | None) -> None:
         self._bars = bars
@@ -357,13 +364,7 @@ class TrainingDisplay:
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Print the line of an epoch."""
-        line = (
-            f"{self._fold}epoch {row['epoch']:>3}  "
-            f"train {row['train_loss']:.3f} {percent(row['train_accuracy'])}  "
-            f"val {row['val_loss']:.3f} {percent(row['val_accuracy'])}  "
-            f"lr {row['lr']:.2g}  {row['images_per_second']:.0f} images/s"
-            f"{'  kept' if row['is_best'] else ''}"
-        )
+        line = self._fold + epoch_line(row)
         if not is_main_process():
             return
         if self._bars:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,7 +30,6 @@ from tumorlens.system import is_main_process
 
 if TYPE_CHECKING:
     from tumorlens.runs.folder import Run
-    from tumorlens.training.fit import Listener
 
 
 def train(
@@ -69,7 +68,7 @@ def train(
             out=out,
             resume=resume,
             command=context.obj,
-            listener=cast("Listener", listener),
+            listener=listener,
         )
     if not result.is_main_process:
         return 0 if result.is_finished else STATUS_INTERRUPTED
@@ -114,12 +113,12 @@ def evaluate(
     run = open_run(path)
     tracker = tracker_of(track=track, url=track_url)
     if tta:
-        _print_gain(run, subset=subset, data=data, command=context.obj)
+        _print_tta(run, subset=subset, data=data, command=context.obj)
         if tracker:
             tracker.mirror(run)
         out = f"{path}-tta"
         terminal.print_next(
-            f"the figures are in {run.gain_path(subset or 'val')}",
+            f"the figures are in {run.tta_path(subset or 'val')}",
             *("tumorlens", "ensemble", path, "--tta", "--out", out),
         )
         return
@@ -334,7 +333,7 @@ def ensemble(
     names = ", ".join(run.member_names())
     terminal.print_line(f"{run.config.model.name}: the mean probabilities of {names}")
     if tta and views.can_measure(run):
-        _print_gain(run, subset=None, data=data, command=context.obj)
+        _print_tta(run, subset=None, data=data, command=context.obj)
     elif tta:
         terminal.print_line(
             "what the views change is not measured: no image is in val of all members"
@@ -355,14 +354,14 @@ def _refuse_settings(out: Path, *given: object) -> None:
         )
 
 
-def _print_gain(
+def _print_tta(
     run: Run, *, subset: str | None, data: Path | None, command: str
 ) -> None:
     """Measure what test-time augmentation changes, on val by default, and print it."""
-    from tumorlens.evaluation.tta import measure_gain
+    from tumorlens.evaluation.tta import measure_tta
 
     with terminal.counting("predicting") as progress:
-        gain = measure_gain(
+        effect = measure_tta(
             run, subset=subset or "val", data=data, command=command, progress=progress
         )
-    terminal.print_gain(gain)
+    terminal.print_tta(effect)

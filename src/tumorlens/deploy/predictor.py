@@ -282,15 +282,12 @@ def _voices_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Voi
 def _asker(
     card: ModelCard, module: Any, device: Any
 ) -> Callable[[NDArray[np.uint8]], NDArray[np.floating]]:
-    import torch
-
     from tumorlens.training import network as models
 
     def ask(images: NDArray[np.uint8]) -> NDArray[np.floating]:
-        batch = torch.from_numpy(images).permute(0, 3, 1, 2)  # (N, C, S, S)
         log_probs = models.infer(
             module,
-            [batch],
+            [models.as_batch(images)],
             mean=card.mean,
             std=card.std,
             device=device,

@@ -463,7 +463,7 @@ def test_a_process_that_dies_is_one_error_with_its_status(run: Path) -> None:
         Worker(run / "export" / "openvino", threads=1) as worker,
         pytest.raises(ArtefactError, match=r"openvino ended with status 1: .*no_such"),
     ):
-        worker._ask("no_such_question")
+        worker._call("no_such_question")
 
 
 def test_an_error_in_a_process_is_raised_here(run: Path, tmp_path: Path) -> None:
