@@ -22,7 +22,7 @@ from tumorlens.cli import app
 from tumorlens.config import Config, ModelConfig, OptimConfig, load_config
 from tumorlens.data.index import SplitRow, read_index, write_split
 from tumorlens.errors import ConfigError, DataError, RunError
-from tumorlens.report.lr_plot import draw_lr_curve
+from tumorlens.report.run_figures import draw_lr_curve
 from tumorlens.training import lr_find
 from tumorlens.training.lr_find import find_lr, sweep
 from tumorlens.training.network import create_model

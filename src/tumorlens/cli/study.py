@@ -198,7 +198,7 @@ def lr_find(
             progress=progress,
         )
     write_json(out / "lr_find.json", found)
-    svg, png = require("tumorlens.report.lr_plot").write_lr_plot(found, out)
+    svg, png = require("tumorlens.report.run_figures").write_lr_plot(found, out)
     terminal.say(found["words"])
     where = f"the curve is in {svg} and {png}, its numbers are in lr_find.json"
     if found["suggestion"] is None:

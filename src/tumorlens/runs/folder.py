@@ -296,8 +296,8 @@ class Run:
         card = read_model(
             self.card_path,
             ModelCard,
-            hint="restore the file, or use the version of tumorlens that made the run; "
-            f"this is {tumorlens.__version__}",
+            hint="if another version of tumorlens made the run, use that one (this is "
+            f"{tumorlens.__version__}); otherwise {hint}",
         )
         if not self.weights_path.is_file():
             raise RunError(f"{self.path} has no {self.weights_path.name}", hint=hint)

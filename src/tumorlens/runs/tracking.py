@@ -13,6 +13,7 @@ tries for minutes and prints what it tries. Here it is told to be brief and quie
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -23,23 +24,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from tumorlens.config import dump_config
 from tumorlens.errors import ConfigError
 from tumorlens.extras import require
 from tumorlens.files import sha256_of, sha256_of_bytes
 from tumorlens.runs.folder import MIRRORS, Run, open_run
-from tumorlens.runs.outgoing import (
-    figures_of,
-    files_of,
-    params_of,
-    settings_of,
-    tags_of,
-)
 from tumorlens.runs.progress import Listener, Relay
 from tumorlens.system import is_main_process
 from tumorlens.urls import is_server, without_password, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tumorlens.runs.measures import Metrics
+
+_PATHS = ("path", "metadata", "split", "cache_dir")
+"""Settings of `data` that name something on this machine."""
+_FIGURES = ("confusion", "roc", "calibration", "curves")
+"""Of the report: drawn from numbers. A file that is not named here is not sent."""
+_HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "ece")
+_MAX_LETTERS = 500
+"""Of a setting's value: what every version of MLflow takes."""
 
 DATABASE = "mlflow.db"
 """Beside the run, where no URL is given. All runs of a folder share it."""
@@ -291,6 +296,78 @@ class _Following(Relay):
         self._tracker.keep_up(self._path)
 
 
+def params_of(run: Run) -> dict[str, str]:
+    """Return the settings as texts, without those that name a path."""
+    params = {}
+    for section, values in run.config.model_dump(mode="json").items():
+        for name, value in values.items():
+            if section == "data" and name in _PATHS:
+                continue
+            if (section, name) == ("model", "pretrained"):
+                value = _file_name(value)
+            text = value if isinstance(value, str) else json.dumps(value)
+            params[f"{section}.{name}"] = text[:_MAX_LETTERS]
+    return params
+
+
+def figures_of(run: Run) -> dict[str, float]:
+    """Return the figures of the kept epoch, and those of every evaluation."""
+    figures: dict[str, float] = {}
+    kept = [row for row in run.history() if row["is_best"]]
+    if kept:
+        figures["kept/epoch"] = float(kept[-1]["epoch"])
+        figures |= {
+            f"kept/{name}": float(value)
+            for name, value in kept[-1].items()
+            if name.startswith("val_")
+        }
+    for subset in ("test", "val"):
+        if run.metrics_of(subset).is_file():
+            figures |= _headline(subset, run.metrics(subset))
+    return figures
+
+
+def tags_of(run: Run) -> dict[str, str]:
+    """Return what explains a run: versions, and what its split leaks."""
+    environment = run.environment()
+    names = ("tumorlens", "commit", "python", "platform")
+    values = {name: environment.get(name) for name in names}
+    values["torch"] = (environment.get("packages") or {}).get("torch")
+    tags = {f"tumorlens.{name}": str(value) for name, value in values.items() if value}
+    if run.leak_path.is_file():
+        # What MLflow shows above the figures of a run: what they are worth.
+        tags["mlflow.note.content"] = run.leak()["words"]
+    return tags
+
+
+def settings_of(run: Run) -> str:
+    """Return the content of `config.toml` without the paths in it."""
+    config = run.config
+    data = config.data.model_copy(update=dict.fromkeys(_PATHS))
+    pretrained = _file_name(config.model.pretrained)
+    model = config.model.model_copy(update={"pretrained": pretrained})
+    return dump_config(config.model_copy(update={"data": data, "model": model}))
+
+
+def files_of(run: Run) -> list[Path]:
+    """Return the files of a run that are sent, as far as they exist."""
+    wanted = [
+        run.history_path,
+        run.metrics_of("test"),
+        run.metrics_of("val"),
+        run.tta_path("val"),
+        run.ensemble_path,
+        *(
+            run.figures_dir / f"{name}.{suffix}"
+            for name in _FIGURES
+            for suffix in ("svg", "png")
+        ),
+    ]
+    for one in () if run.is_kfold else run.networks():
+        wanted += [one.card_path, one.weights_path]
+    return [path for path in wanted if path.is_file()]
+
+
 def _load_mlflow() -> None:
     """Import MLflow, told to be patient for seconds only and to print nothing."""
     for name, value in _PATIENCE.items():
@@ -403,3 +480,16 @@ def _reason(error: Exception, url: str) -> str:
     reason = words[0] if words else type(error).__name__
     reason = without_secrets(reason, url)
     return reason if len(reason) <= 200 else f"{reason[:197]}..."
+
+
+def _file_name(value: str) -> str:
+    return value.replace("\\", "/").rpartition("/")[2]
+
+
+def _headline(subset: str, metrics: Metrics) -> dict[str, float]:
+    return {
+        f"{subset}/{name}" + ("" if end == "value" else f"_{end}"): value
+        for name in _HEADLINE
+        for end, value in getattr(metrics, name)
+        if value is not None
+    }

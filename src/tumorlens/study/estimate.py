@@ -18,7 +18,7 @@ from torch import nn
 from tumorlens.data.duplicates import find_copies
 from tumorlens.data.split import fold_splits
 from tumorlens.training.dataset import deal, image_limits, index_of
-from tumorlens.training.loop import train_epoch
+from tumorlens.training.loop import Step, train_epoch
 from tumorlens.training.network import (
     create_model,
     infer,
@@ -132,20 +132,22 @@ def _time_steps(config: Config, *, num_classes: int) -> tuple[float, float]:
         train_epoch(
             model,
             [(images, labels)] * num_steps,
-            sums=torch.zeros(3, dtype=torch.float64, device=device),
-            prepare_batch=lambda part, of: (
-                part.to(device)
-                .float()
-                .div(255)
-                .contiguous(memory_format=torch.channels_last),
-                of.to(device),
+            Step(
+                prepare_batch=lambda part, of: (
+                    part.to(device)
+                    .float()
+                    .div(255)
+                    .contiguous(memory_format=torch.channels_last),
+                    of.to(device),
+                ),
+                loss_fn=nn.CrossEntropyLoss(),
+                optimizer=optimizer,
+                schedule=Schedule(optimizer, config.optim, batches_per_epoch=100),
+                accelerator=Accelerator(cpu=device.type == "cpu"),
+                use_bf16=resolve_precision(config.train.precision, device) == "bf16",
+                num_parts=config.train.accumulate,
             ),
-            loss_fn=nn.CrossEntropyLoss(),
-            optimizer=optimizer,
-            schedule=Schedule(optimizer, config.optim, batches_per_epoch=100),
-            accelerator=Accelerator(cpu=device.type == "cpu"),
-            use_bf16=resolve_precision(config.train.precision, device) == "bf16",
-            num_parts=config.train.accumulate,
+            sums=torch.zeros(3, dtype=torch.float64, device=device),
             frozen=config.train.freeze,
         )
         return time.perf_counter() - start

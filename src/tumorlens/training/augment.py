@@ -30,13 +30,13 @@ from torchvision import transforms
 from tumorlens.config import AugmentConfig
 from tumorlens.errors import ConfigError
 
-Step = Callable[[Image.Image], Image.Image]
+Transform = Callable[[Image.Image], Image.Image]
 
 _BLACK = 0
 """What geometric steps fill with: outside a head there is no signal."""
 
 
-def make_policy(config: AugmentConfig, *, size_px: int) -> tuple[Step, ...]:
+def make_policy(config: AugmentConfig, *, size_px: int) -> tuple[Transform, ...]:
     """Return the steps of a policy, in the order in which they are applied.
 
     Args:
@@ -58,13 +58,13 @@ def make_policy(config: AugmentConfig, *, size_px: int) -> tuple[Step, ...]:
          'Contrast(gamma=0.25, gain=0.15)', 'BiasField(amount=0.2)',
          'RicianNoise(highest=0.04)']
     """
-    steps: list[Step] = []
+    steps: list[Transform] = []
     for name in config.policies:
         steps += _steps(name, config, size_px=size_px)
     return tuple(steps)
 
 
-def apply_policy(steps: tuple[Step, ...], image: np.ndarray) -> np.ndarray:
+def apply_policy(steps: tuple[Transform, ...], image: np.ndarray) -> np.ndarray:
     """Return an augmented copy of an image.
 
     Args:
@@ -162,7 +162,7 @@ def _as_image(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
-def _steps(name: str, config: AugmentConfig, *, size_px: int) -> list[Step]:
+def _steps(name: str, config: AugmentConfig, *, size_px: int) -> list[Transform]:
     bilinear = transforms.InterpolationMode.BILINEAR
     match name:
         case "basic":
@@ -177,7 +177,7 @@ def _steps(name: str, config: AugmentConfig, *, size_px: int) -> list[Step]:
             ]
         case "random-resized-crop":
             low, high = config.crop_scale
-            crop: Step = RandomResizedCropAndInterpolation(
+            crop: Transform = RandomResizedCropAndInterpolation(
                 size_px, scale=(low, high), ratio=(3 / 4, 4 / 3), interpolation="random"
             )
             return [crop]
@@ -203,7 +203,7 @@ def _steps(name: str, config: AugmentConfig, *, size_px: int) -> list[Step]:
     return []
 
 
-def _auto_augment(name: str, *, size_px: int) -> Step:
+def _auto_augment(name: str, *, size_px: int) -> Transform:
     # Fill with black, and translate by a share of this image's own size.
     hparams = {"img_mean": _BLACK, "translate_const": int(size_px * 0.45)}
     is_rand = name.startswith("rand")
@@ -222,7 +222,7 @@ def _auto_augment(name: str, *, size_px: int) -> Step:
     for operation in operations:
         if operation.aug_fn is posterize:
             operation.aug_fn = _posterize
-    chosen: Step = step
+    chosen: Transform = step
     return chosen
 
 

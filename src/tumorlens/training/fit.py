@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ from tumorlens.errors import ConfigError
 from tumorlens.files import sha256_of_bytes
 from tumorlens.runs.folder import FORMAT, ModelCard, Run, create_run, open_run
 from tumorlens.runs.progress import Listener
+from tumorlens.stats import metrics
 from tumorlens.system import describe_environment, interruptible, keep_freed_memory
-from tumorlens.training.batches import Batches, make_loss
 from tumorlens.training.checkpoint import TrainState, get_random_state
 from tumorlens.training.dataset import (
     PreparedData,
@@ -41,19 +41,22 @@ from tumorlens.training.dataset import (
     prepare_data,
     rows_of_fold,
 )
-from tumorlens.training.loading import Decoding
-from tumorlens.training.loop import EpochStats, train_epoch
+from tumorlens.training.loading import Decoding, plain_batches
+from tumorlens.training.loop import Batches, EpochStats, Step, make_loss, train_epoch
 from tumorlens.training.network import (
     Preprocessing,
     create_model,
+    infer,
     model_arguments,
     resolve_device,
     resolve_precision,
     set_trainable,
 )
 from tumorlens.training.optim import Schedule, make_optimizer
-from tumorlens.training.selection import is_best, is_over, validate
 from tumorlens.training.weights import weights_as_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -185,8 +188,17 @@ def fit(
     kept: nn.Module = ema.module if ema else network
     model = accelerator.prepare_model(network)
     batches = Batches(subsets["train"], config, preprocessing, accelerator)
-    loss_fn = make_loss(subsets["train"], config).to(accelerator.device)
     schedule = Schedule(optimizer, config.optim, batches_per_epoch=batches.per_epoch)
+    step = Step(
+        prepare_batch=batches.prepare,
+        loss_fn=make_loss(subsets["train"], config).to(accelerator.device),
+        optimizer=optimizer,
+        schedule=schedule,
+        accelerator=accelerator,
+        use_bf16=_precision(config, accelerator) == "bf16",
+        max_grad_norm=config.optim.clip_grad_norm,
+        num_parts=config.train.accumulate,
+    )
     state = TrainState(network, optimizer, schedule, ema)
     state.restore(run.checkpoint_path)
     state.sums = state.sums.to(accelerator.device)
@@ -201,16 +213,9 @@ def fit(
             start = time.perf_counter()
             stats = train_epoch(
                 model,
-                batches.of(state.epoch, first=state.batches_done),
+                batches.epoch(state.epoch, first=state.batches_done),
+                step,
                 sums=state.sums,
-                prepare_batch=batches.prepare,
-                loss_fn=loss_fn,
-                optimizer=optimizer,
-                schedule=schedule,
-                accelerator=accelerator,
-                use_bf16=_precision(config, accelerator) == "bf16",
-                max_grad_norm=config.optim.clip_grad_norm,
-                num_parts=config.train.accumulate,
                 frozen=config.train.freeze,
                 head_only=state.epoch <= config.train.freeze_backbone_epochs,
                 after_batch=_after_batch(state, ema, network, listener, batches),
@@ -245,6 +250,68 @@ def fit(
     if is_main:
         run.mark_finished()
     return True
+
+
+def validate(
+    model: nn.Module,
+    subset: Subset,
+    config: Config,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    *,
+    name: str = "val",
+) -> dict[str, float]:
+    """Return the columns `<name>_loss` ... of a history row, from one inference pass.
+
+    The loss is the plain cross-entropy: without smoothing, class weights or mixing, so
+    that it can be compared between runs.
+    """
+    log_probs = infer(
+        model,
+        plain_batches(subset.plain(), batch_size=config.train.batch_size),
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        device=device,
+        mirror=config.model.mirror,
+    )
+    labels = subset.labels
+    matrix = metrics.confusion_matrix(
+        labels, log_probs.argmax(axis=1), num_classes=log_probs.shape[1]
+    )
+    return {
+        f"{name}_loss": float(-log_probs[np.arange(len(labels)), labels].mean()),
+        f"{name}_accuracy": float(metrics.accuracy(matrix)),
+        f"{name}_balanced_accuracy": float(metrics.balanced_accuracy(matrix)),
+        f"{name}_macro_f1": float(metrics.macro_f1(matrix)),
+    }
+
+
+def is_best(row: dict[str, Any], before: Sequence[dict[str, Any]], *, by: str) -> bool:
+    """Whether an epoch is better than all before it.
+
+    Args:
+        row: Its line of the history.
+        before: The lines of the epochs before.
+        by: `train.best_by`. Of two epochs with an equal measure the one with the lower
+            val loss is better: accuracy on a small val subset is often equal.
+    """
+    if by == "last":
+        return True
+
+    def score(one: dict[str, Any]) -> tuple[float, float]:
+        measure = 0.0 if by == "loss" else one[f"val_{by}"]
+        return (measure, -one["val_loss"])
+
+    return all(score(row) > score(earlier) for earlier in before)
+
+
+def is_over(history: Sequence[dict[str, Any]], config: Config) -> bool:
+    """Whether all epochs are done, or too many went by without a better one."""
+    if len(history) >= config.optim.epochs:
+        return True
+    patience = config.train.early_stop_epochs
+    best = [row["epoch"] for row in history if row["is_best"]]
+    return bool(patience and best and len(history) - best[-1] >= patience)
 
 
 def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str) -> Run:

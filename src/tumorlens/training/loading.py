@@ -31,7 +31,7 @@ from tumorlens.config import Fit
 from tumorlens.data.images import ImageLimits, load_square
 from tumorlens.errors import DataError
 from tumorlens.files import replacing
-from tumorlens.training.augment import Step, apply_policy
+from tumorlens.training.augment import Transform, apply_policy
 
 _CACHE_VERSION = 1
 """Raise it when `images.load_square` changes what it returns."""
@@ -140,7 +140,7 @@ class TrainImages(Dataset[tuple[Tensor, int]]):
         images: Images,
         positions: Sequence[int],
         labels: Sequence[int],
-        policy: tuple[Step, ...],
+        policy: tuple[Transform, ...],
     ) -> None:
         self.images = images
         self.positions = positions

@@ -31,11 +31,10 @@ from accelerate.utils import set_seed
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.runs.folder import Run
 from tumorlens.system import describe_environment, keep_freed_memory
-from tumorlens.training.batches import Batches, make_loss
 from tumorlens.training.checkpoint import get_random_state, set_random_state
 from tumorlens.training.dataset import image_limits, load_subset, prepare_data
 from tumorlens.training.loading import Decoding
-from tumorlens.training.loop import train_epoch
+from tumorlens.training.loop import Batches, Step, make_loss, train_epoch
 from tumorlens.training.lr_curve import DIVERGED, LrCurve, fade_of, read_curve, smooth
 from tumorlens.training.network import (
     create_model,
@@ -122,7 +121,7 @@ def find_lr(
         precision = resolve_precision(config.train.precision, accelerator.device)
         curve = sweep(
             network,
-            (batch for epoch in itertools.count(1) for batch in batches.of(epoch)),
+            (batch for epoch in itertools.count(1) for batch in batches.epoch(epoch)),
             prepare_batch=batches.prepare,
             loss_fn=make_loss(subset, config).to(accelerator.device),
             optim=config.optim,
@@ -206,20 +205,24 @@ def sweep(
         train_epoch(
             network,
             itertools.islice(batches, num_steps),
-            sums=ramp.sums,
-            prepare_batch=prepare_batch,
-            loss_fn=loss_fn,
-            optimizer=optimizer,
-            # It must not move: the ramp does.
-            schedule=Schedule(
-                optimizer,
-                optim.model_copy(update={"scheduler": "constant", "warmup_epochs": 0}),
-                batches_per_epoch=num_steps,
+            Step(
+                prepare_batch=prepare_batch,
+                loss_fn=loss_fn,
+                optimizer=optimizer,
+                # The ramp alone moves the learning rate.
+                schedule=Schedule(
+                    optimizer,
+                    optim.model_copy(
+                        update={"scheduler": "constant", "warmup_epochs": 0}
+                    ),
+                    batches_per_epoch=num_steps,
+                ),
+                accelerator=accelerator,
+                use_bf16=use_bf16,
+                max_grad_norm=optim.clip_grad_norm,
+                num_parts=num_parts,
             ),
-            accelerator=accelerator,
-            use_bf16=use_bf16,
-            max_grad_norm=optim.clip_grad_norm,
-            num_parts=num_parts,
+            sums=ramp.sums,
             frozen=frozen,
             head_only=head_only,
             after_batch=lambda: ramp.after_batch(progress),
