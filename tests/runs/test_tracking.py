@@ -605,7 +605,7 @@ def test_a_damaged_note_of_where_it_was_tracked_costs_no_training(
 
 
 def test_the_console_says_one_line(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    tracker = Tracker(closed_port(), warn=terminal.say_warning)
+    tracker = Tracker(closed_port(), warn=terminal.print_warning)
     assert not tracker.mirror(run)
     assert not tracker.mirror(run)
     out, err = capfd.readouterr()
@@ -626,7 +626,9 @@ def test_a_password_is_neither_shown_nor_kept(
 
 
 def test_a_name_that_is_no_url_is_refused_before_the_training() -> None:
-    with pytest.raises(ConfigError, match=r"expected a URL for --track, got 'there'"):
+    with pytest.raises(
+        ConfigError, match=r"expected a URL for --track-url, got 'there'"
+    ):
         Tracker("there")
 
 

@@ -25,13 +25,17 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from tumorlens.data.index import SplitRow
+    from tumorlens.deploy.predictor import Prediction
+    from tumorlens.runs.listing import RunRow
     from tumorlens.runs.measures import Estimate, Metrics, TtaEffect
+    from tumorlens.training.fit import TrainResult
 
 PLAIN_WIDTH = 200
 """Columns of a table that is not shown on a terminal, where 80 would fold it."""
 
 
-def say(words: str = "") -> None:
+def print_line(words: str = "") -> None:
     """Print a sentence, wrapped between words on a terminal."""
     console = _console()
     console.print(
@@ -43,18 +47,18 @@ def say(words: str = "") -> None:
     )
 
 
-def say_error(problem: str, hint: str) -> None:
+def print_error(problem: str, hint: str) -> None:
     """Print an error as one `error:` line and one `hint:` line."""
     print(f"error: {one_line(problem)}", file=sys.stderr)
     print(f"hint: {one_line(hint)}", file=sys.stderr)
 
 
-def say_warning(words: str) -> None:
+def print_warning(words: str) -> None:
     """Print what went wrong beside the work, which goes on."""
     print(f"warning: {one_line(words)}", file=sys.stderr, flush=True)
 
 
-def say_next(where: str, *command: object) -> None:
+def print_next(where: str, *command: object) -> None:
     """Close a command: say where its files are and which command comes next."""
     print(one_line(where))
     print(f"next: {one_line(shlex.join(str(word) for word in command))}")
@@ -79,14 +83,14 @@ def print_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     _console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
 
 
-def say_audit(found: Mapping[str, Any]) -> None:
+def print_audit(found: Mapping[str, Any]) -> None:
     """Print what an audit found, its verdict first."""
     verdict, distinct = found["verdict"], found["distinct"]
-    say(verdict["words"])
+    print_line(verdict["words"])
     if verdict["left"]:
-        say(verdict["left"])
+        print_line(verdict["left"])
     for sentence in found["findings"]:
-        say(f"- {sentence}")
+        print_line(f"- {sentence}")
     counts = {
         "files": found["num_files"],
         "that cannot be read": found["num_unreadable"],
@@ -98,7 +102,7 @@ def say_audit(found: Mapping[str, Any]) -> None:
     print_table(("", "number"), [(name, f"{n:,}") for name, n in counts.items()])
 
 
-def say_split(rows: Iterable[Any], classes: Sequence[str]) -> None:
+def print_split(rows: Iterable[SplitRow], classes: Sequence[str]) -> None:
     """Print how many images of each class are in each subset."""
     counts: dict[str, Counter[str]] = {}
     for row in rows:
@@ -126,24 +130,26 @@ def say_split(rows: Iterable[Any], classes: Sequence[str]) -> None:
     )
 
 
-def say_training(result: Any) -> None:
-    """Print how a training ended: a `tumorlens.training.fit.TrainResult`."""
+def print_training(result: TrainResult) -> None:
+    """Print how a training ended."""
     if result.num_unreadable:
-        say(f"left out, as not readable: {counted(result.num_unreadable, 'file')}")
+        print_line(
+            f"left out, as not readable: {counted(result.num_unreadable, 'file')}"
+        )
     if result.best:
-        say(
+        print_line(
             f"kept the weights of epoch {result.best['epoch']}: "
             f"val accuracy {percent(result.best['val_accuracy'])}"
         )
     leak = result.run.leak()
     if leak["leaks"] or unknown_patients_in_words(leak):
-        say(leak["words"])
+        print_line(leak["words"])
 
 
-def say_measures(measures: Metrics) -> None:
+def print_measures(measures: Metrics) -> None:
     """Print the headline figures of an evaluation, and what they are worth."""
     unknown = unknown_patients_in_words(measures.leak)
-    say(
+    print_line(
         f"{measures.num_images} {measures.subset} images in "
         f"{measures.num_groups} groups, protocol {measures.protocol}"
         f"{unknown and f'; {unknown}'}"
@@ -168,14 +174,14 @@ def say_measures(measures: Metrics) -> None:
             for name, one in measures.per_class.items()
         ],
     )
-    say(
+    print_line(
         "Intervals are from resampling groups; of 0 and 100 % they are Wilson's over "
         "groups. metrics.json has Wilson's over images for recalls too: too narrow "
         "where a group has many."
     )
     for warning in measures.warnings:
-        say(warning)
-    say(measures.leak["words"])
+        print_line(warning)
+    print_line(measures.leak["words"])
 
 
 def _or_why_not(measures: Metrics, name: str, measure: Estimate) -> str:
@@ -184,13 +190,13 @@ def _or_why_not(measures: Metrics, name: str, measure: Estimate) -> str:
     return measure.percentage + (f" (no interval: {why})" if why else "")
 
 
-def say_gain(gain: TtaEffect) -> None:
+def print_tta(effect: TtaEffect) -> None:
     """Print what test-time augmentation changes, as `evaluation.tta` measured it."""
-    say(
-        f"{gain.num_images} {gain.subset} images in {gain.num_groups} groups, "
-        f"policy {gain.policy}"
+    print_line(
+        f"{effect.num_images} {effect.subset} images in {effect.num_groups} groups, "
+        f"policy {effect.policy}"
     )
-    difference = gain.difference
+    difference = effect.difference
     low, high = difference.low, difference.high
     bounds = (
         ""
@@ -200,15 +206,15 @@ def say_gain(gain: TtaEffect) -> None:
     print_table(
         ("accuracy", "95 % interval"),
         [
-            ("without", percent(gain.without)),
-            ("with", percent(gain.with_views)),
+            ("without", percent(effect.without)),
+            ("with", percent(effect.with_views)),
             ("difference, points", f"{100 * difference.value:+.1f}{bounds}"),
         ],
     )
-    say(gain.summary)
+    print_line(effect.summary)
 
 
-def say_export(
+def print_export(
     verdicts: Sequence[Mapping[str, Any]], sizes: Sequence[int | None]
 ) -> None:
     """Print a line for each format: how near it is to its run, and the verdict.
@@ -219,7 +225,9 @@ def say_export(
     """
     judged = [verdict for verdict in verdicts if "accuracy" in verdict]
     if judged:
-        say(f"asked for {judged[0]['num_images']} val images, from file to label")
+        print_line(
+            f"asked for {judged[0]['num_images']} val images, from file to label"
+        )
     rows = []
     for verdict, size in zip(verdicts, sizes, strict=True):
         row = [verdict["kind"], "" if size is None else f"{size / 1e6:.2f} MB"]
@@ -242,11 +250,11 @@ def say_export(
     )
     for verdict in verdicts:
         for reason in verdict["reasons"]:
-            say(f"{verdict['kind']}: {reason}")
+            print_line(f"{verdict['kind']}: {reason}")
 
 
-def say_predictions(
-    answers: Sequence[tuple[str, Sequence[str], Sequence[Any]]],
+def print_predictions(
+    answers: Sequence[tuple[str, Sequence[str], Sequence[Prediction]]],
 ) -> None:
     """Print the probability of every class.
 
@@ -254,8 +262,8 @@ def say_predictions(
     line each, and one per run.
 
     Args:
-        answers: Per run its name, its classes and its `predict.Prediction`s, which are
-            of the same files in the same order.
+        answers: Per run its name, its classes and its predictions, which are of the
+            same files in the same order.
     """
     classes = list(dict.fromkeys(name for _, names, _ in answers for name in names))
     probs = [
@@ -264,7 +272,9 @@ def say_predictions(
     ]
     files = answers[0][2]
     if len(files) == 1 and not files[0].error:
-        say(f"{files[0].path}: {', '.join(run[2][0].predicted for run in answers)}")
+        print_line(
+            f"{files[0].path}: {', '.join(str(run[2][0].predicted) for run in answers)}"
+        )
         print_table(
             ("class", *(name for name, _, _ in answers)),
             [(name, *(run[0].get(name, "") for run in probs)) for name in classes],
@@ -282,10 +292,10 @@ def say_predictions(
     print_table(heading, rows)
 
 
-def say_runs(rows: Sequence[Any]) -> None:
-    """Print a line for each run folder: `tumorlens.runs.listing.RunRow`s."""
+def print_runs(rows: Sequence[RunRow]) -> None:
+    """Print a line for each run folder."""
     if not rows:
-        say("no run folders")
+        print_line("no run folders")
         return
     print_table(
         (
@@ -309,7 +319,7 @@ def say_runs(rows: Sequence[Any]) -> None:
     )
     for row in rows:
         if row.reason:
-            say(f"damaged: {row.reason}")
+            print_line(f"damaged: {row.reason}")
 
 
 @contextmanager
@@ -410,7 +420,7 @@ def progress_bars(*, last: str | None = None) -> Iterator[Progress | None]:
         yield bars
 
 
-def _probs_by_class(classes: Sequence[str], prediction: Any) -> dict[str, str]:
+def _probs_by_class(classes: Sequence[str], prediction: Prediction) -> dict[str, str]:
     if prediction.probs is None:
         return {}
     shown = [percent(float(prob)) for prob in prediction.probs]

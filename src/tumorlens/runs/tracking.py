@@ -86,9 +86,9 @@ class Tracker:
     ) -> None:
         if url and "://" not in url:
             raise ConfigError(
-                f"expected a URL for --track, got {url!r}",
-                hint="for example --track http://localhost:5000, or --track alone for "
-                f"a file {DATABASE} beside the run",
+                f"expected a URL for --track-url, got {url!r}",
+                hint="for example --track-url http://localhost:5000, or --track "
+                f"alone for a file {DATABASE} beside the run",
             )
         self._url = url or ""
         self._experiment = experiment

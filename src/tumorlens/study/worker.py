@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tumorlens.runs.folder import Run
     from tumorlens.study.store import Claim, Store
     from tumorlens.study.tracking import StudyTracker
+    from tumorlens.training.fit import TrainResult
 
 _MAX_SPLITS = 5
 """Halvings of a batch: 32 images then go through one by one."""
@@ -223,8 +224,9 @@ def _run_trial(study: Study, claim: Claim, *, command: str, listener: Any) -> bo
 
 def _train(
     study: Study, name: str, config: Config, command: str, listener: Listener
-) -> Any:
-    train = require("tumorlens.training.fit").train
+) -> TrainResult:
+    from tumorlens.training.fit import train
+
     run = study.open_run(name)
     if run is not None and run.config != config:
         # Begun with batches in other parts: its steps were other ones.
@@ -241,9 +243,9 @@ def _train(
 
 def _evaluate(run: Run, *, command: str) -> None:
     if not run.metrics_of("test").exists():
-        require("tumorlens.evaluation.measure").evaluate(
-            run, subset="test", command=command
-        )
+        from tumorlens.evaluation.measure import evaluate
+
+        evaluate(run, subset="test", command=command)
 
 
 def _config_of(study: Study, claim: Claim) -> Config:
