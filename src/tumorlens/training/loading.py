@@ -24,6 +24,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from platformdirs import user_cache_path
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -128,8 +129,7 @@ def decoded_images(
 
 def default_cache_dir() -> Path:
     """Return the folder for decoded images in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tumorlens"
+    return user_cache_path("tumorlens", appauthor=False)
 
 
 class TrainImages(Dataset[tuple[Tensor, int]]):
