@@ -235,7 +235,7 @@ def test_halves_of_files_are_removed_and_nothing_else(run: Run) -> None:
     before = sorted(run.path.rglob("*"))
     (run.path / ".weights.7.tmp.safetensors").write_bytes(b"half")
     (run.path / ".notes.txt").write_text("mine")
-    run.remove_halves()
+    run.remove_partial_files()
     assert sorted(run.path.rglob("*")) == sorted([*before, run.path / ".notes.txt"])
 
 

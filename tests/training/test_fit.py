@@ -302,7 +302,7 @@ def test_a_damaged_checkpoint_is_refused(
 ) -> None:
     run = train(configure(), out=tmp_path / "run", listener=StopAt(1, 1)).run
     run.checkpoint_path.write_bytes(run.checkpoint_path.read_bytes()[:100])
-    with pytest.raises(RunError, match="is no checkpoint of this version"):
+    with pytest.raises(RunError, match="is not a checkpoint of this version"):
         train(None, out=run.path, resume=True)
 
 

@@ -332,7 +332,7 @@ def ensemble(
     )
     names = ", ".join(run.member_names())
     terminal.print_line(f"{run.config.model.name}: the mean probabilities of {names}")
-    if tta and views.can_measure(run):
+    if tta and views.has_val_images(run):
         _print_tta(run, subset=None, data=data, command=context.obj)
     elif tta:
         terminal.print_line(

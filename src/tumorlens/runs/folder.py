@@ -399,7 +399,7 @@ class Run:
         write_bytes(self.weights_path, weights)
         write_model(self.card_path, card)
 
-    def remove_halves(self) -> None:
+    def remove_partial_files(self) -> None:
         """Remove the half-written files that a killed process has left."""
         for path in filter(is_temporary, self.path.rglob(".*")):
             path.unlink()

@@ -17,7 +17,11 @@ from torch import nn
 
 from tumorlens.data.duplicates import find_copies
 from tumorlens.data.split import fold_splits
-from tumorlens.training.dataset import deal, image_limits, index_of
+from tumorlens.training.dataset import (
+    assign_subsets,
+    image_limits,
+    read_configured_index,
+)
 from tumorlens.training.loop import Step, train_epoch
 from tumorlens.training.network import (
     create_model,
@@ -69,7 +73,7 @@ def estimate_study(
     data = plan.base.data
     if data.path is None:
         return None
-    index = index_of(data)
+    index = read_configured_index(data)
     copies = find_copies(index, limits=image_limits(data), progress=progress)
     steps: dict[str, tuple[float, float]] = {}
     sizes: dict[str, list[_Sizes]] = {}
@@ -91,7 +95,7 @@ def estimate_study(
 def _sizes_of(config: Config, index: Index, copies: Copies) -> list[_Sizes]:
     """Return how many images each network of a trial has in each subset."""
     data, seed = config.data, config.train.seed
-    rows = deal(index, copies, data, seed=seed)
+    rows = assign_subsets(index, copies, data, seed=seed)
     parts: Sequence[Sequence[SplitRow]] = [rows]
     if data.protocol == "grouped-kfold":
         parts = fold_splits(

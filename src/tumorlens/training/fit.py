@@ -119,7 +119,7 @@ def train(
             else:
                 run = open_run(out)
             if accelerator.is_main_process:
-                run.remove_halves()
+                run.remove_partial_files()
             data = prepare_data(run, progress=listener.files)
         result = partial(
             TrainResult,
