@@ -349,7 +349,7 @@ def test_a_run_goes_on_where_it_was_tracked_before(
     assert tracker.mirror(run), said
     assert len(runs_at(url)) == 1
     assert not (tmp_path / "runs" / DATABASE).exists()
-    assert url in tracker.words(tracker.url_of(run))
+    assert url in tracker.summary(tracker.url_of(run))
 
 
 # a training
@@ -508,7 +508,7 @@ def test_a_broken_server_costs_one_warning_and_seconds(
     assert time.monotonic() - start < 40
     (warning,) = said
     assert warning.startswith(f"tracking to {url} does not work: ")
-    assert warning.endswith("; nothing is lost, the run folder has it all")
+    assert warning.endswith("; the run folder is complete")
     assert "\n" not in warning
     check_complete(run)
 
@@ -612,7 +612,7 @@ def test_the_console_says_one_line(run: Run, capfd: pytest.CaptureFixture[str]) 
     assert out == ""
     assert err.startswith("warning: tracking to http://127.0.0.1:")
     assert err.count("\n") == 1
-    assert tracker.words(tracker.url_of(run)) == ""
+    assert tracker.summary(tracker.url_of(run)) == ""
 
 
 def test_a_password_is_neither_shown_nor_kept(

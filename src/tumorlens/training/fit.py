@@ -1,10 +1,10 @@
-"""Config and data become a run folder: `fit` is one function read from the top.
+"""Training: settings and data become a run folder.
 
 `train` prepares the run folder and its folds, `fit` trains one network, and
 `tumorlens.training.loop.train_epoch` takes one pass over the images. There are no hooks
-and no callbacks beyond a `Listener` that is told what happened. Nothing here looks at
-the test subset, but for `train.watch_test`, which writes it down and chooses nothing by
-it.
+and no callbacks beyond a `Listener`, which receives events. The epoch whose weights are
+kept is chosen on val. The test subset is never used, except under `train.watch_test`,
+which records its measures and chooses nothing by them.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a training ended."""
+    """Outcome of a training."""
 
     run: Run
     is_finished: bool
-    """False when it was interrupted; `--resume` goes on."""
+    """False when it was interrupted; `--resume` continues it."""
     num_unreadable: int
-    """Files of the set that could not be read and were left out."""
+    """Number of files that could not be read and were left out."""
     is_main_process: bool = True
-    """False in the processes of torchrun that are not the first."""
+    """False in all processes of torchrun but the first."""
     best: dict[str, Any] | None = None
     """The history row of the kept weights; `None` for a k-fold run."""
 
@@ -86,14 +86,14 @@ def train(
 
     Args:
         config: The settings; `None` only with `resume`, which takes those of the run.
-        out: The run folder. Must not exist, unless `resume`.
-        resume: Go on with an interrupted run. A finished one is left as it is.
-        command: What the user typed, for the record.
-        listener: Told of the progress.
+        out: The run folder. It must not exist, unless `resume`.
+        resume: Whether to continue an interrupted run. A finished run stays unchanged.
+        command: Command line of the user, for the record.
+        listener: Receives the progress.
 
     Returns:
-        How it ended. An interrupt (Ctrl-C) ends it after the batch, with everything
-        kept.
+        The outcome. An interrupt (Ctrl-C) ends the training after the current batch,
+        and nothing is lost.
 
     Raises:
         ConfigError: A setting does not fit the data or the network.
@@ -110,7 +110,7 @@ def train(
         listener = Listener()
     is_ours_to_remove = False
     try:
-        # Under torchrun the first process makes what the others then find.
+        # Under torchrun the first process makes the folder, and the others open it.
         with accelerator.main_process_first():
             listener.stage("reading the data")
             if accelerator.is_main_process and not resume:
@@ -141,8 +141,8 @@ def train(
                 return result(is_finished=False)
         return result(is_finished=True)
     except Exception:
-        # Settings that turn out not to fit leave no folder behind. Once something was
-        # learnt there is something to keep.
+        # Settings that turn out not to fit leave no folder behind, unless weights or a
+        # checkpoint were saved.
         learnt = (*out.rglob("checkpoint.pt"), *out.rglob("weights.safetensors"))
         if is_ours_to_remove and not learnt:
             shutil.rmtree(out, ignore_errors=True)
@@ -155,10 +155,10 @@ def fit(
     """Train the network of an ordinary run until its end or an interrupt.
 
     Args:
-        run: Its folder has settings and split, and a checkpoint when interrupted.
+        run: The run, with settings and split, and a checkpoint when interrupted.
         data: The files and their subsets.
-        accelerator: Of this process; Accelerate's, for one device or one of several.
-        listener: Told of the progress.
+        accelerator: Accelerate's object for this process.
+        listener: Receives the progress.
 
     Returns:
         Whether the run is finished.
@@ -182,7 +182,7 @@ def fit(
     network.to(accelerator.device).to(memory_format=torch.channels_last)
     set_trainable(network, frozen=config.train.freeze)
     optimizer = make_optimizer(network, config.optim)
-    # What validation sees and what is kept: the weights, or their running average.
+    # Validation uses and the run keeps the weights or their running average.
     decay = config.train.ema_decay
     ema = ModelEmaV3(network, decay=decay, use_warmup=True) if decay else None
     kept: nn.Module = ema.module if ema else network
@@ -209,7 +209,7 @@ def fit(
                 set_seed(_epoch_seed(config, state.epoch, accelerator.process_index))
                 state.lr = max(group["lr"] for group in optimizer.param_groups)
             else:
-                listener.stage(f"going on in epoch {state.epoch}")
+                listener.stage(f"continuing in epoch {state.epoch}")
             start = time.perf_counter()
             stats = train_epoch(
                 model,
@@ -237,7 +237,7 @@ def fit(
                     accelerator.device,
                     name=name,
                 )
-            # Processes may differ in their batch norm: all follow the first.
+            # Batch norm may differ between processes: all follow the first.
             row = broadcast_object_list([row])[0]
             row["is_best"] = is_best(row, state.history, by=config.train.best_by)
             state.finish_epoch(row)
@@ -287,13 +287,13 @@ def validate(
 
 
 def is_best(row: dict[str, Any], before: Sequence[dict[str, Any]], *, by: str) -> bool:
-    """Whether an epoch is better than all before it.
+    """Return whether an epoch is better than all before it.
 
     Args:
-        row: Its line of the history.
-        before: The lines of the epochs before.
-        by: `train.best_by`. Of two epochs with an equal measure the one with the lower
-            val loss is better: accuracy on a small val subset is often equal.
+        row: History row of the epoch.
+        before: History rows of the epochs before.
+        by: Value of `train.best_by`. Ties, which are common for accuracy on a small val
+            subset, are decided by the lower val loss.
     """
     if by == "last":
         return True
@@ -306,7 +306,7 @@ def is_best(row: dict[str, Any], before: Sequence[dict[str, Any]], *, by: str) -
 
 
 def is_over(history: Sequence[dict[str, Any]], config: Config) -> bool:
-    """Whether all epochs are done, or too many went by without a better one."""
+    """Return whether all epochs are done, or early stopping applies."""
     if len(history) >= config.optim.epochs:
         return True
     patience = config.train.early_stop_epochs
@@ -336,7 +336,7 @@ def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str)
     run.write_environment(
         {
             **describe_environment(command=command, seed=config.train.seed),
-            # What `auto` came to, here and today.
+            # The resolved values of `auto`.
             "compute": {
                 "device": accelerator.device.type,
                 "precision": _precision(config, accelerator),
@@ -358,7 +358,7 @@ def _fold_of(
     *,
     command: str,
 ) -> tuple[Run, PreparedData]:
-    """Return one fold of a k-fold run as an ordinary run, made where it is missing."""
+    """Return one fold of a k-fold run as an ordinary run, made if it is missing."""
     path = run.fold_path(fold)
     config = run.config.model_copy(
         update={"data": run.config.data.model_copy(update={"fold": fold})}
@@ -366,7 +366,7 @@ def _fold_of(
     fold_data = replace(data, rows=rows_of_fold(run, data.rows, fold))
     fold_run = Run(path, config)
     if not fold_run.leak_path.is_file():
-        # Killed while the folder was made: nothing in it is worth keeping.
+        # The process was killed while it made the folder: it holds nothing of use.
         shutil.rmtree(path, ignore_errors=True)
         fold_run = _start(config, path, accelerator, command=command)
         fold_run.write_split(fold_data.rows)
@@ -375,8 +375,8 @@ def _fold_of(
 
 
 def _make_accelerator(config: Config) -> Accelerator:
-    # Mixed precision is `train_epoch`'s: Accelerate keeps it for the whole process,
-    # and a process may train several runs.
+    # `train_epoch` sets mixed precision: Accelerate would keep it for the whole
+    # process, which may train several runs.
     return Accelerator(
         cpu=resolve_device(config.train.device).type == "cpu",
         kwargs_handlers=[
@@ -419,7 +419,7 @@ def _load_subsets(
 
 
 def _watched(config: Config) -> tuple[str, ...]:
-    """Return the subsets that are measured after each epoch. Only val chooses."""
+    """Return the subsets that are measured after each epoch; only val is decisive."""
     return ("val", "test") if config.train.watch_test else ("val",)
 
 
@@ -485,7 +485,7 @@ def _keep(
 
 
 def _any_process(accelerator: Accelerator, *, mine: bool) -> bool:
-    """Whether the flag is up in any process: all must leave after the same batch."""
+    """Return whether the flag is up in any process: all must stop at the same batch."""
     if accelerator.num_processes == 1:
         return mine
     flag = torch.tensor(float(mine), device=accelerator.device)
