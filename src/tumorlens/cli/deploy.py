@@ -12,7 +12,6 @@ import typer
 from tumorlens.cli import terminal
 from tumorlens.cli.options import STATUS_INTERRUPTED, MovedOption, RunArgument
 from tumorlens.errors import ArtefactError, ConfigError, did_you_mean
-from tumorlens.files import check_folder, write_json
 from tumorlens.system import interruptible
 
 if TYPE_CHECKING:
@@ -169,6 +168,7 @@ def benchmark(
 ) -> int:
     """Measure artefacts side by side: time, memory, size, accuracy."""
     from tumorlens.deploy.benchmark import session
+    from tumorlens.files import check_folder, write_json
     from tumorlens.report import benchmark_tables as tables
 
     # Before minutes of measuring, not after: a missing library of the page, a folder

@@ -15,7 +15,6 @@ import typer
 from tumorlens.cli import study_display, terminal
 from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.errors import ConfigError
-from tumorlens.files import write_json
 from tumorlens.text import counted
 
 if TYPE_CHECKING:
@@ -211,6 +210,7 @@ def compare(
     ] = False,
 ) -> None:
     """Put runs side by side, and say which differences are noise."""
+    from tumorlens.files import write_json
     from tumorlens.report import tables, write_comparison_page
     from tumorlens.study import compare as stage
     from tumorlens.study.arms import is_study

@@ -25,7 +25,6 @@ from tumorlens.cli.options import (
     train_words,
 )
 from tumorlens.errors import ConfigError
-from tumorlens.files import write_json
 from tumorlens.system import is_main_process
 
 if TYPE_CHECKING:
@@ -184,6 +183,7 @@ def lr_find(
     steps: Annotated[int, typer.Option(help="Batches, one for each rate.")] = 100,
 ) -> None:
     """Suggest a learning rate from a short sweep over the train subset."""
+    from tumorlens.files import write_json
     from tumorlens.report.lr_plot import write_lr_plot
     from tumorlens.training.lr_find import find_lr
 
