@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tumorlens.cli import terminal
+from tumorlens.cli.completion import complete_device, complete_format
 from tumorlens.cli.options import STATUS_INTERRUPTED, MovedOption, RunArgument
 from tumorlens.errors import ArtefactError, ConfigError, did_you_mean
 from tumorlens.system import interruptible
@@ -27,6 +28,7 @@ FormatOption = Annotated[
         metavar="FORMAT",
         help="onnx, openvino, openvino-bf16, openvino-int8, onnx-int8, torch-export, "
         "torchscript (legacy), or all; repeatable. Default: onnx and openvino-int8.",
+        autocompletion=complete_format,
     ),
 ]
 
@@ -133,6 +135,7 @@ def benchmark(
             "--format",
             metavar="FORMAT",
             help="One of those of export; repeatable. Default: all there are.",
+            autocompletion=complete_format,
         ),
     ] = None,
     batch: Annotated[
@@ -160,7 +163,11 @@ def benchmark(
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="cpu, or cuda: then the runs' networks on the GPU.")
+        str,
+        typer.Option(
+            help="cpu, or cuda: then the runs' networks on the GPU.",
+            autocompletion=complete_device,
+        ),
     ] = "cpu",
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for page, table and figures.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tumorlens.cli import terminal
+from tumorlens.cli.completion import complete_model, complete_subset
 from tumorlens.cli.options import (
     STATUS_INTERRUPTED,
     MovedOption,
@@ -95,7 +96,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="test, or val while choices are being made. Default: test; val with "
-            "--tta."
+            "--tta.",
+            autocompletion=complete_subset,
         ),
     ] = None,
     data: MovedOption = None,
@@ -216,7 +218,10 @@ def import_weights(
         typer.Argument(metavar="WEIGHTS", help="A .safetensors or .pth of tensors."),
     ],
     *,
-    model: Annotated[str, typer.Option(help="timm's name of the network.")],
+    model: Annotated[
+        str,
+        typer.Option(help="timm's name of the network.", autocompletion=complete_model),
+    ],
     classes: Annotated[
         str,
         typer.Option(metavar="A,B,...", help="In the order of the network's outputs."),
