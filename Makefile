@@ -101,8 +101,10 @@ bench-memory: $(WITH_TEST) ## Memory over 100,000 images
 	$(BIN)/python benchmarks/flat_memory.py $(BENCH)
 
 .PHONY: docs
-docs: $(WITH_TEST) ## Write docs/settings.md anew from the settings
+docs: $(WITH_TEST) ## Write docs/settings.md and the names for completion anew
 	$(BIN)/python docs/make_settings.py > docs/settings.md
+	$(BIN)/python docs/make_completion.py > completion.json
+	mv completion.json src/tumorlens/cli/completion.json
 
 .PHONY: clean
 clean: ## Remove .venv, the demo, the benchmarks' runs and every cache

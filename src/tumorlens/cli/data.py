@@ -17,7 +17,6 @@ from tumorlens.cli.options import (
     train_words,
 )
 from tumorlens.errors import ConfigError, DataError
-from tumorlens.files import write_model
 from tumorlens.text import counted
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ def audit(
     from tumorlens.data import audit as stage
     from tumorlens.data.duplicates import find_duplicates
     from tumorlens.data.index import read_index
+    from tumorlens.files import write_model
     from tumorlens.report import write_audit_page
 
     _check_folder(out)
