@@ -114,7 +114,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_model(path: Path, content: BaseModel) -> None:
     """Write a model as indented JSON, in one step. `read_model` reads it back."""
-    write_json(path, content.model_dump(mode="json"))
+    write_json(path, content.model_dump(mode="json", by_alias=True))
 
 
 def read_json(path: Path, *, hint: str, max_bytes: int = MAX_JSON_BYTES) -> Any:
@@ -149,7 +149,8 @@ def read_model(
     """Return the content of a JSON file, checked against its model.
 
     Args:
-        path: A JSON object with the number of its layout under `format`.
+        path: A JSON object with the number of its layout under `format`; without one
+            it counts as the first.
         model: What the object must be. The default of its field `format` is the only
             number that is read.
         hint: How to make the file again.
@@ -162,7 +163,8 @@ def read_model(
     from pydantic import ValidationError
 
     found = read_json(path, hint=hint, max_bytes=max_bytes)
-    got = found.get("format") if isinstance(found, dict) else found
+    # The first layouts of some files had no number.
+    got = found.get("format", 1) if isinstance(found, dict) else found
     expected = model.model_fields["format"].default
     if got != expected:
         raise RunError(

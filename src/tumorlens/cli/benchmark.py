@@ -14,7 +14,7 @@ from tumorlens.cli import terminal
 from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.errors import ConfigError, did_you_mean
 from tumorlens.extras import require
-from tumorlens.files import check_folder, write_json
+from tumorlens.files import check_folder, write_model
 from tumorlens.system import interruptible
 
 
@@ -67,9 +67,9 @@ def benchmark(
     ] = Path("benchmark"),
 ) -> int:
     """Measure artefacts side by side: time, memory, size, accuracy."""
-    stage, tables = (
+    stage, results = (
         require("tumorlens.deploy.benchmark.session"),
-        require("tumorlens.report.benchmark_tables"),
+        require("tumorlens.deploy.benchmark.results"),
     )
     # Before minutes of measuring, not after, it is known whether a page can be drawn,
     # and whether it can be written.
@@ -96,13 +96,13 @@ def benchmark(
         print(f"nothing was written to {out}", file=sys.stderr)
         return STATUS_INTERRUPTED
     with interruptible():  # the files belong together: all of them or none
-        write_json(out / "benchmark.json", found)
-        tables.write_table(found, out / "benchmark.csv")
+        write_model(out / "benchmark.json", found)
+        results.write_csv(found, out / "benchmark.csv")
         page = pages.write_benchmark_page(
             out / "benchmark.json", out=out / "benchmark.html"
         )
-    terminal.print_table(*tables.table_rows(found))
-    for sentence in found["words"]:
+    terminal.print_table(*results.table_rows(found))
+    for sentence in found.sentences:
         terminal.say(sentence)
     terminal.say(f"the page is {page}, benchmark.csv and benchmark.json are beside it")
     return 0

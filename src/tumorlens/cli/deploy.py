@@ -89,7 +89,7 @@ def _refuse_failed(found: list[Any], run: Path) -> None:
     if failed:
         kinds = ", ".join(one.kind for one in failed)
         raise ArtefactError(
-            f"no artefact was written for {kinds}: {failed[0].verdict['reasons'][0]}",
+            f"no artefact was written for {kinds}: {failed[0].verdict.reasons[0]}",
             hint=f"{run / 'export' / 'parity.json'} has every difference",
         )
 

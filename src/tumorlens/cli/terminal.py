@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from tumorlens.deploy.artefact import Verdict
+
 PLAIN_WIDTH = 200
 """Columns of a table that is not shown on a terminal, where 80 would fold it."""
 
@@ -198,31 +200,34 @@ def say_gain(gain: Mapping[str, Any]) -> None:
     say(gain["words"])
 
 
-def say_export(
-    verdicts: Sequence[Mapping[str, Any]], sizes: Sequence[int | None]
-) -> None:
-    """Print a line for each format: how near it is to its run, and the verdict.
+def say_export(verdicts: Sequence[Verdict], sizes: Sequence[int | None]) -> None:
+    """Print a line for each format: its difference from the run, and the verdict.
 
     Args:
-        verdicts: As in `parity.json`.
+        verdicts: One for each format.
         sizes: Bytes of each graph; `None` where nothing was written.
     """
-    judged = [verdict for verdict in verdicts if "accuracy" in verdict]
+    from tumorlens.deploy.artefact import Parity
+
+    judged = [one for one in verdicts if isinstance(one, Parity)]
     if judged:
-        say(f"asked for {judged[0]['num_images']} val images, from file to label")
+        say(f"asked for {judged[0].num_images} val images, from file to label")
     rows = []
     for verdict, size in zip(verdicts, sizes, strict=True):
-        row = [verdict["kind"], "" if size is None else f"{size / 1e6:.2f} MB"]
-        if verdict in judged:
-            change = verdict["accuracy"]["change"]
-            low, high = change["low"], change["high"]
-            bounds = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
-            row.append(f"{verdict['max_difference']:.1g}")
-            row.append(str(len(verdict["flips"])))
-            row.append(f"{100 * change['value']:+.1f}{bounds}")
+        row = [verdict.kind, "" if size is None else f"{size / 1e6:.2f} MB"]
+        if isinstance(verdict, Parity):
+            change = verdict.accuracy.change
+            bounds = (
+                ""
+                if change.low is None or change.high is None
+                else f" ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
+            )
+            row.append(f"{verdict.max_difference:.1g}")
+            row.append(str(len(verdict.flips)))
+            row.append(f"{100 * change.value:+.1f}{bounds}")
         else:
             row += ["", "", ""]
-        rows.append([*row, "good" if verdict["passed"] else "failed"])
+        rows.append([*row, "good" if verdict.passed else "failed"])
     print_table(
         (
             *("format", "size", "largest difference", "flips"),
@@ -231,8 +236,8 @@ def say_export(
         rows,
     )
     for verdict in verdicts:
-        for reason in verdict["reasons"]:
-            say(f"{verdict['kind']}: {reason}")
+        for reason in verdict.reasons:
+            say(f"{verdict.kind}: {reason}")
 
 
 def say_predictions(
