@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tumorlens.config import DataConfig
-from tumorlens.data.duplicates import find_copies, group_records
+from tumorlens.data.duplicates import find_duplicates, group_records
 from tumorlens.data.images import ImageLimits
 from tumorlens.data.index import Index, SplitRow, read_index, read_split
 from tumorlens.data.leakage import judge_leak
@@ -31,7 +31,7 @@ from tumorlens.training.loading import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tumorlens.data.duplicates import Copies
+    from tumorlens.data.duplicates import Duplicates
     from tumorlens.runs.folder import Run
 
 Progress = Callable[[int, int], None]
@@ -101,12 +101,12 @@ def prepare_data(run: Run, *, progress: Progress | None = None) -> PreparedData:
         check_unchanged(rows, index)
         return PreparedData(index, rows)
 
-    copies = find_copies(index, limits=image_limits(config), progress=progress)
-    rows = deal(index, copies, config, seed=run.config.train.seed)
+    duplicates = find_duplicates(index, limits=image_limits(config), progress=progress)
+    rows = deal(index, duplicates, config, seed=run.config.train.seed)
     if config.fold is not None:
         rows = rows_of_fold(run, rows, config.fold)
     run.write_split(rows)
-    run.write_leak(judge_leak(rows, index, copies))
+    run.write_leak(judge_leak(rows, index, duplicates))
     return PreparedData(index, rows)
 
 
@@ -122,13 +122,13 @@ def index_of(config: DataConfig) -> Index:
 
 
 def deal(
-    index: Index, copies: Copies, config: DataConfig, *, seed: int
+    index: Index, duplicates: Duplicates, config: DataConfig, *, seed: int
 ) -> tuple[SplitRow, ...]:
     """Return the subset of each file, by the protocol or by a split made by hand.
 
     Args:
         index: Of the files.
-        copies: As `find_copies` gives them.
+        duplicates: As `find_duplicates` gives them.
         config: Names the protocol.
         seed: Of `train.seed`.
 
@@ -136,19 +136,21 @@ def deal(
         DataError: Too many files cannot be read, a class has too few groups, or a given
             split has a group on two sides.
     """
-    _check_readable(len(copies.unreadable), len(index.records), config.max_unreadable)
+    _check_readable(
+        len(duplicates.unreadable), len(index.records), config.max_unreadable
+    )
     if config.split is None:
         return make_split(
             index,
-            copies,
+            duplicates,
             protocol=config.protocol,
             val_fraction=config.val_fraction,
             test_fraction=config.test_fraction,
             num_folds=config.num_folds,
             seed=seed,
         )
-    rows = _without_unreadable(read_split(Path(config.split)), copies.unreadable)
-    groups = group_records(index, copies)
+    rows = _without_unreadable(read_split(Path(config.split)), duplicates.unreadable)
+    groups = group_records(index, duplicates)
     check_split(rows, index, protocol=config.protocol, groups=groups)
     return rows
 
