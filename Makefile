@@ -15,8 +15,12 @@ BIN := .venv/bin
 WITH_DEMO := .venv/.installed-demo
 WITH_TEST := .venv/.installed-test
 CODE := src tests examples benchmarks docs
-# Tests that need what this machine may not have are asked for by name.
-TESTS := -m "not (gpu or network or real)"
+# Processes of the tests. Each takes about 2 GB.
+WORKERS ?= 2
+# Tests that need what this machine may not have run only where they are named. Each
+# process begins with half of the tests in the order of the files, so most of what a
+# file prepares is prepared once, and takes tests from the other when it has none left.
+TESTS := -n $(WORKERS) --dist worksteal -m "not (gpu or network or real)"
 # The first of RUNS is a resnet18: some benchmarks measure only that.
 BENCH := $(if $(DATA),--data $(DATA)) $(if $(RUNS),--runs $(RUNS)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
