@@ -78,7 +78,7 @@ def test_a_missing_extra_is_named_with_its_pip_line(
     done = without(
         {missing},
         "from tumorlens import errors, extras\n"
-        f"try: extras.require({module!r})\n"
+        f"try:\n with extras.naming_missing_extras(): import {module}\n"
         "except errors.MissingExtraError as error: print(error.problem, error.hint)",
     )
     assert done.stdout == (
@@ -87,21 +87,46 @@ def test_a_missing_extra_is_named_with_its_pip_line(
     ), done.stderr
 
 
+def test_an_optional_library_is_required_by_name() -> None:
+    done = without(
+        {"onnx"},
+        "from tumorlens import errors, extras\n"
+        "try: extras.require('onnx', needed_by='the format onnx')\n"
+        "except errors.MissingExtraError as error: print(error.problem, error.hint)",
+    )
+    assert done.stdout == (
+        "the format onnx needs the library 'onnx', which is not installed "
+        'pip install "tumorlens[export]"\n'
+    ), done.stderr
+
+
 def test_a_missing_module_of_our_own_is_no_missing_extra() -> None:
     done = run_python(
-        "from tumorlens.extras import require; require('tumorlens.nosuch')"
+        "from tumorlens.extras import naming_missing_extras\n"
+        "with naming_missing_extras(): import tumorlens.nosuch"
     )
     assert "ModuleNotFoundError: No module named 'tumorlens.nosuch'" in done.stderr
 
 
-def test_the_command_line_names_the_missing_extra() -> None:
+@pytest.mark.parametrize(
+    ("words", "missing", "extra"),
+    [
+        (["train", "--out", "nowhere"], "torch", "train"),
+        (["audit", "nowhere", "--out", "nowhere"], "sklearn", "train"),
+        (["benchmark", "nowhere"], "jinja2", "train"),
+        (["compare", "nowhere"], "jinja2", "train"),
+        (["lr-find", "--out", "nowhere"], "matplotlib", "train"),
+    ],
+)
+def test_the_command_line_names_the_missing_extra(
+    words: list[str], missing: str, extra: str
+) -> None:
     done = without(
-        {"torch"},
-        "import sys; from tumorlens.cli import app;"
-        "sys.exit(app.main(['train', '--out', 'nowhere']))",
+        {missing},
+        f"import sys; from tumorlens.cli import app; sys.exit(app.main({words!r}))",
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == 'hint: pip install "tumorlens[train]"'
+    assert done.stderr.splitlines()[-1] == f'hint: pip install "tumorlens[{extra}]"'
     assert len(done.stderr.splitlines()) == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import tumorlens
+from support.handmade_metrics import handmade_metrics
 from tumorlens.cli import app
 from tumorlens.config import load_config
+from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import ConfigError, RunError
-from tumorlens.files import sha256_of_bytes
+from tumorlens.files import sha256_of_bytes, write_json
 from tumorlens.runs import listing
 from tumorlens.runs.folder import ModelCard, Run, create_run
 from tumorlens.runs.listing import COLUMNS, STATES, RunRow, list_runs
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = b"any bytes"
 
+CLEAN = LeakVerdict(leaks=False, words="No leak found.")
+
 
 def make_run(
     path: Path,
@@ -35,12 +40,12 @@ def make_run(
     test: float | None = None,
     is_finished: bool = True,
     epoch: int = 2,
-    leak: dict[str, Any] | None = None,
+    leak: LeakVerdict | None = None,
 ) -> Run:
     """Write a run folder: the second epoch was kept."""
     run = create_run(path, load_config(assignments=["optim.epochs=3", *settings]))
     run.write_environment({"seed": 42})
-    run.write_leak(leak or {"leaks": False, "words": "No leak found."})
+    run.write_leak(leak or CLEAN)
     rows = [
         {"epoch": number, "val_accuracy": value, "is_best": number <= 2}
         for number, value in enumerate(val, start=1)
@@ -63,7 +68,7 @@ def make_run(
 
 def write_metrics(run: Run, value: float, subset: str = "test") -> None:
     accuracy = {"value": value, "low": value - 0.1, "high": value + 0.1}
-    run.metrics_of(subset).write_text(json.dumps({"accuracy": accuracy}))
+    write_json(run.metrics_of(subset), handmade_metrics(accuracy=accuracy))
 
 
 def make_kfold(path: Path, num_done: int) -> Run:
@@ -98,7 +103,10 @@ def test_a_finished_run_has_its_figures(tmp_path: Path) -> None:
     row = only(tmp_path)
     assert (row.state, row.progress) == ("finished", "epoch 3 of 3")
     assert row.val_accuracy == 0.75  # of the kept epoch, not of the last one
-    assert row.test_accuracy == pytest.approx({"value": 0.8, "low": 0.7, "high": 0.9})
+    assert row.test_accuracy is not None
+    assert row.test_accuracy.model_dump() == pytest.approx(
+        {"value": 0.8, "low": 0.7, "high": 0.9}
+    )
     assert (row.leak, row.reason) == ("no leak", None)
     written = datetime.fromtimestamp(1_700_000_000)
     assert row.date == written.strftime("%Y-%m-%d %H:%M")
@@ -115,8 +123,14 @@ def test_a_split_is_called_free_of_leaks_only_where_all_patients_are_known(
     tmp_path: Path, num_unknown: int, state: str
 ) -> None:
     run = make_run(tmp_path / "one")
-    numbers = {"num_test": 8, "num_test_unknown_patient": num_unknown}
-    run.write_leak({"leaks": False, "words": "No copies.", **numbers})
+    run.write_leak(
+        LeakVerdict(
+            leaks=False,
+            num_test=8,
+            num_test_unknown_patient=num_unknown,
+            words="No copies.",
+        )
+    )
     assert only(tmp_path).leak == state
 
 
@@ -134,7 +148,7 @@ def test_a_run_that_was_just_made_is_one(tmp_path: Path) -> None:
 
 
 def test_imported_weights_are_marked_and_their_leak_is_unknown(tmp_path: Path) -> None:
-    unknown = {"leaks": True, "is_known": False, "words": "Unknown training data."}
+    unknown = LeakVerdict(leaks=True, is_known=False, words="Unknown training data.")
     run = make_run(tmp_path / "one", val=(), epoch=0, leak=unknown)
     write_metrics(run, 0.6, "val")
     row = only(tmp_path)
@@ -143,7 +157,7 @@ def test_imported_weights_are_marked_and_their_leak_is_unknown(tmp_path: Path) -
 
 
 def test_a_leak_is_marked(tmp_path: Path) -> None:
-    make_run(tmp_path / "one", leak={"leaks": True, "words": "Leak: ..."})
+    make_run(tmp_path / "one", leak=LeakVerdict(leaks=True, words="Leak: ..."))
     assert only(tmp_path).leak == "leak"
 
 
@@ -172,7 +186,7 @@ def test_a_fold_whose_folder_was_just_made_has_not_begun(tmp_path: Path) -> None
 
 def test_an_ensemble_counts_its_members(tmp_path: Path) -> None:
     run = create_run(tmp_path / "vote", load_config())
-    run.write_leak({"leaks": False, "words": "No leak found."})
+    run.write_leak(CLEAN)
     run.write_ensemble(["one", "two"])
     make_run(run.member_path(0))
     run.mark_finished()
@@ -215,39 +229,39 @@ def wrong_card(run: Run) -> str:
 
 def wrong_leak(run: Run) -> str:
     run.leak_path.write_text("{}")
-    return "leak.json holds no leak verdict"
+    return "leak.json is damaged at leaks: Field required"
 
 
 def wrong_metrics(run: Run) -> str:
-    run.metrics_path.write_text('{"accuracy": [1]}')
-    return "metrics.json has no accuracy: TypeError"
+    write_json(run.metrics_path, handmade_metrics(accuracy=[1]))
+    return r"metrics.json is damaged at accuracy: .*, got \[1\]"
 
 
 def endless_metrics(run: Run) -> str:
     run.metrics_path.write_text("[" * 100_000)
-    return "metrics.json has no accuracy: RecursionError"
+    return "metrics.json is not JSON: maximum recursion depth"
 
 
 def binary_metrics(run: Run) -> str:
     run.metrics_path.write_bytes(b"\xff\xfe\x00")
-    return "metrics.json has no accuracy: UnicodeDecodeError"
+    return "metrics.json is not JSON: .* can't decode"
 
 
 def no_metrics(run: Run) -> str:
     run.metrics_path.write_text("{}")
-    return "metrics.json has no accuracy: KeyError 'accuracy'"
+    return "expected format 1 in .*metrics.json, got None"
 
 
 def endless_accuracy(run: Run) -> str:
-    accuracy = '{"value": Infinity, "low": null, "high": null}'
-    run.metrics_path.write_text(f'{{"accuracy": {accuracy}}}')
-    return "metrics.json: expected a number as accuracy, got inf"
+    accuracy = {"value": math.inf, "low": None, "high": None}
+    run.metrics_path.write_text(json.dumps(handmade_metrics(accuracy=accuracy)))
+    return "metrics.json is damaged at accuracy.value: .* finite number, got inf"
 
 
 def yes_as_accuracy(run: Run) -> str:
     accuracy = {"value": True, "low": None, "high": None}
-    run.metrics_path.write_text(json.dumps({"accuracy": accuracy}))
-    return "metrics.json: expected a number as accuracy, got True"
+    write_json(run.metrics_path, handmade_metrics(accuracy=accuracy))
+    return "metrics.json is damaged at accuracy.value: .* valid number, got True"
 
 
 @pytest.mark.parametrize(
@@ -282,8 +296,8 @@ def test_a_file_that_cannot_be_opened_is_a_reason_too(
 ) -> None:
     run = make_run(tmp_path / "bad", test=0.5)
 
-    def locked(path: Path, *_: Any, **__: Any) -> str:
-        raise PermissionError(13, "Permission denied", str(path))
+    def locked(run: Run, *_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(run.metrics_path))
 
     row = only(tmp_path)
     assert row.state == "finished"

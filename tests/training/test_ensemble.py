@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from support.runs_on_images import CLEAN, deal, make_kfold_run, make_run, rows_of
+from tumorlens.data.leakage import LeakVerdict
 from tumorlens.deploy.predictor import Predictor
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.evaluation.measure import evaluate
@@ -130,7 +131,7 @@ def test_equal_networks_are_counted_in_the_place_of_the_name(
 
 def test_metrics_say_what_the_members_have_in_common(pair: tuple[Run, Run]) -> None:
     both = join(*pair, tta="eight-views")
-    assert evaluate(both, device="cpu")["settings"] == {
+    assert evaluate(both, device="cpu").settings.model_dump() == {
         "model": "test_resnet + test_vit, eight-views",
         "size_px": None,
         "fit": "pad",
@@ -217,7 +218,7 @@ def test_what_any_member_has_learnt_from_is_not_in_val(
 
 
 def test_the_leak_is_that_of_the_worst_member(tmp_path: Path, data: Path) -> None:
-    leak = {"leaks": True, "num_copied": 3, "words": "Three copies."}
+    leak = LeakVerdict(leaks=True, num_copied=3, words="Three copies.")
     runs = (
         make_run(tmp_path / "clean", data),
         make_run(tmp_path / "leaky", data, leak=leak),

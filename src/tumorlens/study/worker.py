@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from tumorlens.errors import RunError, TumorlensError
 from tumorlens.extras import require
 from tumorlens.files import write_text
+from tumorlens.runs.progress import Listener, Relay
 from tumorlens.study.folder import Study, Trial
 from tumorlens.system import interruptible
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tumorlens.runs.folder import Run
     from tumorlens.study.store import Claim, Store
     from tumorlens.study.tracking import StudyTracker
+    from tumorlens.training.fit import TrainResult
 
 _MAX_SPLITS = 5
 """Halvings of a batch: 32 images then go through one by one."""
@@ -62,7 +64,7 @@ def work(
     *,
     only: str = "*",
     command: str = "",
-    make_listener: Callable[[str], Any] | None = None,
+    make_listener: Callable[[str], Listener] | None = None,
 ) -> bool:
     """Run trials until none is left.
 
@@ -71,7 +73,7 @@ def work(
         store: Says what is left to do.
         only: Pattern of the names of the trials to run, as of a shell.
         command: What the user typed, for the record of the runs.
-        make_listener: Gives the `train.Listener` of a trial by its name.
+        make_listener: Gives the listener of a trial by its name.
 
     Returns:
         False when an interrupt ended it. The trial that ran is free again, and goes on
@@ -193,9 +195,8 @@ def _run_trial(study: Study, claim: Claim, *, command: str, listener: Any) -> bo
         RuntimeError: The training failed by a fault of ours or of a library.
         TumorlensError: It failed for a reason that the user can understand.
     """
-    stage = require("tumorlens.training.fit")
     config = _config_of(study, claim)
-    listener = _Reporter(study, claim, listener or stage.Listener())
+    listener = _Reporter(study, claim, listener or Listener())
     for splits in range(claim.num_splits, _MAX_SPLITS + 1):
         parts = min(config.train.accumulate * 2**splits, config.train.batch_size)
         try:
@@ -221,8 +222,11 @@ def _run_trial(study: Study, claim: Claim, *, command: str, listener: Any) -> bo
     )
 
 
-def _train(study: Study, name: str, config: Config, command: str, listener: Any) -> Any:
-    train = require("tumorlens.training.fit").train
+def _train(
+    study: Study, name: str, config: Config, command: str, listener: Listener
+) -> TrainResult:
+    from tumorlens.training.fit import train
+
     run = study.open_run(name)
     if run is not None and run.config != config:
         # Begun with batches in other parts: its steps were other ones.
@@ -239,9 +243,9 @@ def _train(study: Study, name: str, config: Config, command: str, listener: Any)
 
 def _evaluate(run: Run, *, command: str) -> None:
     if not run.metrics_of("test").exists():
-        require("tumorlens.evaluation.measure").evaluate(
-            run, subset="test", command=command
-        )
+        from tumorlens.evaluation.measure import evaluate
+
+        evaluate(run, subset="test", command=command)
 
 
 def _config_of(study: Study, claim: Claim) -> Config:
@@ -274,31 +278,19 @@ class _Pruned(Exception):  # noqa: N818 - not an error
     """A trial was closed early by the pruner."""
 
 
-class _Reporter:
-    """A listener that also tells the store of each epoch."""
+class _Reporter(Relay):
+    """Reports each epoch to the store, which may close the trial."""
 
-    def __init__(self, study: Study, claim: Claim, inner: Any) -> None:
+    def __init__(self, study: Study, claim: Claim, inner: Listener) -> None:
+        super().__init__(inner)
         self._claim = claim
-        self._inner = inner
         search = study.plan.search
         self._column = f"val_{study.plan.objective}"
         self._prunes = search is not None and search.pruner != "none"
         self._last_epoch = 0
 
-    def stage(self, text: str) -> None:
-        self._inner.stage(text)
-
-    def fold(self, fold: int, num_folds: int) -> None:
-        self._inner.fold(fold, num_folds)
-
-    def files(self, done: int, total: int) -> None:
-        self._inner.files(done, total)
-
-    def batch(self, epoch: int, done: int, total: int) -> None:
-        self._inner.batch(epoch, done, total)
-
     def epoch(self, row: dict[str, Any]) -> None:
-        self._inner.epoch(row)
+        super().epoch(row)
         # Where epochs begin anew the next fold of a k-fold run does: the first tells.
         self._prunes = self._prunes and row["epoch"] > self._last_epoch
         self._last_epoch = row["epoch"]
