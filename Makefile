@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# Where bytecode is not kept, each of the many Pythons of the tests compiles all anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The first Python on the path that is new enough; `make PYTHON=... test` picks another.
 PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -31,16 +33,7 @@ help: ## Say what can be made
 .PHONY: demo
 demo: $(WITH_DEMO) ## The main job on built-in images: audit, train, evaluate, report (5 minutes)
 	@rm -rf demo
-	@echo "==> 1/5 images made from a brain template, with planted faults"
-	$(BIN)/tumorlens phantom demo/images
-	@echo "==> 2/5 audit: what is wrong with them"
-	$(BIN)/tumorlens audit demo/images --out demo/audit
-	@echo "==> 3/5 train, on a split that keeps patients and copies together"
-	$(BIN)/tumorlens train configs/demo.toml --data demo/images --out demo/run
-	@echo "==> 4/5 evaluate on the test subset"
-	$(BIN)/tumorlens evaluate demo/run
-	@echo "==> 5/5 report: one page"
-	$(BIN)/tumorlens report demo/run --data demo/images
+	@$(BIN)/python examples/demo.py
 	@echo "==> what came of it"
 	@$(BIN)/python examples/demo_summary.py demo
 
@@ -124,13 +117,17 @@ clean: ## Remove .venv, the demo, the benchmarks' runs and every cache
 	@echo "==> making .venv with $(PYTHON)"
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 2; }
 
-# What is installed follows pyproject.toml: a change there installs again.
+# What is installed follows pyproject.toml: a change there installs again. pip compiles
+# every module, one after the other: the demo leaves that to the first import of the few
+# that it needs, the tests use all cores for it.
 $(WITH_DEMO): .venv/bin/python pyproject.toml
 	@echo "==> installing tumorlens with what the demo needs (the first time: some GB, a minute or more)"
-	@$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	@$(BIN)/python -m pip install --quiet --no-compile --editable ".[demo]"
 	@touch $@
 
 $(WITH_TEST): .venv/bin/python pyproject.toml
 	@echo "==> installing tumorlens with what the tests need (the first time: some GB, a minute or more)"
-	@$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@$(BIN)/python -m pip install --quiet --no-compile --editable ".[test]"
+	@# A few modules of other projects are for another Python, so its status is no matter.
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@

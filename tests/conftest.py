@@ -23,13 +23,11 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Give a process of several one thread, and what it starts its bytecode.
+    """Give each of several processes one thread.
 
     The networks of the tests are small: with a thread for each core, two processes
-    spend most of their time waiting for each other. Many tests start a Python of its
-    own, which compiles the package anew where bytecode is not kept.
+    spend most of their time waiting for each other.
     """
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if "PYTEST_XDIST_WORKER" in os.environ:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ.setdefault(name, "1")
