@@ -1,5 +1,5 @@
 # Needs Python 3.11 or later, make and, for the first installation, a network.
-# Every target works from a clean clone, and again after that.
+# Every target works in a fresh clone, and can be repeated.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -23,11 +23,11 @@ WORKERS ?= 2
 # process begins with half of the tests in the order of the files, so most of what a
 # file prepares is prepared once, and takes tests from the other when it has none left.
 TESTS := -n $(WORKERS) --dist worksteal -m "not (gpu or network or real)"
-# The first of RUNS is a resnet18: some benchmarks measure only that.
+# The first of RUNS is a resnet18: some benchmarks measure only that one.
 BENCH := $(if $(DATA),--data $(DATA)) $(if $(RUNS),--runs $(RUNS)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 .PHONY: help
-help: ## Say what can be made
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' Makefile
 
 .PHONY: demo
@@ -39,11 +39,11 @@ demo: $(WITH_DEMO) ## The main job on built-in images: audit, train, evaluate, r
 
 .PHONY: test
 test: $(WITH_TEST) ## The tests
-	@echo "==> tests"
+	@echo "==> tests, in $(WORKERS) processes"
 	$(BIN)/python -m pytest -q $(TESTS)
 
 .PHONY: lint
-lint: $(WITH_TEST) ## Format check, lint, types
+lint: $(WITH_TEST) ## Format check, lint, types, imports
 	@echo "==> format"
 	$(BIN)/ruff format --check $(wildcard $(CODE))
 	@echo "==> lint"
@@ -54,7 +54,7 @@ lint: $(WITH_TEST) ## Format check, lint, types
 	$(BIN)/lint-imports --no-logo
 
 .PHONY: check
-check: lint test ## Format check, lint, types, tests: what CI runs
+check: lint test ## Format check, lint, types, imports, tests
 
 .PHONY: format
 format: $(WITH_TEST) ## Put the code in its format
@@ -62,7 +62,8 @@ format: $(WITH_TEST) ## Put the code in its format
 	$(BIN)/ruff check --fix $(wildcard $(CODE))
 
 .PHONY: coverage
-coverage: $(WITH_TEST) ## The tests, with the branches that they do not reach
+coverage: $(WITH_TEST) ## The tests, with the branches that they miss: what CI runs
+	@echo "==> tests"
 	$(BIN)/python -m pytest -q $(TESTS) --cov --cov-report=term-missing:skip-covered
 
 .PHONY: real
@@ -78,7 +79,7 @@ bench-copies: $(WITH_TEST) ## The search for copies on 10k, 100k and 1M hashes
 	$(BIN)/python benchmarks/copies.py
 
 .PHONY: bench
-bench: bench-speed bench-end-to-end bench-start bench-memory ## Every figure of speed in docs/performance.md but training's (long)
+bench: bench-speed bench-end-to-end bench-start bench-memory ## All figures of docs/performance.md except training (long)
 	@cat bench/*.md
 
 .PHONY: bench-speed
@@ -86,7 +87,7 @@ bench-speed: $(WITH_TEST) ## Artefacts against TorchScript (DATA=folder RUNS="ru
 	$(BIN)/python benchmarks/speed.py $(BENCH)
 
 .PHONY: bench-end-to-end
-bench-end-to-end: $(WITH_TEST) ## From files to labels, against the report's path
+bench-end-to-end: $(WITH_TEST) ## From files to labels, against the path of the baseline study
 	$(BIN)/python benchmarks/end_to_end.py $(BENCH)
 
 .PHONY: bench-start
@@ -98,7 +99,7 @@ bench-memory: $(WITH_TEST) ## Memory over 100,000 images
 	$(BIN)/python benchmarks/flat_memory.py $(BENCH)
 
 .PHONY: docs
-docs: $(WITH_TEST) ## Write docs/settings.md anew from the settings
+docs: $(WITH_TEST) ## Write docs/settings.md from the settings
 	$(BIN)/python docs/make_settings.py > docs/settings.md
 
 .PHONY: clean
