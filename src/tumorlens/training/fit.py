@@ -77,6 +77,33 @@ class Listener:
         """An epoch is over; `row` is its line of `history.jsonl`."""
 
 
+class Relay(Listener):
+    """A listener that passes everything on to another one; subclasses add to it."""
+
+    def __init__(self, inner: Listener | None) -> None:
+        self._inner = inner or Listener()
+
+    def stage(self, text: str) -> None:
+        """Pass on that a part of the work begins."""
+        self._inner.stage(text)
+
+    def fold(self, fold: int, num_folds: int) -> None:
+        """Pass on that a fold begins."""
+        self._inner.fold(fold, num_folds)
+
+    def files(self, done: int, total: int) -> None:
+        """Pass on how many of the stage's files are done."""
+        self._inner.files(done, total)
+
+    def batch(self, epoch: int, done: int, total: int) -> None:
+        """Pass on how many of the epoch's batches are done."""
+        self._inner.batch(epoch, done, total)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Pass on that an epoch is over."""
+        self._inner.epoch(row)
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """How a training ended."""
