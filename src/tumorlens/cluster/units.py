@@ -51,6 +51,7 @@ _HINT = (
 )
 _PATIENCE_S = 60
 """How long a statement is tried again once the database has been reached."""
+_RETRY_S = 1
 _CONNECT_S = 10
 _LOCKED_S = 120
 _ADVISORY_LOCK = 0x7465_6D6F
@@ -496,7 +497,7 @@ class Units:
         deadline = time.monotonic() + patience_s
         while True:
             try:
-                with self._engine.connect() as connection:
+                with _connect(self._engine) as connection:
                     connection.execution_options(is_write=is_write)
                     with connection.begin():
                         return work(connection, _now(connection))
@@ -504,7 +505,7 @@ class Units:
                 if time.monotonic() >= deadline:
                     problem, hint = _explain(error, self._url)
                     raise StoreError(problem, hint=hint) from None
-            time.sleep(1)
+            time.sleep(_RETRY_S)
 
 
 def has_job(url: str, job: str) -> bool:
@@ -520,7 +521,7 @@ def has_job(url: str, job: str) -> bool:
     if file is not None and not file.exists():
         return False
     try:
-        with _engine(url).connect() as connection:
+        with _connect(_engine(url)) as connection:
             if not sa.inspect(connection).has_table(_JOBS.name):
                 _refuse_optuna(connection, url)
                 return False
@@ -618,6 +619,21 @@ def _engine(url: str) -> sa.Engine:
         sa.event.listen(engine, "connect", _leave_transactions_to_us)
         sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _connect(engine: sa.Engine) -> Connection:
+    """Return a connection. Whatever a driver raises is an error of the connection.
+
+    Raises:
+        ConnectionError: The driver failed: pg8000 does where a password is missing.
+        DBAPIError: The database refused.
+    """
+    try:
+        return engine.connect()
+    except (DBAPIError, OSError):
+        raise
+    except Exception as error:
+        raise ConnectionError(f"{type(error).__name__}: {error}") from error
 
 
 def _leave_transactions_to_us(connection: Any, _: object) -> None:
