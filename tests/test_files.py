@@ -7,8 +7,10 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import BaseModel
 
-from tumorlens.errors import DataError
+from tumorlens import files
+from tumorlens.errors import DataError, RunError
 from tumorlens.files import (
     replacing,
     sha256_of,
@@ -117,3 +119,61 @@ def test_the_digest_covers_every_block(tmp_path: Path, num_bytes: int) -> None:
     content = bytes(range(256)) * (num_bytes // 256 + 1)
     (tmp_path / "a").write_bytes(content[:num_bytes])
     assert sha256_of(tmp_path / "a") == hashlib.sha256(content[:num_bytes]).hexdigest()
+
+
+class Thing(BaseModel):
+    """A file of two fields, as a stage defines one."""
+
+    format: int = 2
+    size_px: int
+
+
+def thing(path: Path, content: str) -> Path:
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def test_a_model_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    files.write_model(tmp_path / "a.json", Thing(size_px=3))
+    assert files.read_model(tmp_path / "a.json", Thing, hint="") == Thing(size_px=3)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{", r"a.json is not JSON: Expecting"),
+        ("[" * 100_000, r"a.json is not JSON: "),
+        ('{"format": 3, "size_px": 1}', r"expected format 2 in .*a.json, got 3"),
+        ('{"size_px": 1}', r"expected format 2 in .*a.json, got 1"),
+        ("[1]", r"expected format 2 in .*a.json, got \[1\]"),
+        (
+            '{"format": 2, "size_px": "x"}',
+            r"a.json is damaged at size_px: .* integer.*, got 'x'",
+        ),
+        ('{"format": 2}', r"a.json is damaged at size_px: Field required"),
+    ],
+)
+def test_a_damaged_file_is_an_error_that_names_file_and_field(
+    tmp_path: Path, content: str, problem: str
+) -> None:
+    with pytest.raises(RunError, match=problem) as caught:
+        files.read_model(thing(tmp_path / "a.json", content), Thing, hint="make it")
+    assert caught.value.hint == "make it"
+
+
+def test_a_file_of_the_first_layout_may_lack_the_number(tmp_path: Path) -> None:
+    class First(BaseModel):
+        format: int = 1
+        name: str
+
+    path = thing(tmp_path / "a.json", '{"name": "x"}')
+    assert files.read_model(path, First, hint="").name == "x"
+
+
+def test_a_file_that_is_missing_or_too_large_is_refused_unread(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"there is no .*none.json"):
+        files.read_json(tmp_path / "none.json", hint="")
+    with pytest.raises(RunError, match=r"a.json is larger than 3 bytes"):
+        files.read_json(thing(tmp_path / "a.json", "1234"), hint="", max_bytes=3)
+    with pytest.raises(RunError, match=r"cannot read .*: Is a directory"):
+        files.read_json(tmp_path, hint="")

@@ -1,21 +1,32 @@
-"""What a run's record says about where it was made."""
+"""The record of a run's machine, and helper processes."""
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import json
+import os
 import platform
 import re
+import signal
 import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import tumorlens
 from tumorlens import system
-from tumorlens.system import describe_environment
+from tumorlens.errors import DataError
+from tumorlens.system import Helper, HelperError, describe_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FAKE_SOURCE = "src/tumorlens/__init__.py"
 
@@ -102,3 +113,258 @@ def test_without_a_working_git_there_is_no_commit(
     monkeypatch.setattr(tumorlens, "__file__", str(tmp_path / FAKE_SOURCE))
     monkeypatch.setattr(subprocess, "run", fail)
     assert describe()["commit"] is None
+
+
+# Helper processes
+
+CHILD = """
+import os, sys, time
+from tumorlens.errors import DataError
+from tumorlens.system import answer_requests, helper_pipes
+
+def handle(request, payload):
+    match request["do"]:
+        case "reverse":
+            return {"pid": os.getpid(), "num": len(payload)}, payload[::-1]
+        case "environment":
+            return {"value": os.environ.get(request["name"]), "path": sys.path}, b""
+        case "refuse":
+            raise DataError("no such image: é", hint="look again")
+        case "raise":
+            raise RuntimeError("a fault of ours")
+        case "crash":
+            os.kill(os.getpid(), 11)
+        case "sleep":
+            time.sleep(60)
+        case "print":
+            print("printed by Python", flush=True)
+            os.write(1, b"printed by C\\n")
+            return {}, b""
+        case "garbage":
+            answers.write(request["bytes"].encode())
+            answers.flush()
+            return {}, b""
+        case "complain":
+            os.write(2, b"x" * (3 << 20))
+            return {}, b""
+        case "measure":
+            return {"bytes": os.fstat(2).st_size}, b""
+
+requests, answers = helper_pipes()
+answer_requests(handle, requests, answers)
+"""
+
+
+@pytest.fixture
+def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Helper]:
+    (tmp_path / "child.py").write_text(CHILD, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Helper("child", time_limit_s=60) as helper:
+        yield helper
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_helper_answers_with_content_and_payload(helper: Helper) -> None:
+    assert helper.pid is None
+    payload = bytes(range(256)) * 5000  # more than a pipe holds, line ends included
+    content, answer = helper.request({"do": "reverse"}, payload)
+    assert content == {"pid": helper.pid, "num": len(payload)}
+    assert answer == payload[::-1]
+
+
+def test_a_helper_stays_between_requests_and_ends_when_it_is_closed(
+    helper: Helper,
+) -> None:
+    pids = {helper.request({"do": "reverse"})[0]["pid"] for _ in range(3)}
+    (pid,) = pids
+    helper.close()
+    assert not is_running(pid)
+    helper.close()  # twice does no harm
+    assert helper.request({"do": "reverse"})[0]["pid"] != pid
+
+
+def test_a_helper_that_is_forgotten_ends(helper: Helper) -> None:
+    forgotten = Helper("child")
+    pid = forgotten.request({"do": "reverse"})[0]["pid"]
+    del forgotten
+    gc.collect()
+    assert not is_running(pid)
+
+
+def test_an_error_in_a_helper_is_raised_here_and_the_helper_lives_on(
+    helper: Helper,
+) -> None:
+    pid = helper.request({"do": "reverse"})[0]["pid"]
+    with pytest.raises(DataError) as caught:
+        helper.request({"do": "refuse"})
+    assert (caught.value.problem, caught.value.hint) == (
+        "no such image: é",
+        "look again",
+    )
+    assert helper.request({"do": "reverse"})[0]["pid"] == pid
+
+
+def test_a_fault_in_a_helper_is_an_error_with_its_last_line(helper: Helper) -> None:
+    with pytest.raises(
+        HelperError, match=r"^ended with status 1: RuntimeError: a fault of ours$"
+    ):
+        helper.request({"do": "raise"})
+
+
+def test_a_crash_is_an_error_and_the_next_request_has_a_new_helper(
+    helper: Helper,
+) -> None:
+    pid = helper.request({"do": "reverse"})[0]["pid"]
+    with pytest.raises(HelperError, match=r"^ended with status -11$"):
+        helper.request({"do": "crash"})
+    assert not is_running(pid)
+    assert helper.request({"do": "reverse"}, b"ab") == (
+        {"pid": helper.pid, "num": 2},
+        b"ba",
+    )
+
+
+def test_a_helper_that_was_killed_between_two_requests_is_an_error(
+    helper: Helper,
+) -> None:
+    pid = helper.request({"do": "reverse"})[0]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(HelperError, match=r"^ended with status -9$"):
+        helper.request({"do": "reverse"}, bytes(1 << 20))
+
+
+def test_a_helper_that_takes_too_long_is_killed(helper: Helper) -> None:
+    with Helper("child", time_limit_s=0.5) as impatient:
+        start = time.monotonic()
+        with pytest.raises(HelperError, match=r"^took longer than 0\.5 s$"):
+            impatient.request({"do": "sleep"})
+        assert time.monotonic() - start < 10
+        assert impatient.pid is None
+
+
+def test_without_a_limit_a_helper_is_waited_for(helper: Helper) -> None:
+    with Helper("child") as patient:
+        assert patient.request({"do": "reverse"})[0]["num"] == 0
+
+
+def test_prints_of_libraries_do_not_end_up_among_the_answers(helper: Helper) -> None:
+    assert helper.request({"do": "print"}) == ({}, b"")
+    assert helper.request({"do": "reverse"}, b"ab")[1] == b"ba"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "no json\n",
+        "[1]\n",
+        "{}\n",
+        '{"num_bytes": 0}\n',
+        '{"num_bytes": "x", "content": {}}\n',
+    ],
+)
+def test_garbage_on_the_pipe_is_an_error_and_ends_the_helper(
+    helper: Helper, content: str
+) -> None:
+    pid = helper.request({"do": "reverse"})[0]["pid"]
+    with pytest.raises(HelperError, match=r"^gave no valid answer: "):
+        helper.request({"do": "garbage", "bytes": content})
+    assert not is_running(pid)
+    assert helper.request({"do": "reverse"}, b"ab")[1] == b"ba"
+
+
+def test_ctrl_c_during_a_request_does_not_shift_the_answers(
+    helper: Helper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper.request({"do": "reverse"})
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "_receive", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            helper.request({"do": "reverse"}, b"first")
+    assert helper.request({"do": "reverse"}, b"second")[1] == b"dnoces"
+
+
+def test_threads_may_share_a_helper(helper: Helper) -> None:
+    payloads = [bytes([number]) * 100_000 + b"e" for number in range(20)]
+
+    def reverse(payload: bytes) -> bytes:
+        return helper.request({"do": "reverse"}, payload)[1]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(reverse, payloads)) == [one[::-1] for one in payloads]
+
+
+def test_what_a_helper_complains_of_does_not_fill_the_disk(helper: Helper) -> None:
+    helper.request({"do": "complain"})
+    assert helper.request({"do": "measure"})[0]["bytes"] == 0
+
+
+def test_a_helper_finds_this_package_and_not_files_of_the_current_folder(
+    helper: Helper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "json.py").write_text("raise SystemExit('mine')")
+    monkeypatch.chdir(tmp_path / "here")
+    with Helper("child", environment={"A_NAME": "a value"}) as other:
+        found = other.request({"do": "environment", "name": "A_NAME"})[0]
+    assert found["value"] == "a value"
+    assert str(Path(tumorlens.__file__).parents[1]) in found["path"]
+    assert "" not in found["path"]
+    assert str(tmp_path / "here") not in found["path"]
+
+
+def test_a_helper_ends_when_its_parent_is_killed(helper: Helper) -> None:
+    code = """
+import os, signal
+from tumorlens.system import Helper
+helper = Helper("child")
+print(helper.request({"do": "reverse"})[0]["pid"], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(
+                [str(Path(tumorlens.__file__).parents[1]), os.environ["PYTHONPATH"]]
+            ),
+        },
+    )
+    deadline = time.monotonic() + 10
+    while is_running(int(done.stdout)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(int(done.stdout))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_process_has_a_helper_of_its_own(helper: Helper) -> None:
+    pid = helper.request({"do": "reverse"})[0]["pid"]
+    child = os.fork()
+    if child == 0:
+        try:
+            is_other = helper.request({"do": "reverse"})[0]["pid"] != pid
+            helper.close()
+            os._exit(0 if is_other else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert helper.request({"do": "reverse"})[0]["pid"] == pid
+
+
+def test_a_helper_leaves_no_thread(helper: Helper) -> None:
+    before = threading.active_count()
+    helper.request({"do": "reverse"})
+    assert threading.active_count() == before

@@ -149,7 +149,8 @@ def read_model(
     """Return the content of a JSON file, checked against its model.
 
     Args:
-        path: A JSON object with the number of its layout under `format`.
+        path: A JSON object with the number of its layout under `format`. Some files
+            of the first layout have no number.
         model: What the object must be. The default of its field `format` is the only
             number that is read.
         hint: How to make the file again.
@@ -162,7 +163,7 @@ def read_model(
     from pydantic import ValidationError
 
     found = read_json(path, hint=hint, max_bytes=max_bytes)
-    got = found.get("format") if isinstance(found, dict) else found
+    got = found.get("format", 1) if isinstance(found, dict) else found
     expected = model.model_fields["format"].default
     if got != expected:
         raise RunError(

@@ -26,6 +26,7 @@ from tumorlens import config
 from tumorlens.cli import app, options
 from tumorlens.data.index import read_split
 from tumorlens.errors import RunError
+from tumorlens.runs import folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,7 +152,7 @@ def test_the_version_is_that_of_the_package(ask: Callable[..., Answer]) -> None:
 
 
 def test_the_protocols_are_those_of_the_settings() -> None:
-    assert set(options.Protocol) == set(get_args(config.Protocol))
+    assert set(get_args(options.Protocol)) == set(get_args(config.Protocol))
 
 
 @pytest.mark.parametrize("width", ["80", "40"])
@@ -166,10 +167,10 @@ def test_help_fits_a_narrow_terminal(
 def test_an_error_without_a_hint_gets_one(
     ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(module: str) -> None:
+    def fail(path: Path) -> None:
         raise RunError("no\nway")
 
-    monkeypatch.setattr(app, "require", fail)
+    monkeypatch.setattr(folder, "open_run", fail)
     said = "error: no way\nhint: see tumorlens report --help\n"
     assert ask("report", "run") == (2, "", said)
 
@@ -639,10 +640,10 @@ MAIN = "import sys; from tumorlens.cli import app; sys.exit(app.main(sys.argv[1:
 def test_an_interrupt_is_one_line_and_status_130(
     ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(module: str) -> None:
+    def interrupt(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(app, "require", interrupt)
+    monkeypatch.setattr(folder, "open_run", interrupt)
     assert ask("report", "run") == (130, "", "stopped\n")
 
 
@@ -690,10 +691,10 @@ def test_ctrl_c_in_a_training_keeps_everything_and_resume_goes_on(
 def test_an_error_of_our_own_keeps_its_traceback(
     ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(module: str) -> None:
+    def fail(path: Path) -> None:
         raise AssertionError("ours")
 
-    monkeypatch.setattr(app, "require", fail)
+    monkeypatch.setattr(folder, "open_run", fail)
     with pytest.raises(AssertionError, match="ours"):
         ask("report", "run")
 
@@ -750,13 +751,13 @@ def test_an_ensemble_with_views_prints_their_gain_where_there_is_val(
     assert "is not measured: no image is in val of all members" in answer.out
 
 
-def test_track_takes_no_other_word_for_its_url(
+def test_track_is_a_flag_and_its_url_an_option(
     ask: Callable[..., Answer], tmp_path: Path
 ) -> None:
     answer = ask("train", "--track", tmp_path / "no.toml", "--out", tmp_path / "run")
     assert_refused(answer, "cannot read the config", "no.toml")
-    answer = ask("train", "--track=here", "--out", tmp_path / "run")
-    assert_refused(answer, "expected a URL for --track, got 'here'")
+    answer = ask("train", "--track-url", "here", "--out", tmp_path / "run")
+    assert_refused(answer, "expected a URL for --track-url, got 'here'")
 
 
 def test_a_tracked_run_says_where_and_goes_on_there(
@@ -780,7 +781,7 @@ def test_tracking_that_is_broken_is_one_warning_beside_a_complete_run(
 ) -> None:
     out = tmp_path / "run"
     words = ["train", "--data", work / "data", *small(work / "cache"), "--out", out]
-    answer = ask(*words, "--track", "http://127.0.0.1:9")
+    answer = ask(*words, "--track-url", "http://127.0.0.1:9")
     assert answer.status == 0
     assert answer.err.count("warning: ") == 1
     assert "tracked" not in answer.out

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from tumorlens.cli import terminal
+from tumorlens.deploy.predictor import Prediction
 from tumorlens.system import is_main_process
 from tumorlens.text import one_line
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 ROW: dict[str, Any] = {
     "epoch": 7,
@@ -33,14 +29,6 @@ LINE = "epoch   7  train 0.812 71.2 %  val 0.900 65.0 %  lr 0.0003  52 images/s 
 CLASSES = ("glioma_tumor", "no_tumor")
 
 
-@dataclass
-class Answer:
-    path: str
-    probs: NDArray[np.float32] | None
-    predicted: str | None
-    error: str | None = None
-
-
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Return what a terminal of 80 columns is sent."""
@@ -50,9 +38,9 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return sent
 
 
-def answer(path: str, *probs: float) -> Answer:
+def prediction(path: str, *probs: float) -> Prediction:
     best = CLASSES[int(np.argmax(probs))]
-    return Answer(path, np.array(probs, dtype=np.float32), best)
+    return Prediction(Path(path), np.array(probs, dtype=np.float32), best, None)
 
 
 def test_text_cannot_steer_the_terminal() -> None:
@@ -62,7 +50,7 @@ def test_text_cannot_steer_the_terminal() -> None:
 def test_markup_in_a_file_name_is_shown_as_it_is(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    terminal.say("[red]a[/red] :smile:")
+    terminal.print_line("[red]a[/red] :smile:")
     terminal.print_table(["[b]file"], [["[red]b[/red]"]])
     assert capsys.readouterr().out.split() == [
         "[red]a[/red]",
@@ -143,10 +131,10 @@ def test_of_the_processes_of_torchrun_only_the_first_speaks(
 def test_one_image_has_its_classes_below_each_other(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    terminal.say_predictions(
+    terminal.print_predictions(
         [
-            ("a", CLASSES, [answer("x.png", 0.9, 0.1)]),
-            ("b", CLASSES, [answer("x.png", 0.25, 0.75)]),
+            ("a", CLASSES, [prediction("x.png", 0.9, 0.1)]),
+            ("b", CLASSES, [prediction("x.png", 0.25, 0.75)]),
         ]
     )
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -161,11 +149,11 @@ def test_one_image_has_its_classes_below_each_other(
 def test_several_images_have_a_line_for_each_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    bad = Answer("y.png", None, None, "not an image")
+    bad = Prediction(Path("y.png"), None, None, "not an image")
     runs = [
-        (name, CLASSES, [answer("x.png", 0.9, 0.1), bad]) for name in ("one", "two")
+        (name, CLASSES, [prediction("x.png", 0.9, 0.1), bad]) for name in ("one", "two")
     ]
-    terminal.say_predictions(runs)
+    terminal.print_predictions(runs)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1:] == [
         ["file", "run", "predicted", "tumor", "no_tumor"],
@@ -182,9 +170,9 @@ def test_a_table_loses_nothing_in_80_columns(
 ) -> None:
     classes = [f"meningioma_{number}" for number in range(num_classes)]
     probs = np.eye(num_classes, dtype=np.float32)[1]
-    path = "Testing/meningioma_tumor/image(2).jpg"
-    one = Answer(path, probs, "meningioma_1")
-    terminal.say_predictions([("run", classes, [one, one])])
+    path = Path("Testing/meningioma_tumor/image(2).jpg")
+    one = Prediction(path, probs, "meningioma_1", None)
+    terminal.print_predictions([("run", classes, [one, one])])
     lines = screen.getvalue().splitlines()
     assert all("…" not in line for line in lines)
     if num_classes == 4:
@@ -195,7 +183,7 @@ def test_paths_and_commands_are_never_broken(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     long = tmp_path / ("a b" * 60)
-    terminal.say_next(f"it is in {long}", "tumorlens", "report", long)
+    terminal.print_next(f"it is in {long}", "tumorlens", "report", long)
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"it is in {long}"
     assert second == f"next: tumorlens report '{long}'"

@@ -158,8 +158,7 @@ def test_a_dead_process_of_another_machine_with_the_same_host_name_is_not_known_
     on_machine("far", monkeypatch)
     units = filled(url, "only")
     lease = claimed(units)
-    dead = {"pid": 2**22 + 1, "process_start": 0.0}
-    units.change(lease.unit, **dead)
+    units.change(lease.unit, pid=2**22 + 1, process_start=0.0)
     assert units.all()[0].is_orphan()
     on_machine("here", monkeypatch)
     assert not units.all()[0].is_orphan()

@@ -736,7 +736,7 @@ def test_all_leaves_out_what_the_processor_cannot_do_and_says_so(
 
     monkeypatch.setattr(module, "has_bf16", lambda: False)
     kinds = [kind for kind in KINDS if kind != "openvino-bf16"]
-    assert deploy._kinds(["all"]) == kinds
+    assert deploy._kinds_to_export(["all"]) == kinds
     assert capsys.readouterr().out == (
         "left out: openvino-bf16, which this processor does not compute\n"
     )

@@ -76,7 +76,7 @@ class Table:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, dict[str, Any]]:
     path = tmp_path_factory.mktemp("table") / "predictions.csv"
     write_predictions(path, answers())
-    return Table(path), metrics_from_predictions(path)
+    return Table(path), metrics_from_predictions(path).model_dump(mode="json")
 
 
 # every figure, from the CSV file and scikit-learn alone
@@ -221,8 +221,8 @@ def test_intervals_equal_a_plain_loop_over_drawn_images(
             values.setdefault(name, []).append(value)
     for name, resampled in values.items():
         low, high = np.percentile(resampled, [2.5, 97.5])
-        assert got[name]["low"] == pytest.approx(low), name
-        assert got[name]["high"] == pytest.approx(high), name
+        assert getattr(got, name).low == pytest.approx(low), name
+        assert getattr(got, name).high == pytest.approx(high), name
 
 
 def test_the_interval_is_explained(pair: tuple[Table, dict[str, Any]]) -> None:
@@ -240,7 +240,7 @@ def test_the_interval_is_explained(pair: tuple[Table, dict[str, Any]]) -> None:
 
 def written(path: Path, table: Predictions) -> dict[str, Any]:
     write_predictions(path / "predictions.csv", table)
-    return metrics_from_predictions(path / "predictions.csv")
+    return metrics_from_predictions(path / "predictions.csv").model_dump(mode="json")
 
 
 def with_probs(table: Predictions, probs: NDArray[np.float64]) -> Predictions:
@@ -556,11 +556,14 @@ def test_a_run_leaves_predictions_of_its_test_subset_and_their_metrics(
         "web" if int(path.split("/")[1].removesuffix(".png")) < 4 else ""
         for path in table.paths
     )
-    assert got == json.loads(run.metrics_path.read_text(encoding="utf-8"))
-    assert got == got | metrics_from_predictions(run.predictions_path)
-    assert (got["format"], got["protocol"], got["subset"]) == (1, "grouped", "test")
-    assert got["leak"] == LEAK
-    assert got["settings"]["model"] == "test_vit"
+    written = json.loads(run.metrics_path.read_text(encoding="utf-8"))
+    assert written == got.model_dump(mode="json")
+    assert run.metrics() == got
+    again = metrics_from_predictions(run.predictions_path)
+    assert dict(again).items() <= dict(got).items()
+    assert (written["format"], got.protocol, got.subset) == (1, "grouped", "test")
+    assert got.leak == LEAK
+    assert got.settings.model == "test_vit"
     assert progress[-1] == (len(test), len(test))
     assert [(look["subset"], look["command"]) for look in run.looks()] == [
         ("test", "tumorlens evaluate run")
@@ -597,8 +600,9 @@ def test_val_has_files_of_its_own_and_is_no_look_at_test(
 ) -> None:
     run, _ = make_run()
     got = evaluate(run, subset="val")
-    assert got["subset"] == "val"
-    assert got["num_images"] == len(rows_of(run, "val"))
+    assert got.subset == "val"
+    assert run.metrics("val") == got
+    assert got.num_images == len(rows_of(run, "val"))
     names = {path.name for path in run.path.iterdir()}
     assert {"predictions-val.csv", "metrics-val.json"} <= names
     assert names.isdisjoint({"predictions.csv", "metrics.json", "looks.jsonl"})
@@ -615,14 +619,14 @@ def test_folds_are_evaluated_one_by_one_and_pooled(
     assert [f"fold-{fold}" for fold in table.folds] == [
         rows[path].subset for path in table.paths
     ]
-    assert (got["num_images"], got["protocol"]) == (36, "grouped-kfold")
-    assert [fold["num_images"] for fold in got["folds"]] == [12, 12, 12]
+    assert (got.num_images, got.protocol) == (36, "grouped-kfold")
+    assert [fold.num_images for fold in got.folds] == [12, 12, 12]
     for number, fold in enumerate(run.folds()):
         part = read_predictions(fold.predictions_path)
         pooled = table.rows([n for n, f in enumerate(table.folds) if f == number])
         assert part.probs.tolist() == pooled.probs.tolist()
         of_fold = json.loads(fold.metrics_path.read_text(encoding="utf-8"))
-        assert of_fold["accuracy"]["value"] == got["folds"][number]["accuracy"]
+        assert of_fold["accuracy"]["value"] == got.folds[number].accuracy
         assert len(fold.looks()) == 1
     assert len(run.looks()) == 1
 
@@ -633,7 +637,7 @@ def test_a_subset_of_all_folds_is_refused(
     run, _ = make_run(protocol="grouped-kfold")
     with pytest.raises(ConfigError, match=r"no subset 'val' of its own.*\n.*folds/0"):
         evaluate(run, subset="val")
-    assert evaluate(run.folds()[0], subset="val")["subset"] == "val"
+    assert evaluate(run.folds()[0], subset="val").subset == "val"
 
 
 def test_an_unknown_subset_is_named(make_run: Callable[..., tuple[Run, Path]]) -> None:
@@ -650,7 +654,7 @@ def test_an_unfinished_run_shows_val_but_not_test(
     with pytest.raises(RunError, match=r"not finished.*\n.*--resume"):
         evaluate(run)
     assert run.looks() == []
-    assert evaluate(run, subset="val")["subset"] == "val"
+    assert evaluate(run, subset="val").subset == "val"
 
 
 def test_a_missing_fold_is_an_unfinished_run(
@@ -731,4 +735,4 @@ def test_a_run_without_data_asks_for_it(
     run = replace(run, config=parse_config(settings))
     with pytest.raises(DataError, match=r"does not say where.*\n.*--data"):
         evaluate(run)
-    assert evaluate(run, data=data)["num_images"] == len(rows_of(run, "test"))
+    assert evaluate(run, data=data).num_images == len(rows_of(run, "test"))

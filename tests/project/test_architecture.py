@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from support.missing_libraries import HEAVY, run_python, without
+from support.missing_libraries import HEAVY, PACKAGE, run_python, without
 
 
 @pytest.mark.parametrize(
@@ -73,7 +78,7 @@ def test_a_missing_extra_is_named_with_its_pip_line(
     done = without(
         {missing},
         "from tumorlens import errors, extras\n"
-        f"try: extras.require({module!r})\n"
+        f"try:\n with extras.naming_missing_extras(): import {module}\n"
         "except errors.MissingExtraError as error: print(error.problem, error.hint)",
     )
     assert done.stdout == (
@@ -82,19 +87,107 @@ def test_a_missing_extra_is_named_with_its_pip_line(
     ), done.stderr
 
 
+def test_an_optional_library_is_required_by_name() -> None:
+    done = without(
+        {"onnx"},
+        "from tumorlens import errors, extras\n"
+        "try: extras.require('onnx', needed_by='the format onnx')\n"
+        "except errors.MissingExtraError as error: print(error.problem, error.hint)",
+    )
+    assert done.stdout == (
+        "the format onnx needs the library 'onnx', which is not installed "
+        'pip install "tumorlens[export]"\n'
+    ), done.stderr
+
+
 def test_a_missing_module_of_our_own_is_no_missing_extra() -> None:
     done = run_python(
-        "from tumorlens.extras import require; require('tumorlens.nosuch')"
+        "from tumorlens.extras import naming_missing_extras\n"
+        "with naming_missing_extras(): import tumorlens.nosuch"
     )
     assert "ModuleNotFoundError: No module named 'tumorlens.nosuch'" in done.stderr
 
 
-def test_the_command_line_names_the_missing_extra() -> None:
+@pytest.mark.parametrize(
+    ("words", "missing", "extra"),
+    [
+        (["train", "--out", "nowhere"], "torch", "train"),
+        (["audit", "nowhere", "--out", "nowhere"], "sklearn", "train"),
+        (["benchmark", "nowhere"], "jinja2", "train"),
+        (["compare", "nowhere"], "jinja2", "train"),
+        (["lr-find", "--out", "nowhere"], "matplotlib", "train"),
+    ],
+)
+def test_the_command_line_names_the_missing_extra(
+    words: list[str], missing: str, extra: str
+) -> None:
     done = without(
-        {"torch"},
-        "import sys; from tumorlens.cli import app;"
-        "sys.exit(app.main(['train', '--out', 'nowhere']))",
+        {missing},
+        f"import sys; from tumorlens.cli import app; sys.exit(app.main({words!r}))",
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == 'hint: pip install "tumorlens[train]"'
+    assert done.stderr.splitlines()[-1] == f'hint: pip install "tumorlens[{extra}]"'
     assert len(done.stderr.splitlines()) == 2
+
+
+UPWARD = {
+    "of a module": "from tumorlens.cli import terminal\n",
+    "inside a function": "\n\ndef late() -> None:\n    import tumorlens.cli.terminal\n",
+}
+
+
+@pytest.fixture
+def copied_source(tmp_path: Path) -> Path:
+    """Return a folder with the package's source and its contracts, to be changed."""
+    shutil.copytree(
+        PACKAGE, tmp_path / "tumorlens", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copy(PACKAGE.parents[1] / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def lint_imports(source: Path) -> tuple[int, str]:
+    """Return the status and the words of import-linter on a copy of the source."""
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "lint-imports"), "--no-logo", "--no-cache"],
+        cwd=source,
+        env={**os.environ, "PYTHONPATH": str(source), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def test_the_contracts_on_imports_are_kept(copied_source: Path) -> None:
+    status, words = lint_imports(copied_source)
+    assert status == 0, words
+    assert "2 kept, 0 broken" in words
+
+
+@pytest.mark.parametrize("code", UPWARD.values(), ids=UPWARD)
+def test_an_import_of_a_higher_layer_breaks_the_contract(
+    code: str, copied_source: Path
+) -> None:
+    with (copied_source / "tumorlens" / "stats" / "metrics.py").open("a") as file:
+        file.write(code)
+    status, words = lint_imports(copied_source)
+    assert status == 1
+    assert "tumorlens.stats.metrics -> tumorlens.cli.terminal" in words
+
+
+def test_a_package_without_a_place_in_the_layers_breaks_the_contract(
+    copied_source: Path,
+) -> None:
+    (copied_source / "tumorlens" / "helpers.py").touch()
+    status, words = lint_imports(copied_source)
+    assert status == 1
+    assert "tumorlens.helpers" in words
+
+
+def test_torch_in_the_statistics_breaks_the_contract(copied_source: Path) -> None:
+    with (copied_source / "tumorlens" / "stats" / "metrics.py").open("a") as file:
+        file.write("\n\ndef late() -> None:\n    import torch\n")
+    status, words = lint_imports(copied_source)
+    assert status == 1
+    assert "tumorlens.stats is not allowed to import torch" in words

@@ -16,6 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.handmade_metrics import (
+    CLASSES,
+    LEAK_WORDS,
+    SUBSET_COUNTS,
+    handmade_metrics,
+    leak,
+)
 from support.images import draw_image
 from tumorlens.config import parse_config, setting_names
 from tumorlens.data.audit import audit
@@ -32,93 +39,6 @@ from tumorlens.runs.folder import Run, create_run
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-CLASSES = ("glioma", "meningioma", "no_tumor", "pituitary")
-LEAK_WORDS = (
-    "5 of the 8 test images have a copy in training, 3 of them pixel for pixel: "
-    "figures on this test subset say little about new patients"
-)
-SUBSET_COUNTS = [[6, 1, 0, 1], [0, 7, 1, 0], [0, 0, 8, 0], [1, 2, 0, 5]]
-
-
-def leak(*, leaks: bool, num_unknown: int = 0) -> dict[str, Any]:
-    return {
-        "leaks": leaks,
-        "num_test": 32,
-        "num_copied": 5 if leaks else 0,
-        "num_pixel_identical": 3 if leaks else 0,
-        "num_patients_on_both_sides": 2 if leaks else 0,
-        "num_test_patient_in_train": 4 if leaks else 0,
-        "num_test_unknown_patient": num_unknown,
-        "words": LEAK_WORDS if leaks else "no test image has a copy in training",
-    }
-
-
-def measure(value: float) -> dict[str, float]:
-    return {"value": value, "low": value - 0.0511, "high": value + 0.0322}
-
-
-def metrics(*, leaks: bool, classes: tuple[str, ...]) -> dict[str, Any]:
-    protocol = "as-given" if leaks else "grouped"
-    return {
-        "format": 1,
-        "protocol": protocol,
-        "subset": "test",
-        "num_images": 32,
-        "num_groups": 21,
-        "classes": list(classes),
-        "leak": leak(leaks=leaks),
-        "settings": {"model": "resnet18"},
-        "accuracy": measure(0.8126),
-        "balanced_accuracy": measure(0.8037),
-        "macro_f1": measure(0.7948),
-        "macro_auroc": measure(0.9371),
-        "log_loss": measure(0.6161),
-        "brier": measure(0.2839),
-        "ece": measure(0.1043),
-        "per_class": {
-            name: {
-                "num_images": 8,
-                "precision": 0.8571 - 0.01 * number,
-                "recall": measure(0.7513 + 0.02 * number),
-                "specificity": 0.9583 - 0.01 * number,
-                "f1": 0.8004 - 0.01 * number,
-                "auroc": 0.9417 - 0.011 * number,
-            }
-            for number, name in enumerate(classes)
-        },
-        "confusion_matrix": SUBSET_COUNTS,
-        "by_source": {
-            "figshare": {
-                "num_images": 20,
-                "accuracy": measure(0.9012),
-                "recall": {
-                    name: {**measure(0.8765), "num_images": 5} for name in classes
-                },
-            },
-            "unknown": {
-                "num_images": 12,
-                "accuracy": measure(0.6667),
-                "recall": {
-                    name: {**measure(0.5432), "num_images": 3} for name in classes[:3]
-                },
-            },
-        },
-        "folds": [],
-        "curves": {
-            "roc": {
-                name: {"fpr": [0, 0, 0.1, 1], "tpr": [0, 0.6, 0.9 - 0.05 * n, 1]}
-                for n, name in enumerate(classes)
-            },
-            "calibration": {
-                "confidence": [0.44, 0.65, 0.93],
-                "accuracy": [0.5, 0.6, 0.9],
-                "count": [4, 8, 20],
-            },
-        },
-        "interval": "95 %, percentile bootstrap over 21 groups, 2000 resamples, "
-        "seed 42; Wilson for recalls",
-    }
 
 
 def history(num_epochs: int, *, offset: float = 0.0) -> list[dict[str, Any]]:
@@ -179,7 +99,7 @@ def _run_maker(tmp_path: Path) -> Callable[..., Run]:
             {"data": {"path": str(data), "protocol": protocol}, "optim": {"epochs": 6}}
         )
         run = create_run(tmp_path / name, config)
-        content = metrics(leaks=leaks, classes=classes)
+        content = handmade_metrics(leaks=leaks, classes=classes)
         content["protocol"] = protocol
         if num_folds:
             for fold in range(num_folds):
@@ -576,7 +496,8 @@ def test_a_run_without_figures_to_show_says_what_to_do(
     [
         ('{"format": 2}', r"expected format 1 in .*metrics\.json, got 2"),
         ("[]", r"expected format 1 in .*metrics\.json, got \[\]"),
-        ("{", r"cannot read .*metrics\.json: Expecting property name"),
+        ("{", r"metrics\.json is not JSON: Expecting property name"),
+        ('{"format": 1}', r"metrics\.json is damaged at protocol: Field required"),
     ],
 )
 def test_metrics_that_are_not_ours_are_refused(

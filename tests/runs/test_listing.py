@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import tumorlens
+from support.handmade_metrics import handmade_metrics
 from tumorlens.cli import app
 from tumorlens.config import load_config
 from tumorlens.errors import ConfigError, RunError
-from tumorlens.files import sha256_of_bytes
+from tumorlens.files import sha256_of_bytes, write_json
 from tumorlens.runs import listing
 from tumorlens.runs.folder import ModelCard, Run, create_run
 from tumorlens.runs.listing import COLUMNS, STATES, RunRow, list_runs
@@ -63,7 +65,7 @@ def make_run(
 
 def write_metrics(run: Run, value: float, subset: str = "test") -> None:
     accuracy = {"value": value, "low": value - 0.1, "high": value + 0.1}
-    run.metrics_of(subset).write_text(json.dumps({"accuracy": accuracy}))
+    write_json(run.metrics_of(subset), handmade_metrics(accuracy=accuracy))
 
 
 def make_kfold(path: Path, num_done: int) -> Run:
@@ -98,7 +100,10 @@ def test_a_finished_run_has_its_figures(tmp_path: Path) -> None:
     row = only(tmp_path)
     assert (row.state, row.progress) == ("finished", "epoch 3 of 3")
     assert row.val_accuracy == 0.75  # of the kept epoch, not of the last one
-    assert row.test_accuracy == pytest.approx({"value": 0.8, "low": 0.7, "high": 0.9})
+    assert row.test_accuracy is not None
+    assert row.test_accuracy.model_dump() == pytest.approx(
+        {"value": 0.8, "low": 0.7, "high": 0.9}
+    )
     assert (row.leak, row.reason) == ("no leak", None)
     written = datetime.fromtimestamp(1_700_000_000)
     assert row.date == written.strftime("%Y-%m-%d %H:%M")
@@ -219,35 +224,35 @@ def wrong_leak(run: Run) -> str:
 
 
 def wrong_metrics(run: Run) -> str:
-    run.metrics_path.write_text('{"accuracy": [1]}')
-    return "metrics.json has no accuracy: TypeError"
+    write_json(run.metrics_path, handmade_metrics(accuracy=[1]))
+    return r"metrics.json is damaged at accuracy: .*, got \[1\]"
 
 
 def endless_metrics(run: Run) -> str:
     run.metrics_path.write_text("[" * 100_000)
-    return "metrics.json has no accuracy: RecursionError"
+    return "metrics.json is not JSON: maximum recursion depth"
 
 
 def binary_metrics(run: Run) -> str:
     run.metrics_path.write_bytes(b"\xff\xfe\x00")
-    return "metrics.json has no accuracy: UnicodeDecodeError"
+    return "metrics.json is not JSON: .* can't decode"
 
 
 def no_metrics(run: Run) -> str:
     run.metrics_path.write_text("{}")
-    return "metrics.json has no accuracy: KeyError 'accuracy'"
+    return "expected format 1 in .*metrics.json, got None"
 
 
 def endless_accuracy(run: Run) -> str:
-    accuracy = '{"value": Infinity, "low": null, "high": null}'
-    run.metrics_path.write_text(f'{{"accuracy": {accuracy}}}')
-    return "metrics.json: expected a number as accuracy, got inf"
+    accuracy = {"value": math.inf, "low": None, "high": None}
+    run.metrics_path.write_text(json.dumps(handmade_metrics(accuracy=accuracy)))
+    return "metrics.json is damaged at accuracy.value: .* finite number, got inf"
 
 
 def yes_as_accuracy(run: Run) -> str:
     accuracy = {"value": True, "low": None, "high": None}
-    run.metrics_path.write_text(json.dumps({"accuracy": accuracy}))
-    return "metrics.json: expected a number as accuracy, got True"
+    write_json(run.metrics_path, handmade_metrics(accuracy=accuracy))
+    return "metrics.json is damaged at accuracy.value: .* valid number, got True"
 
 
 @pytest.mark.parametrize(
@@ -282,8 +287,8 @@ def test_a_file_that_cannot_be_opened_is_a_reason_too(
 ) -> None:
     run = make_run(tmp_path / "bad", test=0.5)
 
-    def locked(path: Path, *_: Any, **__: Any) -> str:
-        raise PermissionError(13, "Permission denied", str(path))
+    def locked(run: Run, *_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(run.metrics_path))
 
     row = only(tmp_path)
     assert row.state == "finished"

@@ -27,12 +27,13 @@ from tumorlens.cli import terminal
 from tumorlens.config import load_config
 from tumorlens.errors import ConfigError, MissingExtraError
 from tumorlens.evaluation.measure import evaluate
-from tumorlens.evaluation.tta import measure_gain
+from tumorlens.evaluation.tta import measure_tta
 from tumorlens.report import write_run_report
 from tumorlens.runs.folder import MIRRORS, Run, open_run
+from tumorlens.runs.progress import Listener
 from tumorlens.runs.tracking import DATABASE, Tracker
 from tumorlens.training.ensemble import make_ensemble
-from tumorlens.training.fit import Listener, train
+from tumorlens.training.fit import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -144,14 +145,14 @@ def test_evaluation_and_report_add_to_the_same_run(
     assert said.tracker().mirror(run)
     measures = evaluate(run, device="cpu")
     evaluate(run, subset="val", device="cpu")
-    measure_gain(run, device="cpu")
+    measure_tta(run, device="cpu")
     write_run_report(run)
     assert said.tracker().mirror(run)
     (there,) = runs_at(f"sqlite:///{database}").values()
     got = there.data.metrics
-    assert got["test/accuracy"] == measures["accuracy"]["value"]
-    assert got["test/accuracy_low"] == measures["accuracy"]["low"]
-    assert got["test/ece"] == measures["ece"]["value"]
+    assert got["test/accuracy"] == measures.accuracy.value
+    assert got["test/accuracy_low"] == measures.accuracy.low
+    assert got["test/ece"] == measures.ece.value
     assert "test/ece_low" not in got
     assert "val/accuracy" in got
     assert artifacts_of(there) == {
@@ -200,7 +201,7 @@ def test_neither_paths_nor_names_of_images_or_patients_are_sent(
     )
     run = Run(run.path, run.config.model_copy(update={"model": model}))
     evaluate(run, device="cpu")
-    measure_gain(run, device="cpu")
+    measure_tta(run, device="cpu")
     write_run_report(run)
     (run.figures_dir / "mistakes.png").write_bytes(b"a picture of MUELLER")
     assert said.tracker().mirror(run), said
@@ -588,7 +589,7 @@ def test_a_damaged_note_of_where_it_was_tracked_costs_no_training(
 
 
 def test_the_console_says_one_line(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    tracker = Tracker(closed_port(), warn=terminal.say_warning)
+    tracker = Tracker(closed_port(), warn=terminal.print_warning)
     assert not tracker.mirror(run)
     assert not tracker.mirror(run)
     out, err = capfd.readouterr()
@@ -609,7 +610,9 @@ def test_a_password_is_neither_shown_nor_kept(
 
 
 def test_a_name_that_is_no_url_is_refused_before_the_training() -> None:
-    with pytest.raises(ConfigError, match=r"expected a URL for --track, got 'there'"):
+    with pytest.raises(
+        ConfigError, match=r"expected a URL for --track-url, got 'there'"
+    ):
         Tracker("there")
 
 

@@ -47,7 +47,7 @@ def drawn(*, seed: int, num: int = 90, first: int = 0) -> Predictions:
 
 def evaluated(path: Path, table: Predictions) -> dict[str, Any]:
     write_predictions(path / "predictions.csv", table)
-    return metrics_from_predictions(path / "predictions.csv")
+    return metrics_from_predictions(path / "predictions.csv").model_dump(mode="json")
 
 
 # measures

@@ -69,7 +69,9 @@ def test_arms_have_the_figures_of_evaluate_and_their_settings(
     measures = first["measures"]["as-given"]
     expected = metrics_from_predictions(two[0] / "predictions.csv")
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss"):
-        assert measures[name] == pytest.approx(expected[name]), name
+        assert measures[name] == pytest.approx(getattr(expected, name).model_dump()), (
+            name
+        )
     assert (measures["num_seeds"], measures["num_images"]) == (1, 40)
     assert measures["leak"] == {
         "words": "No leak found.",

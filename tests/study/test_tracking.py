@@ -167,7 +167,9 @@ def test_a_study_goes_on_where_it_was_tracked_before(
 
 
 def test_what_is_no_url_is_refused_before_there_is_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected a URL for --track, got 'there'"):
+    with pytest.raises(
+        ConfigError, match="expected a URL for --track-url, got 'there'"
+    ):
         StudyTracker(tmp_path / "study", name="question", url="there")
     assert list(tmp_path.iterdir()) == []
 

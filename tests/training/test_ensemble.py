@@ -130,7 +130,7 @@ def test_equal_networks_are_counted_in_the_place_of_the_name(
 
 def test_metrics_say_what_the_members_have_in_common(pair: tuple[Run, Run]) -> None:
     both = join(*pair, tta="eight-views")
-    assert evaluate(both, device="cpu")["settings"] == {
+    assert evaluate(both, device="cpu").settings.model_dump() == {
         "model": "test_resnet + test_vit, eight-views",
         "size_px": None,
         "fit": "pad",

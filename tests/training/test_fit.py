@@ -17,9 +17,10 @@ from tumorlens.config import Config, dump_config, load_config
 from tumorlens.data.index import read_index
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.runs.folder import Run, open_run
+from tumorlens.runs.progress import Listener
 from tumorlens.stats import metrics
 from tumorlens.training.dataset import PreparedData, image_limits, load_subset
-from tumorlens.training.fit import Listener, train
+from tumorlens.training.fit import train
 from tumorlens.training.loading import Decoding, plain_batches
 from tumorlens.training.network import (
     infer,

@@ -175,9 +175,9 @@ def test_with_data_it_is_evaluated_and_reported_with_the_warning(
     data = make_images(subsets={"Training": 8, "Testing": 4})
     run = take(f"data.path={data}", f"data.protocol={protocol}").run
     measures = evaluate(run, device="cpu")
-    assert measures["protocol"] == protocol
-    assert measures["num_images"] >= 4
-    words = measures["leak"]["words"]
+    assert measures.protocol == protocol
+    assert measures.num_images >= 4
+    words = measures.leak["words"]
     assert words.startswith("Unknown training data: mine.pth was trained elsewhere")
     assert "Had it been trained on this split's train: No copies found: none" in words
     page = write_run_report(run).path.read_text(encoding="utf-8")

@@ -1,19 +1,25 @@
-"""The commands that take a run elsewhere: `export`."""
+"""The commands that take a run to where it is used: `export` and `benchmark`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tumorlens.cli import terminal
-from tumorlens.cli.options import MovedOption, RunArgument
+from tumorlens.cli.options import STATUS_INTERRUPTED, MovedOption, RunArgument
 from tumorlens.errors import ArtefactError, ConfigError, did_you_mean
-from tumorlens.extras import require
+from tumorlens.files import check_folder, write_json
+from tumorlens.system import interruptible
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
+
+    from tumorlens.deploy.artefact import Artefact, Kind
+    from tumorlens.deploy.export import Exported
 
 FormatOption = Annotated[
     list[str] | None,
@@ -53,34 +59,52 @@ def export(
     Every val image goes from its file to a label, by the run and by what was exported.
     Where a label flips that the run was sure of, or accuracy falls, nothing is written.
     """
-    stage = require("tumorlens.deploy.export")
-    run = require("tumorlens.runs.folder").open_run(path)
+    from tumorlens.deploy import export as stage
+    from tumorlens.runs.folder import open_run
+
+    run = open_run(path)
     found = stage.export(
         run,
-        _kinds(formats or DEFAULT_KINDS),
+        _kinds_to_export(formats or DEFAULT_KINDS),
         data=data,
         max_drop=max_drop,
         max_difference=max_difference,
         command=context.obj,
         stage=terminal.counting,
     )
-    terminal.say_export([one.verdict for one in found], _sizes(found))
+    terminal.print_export([one.verdict for one in found], _sizes(found))
     for one in found:
         if one.is_earlier_gone:
-            terminal.say(f"{one.kind}: the earlier one was removed")
-    _refuse_failed(found, run.path)
-    terminal.say_next(
+            terminal.print_line(f"{one.kind}: the earlier one was removed")
+    artefacts = _artefacts(found, run.path)
+    terminal.print_next(
         f"the artefacts are in {run.path / 'export'}",
-        *("tumorlens", "predict", found[-1].artefact.path, "IMAGE"),
+        *("tumorlens", "predict", artefacts[-1].path, "IMAGE"),
     )
 
 
-def _sizes(found: list[Any]) -> list[int | None]:
+def _kinds_to_export(formats: Sequence[str]) -> list[Kind]:
+    """Return the formats by their names; 'all' is what this machine can compute."""
+    from tumorlens.deploy.artefact import KINDS
+    from tumorlens.deploy.export import kinds_here
+
+    if "all" not in formats:
+        return _kinds(formats)
+    kinds = list(dict.fromkeys([*_kinds(formats), *kinds_here()]))
+    left_out = [kind for kind in KINDS if kind not in kinds]
+    if left_out:
+        terminal.print_line(
+            f"left out: {left_out[0]}, which this processor does not compute"
+        )
+    return kinds
+
+
+def _sizes(found: Sequence[Exported]) -> list[int | None]:
     return [one.artefact.size_bytes if one.artefact else None for one in found]
 
 
-def _refuse_failed(found: list[Any], run: Path) -> None:
-    """End with an error where a verdict was against an artefact.
+def _artefacts(found: Sequence[Exported], run: Path) -> list[Artefact]:
+    """Return the artefacts, unless a verdict was against one.
 
     Raises:
         ArtefactError: It was against one or several.
@@ -92,25 +116,168 @@ def _refuse_failed(found: list[Any], run: Path) -> None:
             f"no artefact was written for {kinds}: {failed[0].verdict['reasons'][0]}",
             hint=f"{run / 'export' / 'parity.json'} has every difference",
         )
+    return [one.artefact for one in found if one.artefact is not None]
 
 
-def _kinds(formats: Sequence[str]) -> list[str]:
-    """Return the formats that are asked for.
+def benchmark(
+    context: typer.Context,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Run folders with artefacts, or artefact folders."
+        ),
+    ],
+    *,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="One of those of export; repeatable. Default: all there are.",
+        ),
+    ] = None,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="N,...",
+            help="Images at a time, one number or several. Default: 1,8,32. 1 is "
+            "always measured.",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Default: one per processor.")
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="BUDGET", help="For all timed turns. Default: 20 an artefact."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Images to ask about. Default: the val images of the first run.",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, or cuda: then the runs' networks on the GPU.")
+    ] = "cpu",
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for page, table and figures.")
+    ] = Path("benchmark"),
+) -> int:
+    """Measure artefacts side by side: time, memory, size, accuracy."""
+    from tumorlens.deploy.benchmark import session
+    from tumorlens.report import benchmark_tables as tables
+
+    # Before minutes of measuring, not after: a missing library of the page, a folder
+    # that cannot be written.
+    from tumorlens.report import write_benchmark_page
+
+    kinds = None if not formats or "all" in formats else _kinds(formats)
+    batches = _sizes_of_batches(batch) or session.BATCHES
+    check_folder(out)
+    try:
+        with _rounds() as progress:
+            if _is_gpu(device, formats, threads):
+                from tumorlens.deploy.benchmark.gpu import benchmark_gpu
+
+                found = benchmark_gpu(
+                    paths,
+                    batches=batches,
+                    seconds=seconds,
+                    data=data,
+                    command=context.obj,
+                    progress=progress,
+                )
+            else:
+                found = session.benchmark(
+                    paths,
+                    kinds=kinds,
+                    batches=batches,
+                    threads=threads,
+                    seconds=seconds,
+                    data=data,
+                    command=context.obj,
+                    progress=progress,
+                )
+    except KeyboardInterrupt:
+        print(f"nothing was written to {out}", file=sys.stderr)
+        return STATUS_INTERRUPTED
+    with interruptible():  # the files belong together: all of them or none
+        write_json(out / "benchmark.json", found)
+        tables.write_table(found, out / "benchmark.csv")
+        page = write_benchmark_page(out / "benchmark.json", out=out / "benchmark.html")
+    terminal.print_table(*tables.table_rows(found))
+    for sentence in found["words"]:
+        terminal.print_line(sentence)
+    terminal.print_line(
+        f"the page is {page}, benchmark.csv and benchmark.json are beside it"
+    )
+    return 0
+
+
+@contextmanager
+def _rounds() -> Iterator[Callable[[str, int], None]]:
+    """Give the function that shows how far the measuring is, where somebody watches."""
+    with terminal.progress_bars(last="{task.fields[rounds]} rounds") as bars:
+        if bars is None:
+            yield lambda _words, _rounds: None
+            return
+        task = bars.add_task("starting", total=None, rounds=0)
+        yield lambda words, rounds: bars.update(task, description=words, rounds=rounds)
+
+
+def _is_gpu(device: str, *only_on_cpu: object) -> bool:
+    """Whether the GPU is asked for.
+
+    Raises:
+        ConfigError: The device is unknown, or an option means nothing on a GPU.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"expected --device cpu or cuda, got {device!r}", hint="leave --device out"
+        )
+    if device == "cuda" and any(only_on_cpu):
+        raise ConfigError(
+            "--format and --threads are for the CPU, and --device is cuda",
+            hint="leave them out: on a GPU the runs' networks are measured",
+        )
+    return device == "cuda"
+
+
+def _kinds(formats: Sequence[str]) -> list[Kind]:
+    """Return the formats by their names; 'all' is passed over.
 
     Raises:
         ConfigError: One is unknown.
     """
-    known = require("tumorlens.deploy.artefact").KINDS
-    kinds: list[str] = []
+    from tumorlens.deploy.artefact import KINDS
+
     for name in formats:
-        if name != "all" and name not in known:
+        if name not in (*KINDS, "all"):
             raise ConfigError(
-                f"unknown --format {name!r}", hint=did_you_mean(name, [*known, "all"])
+                f"unknown --format {name!r}", hint=did_you_mean(name, [*KINDS, "all"])
             )
-        kinds += (
-            require("tumorlens.deploy.export").kinds_here() if name == "all" else [name]
+    return [kind for name in formats for kind in KINDS if kind == name]
+
+
+def _sizes_of_batches(given: Sequence[str] | None) -> list[int]:
+    """Return the numbers of --batch, which may be repeated.
+
+    Raises:
+        ConfigError: One is no whole number.
+
+    Example:
+        >>> _sizes_of_batches(["1,8", "32"])
+        [1, 8, 32]
+    """
+    words = [word.strip() for text in given or [] for word in text.split(",")]
+    wrong = [word for word in words if not word.isdecimal()]
+    if wrong:
+        raise ConfigError(
+            f"expected whole numbers for --batch, got {wrong[0]!r}",
+            hint="for example --batch 1,8,32",
         )
-    left_out = [kind for kind in known if "all" in formats and kind not in kinds]
-    if left_out:
-        terminal.say(f"left out: {left_out[0]}, which this processor does not compute")
-    return kinds
+    return [int(word) for word in words]

@@ -7,26 +7,23 @@ inside the functions.
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tumorlens.cli import terminal
-from tumorlens.extras import require
 from tumorlens.system import is_main_process
+
+if TYPE_CHECKING:
+    from tumorlens.config import Config
+    from tumorlens.runs.tracking import Tracker
 
 STATUS_INTERRUPTED = 130
 
 
-class Protocol(StrEnum):
-    """The protocols as choices of an option: those of `config.Protocol`."""
-
-    AS_GIVEN = "as-given"
-    GROUPED = "grouped"
-    GROUPED_KFOLD = "grouped-kfold"
-
+Protocol = Literal["as-given", "grouped", "grouped-kfold"]
+"""As `tumorlens.config.Protocol`, without the time of that import."""
 
 DataArgument = Annotated[
     Path,
@@ -58,11 +55,17 @@ MovedOption = Annotated[
     typer.Option(metavar="DATA", help="Where the images are, if they moved."),
 ]
 TrackOption = Annotated[
+    bool,
+    typer.Option(
+        "--track",
+        help="Mirror the run in MLflow: where it was tracked before, else in a file "
+        "mlflow.db beside it.",
+    ),
+]
+TrackUrlOption = Annotated[
     str | None,
     typer.Option(
-        metavar="[URL]",
-        help="Mirror the run in MLflow: on the server at URL; without one where it "
-        "was tracked before, else in a file mlflow.db beside it.",
+        metavar="URL", help="Mirror the run in the MLflow at this address instead."
     ),
 ]
 RunArgument = Annotated[
@@ -71,33 +74,27 @@ RunArgument = Annotated[
 
 
 def config_of(
-    path: Path | None, settings: list[str] | None, *options: tuple[str, Any]
-) -> Any:
+    path: Path | None, settings: list[str] | None, *options: tuple[str, object]
+) -> Config:
     """Return the settings of file and --set, with options of their own on top."""
+    from tumorlens.config import load_config
+
     # An option's value is text, whatever it looks like: "2024" is a folder.
     assignments = [
         f"{key}={json.dumps(str(value), ensure_ascii=False)}"
         for key, value in options
         if value is not None
     ]
-    load_config = require("tumorlens.config").load_config
     return load_config(path, assignments=[*(settings or []), *assignments])
 
 
-def tracker_of(track: str | None) -> Any:
-    """Return the `tracking.Tracker` that is asked for, or `None`."""
-    if track is None or not is_main_process():
+def tracker_of(*, track: bool, url: str | None) -> Tracker | None:
+    """Return what mirrors a run in MLflow; `None` without `--track` and its URL."""
+    if not (track or url) or not is_main_process():
         return None
-    return require("tumorlens.runs.tracking").Tracker(track, warn=terminal.say_warning)
+    from tumorlens.runs.tracking import Tracker
 
-
-def say_gain(run: Any, *, subset: str | None, data: Path | None, command: str) -> None:
-    """Measure what test-time augmentation changes, on val by default, and print it."""
-    with terminal.counting("predicting") as progress:
-        gain = require("tumorlens.evaluation.tta").measure_gain(
-            run, subset=subset or "val", data=data, command=command, progress=progress
-        )
-    terminal.say_gain(gain)
+    return Tracker(url, warn=terminal.print_warning)
 
 
 def train_words(

@@ -1,35 +1,74 @@
-"""The command that answers for images: `predict`."""
+"""The command that gives probabilities: `predict`, by image or by DICOM series."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
 from tumorlens.cli import terminal
-from tumorlens.cli.series import (
-    DicomOutOption,
-    IdentifyOption,
-    NoTumorOption,
-    RuleOption,
-    SeriesOption,
-    SeriesOptions,
-    predict_series,
-    resumable,
-)
 from tumorlens.errors import ConfigError
-from tumorlens.extras import require
 from tumorlens.system import keep_freed_memory
-from tumorlens.text import counted, one_line
+from tumorlens.text import counted, one_line, percent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from tumorlens.data.dicom.series import Found
+    from tumorlens.deploy.predictor import Predictor
+    from tumorlens.deploy.row_files import Row, RowFile
+    from tumorlens.deploy.series import SeriesAnswer
 
 STATUS_UNREADABLE = 3
 
 TABLE_FILES = 1000
 """Files of one table. Where there are more, another one follows it: nobody waits for
 the last file to see the first, and memory stays what it is."""
+
+
+Rule = Literal["mean", "most-suspicious"]
+"""As `tumorlens.deploy.series.Rule`, without the time of that import."""
+
+SeriesOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--series/--no-series",
+        help="Answer DICOM series by series. Default: yes for a DICOMDIR, for DICOM "
+        "files in folders and for more than one of them.",
+    ),
+]
+RuleOption = Annotated[
+    Rule | None,
+    typer.Option(
+        help="What a series as a whole is: the mean of its slices (default), or the "
+        "slice with the highest probability of any tumour.",
+    ),
+]
+NoTumorOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CLASS",
+        help="Which class means no tumour, where its name does not say so.",
+    ),
+]
+IdentifyOption = Annotated[
+    bool, typer.Option("--identify", help="Add the PatientID to the rows.")
+]
+DicomOutOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Write each series' result as DICOM, a structured report and a picture. "
+        "The folder must hold no results yet, except with --resume. They belong to "
+        "the patient's study, so name and number of the patient are in them.",
+    ),
+]
 
 
 def predict(
@@ -70,7 +109,9 @@ def predict(
     options = SeriesOptions(series, series_rule, no_tumor_class, identify, dicom_out)
     by_series = options.is_wanted(images)
     if not by_series:  # what is wrong with them, before a network is loaded
-        require("tumorlens.data.files").walk_images(images)
+        from tumorlens.data.files import walk_images
+
+        walk_images(images)
     models = _open([path, *(more_runs or [])], best=best)
     predictors = [predictor for _, predictor in models]
     keep_freed_memory()
@@ -96,7 +137,9 @@ def _check_output(out: Path | None, *, resume: bool) -> None:
         ConfigError: Of the two options, or of the file's suffix.
     """
     if out:
-        require("tumorlens.deploy.row_files").check_output(out)
+        from tumorlens.deploy.row_files import check_output
+
+        check_output(out)
     elif resume:
         raise ConfigError(
             "--resume goes on with a file, and there is no --out",
@@ -104,16 +147,19 @@ def _check_output(out: Path | None, *, resume: bool) -> None:
         )
 
 
-def _open(paths: list[Path], *, best: bool) -> list[tuple[Path, Any]]:
+def _open(paths: list[Path], *, best: bool) -> list[tuple[Path, Predictor]]:
     """Load what is to answer; with `best`, the first one's fastest artefact."""
+    from tumorlens.deploy.predictor import Predictor
+
     if best:
-        choice = require("tumorlens.deploy.benchmark.fastest").choose_fastest(paths[0])
+        from tumorlens.deploy.benchmark.fastest import choose_fastest
+
+        choice = choose_fastest(paths[0])
         print(one_line(choice.words), file=sys.stderr)
         paths = [choice.path, *paths[1:]]
-    open_one = require("tumorlens.deploy.predictor").Predictor.open
     for path in paths:
         _warn_of_unfinished(path)
-    models = [(path, open_one(path)) for path in paths]
+    models = [(path, Predictor.open(path)) for path in paths]
     names = [one.name for _, one in models]
     for (_, one), name in zip(models, _told_apart(paths), strict=True):
         if names.count(one.name) > 1:
@@ -141,18 +187,22 @@ def _warn_of_unfinished(path: Path) -> None:
     """Say on standard error that more training would have changed the answers."""
     if not (path / "config.toml").is_file():
         return
-    for run in require("tumorlens.runs.folder").open_run(path).networks():
+    from tumorlens.runs.folder import open_run
+
+    for run in open_run(path).networks():
         if run.card_path.is_file() and not run.is_finished:
             epoch = run.card(check_weights=False).epoch
-            terminal.say_warning(
+            terminal.print_warning(
                 f"the training of {run.path} is not finished: these are the weights "
                 f"of epoch {epoch}"
             )
 
 
-def _show(predictors: list[Any], images: list[Path]) -> int:
+def _show(predictors: list[Predictor], images: list[Path]) -> int:
     """Print the answers, a table at a time, and return how many have an error."""
-    files = require("tumorlens.data.files").walk_images(images)
+    from tumorlens.data.files import walk_images
+
+    files = walk_images(images)
     num_unreadable = 0
     while some := list(islice(files, TABLE_FILES)):
         answers = []
@@ -160,29 +210,28 @@ def _show(predictors: list[Any], images: list[Path]) -> int:
             with terminal.counting(one.name) as progress:
                 found = list(one.predict_files(some, progress=progress))
             answers.append((one.name, one.classes, found))
-        terminal.say_predictions(answers)
+        terminal.print_predictions(answers)
         num_unreadable += sum(not answer.predicted for answer in answers[0][2])
     return num_unreadable
 
 
 def _write(
-    out: Path, predictors: list[Any], images: list[Path], *, resume: bool
+    out: Path, predictors: list[Predictor], images: list[Path], *, resume: bool
 ) -> int:
     """Write the answers as they come, and return how many files have an error.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; what is there stays.
     """
-    walk, stage = (
-        require("tumorlens.data.files"),
-        require("tumorlens.deploy.prediction_files"),
-    )
-    file = stage.PredictionFile(out, predictors, resume=resume)
+    from tumorlens.data.files import count_images, walk_images
+    from tumorlens.deploy.prediction_files import PredictionFile
+
+    file = PredictionFile(out, predictors, resume=resume)
     with file, resumable(file), terminal.counting("predicting") as progress:
         # Walked once more, but only where somebody watches.
-        total = walk.count_images(images) * len(predictors) if progress else None
+        total = count_images(images) * len(predictors) if progress else None
         for one in predictors:
-            remaining = file.remaining(one, walk.walk_images(images))
+            remaining = file.remaining(one, walk_images(images))
             for answer in one.predict_files(remaining):
                 file.add(one, answer)
                 if progress:
@@ -190,3 +239,272 @@ def _write(
         file.finish()
     print(f"the probabilities are in {out}")
     return int(file.num_unreadable) // len(predictors)
+
+
+@dataclass(frozen=True)
+class SeriesOptions:
+    """What was said about series on the command line."""
+
+    series: bool | None
+    rule: Rule | None
+    no_tumor: str | None
+    identify: bool
+    dicom_out: Path | None
+
+    def is_wanted(self, paths: Sequence[Path]) -> bool:
+        """Whether the answer is to be given series by series.
+
+        Raises:
+            ConfigError: --no-series, and an option that is about series.
+        """
+        about_series = {
+            "--series-rule": self.rule is not None,
+            "--no-tumor-class": self.no_tumor is not None,
+            "--identify": self.identify,
+            "--dicom-out": self.dicom_out is not None,
+        }
+        asked = [name for name, is_given in about_series.items() if is_given]
+        if self.series is False and asked:
+            raise ConfigError(
+                f"--no-series, but {asked[0]} is about series",
+                hint="leave out one of the two",
+            )
+        if self.series is not None:
+            return self.series
+        from tumorlens.data.dicom.series import holds_study
+
+        return bool(asked) or holds_study(paths)
+
+
+def predict_series(
+    models: Sequence[tuple[Path, Predictor]],
+    images: Sequence[Path],
+    options: SeriesOptions,
+    *,
+    out: Path | None,
+    resume: bool = False,
+) -> int:
+    """Answer for every slice and every series; return the number of unreadable ones.
+
+    Args:
+        models: Runs or artefacts, with the predictors that they were opened as.
+        images: Files, folders and DICOMDIRs.
+        options: What was said about series.
+        out: The table's file, which gets each series as it is answered; `None` prints
+            the table.
+        resume: Go on with the file of a session that was stopped.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; what is there stays.
+    """
+    from tumorlens.data.dicom.series import described, find_series
+    from tumorlens.deploy.row_files import RowFile
+    from tumorlens.deploy.series import check_rule
+    from tumorlens.deploy.series_tables import columns_of
+
+    found = find_series(images, identify=options.identify)
+    if options.dicom_out:
+        _check_dicom_out(options.dicom_out, found, num_runs=len(models), resume=resume)
+    predictors = [one for _, one in models]
+    rule = options.rule or "mean"
+    ways = [
+        _Way(rule, check_rule(rule, one.classes, no_tumor=options.no_tumor))
+        for one in predictors
+    ]
+    classes = list(dict.fromkeys(name for one in predictors for name in one.classes))
+    with ExitStack() as stack:
+        table: RowFile | _Shown = _Shown()
+        if out:
+            columns = columns_of(classes, identify=options.identify)
+            table = file = stack.enter_context(
+                RowFile(out, columns, predictors, resume=resume)
+            )
+            stack.enter_context(resumable(file))
+        for (path, predictor), way in zip(models, ways, strict=True):
+            write = (
+                _writer(options.dicom_out, path, predictor)
+                if options.dicom_out
+                else lambda _: False
+            )
+            num_written = _answer(predictor, found, way, table, write)
+        if isinstance(table, RowFile):
+            table.finish()
+            print(f"the probabilities are in {out}")
+        else:
+            _print_rows(classes, table.rows, identify=options.identify)
+    if options.dicom_out:
+        print(
+            f"the DICOM results of {num_written} series are in {options.dicom_out}; "
+            "they carry the patient's identity",
+            file=sys.stderr,
+        )
+        if found.others:
+            print(
+                "of no series, so without a DICOM result: "
+                f"{counted(len(found.others), 'file')}",
+                file=sys.stderr,
+            )
+    if found.skipped:
+        print(f"skipped: {described(found.skipped)}", file=sys.stderr)
+    return table.num_unreadable // len(models)
+
+
+@contextmanager
+def resumable(file: RowFile) -> Iterator[None]:
+    """Say after Ctrl-C how to go on with a `tumorlens.deploy.row_files.RowFile`.
+
+    Raises:
+        KeyboardInterrupt: Again, when that is said.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if file.num_rows:
+            words = f"go on by the same command and --resume: {file.part}"
+            print(words, file=sys.stderr)
+        raise
+
+
+class _Way(NamedTuple):
+    """How the answer for a series comes of those for its slices."""
+
+    rule: Rule
+    no_tumor: int | None
+
+
+class _Shown:
+    """Rows for the terminal, with the methods of `deploy.row_files.RowFile`."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    @property
+    def num_unreadable(self) -> int:
+        return sum(bool(row["error"]) for row in self.rows if row["kind"] != "series")
+
+    def has_next(self, _path: Path, _run: str) -> bool:
+        return False
+
+    def add_rows(self, rows: Sequence[Row]) -> None:
+        self.rows += rows
+
+
+def _check_dicom_out(
+    folder: Path, found: Found, *, num_runs: int, resume: bool
+) -> None:
+    """Refuse what no DICOM results can be written for.
+
+    Raises:
+        ConfigError: Several runs are asked.
+    """
+    from tumorlens.report.dicom_results import check_results
+
+    if num_runs > 1:
+        raise ConfigError(
+            f"--dicom-out takes one run, got {num_runs}",
+            hint="ask one run after the other, each with a folder of its own",
+        )
+    check_results(folder, found, resume=resume)
+
+
+def _writer(
+    folder: Path, run: Path, predictor: Predictor
+) -> Callable[[SeriesAnswer], bool]:
+    """Return what writes the DICOM results of a series, and says whether it did."""
+    from tumorlens.report.dicom_results import write_results
+    from tumorlens.report.model_notes import notes_of
+
+    notes = notes_of(run, predictor)
+    return lambda answer: bool(write_results(folder, predictor, answer, notes=notes))
+
+
+def _answer(
+    predictor: Predictor,
+    found: Found,
+    way: _Way,
+    table: RowFile | _Shown,
+    write: Callable[[SeriesAnswer], bool],
+) -> int:
+    """Answer for what there is; return for how many series `write` wrote results.
+
+    What an earlier session has left in the table is passed over, and counts as written.
+    """
+    from tumorlens.deploy import series_tables
+    from tumorlens.deploy.predictor import Prediction
+    from tumorlens.deploy.series import answer_series
+
+    rows_of = partial(series_tables.rows_of, predictor.name, predictor.classes)
+    total = sum(len(series.slices) for series in found.series)
+    total += len(found.others) + len(found.damaged)
+    done = num_written = 0
+    with terminal.counting(predictor.name) as progress:
+
+        def count(num_done: int) -> None:
+            nonlocal done
+            done += num_done
+            if progress is not None:
+                progress(done, total)
+
+        others = [
+            path for path in found.others if not table.has_next(path, predictor.name)
+        ]
+        count(len(found.others) - len(others))
+        for one in predictor.predict_files(others):
+            table.add_rows(rows_of([], [one]))
+            count(1)
+        for path, error in found.damaged.items():
+            if not table.has_next(path, predictor.name):
+                table.add_rows(rows_of([], [Prediction(path, None, None, error)]))
+            count(1)
+        for series in found.series:
+            if table.has_next(series.slices[0].path, predictor.name):
+                count(len(series.slices))
+                num_written += 1
+                continue
+            answer = answer_series(
+                predictor,
+                series,
+                rule=way.rule,
+                no_tumor=way.no_tumor,
+                progress=count,
+            )
+            # Before the rows: what has rows is not answered again.
+            num_written += write(answer)
+            table.add_rows(rows_of([answer]))
+    return num_written
+
+
+def _print_rows(
+    classes: Sequence[str], rows: Sequence[Row], *, identify: bool = False
+) -> None:
+    """Print the slices of each series, and below them what the series comes to."""
+    several = len({row["run"] for row in rows}) > 1
+    heading = ["series", "slice", "file", *(["run"] if several else []), "predicted"]
+    terminal.print_table(
+        [*heading, *classes, *(["patient"] if identify else [])],
+        [
+            [
+                str(row.get("series") or ""),
+                "all" if row["kind"] == "series" else str(row.get("slice") or ""),
+                _file(row),
+                *([row["run"]] if several else []),
+                row.get("predicted") or "unreadable",
+                *(
+                    percent(row[f"prob_{name}"])
+                    if row.get(f"prob_{name}") is not None
+                    else ""
+                    for name in classes
+                ),
+                *([row.get("patient") or ""] if identify else []),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _file(row: Row) -> str:
+    if row["kind"] == "series":
+        return str(row["error"] or row["rule"])
+    frame = f", frame {row['frame']}" if row.get("frame") else ""
+    error = f": {row['error']}" if row["error"] else ""
+    return f"{row['path']}{frame}{error}"

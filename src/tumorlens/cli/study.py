@@ -1,4 +1,4 @@
-"""The commands that try settings: `lr-find`, those of `tumorlens study`, `compare`.
+"""The commands that compare settings: those of `tumorlens study`, and `compare`.
 
 They parse, call the stages, and print.
 """
@@ -8,26 +8,20 @@ from __future__ import annotations
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tumorlens.cli import study_display, terminal
-from tumorlens.cli.options import (
-    STATUS_INTERRUPTED,
-    SetOption,
-    config_of,
-    train_words,
-)
+from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.errors import ConfigError
-from tumorlens.extras import require
 from tumorlens.files import write_json
 from tumorlens.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tumorlens.study.folder import Study
+    from tumorlens.study.folder import Study, Trial
     from tumorlens.study.plan import StudyPlan
 
 STATUS_FAILED = 3
@@ -92,12 +86,18 @@ def run(
         typer.Option("--dry-run", help="Print the trials and their time, run none."),
     ] = False,
     track: Annotated[
+        bool,
+        typer.Option(
+            "--track",
+            help="Mirror the trials in MLflow, as one experiment: where the study was "
+            "tracked before, else in a file mlflow.db beside its folder.",
+        ),
+    ] = False,
+    track_url: Annotated[
         str | None,
         typer.Option(
-            metavar="[URL]",
-            help="Mirror the trials in MLflow, as one experiment: on the server at "
-            "URL; without one where the study was tracked before, else in a file "
-            "mlflow.db beside its folder.",
+            metavar="URL",
+            help="Mirror the trials in the MLflow at this address instead.",
         ),
     ] = None,
 ) -> int:
@@ -105,57 +105,58 @@ def run(
 
     The exit status is 3 when a trial failed.
     """
-    studies = require("tumorlens.study.folder")
+    from tumorlens.study import worker
+    from tumorlens.study.folder import create_study, open_study
+    from tumorlens.study.plan import check_only
+    from tumorlens.study.plan_file import load_plan
+
     if plan_path.is_dir():
         _refuse(plan_path, out, data, settings)
-        study = studies.open_study(plan_path)
+        study = open_study(plan_path)
         plan = study.plan
     else:
-        plan = require("tumorlens.study.plan_file").load_plan(
-            plan_path, assignments=settings or [], data=data
-        )
+        plan = load_plan(plan_path, assignments=settings or [], data=data)
         study = None
-    require("tumorlens.study.plan").check_only(plan, only)
+    check_only(plan, only)
     out = plan_path if study else out or Path("runs") / plan.name
     if dry_run:
         _dry_run(plan, only=only, over=_over(out, plan, store))
         return 0
     _check_data(plan)
     tracker = None
-    if track is not None:
-        tracker = require("tumorlens.study.tracking").StudyTracker(
-            out, name=plan.name, url=track
-        )
+    if track or track_url:
+        from tumorlens.study.tracking import StudyTracker
+
+        tracker = StudyTracker(out, name=plan.name, url=track_url or "")
     if study is None:
-        study = studies.create_study(out, plan, store_url=store)
+        study = create_study(out, plan, store_url=store)
     if tracker:
         tracker.begin(study)
     if retry_failed:
         study.open_store(store).retry_failed()
-    stage = require("tumorlens.study.worker")
     with study_display.studying() as display:
-        is_over = stage.run_study(
+        is_over = worker.run_study(
             study,
             store_url=store,
             jobs=jobs,
             only=only,
             command=str(context.obj),
             progress=display.progress,
-            say=display.say,
+            say=display.print_line,
             tracker=tracker,
         )
     trials = study.trials(study.open_store(store))
-    _say_trials(study, trials)
+    _print_trials(study, trials)
     if tracker and (words := tracker.words()):
-        terminal.say(words)
+        terminal.print_line(words)
     if not is_over:
-        terminal.say_next(
+        terminal.print_next(
             f"everything so far is in {study.path}",
             *("tumorlens", "study", "run", study.path),
-            *([] if track is None else ["--track"]),
+            *(["--track"] if tracker else []),
         )
         return STATUS_INTERRUPTED
-    return _say_end(study.path, trials, only=only)
+    return _print_end(study.path, trials, only=only)
 
 
 @app.command()
@@ -165,48 +166,10 @@ def status(
     store: StoreOption = None,
 ) -> None:
     """Show the trials of a study, also while it runs."""
-    study = require("tumorlens.study.folder").open_study(path)
-    _say_trials(study, study.trials(study.open_store(store, must_exist=True)))
+    from tumorlens.study.folder import open_study
 
-
-def lr_find(
-    context: typer.Context,
-    config_path: Annotated[
-        Path | None,
-        typer.Argument(metavar="CONFIG", help="TOML file. Default: good settings."),
-    ] = None,
-    *,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")],
-    data: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="The same as data.path.")
-    ] = None,
-    settings: SetOption = None,
-    lowest: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
-    highest: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
-    steps: Annotated[int, typer.Option(help="Batches, one for each rate.")] = 100,
-) -> None:
-    """Suggest a learning rate from a short sweep over the train subset."""
-    config = config_of(config_path, settings, ("data.path", data))
-    stage = require("tumorlens.training.lr_find")
-    with terminal.counting("trying learning rates") as progress:
-        found = stage.find_lr(
-            config,
-            lowest=lowest,
-            highest=highest,
-            num_steps=steps,
-            command=context.obj,
-            progress=progress,
-        )
-    write_json(out / "lr_find.json", found)
-    svg, png = require("tumorlens.report.lr_plot").write_lr_plot(found, out)
-    terminal.say(found["words"])
-    where = f"the curve is in {svg} and {png}, its numbers are in lr_find.json"
-    if found["suggestion"] is None:
-        terminal.say(where)
-        return
-    lr = f"optim.lr={found['suggestion']:g}"
-    words = train_words(data, *(settings or []), lr, config_path=config_path)
-    terminal.say_next(where, *words)
+    study = open_study(path)
+    _print_trials(study, study.trials(study.open_store(store, must_exist=True)))
 
 
 def compare(
@@ -248,13 +211,12 @@ def compare(
     ] = False,
 ) -> None:
     """Put runs side by side, and say which differences are noise."""
-    stage, tables = (
-        require("tumorlens.study.compare"),
-        require("tumorlens.report.tables"),
-    )
+    from tumorlens.report import tables, write_comparison_page
+    from tumorlens.study import compare as stage
+    from tumorlens.study.arms import is_study
+
     if out is None:
-        is_study = require("tumorlens.study.arms").is_study(paths[0])
-        out = paths[0] if is_study else Path("comparison")
+        out = paths[0] if is_study(paths[0]) else Path("comparison")
         if subset == "val":  # the comparison on test stays
             out = out / "val"
     with terminal.counting("comparing") as progress:
@@ -270,22 +232,24 @@ def compare(
         )
     write_json(out / "comparison.json", found)
     tables.write_tables(found, out)
-    page = require("tumorlens.report").write_comparison_page(
+    page = write_comparison_page(
         out / "comparison.json", data=data, out=out / "comparison.html"
     )
     terminal.print_table(*tables.table_rows(found, is_short=True))
     for sentence in found["words"]:
-        terminal.say(sentence)
-    terminal.say(f"the page is {page}, its tables are beside it as .csv, .md and .tex")
+        terminal.print_line(sentence)
+    terminal.print_line(
+        f"the page is {page}, its tables are beside it as .csv, .md and .tex"
+    )
 
 
-def _say_trials(study: Study, trials: Sequence[Any]) -> None:
-    study_display.say_trials(trials, measure=study.plan.objective)
+def _print_trials(study: Study, trials: Sequence[Trial]) -> None:
+    study_display.print_trials(trials, measure=study.plan.objective)
     if best := study_display.best_words(study.plan, trials):
-        terminal.say(best)
+        terminal.print_line(best)
 
 
-def _say_end(path: Path, trials: Sequence[Any], *, only: str) -> int:
+def _print_end(path: Path, trials: Sequence[Trial], *, only: str) -> int:
     """Say what came of a study that is over; return the exit status.
 
     Failed trials that were not asked for do not count.
@@ -294,10 +258,10 @@ def _say_end(path: Path, trials: Sequence[Any], *, only: str) -> int:
     num_failed = sum(trial.state == "failed" for trial in asked)
     if any(trial.state == "finished" for trial in trials):
         compare_words = ("tumorlens", "compare", path)
-        terminal.say_next(f"the study is in {path}", *compare_words)
+        terminal.print_next(f"the study is in {path}", *compare_words)
     elif num_failed:
         again = ("tumorlens", "study", "run", path, "--retry-failed")
-        terminal.say_next(f"nothing in {path} can be compared yet", *again)
+        terminal.print_next(f"nothing in {path} can be compared yet", *again)
     if num_failed:
         words = study_display.failed_words(num_failed, of=len(asked))
         print(words, file=sys.stderr)
@@ -307,9 +271,12 @@ def _say_end(path: Path, trials: Sequence[Any], *, only: str) -> int:
 
 def _over(folder: Path, plan: StudyPlan, store: str | None) -> set[str]:
     """Return the names of the trials that need not be run, where some were."""
-    if not require("tumorlens.study.arms").is_study(folder):
+    from tumorlens.study.arms import is_study
+    from tumorlens.study.folder import open_study
+
+    if not is_study(folder):
         return set()
-    study = require("tumorlens.study.folder").open_study(folder)
+    study = open_study(folder)
     if study.plan.digest() != plan.digest():
         return set()
     trials = study.trials(study.open_store(store, must_exist=True))
@@ -323,16 +290,17 @@ def _dry_run(plan: StudyPlan, *, only: str, over: set[str]) -> None:
     trials = [one for one in asked if one.name not in over]
     if len(trials) < len(asked):
         num_over = counted(len(asked) - len(trials), "trial")
-        terminal.say(f"not run again, because over: {num_over}")
+        terminal.print_line(f"not run again, because over: {num_over}")
     if asked and not trials:
-        terminal.say("nothing is left to run")
+        terminal.print_line("nothing is left to run")
         return
     if plan.search is not None and plan.num_search_trials is None:
         trials = [plan.search_trial(1)]  # they are all like the first
-    estimate = require("tumorlens.study.estimate").estimate_study
+    from tumorlens.study.estimate import estimate_study
+
     with terminal.counting("looking for copies") as progress:
-        seconds = estimate(plan, trials, progress=progress)
-    study_display.say_plan(plan, trials, seconds)
+        seconds = estimate_study(plan, trials, progress=progress)
+    study_display.print_plan(plan, trials, seconds)
 
 
 def _refuse(path: Path, *given: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tumorlens.cli import terminal
 from tumorlens.text import counted, duration, one_line, percent
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress as Bars
 
+    from tumorlens.study.folder import Trial
+    from tumorlens.study.plan import PlannedTrial, StudyPlan
+    from tumorlens.study.worker import Progress
+
 
 class StudyDisplay:
     """One bar for the whole study, and a line for each trial that ends."""
@@ -23,8 +27,8 @@ class StudyDisplay:
         self._bars = bars
         self._task = bars.add_task("starting", total=None, left="") if bars else None
 
-    def progress(self, told: Any) -> None:
-        """Show a `tumorlens.study.worker.Progress`."""
+    def progress(self, told: Progress) -> None:
+        """Show how far the study is."""
         if not self._bars or self._task is None:
             return
         words = ", ".join(
@@ -41,7 +45,7 @@ class StudyDisplay:
             left="" if left is None else f"{duration(left)} left",
         )
 
-    def say(self, words: str) -> None:
+    def print_line(self, words: str) -> None:
         """Print a line above the bar."""
         line = one_line(words)
         if self._bars:
@@ -58,8 +62,8 @@ def studying() -> Iterator[StudyDisplay]:
         yield StudyDisplay(bars)
 
 
-def say_trials(trials: Iterable[Any], *, measure: str) -> None:
-    """Print the trials of a study as they stand: `tumorlens.study.folder.Trial`.
+def print_trials(trials: Iterable[Trial], *, measure: str) -> None:
+    """Print the trials of a study as they stand.
 
     Args:
         trials: Those of the study.
@@ -79,7 +83,7 @@ def say_trials(trials: Iterable[Any], *, measure: str) -> None:
     terminal.print_table(["trial", "state", heading, "time", "why"], rows)
 
 
-def _state(trial: Any) -> str:
+def _state(trial: Trial) -> str:
     """Return the state, with a word for what waits and has something to go on with."""
     is_begun = trial.state == "waiting" and trial.run_path.is_dir()
     return "interrupted" if is_begun else str(trial.state)
@@ -89,23 +93,27 @@ def _value(value: float, measure: str) -> str:
     return f"{value:.3f}" if measure == "loss" else percent(value)
 
 
-def best_words(plan: Any, trials: Iterable[Any]) -> str:
+def best_words(plan: StudyPlan, trials: Iterable[Trial]) -> str:
     """Return which trial of a search is the best so far; empty for other studies.
 
     Args:
-        plan: A `tumorlens.study.plan.StudyPlan`.
-        trials: `tumorlens.study.folder.Trial` of it.
+        plan: The study's plan.
+        trials: The study's trials.
     """
-    done = [one for one in trials if one.state == "finished" and one.value is not None]
+    done = [
+        (one.value, one)
+        for one in trials
+        if one.state == "finished" and one.value is not None
+    ]
     if plan.search is None or not done:
         return ""
     sign = 1 if plan.search.is_better_high else -1
-    best = max(done, key=lambda one: sign * one.value)
+    best_value, best = max(done, key=lambda pair: sign * pair[0])
     settings = " ".join(
         f"--set {shlex.quote(f'{key}={value}')}" for key, value in best.settings.items()
     )
     objective = plan.objective.replace("_", " ")
-    value = _value(best.value, plan.objective)
+    value = _value(best_value, plan.objective)
     return (
         f"the best of {counted(len(done), 'finished trial')} by val "
         f"{objective} is {best.name} with {value}: {settings}"
@@ -122,13 +130,13 @@ def failed_words(num_failed: int, *, of: int) -> str:
     return f"{num_failed} of {counted(of, 'trial')} failed"
 
 
-def say_plan(
-    plan: Any, trials: Sequence[Any], seconds: Mapping[str, float] | None
+def print_plan(
+    plan: StudyPlan, trials: Sequence[PlannedTrial], seconds: Mapping[str, float] | None
 ) -> None:
     """Print trials of a plan with the time that each may take.
 
     Args:
-        plan: A `tumorlens.study.plan.StudyPlan`.
+        plan: The study's plan.
         trials: Those of its trials that count.
         seconds: Trial -> estimate; `None` where no data was named.
     """
@@ -141,16 +149,16 @@ def say_plan(
     terminal.print_table(["trial", "settings", "about"], rows)
     if plan.search is not None:
         ranges = "; ".join(f"{key}: {of}" for key, of in plan.search.ranges.items())
-        terminal.say(f"chosen by {plan.search.sampler} from {ranges}")
+        terminal.print_line(f"chosen by {plan.search.sampler} from {ranges}")
     if plan.search is not None and plan.num_search_trials is None:
-        terminal.say(
+        terminal.print_line(
             f"as many trials like this one as begin within {plan.search.minutes:g} "
             "minutes"
         )
     elif seconds is None:
-        terminal.say("no estimate of the time: name the images with --data")
+        terminal.print_line("no estimate of the time: name the images with --data")
     else:
-        terminal.say(
+        terminal.print_line(
             f"{counted(len(rows), 'trial')}, about "
             f"{duration(sum(seconds.values()))} on this machine, one after the other"
         )

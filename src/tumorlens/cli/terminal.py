@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tumorlens.data.leak_states import unknown_patients_in_words
+from tumorlens.runs.progress import Listener, epoch_line
 from tumorlens.system import is_main_process
-from tumorlens.text import counted, interval, one_line, percent
+from tumorlens.text import counted, one_line, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,11 +25,17 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from tumorlens.data.index import SplitRow
+    from tumorlens.deploy.predictor import Prediction
+    from tumorlens.runs.listing import RunRow
+    from tumorlens.runs.measures import Estimate, Metrics, TtaEffect
+    from tumorlens.training.fit import TrainResult
+
 PLAIN_WIDTH = 200
 """Columns of a table that is not shown on a terminal, where 80 would fold it."""
 
 
-def say(words: str = "") -> None:
+def print_line(words: str = "") -> None:
     """Print a sentence, wrapped between words on a terminal."""
     console = _console()
     console.print(
@@ -40,18 +47,18 @@ def say(words: str = "") -> None:
     )
 
 
-def say_error(problem: str, hint: str) -> None:
+def print_error(problem: str, hint: str) -> None:
     """Print an error as one `error:` line and one `hint:` line."""
     print(f"error: {one_line(problem)}", file=sys.stderr)
     print(f"hint: {one_line(hint)}", file=sys.stderr)
 
 
-def say_warning(words: str) -> None:
+def print_warning(words: str) -> None:
     """Print what went wrong beside the work, which goes on."""
     print(f"warning: {one_line(words)}", file=sys.stderr, flush=True)
 
 
-def say_next(where: str, *command: object) -> None:
+def print_next(where: str, *command: object) -> None:
     """Close a command: say where its files are and which command comes next."""
     print(one_line(where))
     print(f"next: {one_line(shlex.join(str(word) for word in command))}")
@@ -76,14 +83,14 @@ def print_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     _console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
 
 
-def say_audit(found: Mapping[str, Any]) -> None:
+def print_audit(found: Mapping[str, Any]) -> None:
     """Print what an audit found, its verdict first."""
     verdict, distinct = found["verdict"], found["distinct"]
-    say(verdict["words"])
+    print_line(verdict["words"])
     if verdict["left"]:
-        say(verdict["left"])
+        print_line(verdict["left"])
     for sentence in found["findings"]:
-        say(f"- {sentence}")
+        print_line(f"- {sentence}")
     counts = {
         "files": found["num_files"],
         "that cannot be read": found["num_unreadable"],
@@ -95,7 +102,7 @@ def say_audit(found: Mapping[str, Any]) -> None:
     print_table(("", "number"), [(name, f"{n:,}") for name, n in counts.items()])
 
 
-def say_split(rows: Iterable[Any], classes: Sequence[str]) -> None:
+def print_split(rows: Iterable[SplitRow], classes: Sequence[str]) -> None:
     """Print how many images of each class are in each subset."""
     counts: dict[str, Counter[str]] = {}
     for row in rows:
@@ -123,82 +130,91 @@ def say_split(rows: Iterable[Any], classes: Sequence[str]) -> None:
     )
 
 
-def say_training(result: Any) -> None:
-    """Print how a training ended: a `tumorlens.training.fit.TrainResult`."""
+def print_training(result: TrainResult) -> None:
+    """Print how a training ended."""
     if result.num_unreadable:
-        say(f"left out, as not readable: {counted(result.num_unreadable, 'file')}")
+        print_line(
+            f"left out, as not readable: {counted(result.num_unreadable, 'file')}"
+        )
     if result.best:
-        say(
+        print_line(
             f"kept the weights of epoch {result.best['epoch']}: "
             f"val accuracy {percent(result.best['val_accuracy'])}"
         )
     leak = result.run.leak()
     if leak["leaks"] or unknown_patients_in_words(leak):
-        say(leak["words"])
+        print_line(leak["words"])
 
 
-def say_measures(measures: Mapping[str, Any]) -> None:
+def print_measures(measures: Metrics) -> None:
     """Print the headline figures of an evaluation, and what they are worth."""
-    unknown = unknown_patients_in_words(measures["leak"])
-    say(
-        f"{measures['num_images']} {measures['subset']} images in "
-        f"{measures['num_groups']} groups, protocol {measures['protocol']}"
+    unknown = unknown_patients_in_words(measures.leak)
+    print_line(
+        f"{measures.num_images} {measures.subset} images in "
+        f"{measures.num_groups} groups, protocol {measures.protocol}"
         f"{unknown and f'; {unknown}'}"
     )
     headline = ("accuracy", "balanced_accuracy", "macro_f1")
     print_table(
         ("measure", "95 % interval"),
         [
-            (name.replace("_", " "), _or_why_not(measures, name, measures[name]))
+            (
+                name.replace("_", " "),
+                _or_why_not(measures, name, getattr(measures, name)),
+            )
             for name in headline
         ]
         + [
             (
                 f"recall of {name}",
-                _or_why_not(measures, f"recall of {name}", one["recall_by_group"]),
+                _or_why_not(
+                    measures, f"recall of {name}", one.recall_by_group or one.recall
+                ),
             )
-            for name, one in measures["per_class"].items()
+            for name, one in measures.per_class.items()
         ],
     )
-    say(
+    print_line(
         "Intervals are from resampling groups; of 0 and 100 % they are Wilson's over "
         "groups. metrics.json has Wilson's over images for recalls too: too narrow "
         "where a group has many."
     )
-    for warning in measures.get("warnings", ()):
-        say(warning)
-    say(measures["leak"]["words"])
+    for warning in measures.warnings:
+        print_line(warning)
+    print_line(measures.leak["words"])
 
 
-def _or_why_not(
-    measures: Mapping[str, Any], name: str, measure: Mapping[str, float | None]
-) -> str:
+def _or_why_not(measures: Metrics, name: str, measure: Estimate) -> str:
     """Return a measure with its interval, or with the reason why it has none."""
-    why = measures.get("no_interval", {}).get(name)
-    return interval(measure) + (f" (no interval: {why})" if why else "")
+    why = measures.no_interval.get(name)
+    return measure.percentage + (f" (no interval: {why})" if why else "")
 
 
-def say_gain(gain: Mapping[str, Any]) -> None:
+def print_tta(effect: TtaEffect) -> None:
     """Print what test-time augmentation changes, as `evaluation.tta` measured it."""
-    say(
-        f"{gain['num_images']} {gain['subset']} images in {gain['num_groups']} groups, "
-        f"policy {gain['policy']}"
+    print_line(
+        f"{effect.num_images} {effect.subset} images in {effect.num_groups} groups, "
+        f"policy {effect.policy}"
     )
-    difference = gain["difference"]
-    low, high = difference["low"], difference["high"]
-    bounds = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    difference = effect.difference
+    low, high = difference.low, difference.high
+    bounds = (
+        ""
+        if low is None or high is None
+        else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    )
     print_table(
         ("accuracy", "95 % interval"),
         [
-            ("without", percent(gain["without"])),
-            ("with", percent(gain["with"])),
-            ("difference, points", f"{100 * difference['value']:+.1f}{bounds}"),
+            ("without", percent(effect.without)),
+            ("with", percent(effect.with_views)),
+            ("difference, points", f"{100 * difference.value:+.1f}{bounds}"),
         ],
     )
-    say(gain["words"])
+    print_line(effect.summary)
 
 
-def say_export(
+def print_export(
     verdicts: Sequence[Mapping[str, Any]], sizes: Sequence[int | None]
 ) -> None:
     """Print a line for each format: how near it is to its run, and the verdict.
@@ -209,7 +225,9 @@ def say_export(
     """
     judged = [verdict for verdict in verdicts if "accuracy" in verdict]
     if judged:
-        say(f"asked for {judged[0]['num_images']} val images, from file to label")
+        print_line(
+            f"asked for {judged[0]['num_images']} val images, from file to label"
+        )
     rows = []
     for verdict, size in zip(verdicts, sizes, strict=True):
         row = [verdict["kind"], "" if size is None else f"{size / 1e6:.2f} MB"]
@@ -232,11 +250,11 @@ def say_export(
     )
     for verdict in verdicts:
         for reason in verdict["reasons"]:
-            say(f"{verdict['kind']}: {reason}")
+            print_line(f"{verdict['kind']}: {reason}")
 
 
-def say_predictions(
-    answers: Sequence[tuple[str, Sequence[str], Sequence[Any]]],
+def print_predictions(
+    answers: Sequence[tuple[str, Sequence[str], Sequence[Prediction]]],
 ) -> None:
     """Print the probability of every class.
 
@@ -244,8 +262,8 @@ def say_predictions(
     line each, and one per run.
 
     Args:
-        answers: Per run its name, its classes and its `predict.Prediction`s, which are
-            of the same files in the same order.
+        answers: Per run its name, its classes and its predictions, which are of the
+            same files in the same order.
     """
     classes = list(dict.fromkeys(name for _, names, _ in answers for name in names))
     probs = [
@@ -254,7 +272,9 @@ def say_predictions(
     ]
     files = answers[0][2]
     if len(files) == 1 and not files[0].error:
-        say(f"{files[0].path}: {', '.join(run[2][0].predicted for run in answers)}")
+        print_line(
+            f"{files[0].path}: {', '.join(str(run[2][0].predicted) for run in answers)}"
+        )
         print_table(
             ("class", *(name for name, _, _ in answers)),
             [(name, *(run[0].get(name, "") for run in probs)) for name in classes],
@@ -272,10 +292,10 @@ def say_predictions(
     print_table(heading, rows)
 
 
-def say_runs(rows: Sequence[Any]) -> None:
-    """Print a line for each run folder: `tumorlens.runs.listing.RunRow`s."""
+def print_runs(rows: Sequence[RunRow]) -> None:
+    """Print a line for each run folder."""
     if not rows:
-        say("no run folders")
+        print_line("no run folders")
         return
     print_table(
         (
@@ -289,7 +309,7 @@ def say_runs(rows: Sequence[Any]) -> None:
                 row.value("protocol") or "",
                 f"{row.state}, {row.progress}" if row.progress else row.state,
                 "" if row.val_accuracy is None else percent(row.val_accuracy),
-                interval(row.test_accuracy) if row.test_accuracy else "",
+                row.test_accuracy.percentage if row.test_accuracy else "",
                 row.leak or "",
                 row.date or "",
                 str(row.path),
@@ -299,7 +319,7 @@ def say_runs(rows: Sequence[Any]) -> None:
     )
     for row in rows:
         if row.reason:
-            say(f"damaged: {row.reason}")
+            print_line(f"damaged: {row.reason}")
 
 
 @contextmanager
@@ -317,8 +337,8 @@ def counting(words: str) -> Iterator[Callable[[int, int | None], None] | None]:
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-class TrainingDisplay:
-    """A `training.fit.Listener`: a bar for the step, a line for each epoch."""
+class TrainingDisplay(Listener):
+    """Shows a training: a bar for the step, a line for each epoch."""
 
     def __init__(self, bars: Progress | None) -> None:
         self._bars = bars
@@ -345,13 +365,7 @@ class TrainingDisplay:
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Print the line of an epoch."""
-        line = (
-            f"{self._fold}epoch {row['epoch']:>3}  "
-            f"train {row['train_loss']:.3f} {percent(row['train_accuracy'])}  "
-            f"val {row['val_loss']:.3f} {percent(row['val_accuracy'])}  "
-            f"lr {row['lr']:.2g}  {row['images_per_second']:.0f} images/s"
-            f"{'  kept' if row['is_best'] else ''}"
-        )
+        line = self._fold + epoch_line(row)
         if not is_main_process():
             return
         if self._bars:
@@ -406,7 +420,7 @@ def progress_bars(*, last: str | None = None) -> Iterator[Progress | None]:
         yield bars
 
 
-def _probs_by_class(classes: Sequence[str], prediction: Any) -> dict[str, str]:
+def _probs_by_class(classes: Sequence[str], prediction: Prediction) -> dict[str, str]:
     if prediction.probs is None:
         return {}
     shown = [percent(float(prob)) for prob in prediction.probs]

@@ -625,8 +625,9 @@ def _connect(engine: sa.Engine) -> Connection:
     """Return a connection. Whatever a driver raises is an error of the connection.
 
     Raises:
-        ConnectionError: The driver failed: pg8000 does where a password is missing.
+        ConnectionError: The driver failed, as pg8000 does without a password.
         DBAPIError: The database refused.
+        OSError: It cannot be reached.
     """
     try:
         return engine.connect()

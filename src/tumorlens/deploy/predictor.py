@@ -23,7 +23,7 @@ from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, to_square
 from tumorlens.deploy.artefact import Artefact, is_artefact, open_artefact
 from tumorlens.deploy.runtimes import num_processors, open_session
 from tumorlens.errors import DataError, RunError
-from tumorlens.extras import require
+from tumorlens.extras import naming_missing_extras
 from tumorlens.files import sha256_of, sha256_of_bytes
 
 if TYPE_CHECKING:
@@ -123,8 +123,11 @@ class Predictor:
         path = Path(path)
         if is_artefact(path):
             return cls.of_artefact(open_artefact(path))
-        run = require("tumorlens.runs.folder").open_run(path)
-        return cls(run.name, *_voices_of(run, device=device))
+        from tumorlens.runs.folder import open_run
+
+        run = open_run(path)
+        with naming_missing_extras():
+            return cls(run.name, *_voices_of(run, device=device))
 
     @classmethod
     def of_artefact(cls, artefact: Artefact) -> Self:
@@ -256,7 +259,8 @@ def _voice_of(artefact: Artefact) -> tuple[str, tuple[str, ...], str, list[Voice
 
 
 def _voices_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Voice]]:
-    models = require("tumorlens.training.network")
+    from tumorlens.training import network as models
+
     target = models.resolve_device(device)
     cards, voices = [], []
     for part in _parts(run):
@@ -278,7 +282,9 @@ def _voices_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Voi
 def _asker(
     card: ModelCard, module: Any, device: Any
 ) -> Callable[[NDArray[np.uint8]], NDArray[np.floating]]:
-    models, torch = require("tumorlens.training.network"), require("torch")
+    import torch
+
+    from tumorlens.training import network as models
 
     def ask(images: NDArray[np.uint8]) -> NDArray[np.floating]:
         batch = torch.from_numpy(images).permute(0, 3, 1, 2)  # (N, C, S, S)

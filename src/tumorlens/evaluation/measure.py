@@ -20,7 +20,20 @@ from tumorlens.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
-from tumorlens.files import write_json
+from tumorlens.files import write_model
+from tumorlens.runs.measures import (
+    CalibrationBins,
+    ClassMeasures,
+    Curves,
+    Estimate,
+    FoldMeasures,
+    Measures,
+    Metrics,
+    NetworkSettings,
+    RocCurve,
+    SourceMeasures,
+    SourceRecall,
+)
 from tumorlens.stats import metrics
 from tumorlens.stats.intervals import (
     NUM_RESAMPLES,
@@ -41,9 +54,6 @@ if TYPE_CHECKING:
     from tumorlens.evaluation.inference import Progress
     from tumorlens.runs.folder import Run
     from tumorlens.stats.intervals import Interval
-
-FORMAT = 1
-"""Number of the layout of `metrics.json`."""
 
 FEW_GROUPS = 20
 """With fewer groups in all, `metrics.json` warns that intervals are too narrow.
@@ -68,7 +78,7 @@ def evaluate(
     device: str = "auto",
     command: str = "",
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Metrics:
     """Ask a run's network for every image of a subset; write predictions and metrics.
 
     A run with folds evaluates each fold as a run of its own and pools their test
@@ -107,7 +117,7 @@ def evaluate(
     return _write_results(run, pool_folds(parts), subset, command=command)
 
 
-def metrics_from_predictions(path: Path) -> dict[str, Any]:
+def metrics_from_predictions(path: Path) -> Measures:
     """Return every figure that follows from `predictions.csv` alone.
 
     Headline figures have an interval: 95 %, percentile bootstrap over groups, 2,000
@@ -123,7 +133,7 @@ def metrics_from_predictions(path: Path) -> dict[str, Any]:
         path: The table, which may have been edited: it is checked.
 
     Returns:
-        JSON-ready values, the part of `metrics.json` that is measured.
+        The part of `metrics.json` that is measured.
 
     Raises:
         RunError: The file is missing or not a table of predictions.
@@ -135,55 +145,54 @@ def metrics_from_predictions(path: Path) -> dict[str, Any]:
         f"resamples, seed {SEED}; recalls have this and Wilson's, which counts images "
         "as independent: too narrow where a group has many"
     )
-    content: dict[str, Any] = {
-        "num_images": len(table.paths),
-        "num_groups": num_groups,
-        "classes": list(table.classes),
+    measures = Measures(
+        num_images=len(table.paths),
+        num_groups=num_groups,
+        classes=table.classes,
         **_headline(table, groups),
         **_of_probabilities(table, groups),
-        "per_class": _per_class(table, groups),
-        "confusion_matrix": _matrix(table).tolist(),
-        "by_source": _by_source(table),
-        "folds": _by_fold(table),
-        "curves": _curves(table),
-        "interval": interval,
-        "warnings": _warnings(table, groups),
-    }
-    return content | {"no_interval": _without_interval(content)}
+        per_class=_per_class(table, groups),
+        confusion_matrix=_matrix(table).tolist(),
+        by_source=_by_source(table),
+        folds=_by_fold(table),
+        curves=_curves(table),
+        interval=interval,
+        warnings=_warnings(table, groups),
+    )
+    return measures.model_copy(update={"no_interval": _without_interval(measures)})
 
 
 def _write_results(
     run: Run, answers: Predictions, subset: str, *, command: str
-) -> dict[str, Any]:
+) -> Metrics:
     leak = run.leak()
     if subset == "test":
         # Before the figures exist, so that none can be seen without a note of it.
         run.log_look(subset=subset, command=command)
     path = run.predictions_of(subset)
     write_predictions(path, answers)
-    content = {
-        "format": FORMAT,
-        "protocol": run.config.data.protocol,
-        "subset": subset,
-        "leak": leak,
-        "settings": _settings(run),
-        **metrics_from_predictions(path),
-    }
-    write_json(run.metrics_of(subset), content)
+    content = Metrics(
+        protocol=run.config.data.protocol,
+        subset=subset,
+        leak=leak,
+        settings=_settings(run),
+        **dict(metrics_from_predictions(path)),
+    )
+    write_model(run.metrics_of(subset), content)
     return content
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def _settings(run: Run) -> NetworkSettings:
     """Return what the networks have in common; null where members differ."""
     cards = [one.card(check_weights=False) for one in run.networks()]
-    return {
-        "model": run.config.model.name if run.is_ensemble else cards[0].name,
-        "size_px": _common(card.size_px for card in cards),
-        "fit": _common(card.fit for card in cards),
-        "mirror": _common(card.mirror for card in cards),
-        "tta": _common(card.tta for card in cards),
-        "seed": run.config.train.seed,
-    }
+    return NetworkSettings(
+        model=run.config.model.name if run.is_ensemble else cards[0].name,
+        size_px=_common(card.size_px for card in cards),
+        fit=_common(card.fit for card in cards),
+        mirror=_common(card.mirror for card in cards),
+        tta=_common(card.tta for card in cards),
+        seed=run.config.train.seed,
+    )
 
 
 def _common(values: Iterable[Any]) -> Any:
@@ -203,7 +212,7 @@ def _matrix(table: Predictions) -> NDArray[np.int64]:
     )
 
 
-def _headline(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Any]:
+def _headline(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Estimate]:
     """Return what follows from the confusion matrix of each group."""
     confusions = metrics.group_confusions(
         table.labels, table.predicted, groups, num_classes=len(table.classes)
@@ -233,7 +242,9 @@ def _headline(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Any]:
     return figures
 
 
-def _of_probabilities(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Any]:
+def _of_probabilities(
+    table: Predictions, groups: NDArray[np.int64]
+) -> dict[str, Estimate]:
     probs, labels = table.probs, table.labels
     figures = {
         name: _figure(
@@ -263,7 +274,9 @@ def _of_probabilities(table: Predictions, groups: NDArray[np.int64]) -> dict[str
     return figures
 
 
-def _per_class(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Any]:
+def _per_class(
+    table: Predictions, groups: NDArray[np.int64]
+) -> dict[str, ClassMeasures]:
     confusions = metrics.group_confusions(
         table.labels, table.predicted, groups, num_classes=len(table.classes)
     )
@@ -273,31 +286,29 @@ def _per_class(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Any]:
         for measure in (metrics.precision, metrics.specificity, metrics.f1)
     )
     return {
-        name: {
-            "num_images": int(matrix[number].sum()),
-            "precision": _defined(precision[number]),
-            "recall": _recall(matrix, number),
-            "recall_by_group": _recall_by_group(confusions, number),
-            "specificity": _defined(specificity[number]),
-            "f1": _defined(f1[number]),
-            "auroc": _defined(
+        name: ClassMeasures(
+            num_images=int(matrix[number].sum()),
+            precision=_defined(precision[number]),
+            recall=_recall(matrix, number),
+            recall_by_group=_recall_by_group(confusions, number),
+            specificity=_defined(specificity[number]),
+            f1=_defined(f1[number]),
+            auroc=_defined(
                 metrics.auroc(table.probs[:, number], table.labels == number)
             ),
-        }
+        )
         for number, name in enumerate(table.classes)
     }
 
 
-def _recall(matrix: NDArray[np.int64], number: int) -> dict[str, float | None]:
+def _recall(matrix: NDArray[np.int64], number: int) -> Estimate:
     num_right, num_images = int(matrix[number, number]), int(matrix[number].sum())
     if not num_images:
         return _figure(math.nan, None)
     return _figure(num_right / num_images, wilson_interval(num_right, num_images))
 
 
-def _recall_by_group(
-    confusions: NDArray[np.int64], number: int
-) -> dict[str, float | None]:
+def _recall_by_group(confusions: NDArray[np.int64], number: int) -> Estimate:
     """Return the recall of one class with its interval over resampled groups.
 
     Where it is 0 or 1 no resample differs: it is Wilson's then, with groups as units.
@@ -319,30 +330,30 @@ def _recall_by_group(
     return _figure(value, interval)
 
 
-def _without_interval(content: dict[str, Any]) -> dict[str, str]:
+def _without_interval(measures: Measures) -> dict[str, str]:
     """Return why a figure has no interval, by its name; those with one are absent."""
-    figures = {
-        name: content[name]
+    figures: dict[str, Estimate | None] = {
+        name: getattr(measures, name)
         for name in (
             *("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc"),
             *("log_loss", "brier", "ece"),
         )
     }
     figures |= {
-        f"recall of {name}": one["recall_by_group"]
-        for name, one in content["per_class"].items()
+        f"recall of {name}": one.recall_by_group
+        for name, one in measures.per_class.items()
     }
     same = "all resamples give the same"
-    if content["num_groups"] == 1:
+    if measures.num_groups == 1:
         same = "there is one group only"
     return {
         name: "resampling would only add to it" if name == "ece" else same
         for name, figure in figures.items()
-        if figure["value"] is not None and figure["low"] is None
+        if figure and figure.value is not None and figure.low is None
     }
 
 
-def _by_source(table: Predictions) -> dict[str, Any]:
+def _by_source(table: Predictions) -> dict[str, SourceMeasures]:
     """Return the counted figures of each source; none when no source is known."""
     if not any(table.sources):
         return {}
@@ -354,38 +365,38 @@ def _by_source(table: Predictions) -> dict[str, Any]:
         )
         groups, num_groups = _numbered(part.groups)
         matrix = _matrix(part)
-        figures[source or "unknown"] = {
-            "num_images": len(part.paths),
-            "num_groups": num_groups,
+        figures[source or "unknown"] = SourceMeasures(
+            num_images=len(part.paths),
+            num_groups=num_groups,
             **_headline(part, groups),
-            "recall": {
-                name: {
-                    **_recall(matrix, number),
-                    "num_images": int(matrix[number].sum()),
-                }
+            recall={
+                name: SourceRecall(
+                    **dict(_recall(matrix, number)),
+                    num_images=int(matrix[number].sum()),
+                )
                 for number, name in enumerate(table.classes)
             },
-        }
+        )
     return figures
 
 
-def _by_fold(table: Predictions) -> list[dict[str, Any]]:
+def _by_fold(table: Predictions) -> tuple[FoldMeasures, ...]:
     folds = sorted({fold for fold in table.folds if fold is not None})
     parts = [
         table.rows([row for row, one in enumerate(table.folds) if one == fold])
         for fold in folds
     ]
-    return [
-        {
-            "fold": fold,
-            "num_images": len(part.paths),
-            "accuracy": float(metrics.accuracy(_matrix(part))),
-        }
+    return tuple(
+        FoldMeasures(
+            fold=fold,
+            num_images=len(part.paths),
+            accuracy=float(metrics.accuracy(_matrix(part))),
+        )
         for fold, part in zip(folds, parts, strict=True)
-    ]
+    )
 
 
-def _curves(table: Predictions) -> dict[str, Any]:
+def _curves(table: Predictions) -> Curves:
     roc = {}
     for number, name in enumerate(table.classes):
         positive = table.labels == number
@@ -394,19 +405,19 @@ def _curves(table: Predictions) -> dict[str, Any]:
             if positive.any() and not positive.all()
             else (np.array([]), np.array([]))
         )
-        roc[name] = {"fpr": x.tolist(), "tpr": y.tolist()}
+        roc[name] = RocCurve(fpr=x.tolist(), tpr=y.tolist())
     confidence, accuracy, count = metrics.calibration_bins(table.probs, table.labels)
-    return {
-        "roc": roc,
-        "calibration": {
-            "confidence": confidence.tolist(),
-            "accuracy": accuracy.tolist(),
-            "count": count.tolist(),
-        },
-    }
+    return Curves(
+        roc=roc,
+        calibration=CalibrationBins(
+            confidence=confidence.tolist(),
+            accuracy=accuracy.tolist(),
+            count=count.tolist(),
+        ),
+    )
 
 
-def _warnings(table: Predictions, groups: NDArray[np.int64]) -> list[str]:
+def _warnings(table: Predictions, groups: NDArray[np.int64]) -> tuple[str, ...]:
     """Return in words that few groups carry the figures; none where many do."""
     num_all = len(np.unique(groups))
     few = {}
@@ -415,7 +426,7 @@ def _warnings(table: Predictions, groups: NDArray[np.int64]) -> list[str]:
         if 0 < num < FEW_GROUPS_OF_CLASS:
             few[name] = num
     if num_all >= FEW_GROUPS and not few:
-        return []
+        return ()
     parts = [_count_groups(num, f" of {name}") for name, num in few.items()]
     if num_all < FEW_GROUPS:
         parts = [*parts, _count_groups(num_all, " in all")]
@@ -423,16 +434,16 @@ def _warnings(table: Predictions, groups: NDArray[np.int64]) -> list[str]:
         f"Few groups carry these figures: {', '.join(parts)}. Intervals from so few "
         "are too narrow: the doubt is larger than they say."
     )
-    return [words]
+    return (words,)
 
 
 def _count_groups(num: int, of_what: str) -> str:
     return f"{num} group{'s' * (num != 1)}{of_what}"
 
 
-def _figure(value: float, interval: Interval | None) -> dict[str, float | None]:
+def _figure(value: float, interval: Interval | None) -> Estimate:
     low, high = interval or (None, None)
-    return {"value": _defined(value), "low": low, "high": high}
+    return Estimate(value=_defined(value), low=low, high=high)
 
 
 def _defined(value: float) -> float | None:

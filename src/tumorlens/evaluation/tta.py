@@ -1,6 +1,6 @@
 """What test-time augmentation changes: both accuracies, and the difference in words.
 
-`measure_gain` asks a run twice about the same images, without and with the views of
+`measure_tta` asks a run twice about the same images, without and with the views of
 `tumorlens.training.views`. It is measured on val unless somebody insists, so that test
 chooses nothing. What the newcomer would get wrong: a gain of a point on some hundred
 images is usually chance. The interval of the difference says so, not those of the
@@ -10,13 +10,14 @@ accuracies.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tumorlens.evaluation.inference import ask, check_subset, read_data
 from tumorlens.evaluation.predictions import write_predictions
-from tumorlens.files import write_json
+from tumorlens.files import write_model
+from tumorlens.runs.measures import PairedDifference, TtaEffect
 from tumorlens.stats.paired import paired_bootstrap
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ SEED = 42
 SIGNIFICANCE = 0.05
 
 
-def measure_gain(
+def measure_tta(
     run: Run,
     *,
     subset: str = "val",
@@ -41,7 +42,7 @@ def measure_gain(
     device: str = "auto",
     command: str = "",
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> TtaEffect:
     """Measure what test-time augmentation changes, and write it to `tta/`.
 
     Args:
@@ -53,9 +54,7 @@ def measure_gain(
         progress: As for `answers.ask`.
 
     Returns:
-        The content of `tta/<subset>.json`: the policy, the subset, its number of images
-        and groups, accuracy `without` and `with`, the paired `difference` with its
-        95 % interval over groups and p-value, `is_noise`, and all of it in `words`.
+        The content of `tta/<subset>.json`.
 
     Raises:
         ConfigError: The subset is unknown, or not one of a run with folds.
@@ -73,7 +72,7 @@ def measure_gain(
         # Before the figures exist, so that none can be seen without a note of it.
         run.log_look(subset=subset, command=command)
     for name, table in tables.items():
-        write_predictions(run.gain_path(subset, views=name), table)
+        write_predictions(run.tta_path(subset, views=name), table)
     without, with_views = (
         (table.predicted == table.labels).astype(np.float64)
         for table in tables.values()
@@ -84,19 +83,19 @@ def measure_gain(
         with_views, without, groups.astype(np.int64), seed=SEED
     )
     is_noise = difference.p >= SIGNIFICANCE or _has_zero(difference)
-    content = {
-        "policy": POLICY,
-        "subset": subset,
-        "num_images": len(groups),
-        "num_groups": len(unique),
-        "without": float(without.mean()),
-        "with": float(with_views.mean()),
-        "difference": asdict(difference),
-        "is_noise": is_noise,
-        "words": _words(difference, is_noise=is_noise),
-    }
-    write_json(run.gain_path(subset), content)
-    return content
+    effect = TtaEffect(
+        policy=POLICY,
+        subset=subset,
+        num_images=len(groups),
+        num_groups=len(unique),
+        without=float(without.mean()),
+        with_views=float(with_views.mean()),
+        difference=PairedDifference(**asdict(difference)),
+        is_noise=is_noise,
+        summary=_summary(difference, is_noise=is_noise),
+    )
+    write_model(run.tta_path(subset), effect)
+    return effect
 
 
 def can_measure(run: Run) -> bool:
@@ -112,7 +111,7 @@ def _has_zero(difference: Difference) -> bool:
     return low is None or high is None or low <= 0 <= high
 
 
-def _words(difference: Difference, *, is_noise: bool) -> str:
+def _summary(difference: Difference, *, is_noise: bool) -> str:
     value = f"{100 * difference.value:+.1f} points"
     if difference.low is None or difference.high is None:
         if difference.value:

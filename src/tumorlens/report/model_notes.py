@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tumorlens.deploy.artefact import is_artefact, open_artefact
 from tumorlens.runs.folder import open_run
-from tumorlens.text import interval, percent
+from tumorlens.text import percent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,8 +45,8 @@ def _worth(path: Path) -> str:
     run = open_run(path)
     if not run.metrics_path.is_file():
         return "It was never evaluated on a test subset: how good it is is not known."
-    measures: dict[str, Any] = json.loads(run.metrics_path.read_text(encoding="utf-8"))
+    metrics = run.metrics()
     return (
-        f"Accuracy on {measures['num_images']} test images, 95 %: "
-        f"{interval(measures['accuracy'])}. {measures['leak']['words']}"
+        f"Accuracy on {metrics.num_images} test images, 95 %: "
+        f"{metrics.accuracy.percentage}. {metrics.leak['words']}"
     )

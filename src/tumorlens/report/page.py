@@ -75,14 +75,14 @@ def render_page(template: str, content: Mapping[str, Any]) -> str:
     )
 
 
-def _percent_bounds(measure: Mapping[str, float]) -> str:
-    """Return the bounds of a measure that has some, as percentages."""
-    return f"{100 * measure['low']:.1f} to {write_percent(measure['high'])}"
+def _percent_bounds(low: float, high: float) -> str:
+    """Return the bounds of an interval as percentages."""
+    return f"{100 * low:.1f} to {write_percent(high)}"
 
 
-def _bounds(measure: Mapping[str, float]) -> str:
-    """Return the bounds of a measure that has some and is no fraction."""
-    return f"{measure['low']:.3f} to {measure['high']:.3f}"
+def _bounds(low: float, high: float) -> str:
+    """Return the bounds of an interval that are no fractions."""
+    return f"{low:.3f} to {high:.3f}"
 
 
 def _breakable(name: str) -> Markup:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+    from tumorlens.runs.measures import CalibrationBins, RocCurve
+
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
 _MARKERS = ("o", "s", "^", "D")
 
@@ -136,15 +138,14 @@ def draw_confusion(
 
 
 def draw_roc(
-    roc: Mapping[str, Mapping[str, Sequence[float]]],
+    roc: Mapping[str, RocCurve],
     auroc: Mapping[str, float | None],
     heading: Heading,
 ) -> Drawing:
     """Draw the ROC curve of each class against the rest, with its AUROC in the legend.
 
     Args:
-        roc: Class name -> "fpr" and "tpr", empty where a curve is not defined because
-            every image, or none, is of that class.
+        roc: Class name -> curve.
         auroc: Class name -> area under the curve.
         heading: The words above it.
     """
@@ -154,11 +155,11 @@ def draw_roc(
         axes.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=0.9, linestyle=":")
         handles, labels = [], []
         for number, (name, points) in enumerate(roc.items()):
-            if not points["fpr"]:
+            if not points.fpr:
                 continue
             handles += axes.plot(
-                points["fpr"],
-                points["tpr"],
+                points.fpr,
+                points.tpr,
                 color=LIGHT[SERIES[number % len(SERIES)]],
                 linestyle=_DASHES[number % len(_DASHES)],
                 # Room for a line on the border of the square.
@@ -191,22 +192,19 @@ def draw_roc(
     return render(draw, heading, body_inches=4.3)
 
 
-def draw_calibration(
-    calibration: Mapping[str, Sequence[float | None]], heading: Heading
-) -> Drawing:
+def draw_calibration(calibration: CalibrationBins, heading: Heading) -> Drawing:
     """Draw accuracy over confidence per bin, and below it the images in each bin.
 
     Args:
-        calibration: "confidence", "accuracy" and "count", one entry per bin; bins
-            without images are left out of the drawing.
+        calibration: Bins without images are left out of the drawing.
         heading: The words above it.
     """
     bins = [
         (confidence, accuracy, int(count))
         for confidence, accuracy, count in zip(
-            calibration["confidence"],
-            calibration["accuracy"],
-            calibration["count"],
+            calibration.confidence,
+            calibration.accuracy,
+            calibration.count,
             strict=True,
         )
         if count and confidence is not None and accuracy is not None

@@ -26,7 +26,6 @@ from tumorlens.data.leak_states import (
     leak_state,
     unknown_patients_in_words,
 )
-from tumorlens.errors import RunError
 from tumorlens.evaluation.predictions import read_predictions
 from tumorlens.files import write_bytes, write_text
 from tumorlens.report.drawing import Drawing, Heading
@@ -44,9 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tumorlens.runs.folder import Run
-
-METRICS_FORMAT = 1
-"""The format of `metrics.json` that this page knows."""
+    from tumorlens.runs.measures import Metrics
 
 MAX_MISTAKES = 12
 """How many mistakes are shown as pictures."""
@@ -105,7 +102,7 @@ def write_run_report(run: Run, *, data: Path | None = None) -> RunPage:
         RunError: The run is not evaluated yet, or one of its files cannot be read.
         DataError: The page cannot be written.
     """
-    metrics = _read_metrics(run)
+    metrics = run.metrics()
     mistakes, num_mistakes = _read_mistakes(run, data)
     drawings, curves = _draw(run, metrics)
     for name, drawing in drawings.items():
@@ -113,31 +110,28 @@ def write_run_report(run: Run, *, data: Path | None = None) -> RunPage:
         write_bytes(run.figures_dir / f"{name}.png", drawing.png())
 
     alts = _alternatives(metrics)
-    bins = metrics["curves"]["calibration"]
+    bins = metrics.curves.calibration
     environment = run.environment()
-    # Older files do not say why a figure has none.
-    no_interval = metrics.get("no_interval", {})
     page = render_page(
         "run.html.j2",
         {
             "name": run.name,
             "model": run.config.model.name,
             "metrics": metrics,
-            "leak": metrics["leak"],
-            "verdict": _verdict(metrics["leak"]),
-            "no_interval": defaultdict(str, no_interval),
+            "leak": metrics.leak,
+            "verdict": _verdict(metrics.leak),
+            "no_interval": defaultdict(str, metrics.no_interval),
             **{
                 name: [
-                    (label, metrics[key], no_interval.get(key)) for label, key in those
+                    (label, getattr(metrics, key), metrics.no_interval.get(key))
+                    for label, key in those
                 ]
                 for name, those in (
                     ("percentages", _PERCENTAGES),
                     ("decimals", _DECIMALS),
                 )
             },
-            "looks": [
-                look for look in run.looks() if look["subset"] == metrics["subset"]
-            ],
+            "looks": [look for look in run.looks() if look["subset"] == metrics.subset],
             "curves": [
                 _Shown(
                     Markup(drawing.inline(f"curve-{measure}")),
@@ -154,13 +148,11 @@ def write_run_report(run: Run, *, data: Path | None = None) -> RunPage:
             },
             "bins": [
                 one
-                for one in zip(
-                    bins["confidence"], bins["accuracy"], bins["count"], strict=True
-                )
+                for one in zip(bins.confidence, bins.accuracy, bins.count, strict=True)
                 if one[2]
             ],
             "training_words": _training_words(run),
-            "folds": metrics.get("folds") or [],
+            "folds": metrics.folds,
             "mistakes": mistakes,
             "num_mistakes": num_mistakes,
             "command": _command(environment),
@@ -179,23 +171,6 @@ def write_run_report(run: Run, *, data: Path | None = None) -> RunPage:
     write_text(run.report_path, page)
     missing = [one.picture.why_not for one in mistakes if one.picture.why_not]
     return RunPage(run.report_path, len(missing), missing[0] if missing else "")
-
-
-def _read_metrics(run: Run) -> dict[str, Any]:
-    hint = f"run: tumorlens evaluate {run.path}"
-    try:
-        metrics = json.loads(run.metrics_path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{run.path} is not evaluated yet", hint=hint) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {run.metrics_path}: {error}", hint=hint) from None
-    found = metrics.get("format") if isinstance(metrics, dict) else metrics
-    if found != METRICS_FORMAT:
-        raise RunError(
-            f"expected format {METRICS_FORMAT} in {run.metrics_path}, got {found!r}",
-            hint=hint,
-        )
-    return dict(metrics)
 
 
 def _read_mistakes(run: Run, data: Path | None) -> tuple[list[Mistake], int]:
@@ -252,34 +227,31 @@ def _verdict(leak: Mapping[str, Any]) -> dict[str, Any]:
     return {"heading": heading, "look": look, "num_known": num_known}
 
 
-def _draw(
-    run: Run, metrics: Mapping[str, Any]
-) -> tuple[dict[str, Drawing], dict[str, Drawing]]:
+def _draw(run: Run, metrics: Metrics) -> tuple[dict[str, Drawing], dict[str, Drawing]]:
     """Return the figures by file name, and one curve per measure for the page.
 
     The file has both curves side by side; the page puts them below each other on a
     phone, which one drawing cannot do.
     """
-    model, protocol = run.config.model.name, metrics["protocol"]
-    warning = metrics["leak"]["words"] if metrics["leak"]["leaks"] else ""
-    tested = (
-        f"{model} · {protocol} · {metrics['subset']} · {metrics['num_images']:,} images"
-    )
+    model, protocol = run.config.model.name, metrics.protocol
+    warning = metrics.leak["words"] if metrics.leak["leaks"] else ""
+    tested = f"{model} · {protocol} · {metrics.subset} · {metrics.num_images:,} images"
     trained = f"{model} · {protocol} · train and val"
     histories = [one.history() for one in run.networks()]
     histories = [rows for rows in histories if rows]
-    roc = metrics["curves"]["roc"]
-    auroc = {name: one["auroc"] for name, one in metrics["per_class"].items()}
+    auroc = {name: one.auroc for name, one in metrics.per_class.items()}
 
     drawings = {
         "confusion": draw_confusion(
-            metrics["confusion_matrix"],
-            metrics["classes"],
+            metrics.confusion_matrix,
+            metrics.classes,
             Heading("Confusion matrix", tested, warning),
         ),
-        "roc": draw_roc(roc, auroc, Heading("ROC curves", tested, warning)),
+        "roc": draw_roc(
+            metrics.curves.roc, auroc, Heading("ROC curves", tested, warning)
+        ),
         "calibration": draw_calibration(
-            metrics["curves"]["calibration"], Heading("Calibration", tested, warning)
+            metrics.curves.calibration, Heading("Calibration", tested, warning)
         ),
     }
     curves: dict[str, Drawing] = {}
@@ -298,9 +270,9 @@ def _draw(
     return drawings, curves
 
 
-def _alternatives(metrics: Mapping[str, Any]) -> dict[str, str]:
+def _alternatives(metrics: Metrics) -> dict[str, str]:
     """Return what each figure says, in words, for those who cannot see it."""
-    classes = metrics["classes"]
+    classes = metrics.classes
     rows = [
         f"{name}: "
         + ", ".join(
@@ -308,18 +280,18 @@ def _alternatives(metrics: Mapping[str, Any]) -> dict[str, str]:
             for other, number in zip(classes, row, strict=True)
             if number
         )
-        for name, row in zip(classes, metrics["confusion_matrix"], strict=True)
+        for name, row in zip(classes, metrics.confusion_matrix, strict=True)
     ]
     areas = [
-        f"{name} {one['auroc']:.3f}"
-        for name, one in metrics["per_class"].items()
-        if one["auroc"] is not None
+        f"{name} {one.auroc:.3f}"
+        for name, one in metrics.per_class.items()
+        if one.auroc is not None
     ]
-    bins = metrics["curves"]["calibration"]
+    bins = metrics.curves.calibration
     points = [
         f"{write_percent(accuracy)} right at confidence {write_percent(confidence)}"
         for confidence, accuracy, count in zip(
-            bins["confidence"], bins["accuracy"], bins["count"], strict=True
+            bins.confidence, bins.accuracy, bins.count, strict=True
         )
         if count
     ]

@@ -29,13 +29,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 import tumorlens
 from tumorlens.config import Config, Fit, dump_config, load_config
 from tumorlens.data.index import SplitRow, read_split, write_split
 from tumorlens.errors import ConfigError, RunError
-from tumorlens.files import is_temporary, sha256_of, write_bytes, write_json, write_text
+from tumorlens.files import (
+    is_temporary,
+    read_json,
+    read_model,
+    sha256_of,
+    write_bytes,
+    write_json,
+    write_model,
+    write_text,
+)
+from tumorlens.runs.measures import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -50,15 +60,13 @@ that look like run folders and are none."""
 Tta = Literal["none", "eight-views"]
 """Names of the policies of `tumorlens.training.views` that a card may ask for."""
 
-_MAX_TEXT_BYTES = 256 << 20
-
 
 class ModelCard(BaseModel):
     """What `model.json` says: all that is needed to use the weights beside it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    format: int
+    format: int = FORMAT
     tumorlens: str
     """Version of this package that wrote the weights."""
     name: str
@@ -83,6 +91,14 @@ class ModelCard(BaseModel):
     epoch: int
     """The epoch that the weights come from, counted from 1; 0 for imported ones."""
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class _EnsembleFile(BaseModel):
+    """`ensemble.json`."""
+
+    format: int = FORMAT
+    members: tuple[str, ...] = Field(min_length=1)
+    """Names of the runs that the members were copied from."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +161,20 @@ class Run:
         """Return where the measures of a subset are; test has the plain name."""
         return _with_subset(self.metrics_path, subset)
 
+    def metrics(self, subset: str = "test") -> Metrics:
+        """Return the measures of a subset.
+
+        Raises:
+            RunError: The subset is not evaluated yet, or the file is damaged.
+        """
+        path = self.metrics_of(subset)
+        hint = f"run: tumorlens evaluate {self.path}"
+        if subset != "test":
+            hint += f" --subset {subset}"
+        if not path.is_file():
+            raise RunError(f"{self.path} is not evaluated yet", hint=hint)
+        return read_model(path, Metrics, hint=hint)
+
     @property
     def report_path(self) -> Path:
         """The page."""
@@ -155,7 +185,7 @@ class Run:
         """The page's figures as files."""
         return self.path / "figures"
 
-    def gain_path(self, subset: str, *, views: str = "") -> Path:
+    def tta_path(self, subset: str, *, views: str = "") -> Path:
         """Return where the gain of test-time augmentation is, measured on a subset.
 
         Args:
@@ -232,14 +262,8 @@ class Run:
         Raises:
             RunError: `ensemble.json` is damaged.
         """
-        content = _read_json(self.ensemble_path, hint="make the ensemble again")
-        names = content.get("members") if isinstance(content, dict) else None
-        if not (isinstance(names, list) and names and set(map(type, names)) == {str}):
-            raise RunError(
-                f"{self.ensemble_path} does not name the members",
-                hint="make the ensemble again",
-            )
-        return tuple(names)
+        hint = "make the ensemble again"
+        return read_model(self.ensemble_path, _EnsembleFile, hint=hint).members
 
     def networks(self) -> tuple[Run, ...]:
         """Return the runs whose networks answer together for this one.
@@ -267,23 +291,14 @@ class Run:
             hint = (
                 f"each network of an ensemble is a run in {self.member_path(0).parent}"
             )
-        content = _read_json(self.card_path, hint=hint)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            got = content.get("format") if isinstance(content, dict) else content
-            raise RunError(
-                f"expected format {FORMAT} in {self.card_path}, got {got!r}",
-                hint=f"use the version of tumorlens that made the run; this is "
-                f"{tumorlens.__version__}",
-            )
-        try:
-            card = ModelCard.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise RunError(
-                f"{self.card_path}: {first['msg']} at "
-                f"{'.'.join(map(str, first['loc']))}, got {first['input']!r}",
-                hint="the file was changed by hand or damaged; restore it",
-            ) from None
+        if not self.card_path.is_file():
+            raise RunError(f"there is no {self.card_path}", hint=hint)
+        card = read_model(
+            self.card_path,
+            ModelCard,
+            hint="restore the file, or use the version of tumorlens that made the run; "
+            f"this is {tumorlens.__version__}",
+        )
         if not self.weights_path.is_file():
             raise RunError(f"{self.path} has no {self.weights_path.name}", hint=hint)
         if check_weights and sha256_of(self.weights_path) != card.weights_sha256:
@@ -315,7 +330,7 @@ class Run:
         Raises:
             RunError: The file is missing or holds something else.
         """
-        verdict = _read_json(self.leak_path, hint="train the run again")
+        verdict = read_json(self.leak_path, hint="train the run again")
         if not isinstance(verdict, dict) or "words" not in verdict:
             raise RunError(
                 f"{self.leak_path} holds no leak verdict", hint="train the run again"
@@ -324,7 +339,7 @@ class Run:
 
     def environment(self) -> dict[str, Any]:
         """Return versions, device, seed and command."""
-        content = _read_json(self.path / "environment.json", hint="train the run again")
+        content = read_json(self.path / "environment.json", hint="train the run again")
         return dict(content)
 
     def history(self) -> list[dict[str, Any]]:
@@ -350,13 +365,13 @@ class Run:
 
     def write_ensemble(self, members: Iterable[str]) -> None:
         """Write `ensemble.json`."""
-        write_json(self.ensemble_path, {"format": FORMAT, "members": list(members)})
+        write_model(self.ensemble_path, _EnsembleFile(members=tuple(members)))
 
     def tracking(self) -> dict[str, Any]:
         """Return which run of MLflow mirrors this one; empty when none does."""
         if not self.tracking_path.is_file():
             return {}
-        content = _read_json(self.tracking_path, hint="delete the file")
+        content = read_json(self.tracking_path, hint="delete the file")
         return dict(content) if isinstance(content, dict) else {}
 
     def write_tracking(self, content: Mapping[str, Any]) -> None:
@@ -386,7 +401,7 @@ class Run:
         and which resuming mends: it repeats the epoch and writes both again.
         """
         write_bytes(self.weights_path, weights)
-        write_json(self.card_path, card.model_dump(mode="json"))
+        write_model(self.card_path, card)
 
     def remove_halves(self) -> None:
         """Remove the half-written files that a killed process has left."""
@@ -450,17 +465,6 @@ def _with_subset(path: Path, subset: str) -> Path:
 def _finished_files(path: Path) -> Iterator[Path]:
     # A run that was killed while its first file was written has nothing to lose.
     return (entry for entry in path.iterdir() if not is_temporary(entry))
-
-
-def _read_json(path: Path, *, hint: str) -> Any:
-    try:
-        if path.stat().st_size > _MAX_TEXT_BYTES:
-            raise RunError(f"{path} is too large to be ours", hint=hint)
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}", hint=hint) from None
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is not JSON: {error}", hint=hint) from None
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import operator
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from tumorlens.config import Config, setting_names
 from tumorlens.data.leak_states import leak_state
 from tumorlens.errors import ConfigError, RunError, did_you_mean
 from tumorlens.runs.folder import MIRRORS, Run, open_run
+from tumorlens.runs.measures import Estimate
 from tumorlens.text import natural_key
 
 COLUMNS = (
@@ -73,15 +74,15 @@ class RunRow:
     """`None` when it cannot be read."""
     val_accuracy: float | None = None
     """Of the kept weights; the mean over the folds of a k-fold run."""
-    test_accuracy: Mapping[str, float | None] | None = None
-    """`value`, `low` and `high`, once it is evaluated."""
+    test_accuracy: Estimate | None = None
+    """`None` until it is evaluated."""
     leak: str | None = None
     """As `leak_states.leak_state` says it, such as `no leak`."""
 
     def value(self, key: str) -> Any:
         """Return what a column or a setting such as `optim.lr` holds; `None`: unset."""
         if key == "test_accuracy":
-            return self.test_accuracy and self.test_accuracy["value"]
+            return self.test_accuracy and self.test_accuracy.value
         if key == "path":
             return str(self.path)
         if key == "name":
@@ -99,7 +100,7 @@ class RunRow:
         """Return everything, JSON-ready: the columns, `progress` and `settings`."""
         return {
             **{key: self.value(key) for key in COLUMNS},
-            "test_accuracy": self.test_accuracy and dict(self.test_accuracy),
+            "test_accuracy": self.test_accuracy and self.test_accuracy.model_dump(),
             "progress": self.progress,
             "settings": self.config and self.config.model_dump(mode="json"),
         }
@@ -215,7 +216,7 @@ def _row(path: Path) -> RunRow:
             date=date,
             config=run.config,
             val_accuracy=_val_accuracy(run),
-            test_accuracy=_accuracy(run.metrics_path),
+            test_accuracy=_accuracy(run, "test"),
             leak=_leak(run),
         )
     except (RunError, OSError) as error:
@@ -263,29 +264,13 @@ def _val_accuracy(run: Run) -> float | None:
             kept.append(_number(best[-1].get("val_accuracy"), part.history_path))
     if kept:
         return sum(kept) / len(kept)
-    measured = _accuracy(run.metrics_of("val"))
-    return measured["value"] if measured else None
+    measured = _accuracy(run, "val")
+    return measured.value if measured else None
 
 
-def _accuracy(path: Path) -> dict[str, float | None] | None:
-    """Return the accuracy of a `metrics.json` with its interval; `None` without one.
-
-    Raises:
-        RunError: The file is not one that evaluate has written.
-    """
-    if not path.is_file():
-        return None
-    try:
-        accuracy = json.loads(path.read_text(encoding="utf-8"))["accuracy"]
-        return {
-            name: None if accuracy[name] is None else _number(accuracy[name], path)
-            for name in ("value", "low", "high")
-        }
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunError(
-            f"{path} has no accuracy: {type(error).__name__} {error}",
-            hint="evaluate the run again",
-        ) from None
+def _accuracy(run: Run, subset: str) -> Estimate | None:
+    """Return the accuracy on a subset; `None` before it is evaluated."""
+    return run.metrics(subset).accuracy if run.metrics_of(subset).is_file() else None
 
 
 def _number(value: Any, path: Path) -> float:

@@ -10,15 +10,15 @@ so they stay; and a file that is not named here is not sent, whatever folder it 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tumorlens.config import dump_config
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from tumorlens.runs.folder import Run
+    from tumorlens.runs.measures import Metrics
 
 _PATHS = ("path", "metadata", "split", "cache_dir")
 """Settings of `data` that name something on this machine."""
@@ -56,8 +56,7 @@ def figures_of(run: Run) -> dict[str, float]:
         }
     for subset in ("test", "val"):
         if run.metrics_of(subset).is_file():
-            measures = json.loads(run.metrics_of(subset).read_text(encoding="utf-8"))
-            figures |= _headline(subset, measures)
+            figures |= _headline(subset, run.metrics(subset))
     return figures
 
 
@@ -89,7 +88,7 @@ def files_of(run: Run) -> list[Path]:
         run.history_path,
         run.metrics_of("test"),
         run.metrics_of("val"),
-        run.gain_path("val"),
+        run.tta_path("val"),
         run.ensemble_path,
         *(
             run.figures_dir / f"{name}.{suffix}"
@@ -106,10 +105,10 @@ def _file_name(value: str) -> str:
     return value.replace("\\", "/").rpartition("/")[2]
 
 
-def _headline(subset: str, measures: Mapping[str, Any]) -> dict[str, float]:
+def _headline(subset: str, metrics: Metrics) -> dict[str, float]:
     return {
-        f"{subset}/{name}" + ("" if end == "value" else f"_{end}"): float(value)
+        f"{subset}/{name}" + ("" if end == "value" else f"_{end}"): value
         for name in _HEADLINE
-        for end, value in measures[name].items()
+        for end, value in getattr(metrics, name)
         if value is not None
     }

@@ -34,6 +34,7 @@ from tumorlens.runs.outgoing import (
     settings_of,
     tags_of,
 )
+from tumorlens.runs.progress import Listener, Relay
 from tumorlens.system import is_main_process
 from tumorlens.urls import is_server, without_password, without_secrets
 
@@ -80,9 +81,9 @@ class Tracker:
     ) -> None:
         if url and "://" not in url:
             raise ConfigError(
-                f"expected a URL for --track, got {url!r}",
-                hint="for example --track http://localhost:5000, or --track alone for "
-                f"a file {DATABASE} beside the run",
+                f"expected a URL for --track-url, got {url!r}",
+                hint="for example --track-url http://localhost:5000, or --track "
+                f"alone for a file {DATABASE} beside the run",
             )
         self._url = url or ""
         self._experiment = experiment
@@ -119,15 +120,15 @@ class Tracker:
         )
 
     @contextmanager
-    def following(self, path: Path, inner: Any) -> Iterator[Any]:
+    def following(self, path: Path, inner: Listener) -> Iterator[Listener]:
         """Mirror a run while it is trained.
 
         Args:
             path: The run folder, which may not exist yet.
-            inner: A `train.Listener`, which is told everything first.
+            inner: Receives each event first.
 
         Yields:
-            The `train.Listener` to train with.
+            The listener to train with.
         """
         if not is_main_process():
             yield inner
@@ -277,28 +278,16 @@ class _Place:
     """What the run folder says of it; see `Tracker.url_of`."""
 
 
-class _Following:
-    """A `train.Listener` that tells another one, and mirrors the run."""
+class _Following(Relay):
+    """Mirrors a run after each epoch."""
 
-    def __init__(self, tracker: Tracker, path: Path, inner: Any) -> None:
+    def __init__(self, tracker: Tracker, path: Path, inner: Listener) -> None:
+        super().__init__(inner)
         self._tracker = tracker
         self._path = path
-        self._inner = inner
-
-    def stage(self, text: str) -> None:
-        self._inner.stage(text)
-
-    def fold(self, fold: int, num_folds: int) -> None:
-        self._inner.fold(fold, num_folds)
-
-    def files(self, done: int, total: int) -> None:
-        self._inner.files(done, total)
-
-    def batch(self, epoch: int, done: int, total: int) -> None:
-        self._inner.batch(epoch, done, total)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        self._inner.epoch(row)
+        super().epoch(row)
         self._tracker.keep_up(self._path)
 
 

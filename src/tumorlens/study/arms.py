@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tumorlens.errors import ConfigError, RunError
-from tumorlens.extras import require
 from tumorlens.runs.folder import open_run
 
 if TYPE_CHECKING:
@@ -175,7 +174,9 @@ def _members_of_study(path: Path, store_url: str | None) -> list[Member]:
     Raises:
         RunError: It has none yet, or is not in the store.
     """
-    study = require("tumorlens.study.folder").open_study(path)
+    from tumorlens.study.folder import open_study
+
+    study = open_study(path)
     trials = study.trials(study.open_store(store_url, must_exist=True))
     if not trials:
         raise RunError(

@@ -23,7 +23,6 @@ from tumorlens.deploy import costs
 from tumorlens.errors import ConfigError, RunError, did_you_mean
 from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.predictions import pool_predictions, read_predictions
-from tumorlens.extras import require
 from tumorlens.stats.paired import exact_mcnemar, holm, paired_bootstrap
 from tumorlens.study.arm_measures import (
     epoch_accuracies,
@@ -133,7 +132,9 @@ def compare(
 def _default_subset(paths: Sequence[Path]) -> str:
     if len(paths) != 1 or not is_study(paths[0]):
         return "test"
-    plan = require("tumorlens.study.folder").open_study(paths[0]).plan
+    from tumorlens.study.folder import open_study
+
+    plan = open_study(paths[0]).plan
     return "test" if plan.test else "val"
 
 
@@ -264,7 +265,9 @@ def _headline_protocol(entries: Sequence[_Entry]) -> str:
 
 def _title(entries: Sequence[_Entry], root: Path | None) -> str:
     if root is not None:
-        plan = require("tumorlens.study.folder").open_study(root).plan
+        from tumorlens.study.folder import open_study
+
+        plan = open_study(root).plan
         return str(plan.title or plan.name)
     names = [entry.arm.name for entry in entries]
     return " and ".join(names) if len(names) < 3 else f"{len(names)} arms"

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from tumorlens.cluster.units import LeaseLostError, StoreError
 from tumorlens.errors import RunError, TumorlensError
 from tumorlens.files import write_text
+from tumorlens.runs.progress import Listener, Relay
 from tumorlens.study.folder import Study, Trial
 from tumorlens.system import interruptible
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from tumorlens.runs.folder import Run
     from tumorlens.study.store import Claim, Store
     from tumorlens.study.tracking import StudyTracker
-    from tumorlens.training.fit import Listener, TrainResult
+    from tumorlens.training.fit import TrainResult
 
 _MAX_SPLITS = 5
 """Halvings of a batch: 32 images then go through one by one."""
@@ -206,7 +207,7 @@ def _run_trial(
         TumorlensError: It failed for a reason that the user can understand.
     """
     config = _config_of(study, claim)
-    reporter = _reporter(study, claim, listener)
+    reporter = _Reporter(study, claim, listener or Listener())
     with study.locked(claim.name):
         for splits in range(claim.num_splits, _MAX_SPLITS + 1):
             parts = min(config.train.accumulate * 2**splits, config.train.batch_size)
@@ -286,30 +287,30 @@ class _PrunedError(Exception):
     """A trial was closed early by the pruner."""
 
 
-def _reporter(study: Study, claim: Claim, inner: Listener | None) -> Listener:
-    """Return a listener that also reports each epoch to the store."""
-    from tumorlens.training.fit import Relay
+class _Reporter(Relay):
+    """Reports each epoch to the store, which may end the trial."""
 
-    search = study.plan.search
-    column = f"val_{study.plan.objective}"
+    def __init__(self, study: Study, claim: Claim, inner: Listener) -> None:
+        super().__init__(inner)
+        self._claim = claim
+        search = study.plan.search
+        self._column = f"val_{study.plan.objective}"
+        self._prunes = search is not None and search.pruner != "none"
+        self._last_epoch = 0
 
-    class Reporter(Relay):
-        prunes = search is not None and search.pruner != "none"
-        last_epoch = 0
+    def batch(self, epoch: int, done: int, total: int) -> None:
+        super().batch(epoch, done, total)
+        self._claim.check()
 
-        def batch(self, epoch: int, done: int, total: int) -> None:
-            super().batch(epoch, done, total)
-            claim.check()
-
-        def epoch(self, row: dict[str, Any]) -> None:
-            super().epoch(row)
-            # Epochs that begin anew are those of the next fold: the first one counts.
-            self.prunes = self.prunes and row["epoch"] > self.last_epoch
-            self.last_epoch = row["epoch"]
-            if self.prunes and not claim.report(row[column], epoch=row["epoch"]):
-                raise _PrunedError(f"no better than others after {row['epoch']} epochs")
-
-    return Reporter(inner)
+    def epoch(self, row: dict[str, Any]) -> None:
+        super().epoch(row)
+        # Epochs that begin anew are those of the next fold: the first one counts.
+        self._prunes = self._prunes and row["epoch"] > self._last_epoch
+        self._last_epoch = row["epoch"]
+        if self._prunes and not self._claim.report(
+            row[self._column], epoch=row["epoch"]
+        ):
+            raise _PrunedError(f"no better than others after {row['epoch']} epochs")
 
 
 class _Watch:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from tumorlens.config import Config
 from tumorlens.errors import ConfigError
 from tumorlens.files import sha256_of_bytes
 from tumorlens.runs.folder import FORMAT, ModelCard, Run, create_run, open_run
+from tumorlens.runs.progress import Listener
 from tumorlens.system import describe_environment, interruptible, keep_freed_memory
 from tumorlens.training.batches import Batches, make_loss
 from tumorlens.training.checkpoint import TrainState, get_random_state
@@ -53,55 +54,6 @@ from tumorlens.training.network import (
 from tumorlens.training.optim import Schedule, make_optimizer
 from tumorlens.training.selection import is_best, is_over, validate
 from tumorlens.training.weights import weights_as_bytes
-
-if TYPE_CHECKING:
-    pass
-
-
-class Listener:
-    """What is told of a training as it goes. Every method may be overridden."""
-
-    def stage(self, text: str) -> None:
-        """A part of the work begins, such as decoding."""
-
-    def fold(self, fold: int, num_folds: int) -> None:
-        """A fold of several begins; the first is 0."""
-
-    def files(self, done: int, total: int) -> None:
-        """So many of the stage's files are done."""
-
-    def batch(self, epoch: int, done: int, total: int) -> None:
-        """So many of the epoch's batches are done."""
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        """An epoch is over; `row` is its line of `history.jsonl`."""
-
-
-class Relay(Listener):
-    """A listener that passes everything on to another one; subclasses add to it."""
-
-    def __init__(self, inner: Listener | None) -> None:
-        self._inner = inner or Listener()
-
-    def stage(self, text: str) -> None:
-        """Pass on that a part of the work begins."""
-        self._inner.stage(text)
-
-    def fold(self, fold: int, num_folds: int) -> None:
-        """Pass on that a fold begins."""
-        self._inner.fold(fold, num_folds)
-
-    def files(self, done: int, total: int) -> None:
-        """Pass on how many of the stage's files are done."""
-        self._inner.files(done, total)
-
-    def batch(self, epoch: int, done: int, total: int) -> None:
-        """Pass on how many of the epoch's batches are done."""
-        self._inner.batch(epoch, done, total)
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        """Pass on that an epoch is over."""
-        self._inner.epoch(row)
 
 
 @dataclass(frozen=True)

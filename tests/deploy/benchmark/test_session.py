@@ -382,7 +382,7 @@ def test_the_command_prints_a_table_and_writes_four_things(
     run: Path, tmp_path: Path, faked: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    words = ["benchmark", run, "--seconds", 1e-9, "--batch", 8, "--out", out]
+    words = ["benchmark", run, "--seconds", 1e-9, "--batch", "1,8", "--out", out]
     assert app.main([*map(str, words)]) == 0
     printed = capsys.readouterr().out
     assert "openvino-int8" in printed
@@ -426,7 +426,17 @@ def test_an_unknown_format_is_refused(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert app.main(["benchmark", str(run), "--format", "onyx"]) == 2
-    assert "unknown format 'onyx'" in capsys.readouterr().err
+    assert "unknown --format 'onyx'" in capsys.readouterr().err
+
+
+def test_batches_are_whole_numbers_with_commas_between(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main(["benchmark", str(run), "--batch", "1,x"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: expected whole numbers for --batch, got 'x'",
+        "hint: for example --batch 1,8,32",
+    ]
 
 
 def test_ctrl_c_writes_nothing_and_says_so(
@@ -453,7 +463,7 @@ def test_a_process_that_dies_is_one_error_with_its_status(run: Path) -> None:
         Worker(run / "export" / "openvino", threads=1) as worker,
         pytest.raises(ArtefactError, match=r"openvino ended with status 1: .*no_such"),
     ):
-        worker._ask("no_such_question")
+        worker._call("no_such_question")
 
 
 def test_an_error_in_a_process_is_raised_here(run: Path, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def benchmark_gpu(
         if batch < 1:
             raise ConfigError(
                 f"expected a batch of at least 1 image, got {batch}",
-                hint="for example --batch 1 --batch 8",
+                hint="for example --batch 1,8",
             )
     runs = [open_run(path) for path in paths]
     batches = sorted({1, *batches})

@@ -135,7 +135,7 @@ def _check_numbers(
         if batch < 1:
             raise ConfigError(
                 f"expected a batch of at least 1 image, got {batch}",
-                hint="for example --batch 1 --batch 8",
+                hint="for example --batch 1,8",
             )
     if threads is not None and not 1 <= threads <= num_processors():
         raise ConfigError(

@@ -15,24 +15,23 @@ was started from; it is read from /proc.
 from __future__ import annotations
 
 import gc
-import json
 import os
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-import tumorlens
-from tumorlens import errors
 from tumorlens.deploy.artefact import open_artefact
 from tumorlens.deploy.runtimes import num_processors, open_session
-from tumorlens.errors import ArtefactError, TumorlensError
-from tumorlens.extras import require
-from tumorlens.system import keep_freed_memory
+from tumorlens.errors import ArtefactError, DataError
+from tumorlens.system import (
+    Helper,
+    HelperError,
+    answer_requests,
+    helper_pipes,
+    keep_freed_memory,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,22 +58,7 @@ class Worker:
     def __init__(self, path: Path, *, threads: int) -> None:
         self._path = path
         self._threads = threads
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
-        package = str(Path(tumorlens.__file__).parents[1])
-        known = os.environ.get("PYTHONPATH")
-        self._process = subprocess.Popen(
-            # -P: what lies in the current folder must not be taken for a library.
-            [sys.executable, "-P", "-m", "tumorlens.deploy.benchmark.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([package, known] if known else [package]),
-            },
-            # Ctrl-C is for the one who asks; this process ends when its pipe does.
-            start_new_session=True,
-        )
+        self._helper = Helper("tumorlens.deploy.benchmark.worker")
 
     def __enter__(self) -> Self:
         """Return the worker."""
@@ -93,7 +77,7 @@ class Worker:
         Returns:
             The seconds of it, from nothing imported to the first answer.
         """
-        return float(self._ask("open_session", images=str(images))["seconds"])
+        return float(self._call("open_session", images=str(images))["seconds"])
 
     def facts(self) -> dict[str, Any]:
         """Return `runtime`, `precision`, `device` and `threads` as the session says.
@@ -101,71 +85,46 @@ class Worker:
         To know its precision a runtime may load the graph once more, so the memory is
         asked before.
         """
-        return self._ask("facts")
+        return self._call("facts")
 
     def time_calls(self, *, batch: int, num_calls: int) -> list[float]:
         """Return the seconds of so many calls, each with other images."""
-        answer = self._ask("time_calls", batch=batch, num_calls=num_calls)
+        answer = self._call("time_calls", batch=batch, num_calls=num_calls)
         return [float(one) for one in answer["seconds"]]
 
     def open_files(self) -> None:
         """Load the artefact, or a run, for files."""
-        self._ask("open_files")
+        self._call("open_files")
 
     def time_files(self, paths: list[Path]) -> float:
         """Return the seconds that it takes from files to their labels."""
-        answer = self._ask("time_files", paths=[str(path) for path in paths])
+        answer = self._call("time_files", paths=[str(path) for path in paths])
         return float(answer["seconds"])
 
     def peak_memory_bytes(self) -> int | None:
         """Return the most memory that the process has had; `None` if not known."""
-        peak = self._ask("peak_memory")["bytes"]
+        peak = self._call("peak_memory")["bytes"]
         return None if peak is None else int(peak)
 
     def close(self) -> None:
         """End the process."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._stderr.close()
+        self._helper.close()
 
-    def _ask(self, what: str, **details: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+    def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
         request = {
-            "what": what,
+            "method": method,
             "path": str(self._path),
             "threads": self._threads,
-            **details,
+            **arguments,
         }
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = b""
-        if not line.endswith(b"\n"):
-            raise self._died()
-        answer: dict[str, Any] = json.loads(line)
-        if "kind" in answer:
-            kind = getattr(errors, answer["kind"])
-            raise kind(answer["problem"], hint=answer["hint"])
-        return answer
-
-    def _died(self) -> ArtefactError:
-        status = self._process.wait()
-        self._stderr.seek(0)
-        said = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
-        last = f": {said[-1][:300]}" if said else ""
-        return ArtefactError(
-            f"the process that ran {self._path} ended with status {status}{last}",
-            hint="-9 is mostly a lack of memory: fewer formats, or a smaller --batch",
-        )
+            return self._helper.request(request)[0]
+        except HelperError as error:
+            raise ArtefactError(
+                f"the process that ran {self._path} {error}",
+                hint="status -9 mostly means that memory ran out: fewer formats, or a "
+                "smaller --batch",
+            ) from None
 
 
 class _Served:
@@ -210,8 +169,10 @@ class _Served:
         return {"seconds": seconds}
 
     def open_files(self, request: dict[str, Any]) -> dict[str, Any]:
-        predictor = require("tumorlens.deploy.predictor").Predictor
-        self._predictor = predictor.open(Path(request["path"]))
+        # Here, so that its imports do not count as memory of an artefact for arrays.
+        from tumorlens.deploy.predictor import Predictor
+
+        self._predictor = Predictor.open(Path(request["path"]))
         return {}
 
     def time_files(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -224,7 +185,7 @@ class _Served:
         seconds = time.perf_counter() - start
         for answer in answers:
             if answer.error:
-                raise errors.DataError(
+                raise DataError(
                     f"{answer.path}: {answer.error}",
                     hint="give --data a folder of readable images",
                 )
@@ -242,30 +203,21 @@ class _Served:
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """Answer until the other side closes the pipe."""
     served = _Served()
-    # As `predict` does: what torch frees it needs again, and would otherwise wait for.
+    # As `predict` does: torch allocates again what it has just freed.
     keep_freed_memory()
     # A collection in the middle of a call would be counted as the runtime's time.
     gc.disable()
-    is_first = True
-    while line := requests.readline():
-        request = json.loads(line)
-        if is_first:
-            _confine(request["threads"])
-            is_first = False
+
+    def handle(request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        _confine(request["threads"])
         method: Callable[[dict[str, Any]], dict[str, Any]] = getattr(
-            served, request["what"]
+            served, request["method"]
         )
-        try:
-            answer = method(request)
-        except TumorlensError as error:
-            answer = {
-                "kind": type(error).__name__,
-                "problem": error.problem,
-                "hint": error.hint,
-            }
+        answer = method(request)
         gc.collect()
-        answers.write(json.dumps(answer).encode() + b"\n")
-        answers.flush()
+        return answer, b""
+
+    answer_requests(handle, requests, answers)
 
 
 def _confine(threads: int) -> None:
@@ -286,8 +238,4 @@ def _peak_memory_bytes() -> int | None:
 
 
 if __name__ == "__main__":
-    # Whatever a runtime prints to its standard output must not end up among the
-    # answers.
-    own = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    serve(sys.stdin.buffer, own)
+    serve(*helper_pipes())

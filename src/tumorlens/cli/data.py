@@ -1,0 +1,147 @@
+"""The commands about a set of images: make one, audit it, split it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tumorlens.cli import terminal
+from tumorlens.cli.options import (
+    DataArgument,
+    MetadataOption,
+    Protocol,
+    SetOption,
+    config_of,
+    train_words,
+)
+from tumorlens.errors import ConfigError, DataError
+from tumorlens.files import write_json
+from tumorlens.text import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def phantom(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    *,
+    patients: Annotated[int, typer.Option(help="How many, 8 slices of each.")] = 48,
+    seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 42,
+) -> None:
+    """Make a synthetic set with planted faults, to try things on."""
+    from tumorlens.data.phantom.dataset import make_phantom
+
+    with terminal.counting("drawing patients") as progress:
+        made = make_phantom(out, patients=patients, seed=seed, progress=progress)
+    counts = ", ".join(f"{count} {name}" for name, count in made.by_class.items())
+    terminal.print_line(
+        f"{made.num_images} synthetic images of {made.num_patients} invented patients "
+        f"({counts}). They are no evidence about real ones."
+    )
+    terminal.print_next(
+        f"images, metadata.csv and planted.json are in {out}",
+        *("tumorlens", "audit", out, "--out", out.with_name(f"{out.name}-audit")),
+    )
+
+
+def audit(
+    data: DataArgument,
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for both files.")],
+    metadata: MetadataOption = None,
+) -> None:
+    """Say what is wrong with a set of images."""
+    from tumorlens.data import audit as stage
+    from tumorlens.data.duplicates import find_copies
+    from tumorlens.data.index import read_index
+    from tumorlens.report import write_audit_page
+
+    _check_folder(out)
+    index = read_index(data, metadata=metadata)
+    with terminal.counting("reading") as progress:
+        copies = find_copies(index, progress=progress)
+    _check_any_readable(data, len(index.records), copies.unreadable)
+    found = stage.audit(index, copies)
+    write_json(out / "audit.json", found)
+    page = write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
+    terminal.print_audit(found)
+    where = f"the page with the pictures is {page}, audit.json is beside it"
+    if stage.is_trainable(found):
+        terminal.print_next(where, *train_words(data))
+    else:
+        terminal.print_line(where)
+        terminal.print_line("next: mend or remove the files that cannot be read")
+
+
+def split(
+    data: DataArgument,
+    *,
+    out: Annotated[Path, typer.Option(metavar="CSV", help="File to write.")],
+    protocol: Annotated[
+        Protocol, typer.Option(help="How the subsets are made.")
+    ] = "grouped",
+    metadata: MetadataOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Write the subset of every file, to look at or to edit."""
+    from tumorlens.data.audit import judge_leak
+    from tumorlens.data.duplicates import find_copies
+    from tumorlens.data.index import read_index, write_split
+    from tumorlens.data.split import make_split
+    from tumorlens.training.dataset import image_limits
+
+    config = config_of(
+        None, settings, ("data.protocol", protocol), ("data.metadata", metadata)
+    )
+    index = read_index(data, metadata=config.data.metadata)
+    with terminal.counting("reading") as progress:
+        copies = find_copies(index, limits=image_limits(config.data), progress=progress)
+    rows = make_split(
+        index,
+        copies,
+        protocol=config.data.protocol,
+        val_fraction=config.data.val_fraction,
+        test_fraction=config.data.test_fraction,
+        num_folds=config.data.num_folds,
+        seed=config.train.seed,
+    )
+    write_split(out, rows)
+    verdict = judge_leak(rows, index, copies)
+    terminal.print_split(rows, index.classes)
+    terminal.print_line(verdict.words)
+    terminal.print_next(
+        f"the split is in {out}",
+        *train_words(data, f"data.protocol={protocol}", f"data.split={out}"),
+    )
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse an --out for several files that is a file itself.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(
+            f"--out {out} is a file",
+            hint="--out is a folder, for audit.json and audit.html: name a new one",
+        )
+
+
+def _check_any_readable(
+    data: Path, num_files: int, unreadable: Mapping[str, str]
+) -> None:
+    """Refuse a set of which nothing can be audited.
+
+    Raises:
+        DataError: Not one file can be read.
+    """
+    if len(unreadable) == num_files:
+        path, reason = next(iter(unreadable.items()))
+        raise DataError(
+            f"none of {counted(num_files, 'file')} in {data} can be read; the "
+            f"first is {path}: {reason}",
+            hint="give a folder of JPEG, PNG, TIFF, BMP or DICOM images",
+        )

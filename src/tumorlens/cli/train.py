@@ -1,0 +1,367 @@
+"""The commands about runs: training, measuring, showing, importing, joining them.
+
+They parse, call the stages, and print.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tumorlens.cli import terminal
+from tumorlens.cli.options import (
+    STATUS_INTERRUPTED,
+    MovedOption,
+    RunArgument,
+    SetOption,
+    TrackOption,
+    TrackUrlOption,
+    config_of,
+    tracker_of,
+    train_words,
+)
+from tumorlens.errors import ConfigError
+from tumorlens.files import write_json
+from tumorlens.system import is_main_process
+
+if TYPE_CHECKING:
+    from tumorlens.runs.folder import Run
+
+
+def train(
+    context: typer.Context,
+    config_path: Annotated[
+        Path | None,
+        typer.Argument(metavar="CONFIG", help="TOML file. Default: good settings."),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to make.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="The same as data.path.")
+    ] = None,
+    settings: SetOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = False,
+    track: TrackOption = False,
+    track_url: TrackUrlOption = None,
+) -> int:
+    """Train one network, or one for each fold, into a run folder."""
+    from tumorlens.training import fit
+
+    if resume:
+        _refuse_settings(out, config_path, data, settings)
+    config = None if resume else config_of(config_path, settings, ("data.path", data))
+    tracker = tracker_of(track=track, url=track_url)
+    with (
+        terminal.training() as display,
+        tracker.following(out, display)
+        if tracker
+        else nullcontext(display) as listener,
+    ):
+        result = fit.train(
+            config,
+            out=out,
+            resume=resume,
+            command=context.obj,
+            listener=listener,
+        )
+    if not result.is_main_process:
+        return 0 if result.is_finished else STATUS_INTERRUPTED
+    if not is_main_process():
+        return 0
+    terminal.print_training(result)
+    if tracker and (words := tracker.words(tracker.url_of(result.run))):
+        terminal.print_line(words)
+    if not result.is_finished:
+        terminal.print_next(
+            f"everything so far is in {out}",
+            *("tumorlens", "train", "--resume", "--out", out),
+            *(["--track"] if tracker else []),
+        )
+        return STATUS_INTERRUPTED
+    terminal.print_next(f"the run is in {out}", "tumorlens", "evaluate", out)
+    return 0
+
+
+def evaluate(
+    context: typer.Context,
+    path: RunArgument,
+    *,
+    subset: Annotated[
+        str | None,
+        typer.Option(
+            help="test, or val while choices are being made. Default: test; val with "
+            "--tta."
+        ),
+    ] = None,
+    data: MovedOption = None,
+    tta: Annotated[
+        bool,
+        typer.Option("--tta", help="Say what test-time augmentation would change."),
+    ] = False,
+    track: TrackOption = False,
+    track_url: TrackUrlOption = None,
+) -> None:
+    """Measure a run on images that it was not trained on."""
+    from tumorlens.runs.folder import open_run
+
+    run = open_run(path)
+    tracker = tracker_of(track=track, url=track_url)
+    if tta:
+        _print_tta(run, subset=subset, data=data, command=context.obj)
+        if tracker:
+            tracker.mirror(run)
+        out = f"{path}-tta"
+        terminal.print_next(
+            f"the figures are in {run.tta_path(subset or 'val')}",
+            *("tumorlens", "ensemble", path, "--tta", "--out", out),
+        )
+        return
+    from tumorlens.evaluation import measure
+
+    with terminal.counting("predicting") as progress:
+        measures = measure.evaluate(
+            run,
+            subset=subset or "test",
+            data=data,
+            command=context.obj,
+            progress=progress,
+        )
+    if tracker:
+        tracker.mirror(run)
+    terminal.print_measures(measures)
+    terminal.print_next(
+        f"predictions.csv and metrics.json are in {path}", "tumorlens", "report", path
+    )
+
+
+def report(
+    path: RunArgument,
+    *,
+    data: MovedOption = None,
+    track: TrackOption = False,
+    track_url: TrackUrlOption = None,
+) -> None:
+    """Write the page of an evaluated run and its figures."""
+    from tumorlens.report import write_run_report
+    from tumorlens.runs.folder import open_run
+
+    run = open_run(path)
+    tracker = tracker_of(track=track, url=track_url)
+    page = write_run_report(run, data=data)
+    if tracker:
+        tracker.mirror(run)
+    if page.num_missing:
+        terminal.print_warning(
+            f"{page.num_missing} pictures are missing from the page, the first is "
+            f"{page.why_not}; --data DIR says where the images are now"
+        )
+    terminal.print_next(
+        f"the page is {page.path}, its figures are in {run.figures_dir}",
+        *("tumorlens", "predict", path, "IMAGE"),
+    )
+
+
+def lr_find(
+    context: typer.Context,
+    config_path: Annotated[
+        Path | None,
+        typer.Argument(metavar="CONFIG", help="TOML file. Default: good settings."),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="The same as data.path.")
+    ] = None,
+    settings: SetOption = None,
+    lowest: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
+    highest: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Batches, one for each rate.")] = 100,
+) -> None:
+    """Suggest a learning rate from a short sweep over the train subset."""
+    from tumorlens.report.lr_plot import write_lr_plot
+    from tumorlens.training.lr_find import find_lr
+
+    config = config_of(config_path, settings, ("data.path", data))
+    with terminal.counting("trying learning rates") as progress:
+        found = find_lr(
+            config,
+            lowest=lowest,
+            highest=highest,
+            num_steps=steps,
+            command=context.obj,
+            progress=progress,
+        )
+    write_json(out / "lr_find.json", found)
+    svg, png = write_lr_plot(found, out)
+    terminal.print_line(found["words"])
+    where = f"the curve is in {svg} and {png}, its numbers are in lr_find.json"
+    if found["suggestion"] is None:
+        terminal.print_line(where)
+        return
+    lr = f"optim.lr={found['suggestion']:g}"
+    words = train_words(data, *(settings or []), lr, config_path=config_path)
+    terminal.print_next(where, *words)
+
+
+def import_weights(
+    context: typer.Context,
+    weights: Annotated[
+        Path,
+        typer.Argument(metavar="WEIGHTS", help="A .safetensors or .pth of tensors."),
+    ],
+    *,
+    model: Annotated[str, typer.Option(help="timm's name of the network.")],
+    classes: Annotated[
+        str,
+        typer.Option(metavar="A,B,...", help="In the order of the network's outputs."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to make.")],
+    size_px: Annotated[
+        int | None, typer.Option(help="Side of its input. Default: timm's.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Default: timm's.")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Default: timm's.")
+    ] = None,
+    fit: Annotated[
+        str, typer.Option(help="How its images were made square: squash or pad.")
+    ] = "squash",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="Images to evaluate it on, split by data.protocol (as-given).",
+        ),
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """Make a run folder of weights that were trained elsewhere."""
+    from tumorlens.training import import_weights as stage
+
+    numbers = {
+        "size_px": size_px,
+        "mean": mean and f"[{mean}]",
+        "std": std and f"[{std}]",
+    }
+    config = config_of(
+        None,
+        [
+            "data.protocol=as-given",
+            *(settings or []),
+            *(f"model.{key}={value}" for key, value in numbers.items() if value),
+        ],
+        *(("model.name", model), ("data.fit", fit), ("data.path", data)),
+    )
+    with terminal.counting("reading") as progress:
+        imported = stage.import_weights(
+            weights,
+            config,
+            classes=[name.strip() for name in classes.split(",")],
+            out=out,
+            command=context.obj,
+            progress=progress,
+        )
+    terminal.print_line(imported.words)
+    following = ["evaluate", out] if data else ["predict", out, "IMAGE"]
+    terminal.print_next(f"the run is in {out}", "tumorlens", *following)
+
+
+def runs(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="DIR", help="Where to look. Default: runs."),
+    ] = None,
+    *,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="A column or setting, one of = != < <= > >=, and a value, such as "
+            "'test_accuracy>0.8' or model.name=resnet50; repeatable.",
+        ),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="A column or setting; -KEY: largest first."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For programs, with every setting.")
+    ] = False,
+) -> None:
+    """List run folders: what they are, how far they came, what they scored."""
+    from tumorlens.runs.listing import list_runs
+
+    found = list_runs(
+        folders or [Path("runs")], where=where or [], sort=sort, limit=limit
+    )
+    if as_json:
+        print(json.dumps([row.as_json() for row in found], indent=2))
+    else:
+        terminal.print_runs(found)
+
+
+def ensemble(
+    context: typer.Context,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Finished runs of the same split."),
+    ],
+    *,
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to make.")],
+    tta: Annotated[
+        bool,
+        typer.Option("--tta", help="Average over small variants of each image too."),
+    ] = False,
+    data: MovedOption = None,
+) -> None:
+    """Make one run of several, which averages their probabilities."""
+    from tumorlens.evaluation import tta as views
+    from tumorlens.training.ensemble import make_ensemble
+
+    run = make_ensemble(
+        paths, out=out, tta=views.POLICY if tta else "none", command=context.obj
+    )
+    names = ", ".join(run.member_names())
+    terminal.print_line(f"{run.config.model.name}: the mean probabilities of {names}")
+    if tta and views.can_measure(run):
+        _print_tta(run, subset=None, data=data, command=context.obj)
+    elif tta:
+        terminal.print_line(
+            "what the views change is not measured: no image is in val of all members"
+        )
+    terminal.print_next(f"the run is in {out}", "tumorlens", "evaluate", out)
+
+
+def _refuse_settings(out: Path, *given: object) -> None:
+    """Refuse to resume with settings: they would be ignored.
+
+    Raises:
+        ConfigError: Any of `given` is there.
+    """
+    if any(given):
+        raise ConfigError(
+            f"--resume continues {out} with the settings it was started with",
+            hint="leave out CONFIG, --data and --set, or start another run",
+        )
+
+
+def _print_tta(
+    run: Run, *, subset: str | None, data: Path | None, command: str
+) -> None:
+    """Measure what test-time augmentation changes, on val by default, and print it."""
+    from tumorlens.evaluation.tta import measure_tta
+
+    with terminal.counting("predicting") as progress:
+        effect = measure_tta(
+            run, subset=subset or "val", data=data, command=command, progress=progress
+        )
+    terminal.print_tta(effect)
