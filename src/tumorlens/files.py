@@ -144,7 +144,11 @@ Model = TypeVar("Model", bound="BaseModel")
 
 
 def read_model(
-    path: Path, model: type[Model], *, hint: str, max_bytes: int = MAX_JSON_BYTES
+    path: Path,
+    model: type[Model],
+    *,
+    hint: str,
+    max_bytes: int = MAX_JSON_BYTES,
 ) -> Model:
     """Return the content of a JSON file, checked against its model.
 

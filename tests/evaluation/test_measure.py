@@ -19,6 +19,7 @@ from tumorlens.config import Config, parse_config
 from tumorlens.data.duplicates import Copies
 from tumorlens.data.images import load_square
 from tumorlens.data.index import SplitRow, read_index
+from tumorlens.data.leakage import LeakVerdict
 from tumorlens.data.split import fold_splits, make_split
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.evaluation.measure import evaluate, metrics_from_predictions
@@ -430,7 +431,7 @@ def test_the_order_of_the_rows_does_not_matter(tmp_path: Path) -> None:
 # runs
 
 
-LEAK = {"leaks": False, "num_test": 8, "num_copied": 0, "words": "No copies."}
+LEAK = LeakVerdict(leaks=False, num_test=8, words="No copies.")
 NUM_FOLDS = 3
 
 

@@ -79,8 +79,8 @@ def test_every_file_gets_a_subset_and_the_run_says_which(
     sizes = [len(prepared.of(subset)) for subset in ("train", "val", "test")]
     assert sum(sizes) == 20
     assert min(sizes) >= 2
-    assert run.leak()["leaks"] is False
-    assert run.leak()["num_test"] == sizes[2]
+    assert run.leak().leaks is False
+    assert run.leak().num_test == sizes[2]
     assert prepared.num_unreadable == 0
     assert seen[-1] == (20, 20)
 
@@ -247,8 +247,8 @@ def test_a_split_of_ones_own_with_a_copy_on_two_sides_is_refused(
     # The protocol for given splits takes it, and says what it is.
     run = make_run("given", split=str(tmp_path / "mine.csv"), protocol="as-given")
     prepare_data(run)
-    assert run.leak()["leaks"] is True
-    assert run.leak()["num_copied"] == 1
+    assert run.leak().leaks is True
+    assert run.leak().num_copied == 1
     assert len(index.records) == 21
 
 

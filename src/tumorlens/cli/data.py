@@ -17,7 +17,7 @@ from tumorlens.cli.options import (
     train_words,
 )
 from tumorlens.errors import ConfigError, DataError
-from tumorlens.files import write_json
+from tumorlens.files import write_model
 from tumorlens.text import counted
 
 if TYPE_CHECKING:
@@ -64,11 +64,11 @@ def audit(
         copies = find_copies(index, progress=progress)
     _check_any_readable(data, len(index.records), copies.unreadable)
     found = stage.audit(index, copies)
-    write_json(out / "audit.json", found)
+    write_model(out / "audit.json", found)
     page = write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
     terminal.print_audit(found)
     where = f"the page with the pictures is {page}, audit.json is beside it"
-    if stage.is_trainable(found):
+    if found.is_trainable:
         terminal.print_next(where, *train_words(data))
     else:
         terminal.print_line(where)
@@ -86,9 +86,9 @@ def split(
     settings: SetOption = None,
 ) -> None:
     """Write the subset of every file, to look at or to edit."""
-    from tumorlens.data.audit import judge_leak
     from tumorlens.data.duplicates import find_copies
     from tumorlens.data.index import read_index, write_split
+    from tumorlens.data.leakage import judge_leak
     from tumorlens.data.split import make_split
     from tumorlens.training.dataset import image_limits
 

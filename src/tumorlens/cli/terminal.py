@@ -14,7 +14,6 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tumorlens.data.leak_states import unknown_patients_in_words
 from tumorlens.runs.progress import Listener, epoch_line
 from tumorlens.system import is_main_process
 from tumorlens.text import counted, one_line, percent
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from tumorlens.data.audit import Audit
     from tumorlens.data.index import SplitRow
     from tumorlens.deploy.predictor import Prediction
     from tumorlens.runs.listing import RunRow
@@ -83,21 +83,20 @@ def print_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     _console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
 
 
-def print_audit(found: Mapping[str, Any]) -> None:
+def print_audit(found: Audit) -> None:
     """Print what an audit found, its verdict first."""
-    verdict, distinct = found["verdict"], found["distinct"]
-    print_line(verdict["words"])
-    if verdict["left"]:
-        print_line(verdict["left"])
-    for sentence in found["findings"]:
+    print_line(found.verdict.words)
+    if found.verdict.left:
+        print_line(found.verdict.left)
+    for sentence in found.findings:
         print_line(f"- {sentence}")
     counts = {
-        "files": found["num_files"],
-        "that cannot be read": found["num_unreadable"],
-        "that look odd": len(found["odd"]),
-        "distinct files": distinct["bytes"],
-        "distinct decoded pixels": distinct["pixels"],
-        "distinct pictures": distinct["pictures"],
+        "files": found.num_files,
+        "that cannot be read": found.num_unreadable,
+        "that look odd": len(found.odd),
+        "distinct files": found.distinct.bytes,
+        "distinct decoded pixels": found.distinct.pixels,
+        "distinct pictures": found.distinct.pictures,
     }
     print_table(("", "number"), [(name, f"{n:,}") for name, n in counts.items()])
 
@@ -142,13 +141,13 @@ def print_training(result: TrainResult) -> None:
             f"val accuracy {percent(result.best['val_accuracy'])}"
         )
     leak = result.run.leak()
-    if leak["leaks"] or unknown_patients_in_words(leak):
-        print_line(leak["words"])
+    if leak.leaks or leak.unknown_patients:
+        print_line(leak.words)
 
 
 def print_measures(measures: Metrics) -> None:
     """Print the headline figures of an evaluation, and what they are worth."""
-    unknown = unknown_patients_in_words(measures.leak)
+    unknown = measures.leak.unknown_patients
     print_line(
         f"{measures.num_images} {measures.subset} images in "
         f"{measures.num_groups} groups, protocol {measures.protocol}"
@@ -181,7 +180,7 @@ def print_measures(measures: Metrics) -> None:
     )
     for warning in measures.warnings:
         print_line(warning)
-    print_line(measures.leak["words"])
+    print_line(measures.leak.words)
 
 
 def _or_why_not(measures: Metrics, name: str, measure: Estimate) -> str:

@@ -48,5 +48,5 @@ def _worth(path: Path) -> str:
     metrics = run.metrics()
     return (
         f"Accuracy on {metrics.num_images} test images, 95 %: "
-        f"{metrics.accuracy.percentage}. {metrics.leak['words']}"
+        f"{metrics.accuracy.percentage}. {metrics.leak.words}"
     )

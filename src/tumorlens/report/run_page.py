@@ -18,13 +18,12 @@ from markupsafe import Markup
 
 from tumorlens.config import Config
 from tumorlens.data.images import ImageLimits
-from tumorlens.data.leak_states import (
+from tumorlens.data.leakage import (
     LEAK,
     NO_LEAK,
     NO_PATIENTS,
     SOME_PATIENTS,
-    leak_state,
-    unknown_patients_in_words,
+    LeakVerdict,
 )
 from tumorlens.evaluation.predictions import read_predictions
 from tumorlens.files import write_bytes, write_text
@@ -208,22 +207,21 @@ def _read_mistakes(run: Run, data: Path | None) -> tuple[list[Mistake], int]:
     return mistakes, len(order)
 
 
-def _verdict(leak: Mapping[str, Any]) -> dict[str, Any]:
+def _verdict(leak: LeakVerdict) -> dict[str, Any]:
     """Return the heading of the leak verdict, its look, and whose patient is known."""
-    state = leak_state(leak)
-    num_known = leak["num_test"] - leak["num_test_unknown_patient"]
-    if state == NO_LEAK:
+    num_known = leak.num_test - leak.num_test_unknown_patient
+    if leak.state == NO_LEAK:
         return {
             "heading": "✓ Leak check: passed",
             "look": "",
             "num_known": num_known,
         }
-    look = " bad" if leak["leaks"] else " open"
+    look = " bad" if leak.leaks else " open"
     heading = "Leak check: what training has seen is not known"
-    if state == LEAK:
+    if leak.state == LEAK:
         heading = "✕ Leak check: failed"
-    elif state in (NO_PATIENTS, SOME_PATIENTS):
-        heading = f"Leak check: {unknown_patients_in_words(leak)}"
+    elif leak.state in (NO_PATIENTS, SOME_PATIENTS):
+        heading = f"Leak check: {leak.unknown_patients}"
     return {"heading": heading, "look": look, "num_known": num_known}
 
 
@@ -234,7 +232,7 @@ def _draw(run: Run, metrics: Metrics) -> tuple[dict[str, Drawing], dict[str, Dra
     phone, which one drawing cannot do.
     """
     model, protocol = run.config.model.name, metrics.protocol
-    warning = metrics.leak["words"] if metrics.leak["leaks"] else ""
+    warning = metrics.leak.words if metrics.leak.leaks else ""
     tested = f"{model} · {protocol} · {metrics.subset} · {metrics.num_images:,} images"
     trained = f"{model} · {protocol} · train and val"
     histories = [one.history() for one in run.networks()]

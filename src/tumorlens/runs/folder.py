@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field
 import tumorlens
 from tumorlens.config import Config, Fit, dump_config, load_config
 from tumorlens.data.index import SplitRow, read_split, write_split
+from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import (
     is_temporary,
@@ -324,18 +325,13 @@ class Run:
             )
         return read_split(self.split_path)
 
-    def leak(self) -> dict[str, Any]:
+    def leak(self) -> LeakVerdict:
         """Return the leak verdict of this split.
 
         Raises:
-            RunError: The file is missing or holds something else.
+            RunError: The file is missing or damaged.
         """
-        verdict = read_json(self.leak_path, hint="train the run again")
-        if not isinstance(verdict, dict) or "words" not in verdict:
-            raise RunError(
-                f"{self.leak_path} holds no leak verdict", hint="train the run again"
-            )
-        return verdict
+        return read_model(self.leak_path, LeakVerdict, hint="train the run again")
 
     def environment(self) -> dict[str, Any]:
         """Return versions, device, seed and command."""
@@ -382,9 +378,9 @@ class Run:
         """Write `split.csv`."""
         write_split(self.split_path, rows)
 
-    def write_leak(self, verdict: Mapping[str, Any]) -> None:
+    def write_leak(self, verdict: LeakVerdict) -> None:
         """Write `leak.json`."""
-        write_json(self.leak_path, dict(verdict))
+        write_model(self.leak_path, verdict)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Write `environment.json`."""

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from tumorlens.config import Config, setting_names
-from tumorlens.data.leak_states import leak_state
 from tumorlens.errors import ConfigError, RunError, did_you_mean
 from tumorlens.runs.folder import MIRRORS, Run, open_run
 from tumorlens.runs.measures import Estimate
@@ -77,7 +76,7 @@ class RunRow:
     test_accuracy: Estimate | None = None
     """`None` until it is evaluated."""
     leak: str | None = None
-    """As `leak_states.leak_state` says it, such as `no leak`."""
+    """State of the leak verdict, such as `no leak`."""
 
     def value(self, key: str) -> Any:
         """Return what a column or a setting such as `optim.lr` holds; `None`: unset."""
@@ -286,7 +285,7 @@ def _number(value: Any, path: Path) -> float:
 def _leak(run: Run) -> str | None:
     if not run.leak_path.is_file():
         return None
-    return leak_state(run.leak())
+    return run.leak().state
 
 
 def _condition(text: str) -> Callable[[RunRow], bool]:

@@ -7,11 +7,12 @@ defined, such as the recall of a class without images.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tumorlens.config import Fit
+from tumorlens.data.leakage import LeakVerdict
 from tumorlens.text import interval
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -118,7 +119,7 @@ class _Header(_Content):
     format: int = 1
     protocol: str
     subset: str
-    leak: dict[str, Any]
+    leak: LeakVerdict
     """The leak verdict of the split."""
     settings: NetworkSettings
 

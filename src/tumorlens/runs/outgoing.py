@@ -69,7 +69,7 @@ def tags_of(run: Run) -> dict[str, str]:
     tags = {f"tumorlens.{name}": str(value) for name, value in values.items() if value}
     if run.leak_path.is_file():
         # What MLflow shows above the figures of a run: what they are worth.
-        tags["mlflow.note.content"] = run.leak()["words"]
+        tags["mlflow.note.content"] = run.leak().words
     return tags
 
 

@@ -7,17 +7,17 @@ evaluation then read the same `split.csv`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tumorlens.config import DataConfig
-from tumorlens.data.audit import judge_leak
 from tumorlens.data.duplicates import find_copies, group_records
 from tumorlens.data.images import ImageLimits
 from tumorlens.data.index import Index, SplitRow, read_index, read_split
+from tumorlens.data.leakage import judge_leak
 from tumorlens.data.split import LEFT_OUT, check_split, fold_splits, make_split
 from tumorlens.errors import DataError, RunError
 from tumorlens.training.loading import (
@@ -106,7 +106,7 @@ def prepare_data(run: Run, *, progress: Progress | None = None) -> PreparedData:
     if config.fold is not None:
         rows = rows_of_fold(run, rows, config.fold)
     run.write_split(rows)
-    run.write_leak(asdict(judge_leak(rows, index, copies)))
+    run.write_leak(judge_leak(rows, index, copies))
     return PreparedData(index, rows)
 
 

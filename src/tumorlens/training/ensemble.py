@@ -25,9 +25,9 @@ from tumorlens.system import describe_environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
     from tumorlens.data.index import SplitRow
+    from tumorlens.data.leakage import LeakVerdict
     from tumorlens.runs.folder import Tta
 
 
@@ -237,7 +237,7 @@ def _model_words(members: Sequence[Run], tta: Tta) -> str:
     return words if tta == "none" else f"{words}, {tta}"
 
 
-def _worst_leak(members: Sequence[Run]) -> dict[str, Any]:
+def _worst_leak(members: Sequence[Run]) -> LeakVerdict:
     """Return the verdict with most test images that a member had seen.
 
     All are equal where train and val together hold the same images, as they do unless
@@ -246,9 +246,9 @@ def _worst_leak(members: Sequence[Run]) -> dict[str, Any]:
     return max(
         (member.leak() for member in members),
         key=lambda verdict: (
-            bool(verdict.get("leaks")),
-            verdict.get("num_copied", 0),
-            verdict.get("num_test_patient_in_train", 0),
+            verdict.leaks,
+            verdict.num_copied,
+            verdict.num_test_patient_in_train,
         ),
     )
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 import tumorlens
+from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import ConfigError, DataError
 from tumorlens.files import sha256_of, sha256_of_bytes
 from tumorlens.runs.folder import FORMAT, ModelCard, Run, create_run
@@ -109,7 +110,7 @@ def import_weights(
         # Nothing was learnt here: after Ctrl-C, too, there is nothing to keep.
         shutil.rmtree(out, ignore_errors=True)
         raise
-    return Imported(run, card, f"{_input_words(card)} {run.leak()['words']}")
+    return Imported(run, card, f"{_input_words(card)} {run.leak().words}")
 
 
 def _check_classes(classes: Sequence[str]) -> None:
@@ -195,7 +196,7 @@ def _split(run: Run, card: ModelCard, *, progress: Progress | None) -> None:
         )
 
 
-def _leak(run: Run, weights: Path) -> dict[str, Any]:
+def _leak(run: Run, weights: Path) -> LeakVerdict:
     """Return the verdict on figures of weights that were trained elsewhere.
 
     It is marked as a leak so that every table and figure carries its words; `is_known`
@@ -205,11 +206,12 @@ def _leak(run: Run, weights: Path) -> dict[str, Any]:
         f"Unknown training data: {weights.name} was trained elsewhere, and may have "
         "seen these images. No figure of this run is held out."
     )
-    verdict: dict[str, Any] = {}
+    verdict = LeakVerdict(leaks=True, words="")
     if run.leak_path.is_file():
         verdict = run.leak()
-        words += f" Had it been trained on this split's train: {verdict['words']}"
-    return {**verdict, "leaks": True, "is_known": False, "words": words}
+        words += f" Had it been trained on this split's train: {verdict.words}"
+    changes = {"leaks": True, "is_known": False, "words": words}
+    return verdict.model_copy(update=changes)
 
 
 def _input_words(card: ModelCard) -> str:
