@@ -15,7 +15,7 @@ import typer
 from tumorlens.cli import study_display, terminal
 from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.errors import ConfigError
-from tumorlens.files import write_json
+from tumorlens.files import write_model
 from tumorlens.text import counted
 
 if TYPE_CHECKING:
@@ -230,13 +230,13 @@ def compare(
             command=context.obj,
             progress=progress,
         )
-    write_json(out / "comparison.json", found)
+    write_model(out / "comparison.json", found)
     tables.write_tables(found, out)
     page = write_comparison_page(
         out / "comparison.json", data=data, out=out / "comparison.html"
     )
     terminal.print_table(*tables.table_rows(found, is_short=True))
-    for sentence in found["words"]:
+    for sentence in found.summary:
         terminal.print_line(sentence)
     terminal.print_line(
         f"the page is {page}, its tables are beside it as .csv, .md and .tex"
