@@ -439,7 +439,7 @@ def _check_size_inside(path: Path, dataset: Dataset, content: bytes) -> None:
             found = "more than that"
     else:
         # JPEG and JPEG 2000 have the same end mark. Without it the data is cut short,
-        # and gdcm would fill up what is missing and say nothing.
+        # and gdcm would silently fill up the rest.
         if not content.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
             found = "fewer: it is cut short"
         sizes = sorted(set(_sizes_in_codestream(content)))

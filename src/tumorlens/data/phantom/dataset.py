@@ -198,7 +198,7 @@ def make_phantom(
 
 
 def _check_range(name: str, value: int, low: int, high: int, *, example: int) -> None:
-    """Refuse what is not a whole number in [low, high].
+    """Check that a value is a whole number in [low, high].
 
     Raises:
         ConfigError: It names the setting, the bounds and the value.
