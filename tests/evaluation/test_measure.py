@@ -16,7 +16,7 @@ import sklearn.metrics as truth
 import torch
 
 from tumorlens.config import Config, parse_config
-from tumorlens.data.duplicates import Copies
+from tumorlens.data.duplicates import Duplicates
 from tumorlens.data.images import load_square
 from tumorlens.data.index import SplitRow, read_index
 from tumorlens.data.leakage import LeakVerdict
@@ -469,7 +469,7 @@ def finished_run(path: Path, config: Config) -> Run:
     index = read_index(Path(str(data.path)))
     rows = make_split(
         index,
-        Copies(
+        Duplicates(
             unreadable={},
             facts={},
             pixels={},

@@ -110,7 +110,7 @@ def test_an_interrupted_run_keeps_its_split_and_searches_no_copies(
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("searched again")
 
-    monkeypatch.setattr(dataset, "find_copies", fail)
+    monkeypatch.setattr(dataset, "find_duplicates", fail)
     assert prepare_data(run).rows == swapped
 
 

@@ -54,16 +54,16 @@ def audit(
 ) -> None:
     """Say what is wrong with a set of images."""
     from tumorlens.data import audit as stage
-    from tumorlens.data.duplicates import find_copies
+    from tumorlens.data.duplicates import find_duplicates
     from tumorlens.data.index import read_index
     from tumorlens.report import write_audit_page
 
     _check_folder(out)
     index = read_index(data, metadata=metadata)
     with terminal.counting("reading") as progress:
-        copies = find_copies(index, progress=progress)
-    _check_any_readable(data, len(index.records), copies.unreadable)
-    found = stage.audit(index, copies)
+        duplicates = find_duplicates(index, progress=progress)
+    _check_any_readable(data, len(index.records), duplicates.unreadable)
+    found = stage.audit(index, duplicates)
     write_model(out / "audit.json", found)
     page = write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
     terminal.print_audit(found)
@@ -86,7 +86,7 @@ def split(
     settings: SetOption = None,
 ) -> None:
     """Write the subset of every file, to look at or to edit."""
-    from tumorlens.data.duplicates import find_copies
+    from tumorlens.data.duplicates import find_duplicates
     from tumorlens.data.index import read_index, write_split
     from tumorlens.data.leakage import judge_leak
     from tumorlens.data.split import make_split
@@ -97,10 +97,12 @@ def split(
     )
     index = read_index(data, metadata=config.data.metadata)
     with terminal.counting("reading") as progress:
-        copies = find_copies(index, limits=image_limits(config.data), progress=progress)
+        duplicates = find_duplicates(
+            index, limits=image_limits(config.data), progress=progress
+        )
     rows = make_split(
         index,
-        copies,
+        duplicates,
         protocol=config.data.protocol,
         val_fraction=config.data.val_fraction,
         test_fraction=config.data.test_fraction,
@@ -108,7 +110,7 @@ def split(
         seed=config.train.seed,
     )
     write_split(out, rows)
-    verdict = judge_leak(rows, index, copies)
+    verdict = judge_leak(rows, index, duplicates)
     terminal.print_split(rows, index.classes)
     terminal.print_line(verdict.words)
     terminal.print_next(

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tumorlens.data.duplicates import find_copies
+from tumorlens.data.duplicates import find_duplicates
 from tumorlens.data.split import fold_splits
 from tumorlens.training.dataset import (
     assign_subsets,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tumorlens.config import Config
-    from tumorlens.data.duplicates import Copies
+    from tumorlens.data.duplicates import Duplicates
     from tumorlens.data.index import Index, SplitRow
     from tumorlens.study.plan import PlannedTrial, StudyPlan
 
@@ -74,7 +74,7 @@ def estimate_study(
     if data.path is None:
         return None
     index = read_configured_index(data)
-    copies = find_copies(index, limits=image_limits(data), progress=progress)
+    duplicates = find_duplicates(index, limits=image_limits(data), progress=progress)
     steps: dict[str, tuple[float, float]] = {}
     sizes: dict[str, list[_Sizes]] = {}
     seconds = {}
@@ -87,15 +87,15 @@ def estimate_study(
             steps[kind] = _time_steps(config, num_classes=len(index.classes))
         split = repr((config.data, config.train.seed))
         if split not in sizes:
-            sizes[split] = _sizes_of(config, index, copies)
+            sizes[split] = _sizes_of(config, index, duplicates)
         seconds[trial.name] = _seconds_of(config, sizes[split], *steps[kind])
     return seconds
 
 
-def _sizes_of(config: Config, index: Index, copies: Copies) -> list[_Sizes]:
+def _sizes_of(config: Config, index: Index, duplicates: Duplicates) -> list[_Sizes]:
     """Return how many images each network of a trial has in each subset."""
     data, seed = config.data, config.train.seed
-    rows = assign_subsets(index, copies, data, seed=seed)
+    rows = assign_subsets(index, duplicates, data, seed=seed)
     parts: Sequence[Sequence[SplitRow]] = [rows]
     if data.protocol == "grouped-kfold":
         parts = fold_splits(

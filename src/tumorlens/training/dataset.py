@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tumorlens.config import DataConfig
-from tumorlens.data.duplicates import find_copies, group_records
+from tumorlens.data.duplicates import find_duplicates, group_records
 from tumorlens.data.images import ImageLimits
 from tumorlens.data.index import Index, SplitRow, read_index, read_split
 from tumorlens.data.leakage import judge_leak
@@ -31,7 +31,7 @@ from tumorlens.training.loading import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tumorlens.data.duplicates import Copies
+    from tumorlens.data.duplicates import Duplicates
     from tumorlens.runs.folder import Run
     from tumorlens.runs.progress import Progress
 
@@ -99,12 +99,12 @@ def prepare_data(run: Run, *, progress: Progress | None = None) -> PreparedData:
         check_unchanged(rows, index)
         return PreparedData(index, rows)
 
-    copies = find_copies(index, limits=image_limits(config), progress=progress)
-    rows = assign_subsets(index, copies, config, seed=run.config.train.seed)
+    duplicates = find_duplicates(index, limits=image_limits(config), progress=progress)
+    rows = assign_subsets(index, duplicates, config, seed=run.config.train.seed)
     if config.fold is not None:
         rows = rows_of_fold(run, rows, config.fold)
     run.write_split(rows)
-    run.write_leak(judge_leak(rows, index, copies))
+    run.write_leak(judge_leak(rows, index, duplicates))
     return PreparedData(index, rows)
 
 
@@ -120,13 +120,13 @@ def read_configured_index(config: DataConfig) -> Index:
 
 
 def assign_subsets(
-    index: Index, copies: Copies, config: DataConfig, *, seed: int
+    index: Index, duplicates: Duplicates, config: DataConfig, *, seed: int
 ) -> tuple[SplitRow, ...]:
     """Return the subset of each file, by the protocol or by a split made by hand.
 
     Args:
         index: Index of the files.
-        copies: Result of `find_copies`.
+        duplicates: Result of `find_duplicates`.
         config: Settings with the protocol.
         seed: Value of `train.seed`.
 
@@ -134,19 +134,21 @@ def assign_subsets(
         DataError: Too many files cannot be read, a class has too few groups, or a given
             split has a group on two sides.
     """
-    _check_readable(len(copies.unreadable), len(index.records), config.max_unreadable)
+    _check_readable(
+        len(duplicates.unreadable), len(index.records), config.max_unreadable
+    )
     if config.split is None:
         return make_split(
             index,
-            copies,
+            duplicates,
             protocol=config.protocol,
             val_fraction=config.val_fraction,
             test_fraction=config.test_fraction,
             num_folds=config.num_folds,
             seed=seed,
         )
-    rows = _without_unreadable(read_split(Path(config.split)), copies.unreadable)
-    groups = group_records(index, copies)
+    rows = _without_unreadable(read_split(Path(config.split)), duplicates.unreadable)
+    groups = group_records(index, duplicates)
     check_split(rows, index, protocol=config.protocol, groups=groups)
     return rows
 

@@ -202,6 +202,11 @@ def normalize(
     return values.contiguous(memory_format=torch.channels_last)
 
 
+def as_batch(images: NDArray[np.uint8]) -> Tensor:
+    """Return decoded images (N, S, S, C) as a batch for `infer`, (N, C, S, S)."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
 @torch.inference_mode()
 def infer(
     model: nn.Module,
