@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tumorlens.cli import terminal
+from tumorlens.cli.completion import complete_model, complete_subset
 from tumorlens.cli.options import (
     STATUS_INTERRUPTED,
     MovedOption,
@@ -25,7 +26,6 @@ from tumorlens.cli.options import (
     train_words,
 )
 from tumorlens.errors import ConfigError
-from tumorlens.files import write_model
 from tumorlens.system import is_main_process
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="test, or val while choices are being made. Default: test; val with "
-            "--tta."
+            "--tta.",
+            autocompletion=complete_subset,
         ),
     ] = None,
     data: MovedOption = None,
@@ -184,6 +185,7 @@ def lr_find(
     steps: Annotated[int, typer.Option(help="Batches, one for each rate.")] = 100,
 ) -> None:
     """Suggest a learning rate from a short sweep over the train subset."""
+    from tumorlens.files import write_model
     from tumorlens.report.run_figures import write_lr_plot
     from tumorlens.training.lr_find import find_lr
 
@@ -216,7 +218,10 @@ def import_weights(
         typer.Argument(metavar="WEIGHTS", help="A .safetensors or .pth of tensors."),
     ],
     *,
-    model: Annotated[str, typer.Option(help="timm's name of the network.")],
+    model: Annotated[
+        str,
+        typer.Option(help="timm's name of the network.", autocompletion=complete_model),
+    ],
     classes: Annotated[
         str,
         typer.Option(metavar="A,B,...", help="In the order of the network's outputs."),

@@ -64,7 +64,7 @@ def estimate_study(
     Args:
         plan: Of a search, every trial is taken to be like the base.
         trials: Those of the plan that count.
-        progress: Called with files done and files in all, while copies are sought.
+        progress: Called with files done and files in all, while duplicates are sought.
 
     Raises:
         ConfigError: A setting or a weights file does not fit a network.
