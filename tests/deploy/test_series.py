@@ -19,7 +19,7 @@ from tumorlens.deploy.series import (
     answer_series,
     check_rule,
     no_tumor_class,
-    summed_up,
+    summarise,
 )
 from tumorlens.errors import ConfigError
 
@@ -51,7 +51,7 @@ def summary(rows: list[list[float] | None], **options: Any) -> Any:
         else SliceAnswer(np.array(row, np.float32))
         for row in rows
     ]
-    return summed_up(series, answers, **{"rule": "mean", "no_tumor": 1, **options})
+    return summarise(series, answers, **{"rule": "mean", "no_tumor": 1, **options})
 
 
 def test_the_mean_is_over_the_slices_and_shown_by_the_surest_one() -> None:
