@@ -12,7 +12,7 @@ from pydicom import uid
 from support.mr_volumes import mr_slice, write
 from tumorlens.data.decoding import InputSpec
 from tumorlens.data.dicom.series import Series, Slice, find_series
-from tumorlens.deploy.predictor import Predictor, Voice
+from tumorlens.deploy.predictor import Member, Predictor
 from tumorlens.deploy.series import (
     RULES,
     SliceAnswer,
@@ -36,11 +36,11 @@ def brightness(squares: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def by_hand(*sizes_px: int) -> Predictor:
-    voices = [
-        Voice(InputSpec(size, "squash", 3), brightness, ("0" * 64,))
+    members = [
+        Member(InputSpec(size, "squash", 3), brightness, ("0" * 64,))
         for size in sizes_px
     ]
-    return Predictor("hand", CLASSES, "digest", voices)
+    return Predictor("hand", CLASSES, "digest", members)
 
 
 def summary(rows: list[list[float] | None], **options: Any) -> Any:
