@@ -259,7 +259,11 @@ def _check_images(images: Images) -> None:
 
 
 def _members_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Member]]:
-    """Return the classes, the digest and the members of a run."""
+    """Return the classes, the digest and the members of a run.
+
+    Raises:
+        RunError: A fold is missing, or the networks have different classes.
+    """
     from tumorlens.training import network
 
     target = network.resolve_device(device)
