@@ -155,7 +155,7 @@ def _open(paths: list[Path], *, best: bool) -> list[tuple[Path, Predictor]]:
         from tumorlens.deploy.benchmark.fastest import choose_fastest
 
         choice = choose_fastest(paths[0])
-        print(one_line(choice.words), file=sys.stderr)
+        print(one_line(choice.summary), file=sys.stderr)
         paths = [choice.path, *paths[1:]]
     for path in paths:
         _warn_of_unfinished(path)

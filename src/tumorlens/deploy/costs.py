@@ -1,10 +1,9 @@
-"""What an answer of a network costs: parameters, MACs, bytes and milliseconds.
+"""Costs of a prediction: parameters, MACs, bytes and milliseconds.
 
-All of it is for one image, decoded and resized already, through `models.infer`, as
-everybody who uses a run pays it: with `mirror` a network answers twice, and an ensemble
-with every member. What the newcomer would get wrong: a machine gets slower as it warms
-up, so networks that are timed one after the other are not compared. Here they take
-turns.
+All costs are for one image, decoded and resized already, through `network.infer`, as
+in use: with `mirror` a network runs twice, and an ensemble runs every member. A machine
+gets slower as it warms up, so times of networks that ran one after the other do not
+compare. Here they take turns.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
     from tumorlens.runs.folder import ModelCard, Run
 
 SECONDS = 4.0
-"""For timing all networks together, unless they are so slow that `_MIN_ROUNDS` take
-longer."""
+"""Budget for timing all networks together, unless `_MIN_ROUNDS` take longer."""
 
 _NUM_WARM_UPS = 3
 _MIN_ROUNDS = 10
@@ -42,7 +40,7 @@ _MAX_ROUNDS = 300
 
 @dataclass(frozen=True)
 class Network:
-    """A network and what is known of it."""
+    """A network with its card and weights file."""
 
     card: ModelCard
     module: nn.Module
@@ -52,7 +50,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one answer, in milliseconds."""
+    """Time of one prediction, in milliseconds."""
 
     p50: float
     p5: float
@@ -60,7 +58,7 @@ class Latency:
 
 
 Networks = tuple[Network, ...]
-"""Those that answer together: one, or as many as an ensemble has members."""
+"""Networks whose probabilities are averaged: one, or the members of an ensemble."""
 
 
 def has_networks(run: Run) -> bool:
