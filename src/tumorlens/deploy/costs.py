@@ -70,7 +70,7 @@ def has_networks(run: Run) -> bool:
 
 
 def architecture_of(run: Run) -> str:
-    """Return a text that two runs share when an answer costs them the same.
+    """Return a text that is equal for runs whose predictions cost the same.
 
     Raises:
         RunError: The run has no weights yet.
@@ -85,10 +85,10 @@ def architecture_of(run: Run) -> str:
 
 
 def open_networks(run: Run) -> Networks:
-    """Return what answers for a run; of one with folds, what answers for the first.
+    """Return the networks of a run, or of its first fold.
 
     Raises:
-        RunError: There are no weights, or they are not those that were saved.
+        RunError: There are no weights, or they were changed.
     """
     networks = []
     for part in _parts(run):
@@ -99,7 +99,7 @@ def open_networks(run: Run) -> Networks:
 
 
 def count_parameters(networks: Networks) -> int:
-    """Return how many numbers were learnt; the means of batch norm are not."""
+    """Return the number of learnt values, which the means of batch norm are not."""
     return sum(
         parameter.numel()
         for network in networks
@@ -108,10 +108,10 @@ def count_parameters(networks: Networks) -> int:
 
 
 def count_macs(networks: Networks) -> int:
-    """Return the multiply-accumulate operations of one answer.
+    """Return the multiply-accumulate operations of one prediction.
 
-    Those of convolutions and matrix products, which are nearly all there are: half of
-    what torch counts as floating-point operations.
+    Counted are convolutions and matrix products, nearly all there are: half of the
+    floating-point operations that torch counts.
     """
     total = 0
     for network in networks:
@@ -130,19 +130,16 @@ def size_on_disk(networks: Networks) -> int:
 
 
 def measure_latencies(
-    answerers: Sequence[Networks], *, device: torch.device, seconds: float | None = None
+    models: Sequence[Networks], *, device: torch.device, seconds: float | None = None
 ) -> list[Latency]:
-    """Return how long each takes for one image, in fp32.
+    """Return the time of each model for one image, in fp32, in their order.
 
     Args:
-        answerers: Moved to `device`, all at once, and left there.
-        device: Where to compute.
-        seconds: For all together, without warm-up; `SECONDS` by default.
-
-    Returns:
-        One for each, in order.
+        models: Moved to `device`, all at once, and left there.
+        device: Device to compute on.
+        seconds: Budget for all together, without warm-up; `SECONDS` by default.
     """
-    calls = [_answer(networks, device) for networks in answerers]
+    calls = [_prediction_of(networks, device) for networks in models]
     return time_in_turns(calls, seconds=SECONDS if seconds is None else seconds)
 
 
@@ -152,12 +149,12 @@ def time_in_turns(
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Latency]:
-    """Return how long each call takes, timed in rounds: A B C, A B C, ...
+    """Return the time of each call, measured in rounds: A B C, A B C, ...
 
     Args:
-        calls: Each is made a few times before the first is timed.
-        seconds: No round starts after so many, but for the first ten.
-        clock: Seconds, from any start.
+        calls: Functions to time, after a few untimed calls of each.
+        seconds: Time after which no round starts, except the first ten.
+        clock: Clock in seconds, with any start.
     """
     for call in calls:
         for _ in range(_NUM_WARM_UPS):
@@ -181,7 +178,7 @@ def _parts(run: Run) -> tuple[Run, ...]:
     return (run.folds() or (run,))[0].networks()
 
 
-def _answer(networks: Networks, device: torch.device) -> Callable[[], None]:
+def _prediction_of(networks: Networks, device: torch.device) -> Callable[[], None]:
     images = []
     for network in networks:
         network.module.to(device)
@@ -189,9 +186,9 @@ def _answer(networks: Networks, device: torch.device) -> Callable[[], None]:
         shape = (1, card.in_chans, card.size_px, card.size_px)
         images.append(torch.randint(256, shape, dtype=torch.uint8))
 
-    def answer() -> None:
+    def predict() -> None:
         for network, image in zip(networks, images, strict=True):
-            # It brings the answer back to the CPU, and so waits for a GPU.
+            # The result is copied to the CPU, so this waits for a GPU.
             infer(
                 network.module,
                 [image],
@@ -203,7 +200,7 @@ def _answer(networks: Networks, device: torch.device) -> Callable[[], None]:
                 temperature=network.card.temperature,
             )
 
-    return answer
+    return predict
 
 
 def _seconds_of(
