@@ -41,15 +41,18 @@ _EXTRA_OF = {
     "openvino": "runtime",
     "optuna": "study",
     "pg8000": "study",
+    "platformdirs": "train",
     "psutil": "study",
     "pyarrow": "parquet",
     "safetensors": "train",
     "scipy": "train",
     "sklearn": "train",
     "sqlalchemy": "study",
+    "tabulate": "train",
     "timm": "train",
     "torch": "train",
     "torchvision": "train",
+    "tqdm": "train",
 }
 """Import name -> the extra that installs it."""
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tumorlens.cli import terminal
+from tumorlens.cli.completion import complete_device, complete_format
 from tumorlens.cli.options import STATUS_INTERRUPTED, MovedOption, RunArgument
 from tumorlens.errors import ArtefactError, ConfigError, did_you_mean
-from tumorlens.files import check_folder, write_model
 from tumorlens.system import interruptible
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ FormatOption = Annotated[
         metavar="FORMAT",
         help="onnx, openvino, openvino-bf16, openvino-int8, onnx-int8, torch-export, "
         "torchscript (legacy), or all; repeatable. Default: onnx and openvino-int8.",
+        autocompletion=complete_format,
     ),
 ]
 
@@ -135,6 +136,7 @@ def benchmark(
             "--format",
             metavar="FORMAT",
             help="One of those of export; repeatable. Default: all there are.",
+            autocompletion=complete_format,
         ),
     ] = None,
     batch: Annotated[
@@ -162,7 +164,11 @@ def benchmark(
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="cpu, or cuda: then the runs' networks on the GPU.")
+        str,
+        typer.Option(
+            help="cpu, or cuda: then the runs' networks on the GPU.",
+            autocompletion=complete_device,
+        ),
     ] = "cpu",
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for page, table and figures.")
@@ -170,6 +176,7 @@ def benchmark(
 ) -> int:
     """Measure artefacts side by side: time, memory, size, accuracy."""
     from tumorlens.deploy.benchmark import results, session
+    from tumorlens.files import check_folder, write_model
 
     # Before minutes of measuring, not after: a missing library of the page, a folder
     # that cannot be written.

@@ -17,8 +17,12 @@ from torch import nn
 
 from tumorlens.data.duplicates import find_duplicates
 from tumorlens.data.split import fold_splits
-from tumorlens.training.dataset import deal, image_limits, index_of
-from tumorlens.training.loop import train_epoch
+from tumorlens.training.dataset import (
+    assign_subsets,
+    image_limits,
+    read_configured_index,
+)
+from tumorlens.training.loop import Step, train_epoch
 from tumorlens.training.network import (
     create_model,
     infer,
@@ -60,7 +64,7 @@ def estimate_study(
     Args:
         plan: Of a search, every trial is taken to be like the base.
         trials: Those of the plan that count.
-        progress: Called with files done and files in all, while copies are sought.
+        progress: Called with files done and files in all, while duplicates are sought.
 
     Raises:
         ConfigError: A setting or a weights file does not fit a network.
@@ -69,7 +73,7 @@ def estimate_study(
     data = plan.base.data
     if data.path is None:
         return None
-    index = index_of(data)
+    index = read_configured_index(data)
     duplicates = find_duplicates(index, limits=image_limits(data), progress=progress)
     steps: dict[str, tuple[float, float]] = {}
     sizes: dict[str, list[_Sizes]] = {}
@@ -91,7 +95,7 @@ def estimate_study(
 def _sizes_of(config: Config, index: Index, duplicates: Duplicates) -> list[_Sizes]:
     """Return how many images each network of a trial has in each subset."""
     data, seed = config.data, config.train.seed
-    rows = deal(index, duplicates, data, seed=seed)
+    rows = assign_subsets(index, duplicates, data, seed=seed)
     parts: Sequence[Sequence[SplitRow]] = [rows]
     if data.protocol == "grouped-kfold":
         parts = fold_splits(
@@ -132,20 +136,22 @@ def _time_steps(config: Config, *, num_classes: int) -> tuple[float, float]:
         train_epoch(
             model,
             [(images, labels)] * num_steps,
-            sums=torch.zeros(3, dtype=torch.float64, device=device),
-            prepare_batch=lambda part, of: (
-                part.to(device)
-                .float()
-                .div(255)
-                .contiguous(memory_format=torch.channels_last),
-                of.to(device),
+            Step(
+                prepare_batch=lambda part, of: (
+                    part.to(device)
+                    .float()
+                    .div(255)
+                    .contiguous(memory_format=torch.channels_last),
+                    of.to(device),
+                ),
+                loss_fn=nn.CrossEntropyLoss(),
+                optimizer=optimizer,
+                schedule=Schedule(optimizer, config.optim, batches_per_epoch=100),
+                accelerator=Accelerator(cpu=device.type == "cpu"),
+                use_bf16=resolve_precision(config.train.precision, device) == "bf16",
+                num_parts=config.train.accumulate,
             ),
-            loss_fn=nn.CrossEntropyLoss(),
-            optimizer=optimizer,
-            schedule=Schedule(optimizer, config.optim, batches_per_epoch=100),
-            accelerator=Accelerator(cpu=device.type == "cpu"),
-            use_bf16=resolve_precision(config.train.precision, device) == "bf16",
-            num_parts=config.train.accumulate,
+            sums=torch.zeros(3, dtype=torch.float64, device=device),
             frozen=config.train.freeze,
         )
         return time.perf_counter() - start
