@@ -184,7 +184,7 @@ def plain_loop(name: str, files: Index, workers: int) -> Callable[[], int]:
 
 
 def common_folder(files: Index) -> Path:
-    """Return the folder of the class folders, inside that of a subset if there is one."""
+    """Return the folder of the class folders, which may be that of a subset."""
     first = Path(files.records[0].path)
     return files.root / first.parents[1]
 
