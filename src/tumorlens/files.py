@@ -114,7 +114,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_model(path: Path, content: BaseModel) -> None:
     """Write a model as indented JSON, in one step. `read_model` reads it back."""
-    write_json(path, content.model_dump(mode="json"))
+    write_json(path, content.model_dump(mode="json", by_alias=True))
 
 
 def read_json(path: Path, *, hint: str, max_bytes: int = MAX_JSON_BYTES) -> Any:

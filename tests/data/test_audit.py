@@ -19,7 +19,7 @@ from support.images import CLASSES, draw_image
 from tumorlens.data import audit as audit_module
 from tumorlens.data import shortcuts
 from tumorlens.data.audit import Audit, audit
-from tumorlens.data.duplicates import NearPair, find_copies
+from tumorlens.data.duplicates import NearPair, find_duplicates
 from tumorlens.data.index import SplitRow, read_index
 from tumorlens.data.leakage import judge_leak
 from tumorlens.errors import RunError
@@ -46,7 +46,7 @@ def data(make_images: Callable[..., Path]) -> Path:
 
 def audited(data: Path, *, metadata: str | None = None) -> dict[str, Any]:
     index = read_index(data, metadata=metadata)
-    found = audit(index, find_copies(index)).model_dump(mode="json")
+    found = audit(index, find_duplicates(index)).model_dump(mode="json")
     json.dumps(found, allow_nan=False)  # what is written must be JSON
     return found
 
@@ -244,9 +244,9 @@ def test_one_picture_under_two_labels_is_told_pair_by_pair(data: Path) -> None:
 
 def test_a_near_pair_of_two_pictures_can_be_a_conflict(data: Path) -> None:
     index = read_index(data)
-    copies = find_copies(index)
+    duplicates = find_duplicates(index)
     a, b = "Training/glioma/0.png", "Training/meningioma/0.png"
-    near = replace(copies, near_pairs=(NearPair(a, b, 0.991, "same"),))
+    near = replace(duplicates, near_pairs=(NearPair(a, b, 0.991, "same"),))
     found = audit(index, near)
     assert [(one.a, one.b) for one in found.label_conflicts] == [(a, b)]
 
@@ -373,13 +373,13 @@ def test_the_figures_of_the_shortcuts_are_reproducible(data: Path) -> None:
 def test_the_audit_and_the_verdict_on_the_same_split_agree(data: Path) -> None:
     shutil.copy(data / "Training/glioma/0.png", data / "Testing/glioma/copy.png")
     index = read_index(data)
-    copies = find_copies(index)
+    duplicates = find_duplicates(index)
     rows = [
         SplitRow(r.path, r.sha256, r.label, r.path, r.subset or "")
         for r in index.records
     ]
-    verdict = judge_leak(rows, index, copies)
-    assert verdict.words == _leak_words(audit(index, copies))
+    verdict = judge_leak(rows, index, duplicates)
+    assert verdict.words == _leak_words(audit(index, duplicates))
 
 
 def _leak_words(found: Audit) -> str:
@@ -409,7 +409,7 @@ def test_an_audit_is_read_back_as_it_was_written(data: Path, tmp_path: Path) -> 
     re_encode(data / "Training/glioma/1.png", data / "Testing/no_tumor/near.jpg")
     (data / "Testing/glioma/empty.png").touch()
     index = read_index(data)
-    found = audit(index, find_copies(index))
+    found = audit(index, find_duplicates(index))
     path = tmp_path / "audit.json"
     write_model(path, found)
     assert read_model(path, Audit, hint="") == found

@@ -83,15 +83,22 @@ def test_the_scripts_that_make_calls_are_there() -> None:
             assert (REPOSITORY / script).is_file(), script
 
 
-def test_the_settings_page_is_what_the_settings_say() -> None:
+@pytest.mark.parametrize(
+    ("script", "file"),
+    [
+        ("make_settings.py", "docs/settings.md"),
+        ("make_completion.py", "src/tumorlens/cli/completion.json"),
+    ],
+)
+def test_what_is_made_from_the_code_is_current(script: str, file: str) -> None:
     made = subprocess.run(
-        [sys.executable, REPOSITORY / "docs" / "make_settings.py"],
+        [sys.executable, REPOSITORY / "docs" / script],
         capture_output=True,
         text=True,
         check=True,
         env={"PYTHONPATH": str(REPOSITORY / "src"), "PYTHONUTF8": "1"},
     )
-    page = (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / file).read_text(encoding="utf-8")
     assert page == made.stdout, "run `make docs`"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from support.pages import Tags, assert_self_contained
 from tumorlens.data.audit import audit
-from tumorlens.data.duplicates import find_copies
+from tumorlens.data.duplicates import find_duplicates
 from tumorlens.data.index import read_index
 from tumorlens.errors import RunError
 from tumorlens.files import write_model
@@ -265,7 +265,7 @@ def test_a_real_audit_becomes_a_page_with_pictures(
     (folder / "pituitary" / "copy.png").write_bytes(first.read_bytes())
     (folder / "pituitary" / "cut.png").write_bytes(first.read_bytes()[:300])
     index = read_index(data)
-    write_model(tmp_path / "audit.json", audit(index, find_copies(index)))
+    write_model(tmp_path / "audit.json", audit(index, find_duplicates(index)))
     page = write_audit_page(
         tmp_path / "audit.json", data=data, out=tmp_path / "audit.html"
     ).read_text(encoding="utf-8")

@@ -280,7 +280,7 @@ def test_members_of_other_classes_are_refused_and_both_are_named(
     )
     with pytest.raises(
         RunError,
-        match=r"one knows the classes glioma, meningioma, no_tumor, pituitary; .*two "
+        match=r"one has the classes glioma, meningioma, no_tumor, pituitary; .*two "
         r"knows glioma, healthy",
     ):
         join(*runs)

@@ -148,8 +148,8 @@ def test_everything_that_is_known_is_written_down(
         **{"file": "mine.pth", "sha256": sha256_of(weights)},
         "classes": list(CLASSES),
     }
-    assert "32 x 32 pixels, made square by 'squash'" in imported.words
-    assert "the mean 0.4, 0.5, 0.6, over the std 0.2, 0.25, 0.3" in imported.words
+    assert "32 x 32 pixels, made square by 'squash'" in imported.summary
+    assert "the mean 0.4, 0.5, 0.6, over the std 0.2, 0.25, 0.3" in imported.summary
 
 
 def test_without_data_no_figure_is_held_out_and_there_is_no_split(

@@ -12,6 +12,7 @@ line); 3 when `predict` met files that cannot be read, or a trial of `study run`
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +21,7 @@ import typer
 
 import tumorlens
 from tumorlens.cli import data, deploy, predict, study, terminal, train
+from tumorlens.cli.completion import join_words_of_bash
 from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.errors import TumorlensError
 from tumorlens.extras import naming_missing_extras
@@ -32,7 +34,6 @@ STATUS_ERROR = 2
 
 app = typer.Typer(
     name="tumorlens",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         One of those at the top of this module.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    join_words_of_bash(os.environ)
     try:
         with naming_missing_extras():
             status = app(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tumorlens.cli import terminal
+from tumorlens.cli.completion import complete_setting
 from tumorlens.system import is_main_process
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ SetOption = Annotated[
         metavar="KEY=VALUE",
         help="Change a setting, such as optim.lr=1e-4; repeatable. "
         "docs/settings.md has them all.",
+        autocompletion=complete_setting,
     ),
 ]
 MovedOption = Annotated[

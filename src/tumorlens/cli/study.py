@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tumorlens.cli import study_display, terminal
+from tumorlens.cli.completion import complete_setting, complete_subset
 from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.errors import ConfigError
-from tumorlens.files import write_model
 from tumorlens.text import counted
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def run(
             "--set",
             metavar="KEY=VALUE",
             help="Change a setting of all arms, such as optim.epochs=2; repeatable.",
+            autocompletion=complete_setting,
         ),
     ] = None,
     jobs: Annotated[
@@ -195,7 +196,8 @@ def compare(
         str | None,
         typer.Option(
             help="test, or val while choices are being made. Default: test; val for a "
-            "study that never looks at test."
+            "study that never looks at test.",
+            autocompletion=complete_subset,
         ),
     ] = None,
     data: Annotated[
@@ -211,6 +213,7 @@ def compare(
     ] = False,
 ) -> None:
     """Put runs side by side, and say which differences are noise."""
+    from tumorlens.files import write_model
     from tumorlens.report import tables, write_comparison_page
     from tumorlens.study import compare as stage
     from tumorlens.study.arms import is_study

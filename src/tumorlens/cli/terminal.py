@@ -19,13 +19,14 @@ from tumorlens.system import is_main_process
 from tumorlens.text import counted, one_line, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rich.console import Console
     from rich.progress import Progress
 
     from tumorlens.data.audit import Audit
-    from tumorlens.data.index import SplitRow
+    from tumorlens.data.split import Split
+    from tumorlens.deploy.artefact import Verdict
     from tumorlens.deploy.predictor import Prediction
     from tumorlens.runs.listing import RunRow
     from tumorlens.runs.measures import Estimate, Metrics, TtaEffect
@@ -101,30 +102,17 @@ def print_audit(found: Audit) -> None:
     print_table(("", "number"), [(name, f"{n:,}") for name, n in counts.items()])
 
 
-def print_split(rows: Iterable[SplitRow], classes: Sequence[str]) -> None:
+def print_split(split: Split) -> None:
     """Print how many images of each class are in each subset."""
-    counts: dict[str, Counter[str]] = {}
-    for row in rows:
-        counts.setdefault(row.subset, Counter())[row.label] += 1
-    order = ["train", "val", "test"]
-    names = sorted(
-        counts,
-        key=lambda name: (
-            name not in order,
-            name == "left-out",
-            order.index(name) if name in order else 0,
-            name,
-        ),
-    )
     print_table(
-        ("subset", *classes, "all"),
+        ("subset", *split.classes, "all"),
         [
             (
-                name,
-                *(str(counts[name][label]) for label in classes),
-                str(counts[name].total()),
+                subset,
+                *(str(counts[label]) for label in split.classes),
+                str(counts.total()),
             )
-            for name in names
+            for subset, counts in split.counts.items()
         ],
     )
 
@@ -213,33 +201,34 @@ def print_tta(effect: TtaEffect) -> None:
     print_line(effect.summary)
 
 
-def print_export(
-    verdicts: Sequence[Mapping[str, Any]], sizes: Sequence[int | None]
-) -> None:
-    """Print a line for each format: how near it is to its run, and the verdict.
+def print_export(verdicts: Sequence[Verdict], sizes: Sequence[int | None]) -> None:
+    """Print a line for each format: its difference from the run, and the verdict.
 
     Args:
-        verdicts: As in `parity.json`.
+        verdicts: One for each format.
         sizes: Bytes of each graph; `None` where nothing was written.
     """
-    judged = [verdict for verdict in verdicts if "accuracy" in verdict]
+    from tumorlens.deploy.artefact import Parity
+
+    judged = [one for one in verdicts if isinstance(one, Parity)]
     if judged:
-        print_line(
-            f"asked for {judged[0]['num_images']} val images, from file to label"
-        )
+        print_line(f"asked for {judged[0].num_images} val images, from file to label")
     rows = []
     for verdict, size in zip(verdicts, sizes, strict=True):
-        row = [verdict["kind"], "" if size is None else f"{size / 1e6:.2f} MB"]
-        if verdict in judged:
-            change = verdict["accuracy"]["change"]
-            low, high = change["low"], change["high"]
-            bounds = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
-            row.append(f"{verdict['max_difference']:.1g}")
-            row.append(str(len(verdict["flips"])))
-            row.append(f"{100 * change['value']:+.1f}{bounds}")
+        row = [verdict.kind, "" if size is None else f"{size / 1e6:.2f} MB"]
+        if isinstance(verdict, Parity):
+            change = verdict.accuracy.change
+            bounds = (
+                ""
+                if change.low is None or change.high is None
+                else f" ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
+            )
+            row.append(f"{verdict.max_difference:.1g}")
+            row.append(str(len(verdict.flips)))
+            row.append(f"{100 * change.value:+.1f}{bounds}")
         else:
             row += ["", "", ""]
-        rows.append([*row, "good" if verdict["passed"] else "failed"])
+        rows.append([*row, "good" if verdict.passed else "failed"])
     print_table(
         (
             *("format", "size", "largest difference", "flips"),
@@ -248,8 +237,8 @@ def print_export(
         rows,
     )
     for verdict in verdicts:
-        for reason in verdict["reasons"]:
-            print_line(f"{verdict['kind']}: {reason}")
+        for reason in verdict.reasons:
+            print_line(f"{verdict.kind}: {reason}")
 
 
 def print_predictions(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tumorlens.cli import terminal
+from tumorlens.cli.completion import complete_model, complete_subset
 from tumorlens.cli.options import (
     STATUS_INTERRUPTED,
     MovedOption,
@@ -25,7 +26,6 @@ from tumorlens.cli.options import (
     train_words,
 )
 from tumorlens.errors import ConfigError
-from tumorlens.files import write_json
 from tumorlens.system import is_main_process
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def train(
     if not is_main_process():
         return 0
     terminal.print_training(result)
-    if tracker and (words := tracker.words(tracker.url_of(result.run))):
+    if tracker and (words := tracker.summary(tracker.url_of(result.run))):
         terminal.print_line(words)
     if not result.is_finished:
         terminal.print_next(
@@ -96,7 +96,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="test, or val while choices are being made. Default: test; val with "
-            "--tta."
+            "--tta.",
+            autocompletion=complete_subset,
         ),
     ] = None,
     data: MovedOption = None,
@@ -184,7 +185,8 @@ def lr_find(
     steps: Annotated[int, typer.Option(help="Batches, one for each rate.")] = 100,
 ) -> None:
     """Suggest a learning rate from a short sweep over the train subset."""
-    from tumorlens.report.lr_plot import write_lr_plot
+    from tumorlens.files import write_model
+    from tumorlens.report.run_figures import write_lr_plot
     from tumorlens.training.lr_find import find_lr
 
     config = config_of(config_path, settings, ("data.path", data))
@@ -197,14 +199,14 @@ def lr_find(
             command=context.obj,
             progress=progress,
         )
-    write_json(out / "lr_find.json", found)
+    write_model(out / "lr_find.json", found)
     svg, png = write_lr_plot(found, out)
-    terminal.print_line(found["words"])
+    terminal.print_line(found.summary)
     where = f"the curve is in {svg} and {png}, its numbers are in lr_find.json"
-    if found["suggestion"] is None:
+    if found.suggestion is None:
         terminal.print_line(where)
         return
-    lr = f"optim.lr={found['suggestion']:g}"
+    lr = f"optim.lr={found.suggestion:g}"
     words = train_words(data, *(settings or []), lr, config_path=config_path)
     terminal.print_next(where, *words)
 
@@ -216,7 +218,10 @@ def import_weights(
         typer.Argument(metavar="WEIGHTS", help="A .safetensors or .pth of tensors."),
     ],
     *,
-    model: Annotated[str, typer.Option(help="timm's name of the network.")],
+    model: Annotated[
+        str,
+        typer.Option(help="timm's name of the network.", autocompletion=complete_model),
+    ],
     classes: Annotated[
         str,
         typer.Option(metavar="A,B,...", help="In the order of the network's outputs."),
@@ -269,7 +274,7 @@ def import_weights(
             command=context.obj,
             progress=progress,
         )
-    terminal.print_line(imported.words)
+    terminal.print_line(imported.summary)
     following = ["evaluate", out] if data else ["predict", out, "IMAGE"]
     terminal.print_next(f"the run is in {out}", "tumorlens", *following)
 
@@ -332,7 +337,7 @@ def ensemble(
     )
     names = ", ".join(run.member_names())
     terminal.print_line(f"{run.config.model.name}: the mean probabilities of {names}")
-    if tta and views.can_measure(run):
+    if tta and views.has_val_images(run):
         _print_tta(run, subset=None, data=data, command=context.obj)
     elif tta:
         terminal.print_line(

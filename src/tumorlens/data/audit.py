@@ -24,12 +24,12 @@ from tumorlens.data import shortcuts
 from tumorlens.data.duplicates import NearPair, group_records
 from tumorlens.data.images import SUFFIXES
 from tumorlens.data.leakage import Sides, SplitLeak
-from tumorlens.text import counted, percent
+from tumorlens.text import NotebookView, counted, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from tumorlens.data.duplicates import Copies, FileFacts
+    from tumorlens.data.duplicates import Duplicates, FileFacts
     from tumorlens.data.index import Index, Record
 
 MAX_LISTED = 1000
@@ -73,14 +73,14 @@ class DisputedFile(AuditedFile):
     source_label: str
 
 
-class CopiedFile(AuditedFile):
-    """A file of a `CopySet`."""
+class DuplicateFile(AuditedFile):
+    """A file of a `DuplicateSet`."""
 
     pixels: str
     """First digits of the SHA-256 of the decoded pixels."""
 
 
-class CopySet(_Part):
+class DuplicateSet(_Part):
     """All files that show one picture; more than one."""
 
     picture: str
@@ -91,7 +91,7 @@ class CopySet(_Part):
 
     labels: tuple[str, ...]
     subsets: tuple[str, ...]
-    files: tuple[CopiedFile, ...]
+    files: tuple[DuplicateFile, ...]
     near_pairs: tuple[NearPair, ...]
 
 
@@ -144,7 +144,7 @@ class Verdict(_Part):
     """What remains of the test set without the copies; empty without a leak."""
 
 
-class Audit(shortcuts.Shortcuts):
+class Audit(NotebookView, shortcuts.Shortcuts):
     """The content of `audit.json`. No patient is named in it."""
 
     format: Literal[1] = 1
@@ -167,7 +167,7 @@ class Audit(shortcuts.Shortcuts):
     num_groups: int
     unreadable: tuple[UnreadableFile, ...]
     odd: tuple[OddFile, ...]
-    copy_sets: tuple[CopySet, ...]
+    copy_sets: tuple[DuplicateSet, ...]
     """Every picture with more than one file, the worst first."""
 
     near_pairs: tuple[NearPair, ...]
@@ -199,16 +199,16 @@ class Audit(shortcuts.Shortcuts):
         return self.num_unreadable <= DataConfig().max_unreadable * self.num_files
 
 
-def audit(index: Index, copies: Copies, *, seed: int = 42) -> Audit:
+def audit(index: Index, duplicates: Duplicates, *, seed: int = 42) -> Audit:
     """Return everything that was found.
 
     Args:
         index: The files.
-        copies: The result of `find_copies` on this index.
+        duplicates: The result of `find_duplicates` on this index.
         seed: Seed of the folds and forests behind `shortcuts` and `source_shift`.
     """
-    groups = group_records(index, copies)
-    readable = [record for record in index.records if record.path in copies.facts]
+    groups = group_records(index, duplicates)
+    readable = [record for record in index.records if record.path in duplicates.facts]
     sides = Sides(
         {
             record.path: "train" if record.subset == "val" else record.subset
@@ -216,14 +216,14 @@ def audit(index: Index, copies: Copies, *, seed: int = 42) -> Audit:
             if record.subset is not None
         },
         index,
-        copies,
+        duplicates,
     )
-    conflicts = _label_conflicts(readable, copies)
+    conflicts = _label_conflicts(readable, duplicates)
     num_conflicts = sum(len(a) * len(b) for a, b in conflicts)
     disputed = _source_label_conflicts(index.records)
-    found = _shortcuts(readable, copies, groups, sides, seed=seed)
+    found = _shortcuts(readable, duplicates, groups, sides, seed=seed)
     leak = sides.in_full(index.classes)
-    num_files, num_unreadable = len(index.records), len(copies.unreadable)
+    num_files, num_unreadable = len(index.records), len(duplicates.unreadable)
     return Audit(
         data=index.root.name,
         digest=index.digest,
@@ -234,19 +234,19 @@ def audit(index: Index, copies: Copies, *, seed: int = 42) -> Audit:
         subsets=_count_by_subset(index.records),
         distinct=Distinct(
             bytes=len({record.sha256 for record in index.records}),
-            pixels=len(set(copies.pixels.values())),
-            pictures=len(set(copies.pictures.values())),
+            pixels=len(set(duplicates.pixels.values())),
+            pictures=len(set(duplicates.pictures.values())),
         ),
         num_groups=len(set(groups.values())),
         unreadable=tuple(
-            UnreadableFile(**_place(record), reason=copies.unreadable[record.path])
+            UnreadableFile(**_place(record), reason=duplicates.unreadable[record.path])
             for record in index.records
-            if record.path in copies.unreadable
+            if record.path in duplicates.unreadable
         ),
-        odd=_odd_files(readable, copies.facts),
-        copy_sets=_copy_sets(readable, copies),
-        near_pairs=copies.near_pairs,
-        across_subsets=_across_subsets(readable, copies),
+        odd=_odd_files(readable, duplicates.facts),
+        copy_sets=_copy_sets(readable, duplicates),
+        near_pairs=duplicates.near_pairs,
+        across_subsets=_across_subsets(readable, duplicates),
         leak=leak,
         patients=_patients(index.records),
         sources=_sources(index.records),
@@ -313,22 +313,26 @@ def _odd_files(
     return tuple(odd)
 
 
-def _copy_sets(readable: Iterable[Record], copies: Copies) -> tuple[CopySet, ...]:
+def _copy_sets(
+    readable: Iterable[Record], duplicates: Duplicates
+) -> tuple[DuplicateSet, ...]:
     members: dict[str, list[Record]] = defaultdict(list)
     for record in readable:
-        members[copies.pictures[record.path]].append(record)
+        members[duplicates.pictures[record.path]].append(record)
     pairs: dict[str, list[NearPair]] = defaultdict(list)
-    for pair in copies.near_pairs:
-        if copies.pictures[pair.a] == copies.pictures[pair.b]:
-            pairs[copies.pictures[pair.a]].append(pair)
+    for pair in duplicates.near_pairs:
+        if duplicates.pictures[pair.a] == duplicates.pictures[pair.b]:
+            pairs[duplicates.pictures[pair.a]].append(pair)
     sets = [
-        CopySet(
+        DuplicateSet(
             picture=picture,
-            kind=_kind(same, copies),
+            kind=_kind(same, duplicates),
             labels=tuple(sorted({record.label for record in same})),
             subsets=tuple(sorted({record.subset for record in same if record.subset})),
             files=tuple(
-                CopiedFile(**_place(record), pixels=copies.pixels[record.path][:12])
+                DuplicateFile(
+                    **_place(record), pixels=duplicates.pixels[record.path][:12]
+                )
                 for record in same
             ),
             near_pairs=tuple(pairs[picture]),
@@ -349,20 +353,24 @@ def _copy_sets(readable: Iterable[Record], copies: Copies) -> tuple[CopySet, ...
     )
 
 
-def _kind(same: Sequence[Record], copies: Copies) -> Literal["bytes", "pixels", "near"]:
+def _kind(
+    same: Sequence[Record], duplicates: Duplicates
+) -> Literal["bytes", "pixels", "near"]:
     if len({record.sha256 for record in same}) == 1:
         return "bytes"
-    if len({copies.pixels[record.path] for record in same}) == 1:
+    if len({duplicates.pixels[record.path] for record in same}) == 1:
         return "pixels"
     return "near"
 
 
-def _across_subsets(readable: Iterable[Record], copies: Copies) -> tuple[Shared, ...]:
+def _across_subsets(
+    readable: Iterable[Record], duplicates: Duplicates
+) -> tuple[Shared, ...]:
     pictures: dict[str, set[str]] = defaultdict(set)
     patients: dict[str, set[str]] = defaultdict(set)
     for record in readable:
         if record.subset is not None:
-            pictures[record.subset].add(copies.pictures[record.path])
+            pictures[record.subset].add(duplicates.pictures[record.path])
             if record.patient is not None:
                 patients[record.subset].add(record.patient)
     return tuple(
@@ -398,7 +406,7 @@ def _sources(records: Sequence[Record]) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def _label_conflicts(
-    readable: Iterable[Record], copies: Copies
+    readable: Iterable[Record], duplicates: Duplicates
 ) -> list[tuple[list[Record], list[Record]]]:
     """Return pairs of lists: each file of one shows the picture of each of the other.
 
@@ -408,8 +416,8 @@ def _label_conflicts(
     by_pixels: dict[str, dict[str, list[Record]]] = defaultdict(dict)
     for record in readable:
         for same in (
-            by_picture[copies.pictures[record.path]],
-            by_pixels[copies.pixels[record.path]],
+            by_picture[duplicates.pictures[record.path]],
+            by_pixels[duplicates.pixels[record.path]],
         ):
             same.setdefault(record.label, []).append(record)
     found = [
@@ -417,10 +425,10 @@ def _label_conflicts(
         for _, lot in sorted(by_picture.items())
         for one, other in combinations(sorted(lot), 2)
     ]
-    for pair in copies.near_pairs:
-        if copies.pictures[pair.a] != copies.pictures[pair.b]:
-            first = by_pixels[copies.pixels[pair.a]]
-            second = by_pixels[copies.pixels[pair.b]]
+    for pair in duplicates.near_pairs:
+        if duplicates.pictures[pair.a] != duplicates.pictures[pair.b]:
+            first = by_pixels[duplicates.pixels[pair.a]]
+            second = by_pixels[duplicates.pixels[pair.b]]
             found += [
                 (first[one], second[other])
                 for one in sorted(first)
@@ -473,7 +481,7 @@ def _plain_label(label: str) -> str:
 
 def _shortcuts(
     readable: Sequence[Record],
-    copies: Copies,
+    duplicates: Duplicates,
     groups: Mapping[str, str],
     sides: Sides,
     *,
@@ -481,14 +489,16 @@ def _shortcuts(
 ) -> shortcuts.Shortcuts:
     if not readable:
         return shortcuts.Shortcuts()
-    facts = [copies.facts[record.path] for record in readable]
+    facts = [duplicates.facts[record.path] for record in readable]
     side_of = [sides.side_of.get(record.path) for record in readable]
     return shortcuts.measure(
         {
             column: np.array([getattr(fact, column) for fact in facts], np.float64)
             for column in shortcuts.COLUMNS
         },
-        thumbnails=np.stack([copies.thumbnails[record.path] for record in readable]),
+        thumbnails=np.stack(
+            [duplicates.thumbnails[record.path] for record in readable]
+        ),
         labels=np.array([record.label for record in readable]),
         groups=np.array([groups[record.path] for record in readable]),
         is_train=np.array([side == "train" for side in side_of]),

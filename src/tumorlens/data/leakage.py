@@ -22,7 +22,7 @@ from tumorlens.text import counted, percent
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from tumorlens.data.duplicates import Copies
+    from tumorlens.data.duplicates import Duplicates
     from tumorlens.data.index import Index, Record, SplitRow
 
 LEAK = "leak"
@@ -153,7 +153,9 @@ class SplitLeak(BaseModel):
     """The verdict in one or two sentences."""
 
 
-def judge_leak(rows: Iterable[SplitRow], index: Index, copies: Copies) -> LeakVerdict:
+def judge_leak(
+    rows: Iterable[SplitRow], index: Index, duplicates: Duplicates
+) -> LeakVerdict:
     """Return whether a split lets test images, or their patients, into training.
 
     `train` and `val` are training: both influence the weights. Under K folds each
@@ -163,7 +165,7 @@ def judge_leak(rows: Iterable[SplitRow], index: Index, copies: Copies) -> LeakVe
     Args:
         rows: The split.
         index: The index of the split, with the patients.
-        copies: The result of `find_copies` on this index.
+        duplicates: The result of `find_duplicates` on this index.
 
     Returns:
         The verdict. Its words name no patient.
@@ -171,9 +173,9 @@ def judge_leak(rows: Iterable[SplitRow], index: Index, copies: Copies) -> LeakVe
     sides = {
         row.path: "train" if row.subset == "val" else row.subset
         for row in rows
-        if row.subset != "left-out" and row.path in copies.pixels
+        if row.subset != "left-out" and row.path in duplicates.pixels
     }
-    return Sides(sides, index, copies).verdict()
+    return Sides(sides, index, duplicates).verdict()
 
 
 class Sides:
@@ -183,10 +185,10 @@ class Sides:
     """
 
     def __init__(
-        self, side_of: Mapping[str, str], index: Index, copies: Copies
+        self, side_of: Mapping[str, str], index: Index, duplicates: Duplicates
     ) -> None:
         self.side_of = side_of
-        self.copies = copies
+        self.duplicates = duplicates
         self.records = [r for r in index.records if r.path in side_of]
         self.tested = [r for r in self.records if side_of[r.path] != "train"]
         self.has_both = bool(self.tested) and len(set(side_of.values())) > 1
@@ -196,14 +198,14 @@ class Sides:
         patients_of = self._patients_of(index)
         for record in self.records:
             side = side_of[record.path]
-            pixels[copies.pixels[record.path]].add(side)
-            pictures[copies.pictures[record.path]].add(side)
+            pixels[duplicates.pixels[record.path]].add(side)
+            pictures[duplicates.pictures[record.path]].add(side)
             for patient in patients_of[record.path]:
                 patients[patient].add(side)
         # A copy of a copy can be a picture of its own and still face its neighbour.
         beside: dict[str, set[str]] = defaultdict(set)
-        for pair in copies.near_pairs:
-            a, b = copies.pixels[pair.a], copies.pixels[pair.b]
+        for pair in duplicates.near_pairs:
+            a, b = duplicates.pixels[pair.a], duplicates.pixels[pair.b]
             beside[a] |= pixels.get(b, set())
             beside[b] |= pixels.get(a, set())
         self.identical: set[str] = set()
@@ -211,11 +213,11 @@ class Sides:
         self.same_patient: set[str] = set()
         for record in self.tested:
             own, path = {side_of[record.path]}, record.path
-            digest = copies.pixels[path]
+            digest = duplicates.pixels[path]
             if pixels[digest] - own:
                 self.identical.add(path)
             if (
-                pixels[digest] | pictures[copies.pictures[path]] | beside[digest]
+                pixels[digest] | pictures[duplicates.pictures[path]] | beside[digest]
             ) - own:
                 self.copied.add(path)
             if any(patients[patient] - own for patient in patients_of[path]):
@@ -229,7 +231,7 @@ class Sides:
         An image without a patient inherits those of the copies that the split has left
         out in its favour.
         """
-        pictures = self.copies.pictures
+        pictures = self.duplicates.pictures
         of_picture: dict[str, set[str]] = defaultdict(set)
         for record in index.records:
             is_left_out = record.path in pictures and record.path not in self.side_of
@@ -270,7 +272,7 @@ class Sides:
                 for label in classes
             },
             clean_test_files=len(clean),
-            clean_test_pictures=len({self.copies.pictures[r.path] for r in clean}),
+            clean_test_pictures=len({self.duplicates.pictures[r.path] for r in clean}),
             clean_test_files_of_other_patients=len(clean) - with_patient,
             clean_test_files_with_patient_in_train=with_patient,
             patients_on_both_sides=self.num_patients,

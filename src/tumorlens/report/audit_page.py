@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from tumorlens.data.audit import Audit, AuditedFile, CopiedFile, CopySet
+    from tumorlens.data.audit import Audit, AuditedFile, DuplicateFile, DuplicateSet
 
 MAX_SETS = 24
 """Number of sets of copies, and of conflicts of each kind, that are shown."""
@@ -133,7 +133,7 @@ def _exhibit(
     )
 
 
-def _copy_set(root: Path | None, one: CopySet) -> ShownSet:
+def _copy_set(root: Path | None, one: DuplicateSet) -> ShownSet:
     kind = _KINDS[one.kind]
     turned = sorted({pair.orientation for pair in one.near_pairs} - {"same"})
     if turned:
@@ -146,7 +146,7 @@ def _copy_set(root: Path | None, one: CopySet) -> ShownSet:
     )
 
 
-def _chosen(files: Sequence[CopiedFile]) -> list[CopiedFile]:
+def _chosen(files: Sequence[DuplicateFile]) -> list[DuplicateFile]:
     """Return at most `MAX_COPIES` files, of every subset and label where they fit."""
     kinds = [(file.subset, file.label) for file in files]
     # Rank 0 is the first file of its subset and label, and so on.

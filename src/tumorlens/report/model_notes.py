@@ -31,11 +31,10 @@ def notes_of(path: Path, predictor: Predictor) -> list[str]:
 
 def _worth_of_artefact(path: Path) -> str:
     parity = open_artefact(path).parity()
-    accuracy = parity["accuracy"]
-    num_flips = len(parity["flips"])
+    num_flips = len(parity.flips)
     return (
-        f"Accuracy on {parity['num_images']} validation images: "
-        f"{percent(accuracy['artefact'])}, its run {percent(accuracy['run'])}; "
+        f"Accuracy on {parity.num_images} validation images: "
+        f"{percent(parity.accuracy.artefact)}, its run {percent(parity.accuracy.run)}; "
         f"{num_flips or 'no'} label{'' if num_flips == 1 else 's'} differ"
         f"{'s' if num_flips == 1 else ''}."
     )
