@@ -140,7 +140,7 @@ def test_the_settings_of_the_contract_exist() -> None:
         (
             "train.seed=-1",
             "train.seed: input should be greater than or equal",
-            "change train.seed (Of the",
+            "change train.seed (Seed of the",
         ),
         ("data.protocol=all", "data.protocol: input should be 'as-given', 'gro", "ch"),
         ("augment.policy=mri+bsic", "unknown augment.policy 'bsic'; did you mean", "c"),

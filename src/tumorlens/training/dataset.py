@@ -224,7 +224,7 @@ def check_unchanged(rows: Sequence[SplitRow], index: Index) -> None:
     changed += [path for path in now if path not in then]
     if changed:
         raise RunError(
-            f"the data in {index.root} is not what the run was made with: "
+            f"the data in {index.root} has changed since the run was made: "
             f"{len(changed)} file(s) differ, the first is {changed[0]}",
             hint="restore the data, or start a new run",
         )
