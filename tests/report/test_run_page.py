@@ -32,7 +32,7 @@ from tumorlens.data.index import read_index
 from tumorlens.errors import DataError, RunError
 from tumorlens.files import write_json
 from tumorlens.report import write_audit_page, write_run_report
-from tumorlens.report.palette import DARK, LIGHT, SERIES
+from tumorlens.report.drawing import DARK, LIGHT, SERIES
 from tumorlens.report.pictures import data_root, load_picture
 from tumorlens.runs.folder import Run, create_run
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.ticker import FuncFormatter
 
 from tumorlens.files import write_bytes, write_text
-from tumorlens.report.drawing import Drawing, Heading, render
-from tumorlens.report.palette import LIGHT, SERIES
+from tumorlens.report.drawing import LIGHT, SERIES, Drawing, Heading, render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 import tumorlens
 from tumorlens import text
-from tumorlens.report.palette import css_variables
+from tumorlens.report.drawing import css_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -12,13 +12,14 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tumorlens.report.drawing import (
+    LIGHT,
     PANEL_INCHES,
+    SERIES,
     Drawing,
     Heading,
     render,
     shortened,
 )
-from tumorlens.report.palette import LIGHT, SERIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
