@@ -1,10 +1,12 @@
 # Needs Python 3.11 or later, make and, for the first installation, a network.
-# Every target works from a clean clone, and again after that.
+# Every target works in a fresh clone, and can be repeated.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# Where bytecode is not kept, each of the many Pythons of the tests compiles all anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The first Python on the path that is new enough; `make PYTHON=... test` picks another.
 PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -15,38 +17,33 @@ BIN := .venv/bin
 WITH_DEMO := .venv/.installed-demo
 WITH_TEST := .venv/.installed-test
 CODE := src tests examples benchmarks docs
-# Tests that need what this machine may not have are asked for by name.
-TESTS := -m "not (gpu or network or real)"
-# The first of RUNS is a resnet18: some benchmarks measure only that.
+# Processes of the tests. Each takes about 2 GB.
+WORKERS ?= 2
+# Tests that need what this machine may not have run only where they are named. Each
+# process begins with half of the tests in the order of the files, so most of what a
+# file prepares is prepared once, and takes tests from the other when it has none left.
+TESTS := -n $(WORKERS) --dist worksteal -m "not (gpu or network or real)"
+# The first of RUNS is a resnet18: some benchmarks measure only that one.
 BENCH := $(if $(DATA),--data $(DATA)) $(if $(RUNS),--runs $(RUNS)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 .PHONY: help
-help: ## Say what can be made
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' Makefile
 
 .PHONY: demo
 demo: $(WITH_DEMO) ## The main job on built-in images: audit, train, evaluate, report (5 minutes)
 	@rm -rf demo
-	@echo "==> 1/5 images made from a brain template, with planted faults"
-	$(BIN)/tumorlens phantom demo/images
-	@echo "==> 2/5 audit: what is wrong with them"
-	$(BIN)/tumorlens audit demo/images --out demo/audit
-	@echo "==> 3/5 train, on a split that keeps patients and copies together"
-	$(BIN)/tumorlens train configs/demo.toml --data demo/images --out demo/run
-	@echo "==> 4/5 evaluate on the test subset"
-	$(BIN)/tumorlens evaluate demo/run
-	@echo "==> 5/5 report: one page"
-	$(BIN)/tumorlens report demo/run --data demo/images
+	@$(BIN)/python examples/demo.py
 	@echo "==> what came of it"
 	@$(BIN)/python examples/demo_summary.py demo
 
 .PHONY: test
 test: $(WITH_TEST) ## The tests
-	@echo "==> tests"
+	@echo "==> tests, in $(WORKERS) processes"
 	$(BIN)/python -m pytest -q $(TESTS)
 
 .PHONY: lint
-lint: $(WITH_TEST) ## Format check, lint, types
+lint: $(WITH_TEST) ## Format check, lint, types, imports
 	@echo "==> format"
 	$(BIN)/ruff format --check $(wildcard $(CODE))
 	@echo "==> lint"
@@ -57,7 +54,7 @@ lint: $(WITH_TEST) ## Format check, lint, types
 	$(BIN)/lint-imports --no-logo
 
 .PHONY: check
-check: lint test ## Format check, lint, types, tests: what CI runs
+check: lint test ## Format check, lint, types, imports, tests
 
 .PHONY: format
 format: $(WITH_TEST) ## Put the code in its format
@@ -65,7 +62,8 @@ format: $(WITH_TEST) ## Put the code in its format
 	$(BIN)/ruff check --fix $(wildcard $(CODE))
 
 .PHONY: coverage
-coverage: $(WITH_TEST) ## The tests, with the branches that they do not reach
+coverage: $(WITH_TEST) ## The tests, with the branches that they miss: what CI runs
+	@echo "==> tests"
 	$(BIN)/python -m pytest -q $(TESTS) --cov --cov-report=term-missing:skip-covered
 
 .PHONY: real
@@ -81,7 +79,7 @@ bench-copies: $(WITH_TEST) ## The search for copies on 10k, 100k and 1M hashes
 	$(BIN)/python benchmarks/copies.py
 
 .PHONY: bench
-bench: bench-speed bench-end-to-end bench-start bench-memory ## Every figure of speed in docs/performance.md but training's (long)
+bench: bench-speed bench-end-to-end bench-start bench-memory ## All figures of docs/performance.md except training (long)
 	@cat bench/*.md
 
 .PHONY: bench-speed
@@ -89,7 +87,7 @@ bench-speed: $(WITH_TEST) ## Artefacts against TorchScript (DATA=folder RUNS="ru
 	$(BIN)/python benchmarks/speed.py $(BENCH)
 
 .PHONY: bench-end-to-end
-bench-end-to-end: $(WITH_TEST) ## From files to labels, against the report's path
+bench-end-to-end: $(WITH_TEST) ## From files to labels, against the path of the baseline study
 	$(BIN)/python benchmarks/end_to_end.py $(BENCH)
 
 .PHONY: bench-start
@@ -101,7 +99,7 @@ bench-memory: $(WITH_TEST) ## Memory over 100,000 images
 	$(BIN)/python benchmarks/flat_memory.py $(BENCH)
 
 .PHONY: docs
-docs: $(WITH_TEST) ## Write docs/settings.md and the names for completion anew
+docs: $(WITH_TEST) ## Write docs/settings.md, docs/schemas and the names for completion
 	$(BIN)/python docs/make_settings.py > docs/settings.md
 	$(BIN)/python docs/make_completion.py > completion.json
 	mv completion.json src/tumorlens/cli/completion.json
@@ -122,13 +120,17 @@ clean: ## Remove .venv, the demo, the benchmarks' runs and every cache
 	@echo "==> making .venv with $(PYTHON)"
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 2; }
 
-# What is installed follows pyproject.toml: a change there installs again.
+# What is installed follows pyproject.toml: a change there installs again. pip compiles
+# every module, one after the other: the demo leaves that to the first import of the few
+# that it needs, the tests use all cores for it.
 $(WITH_DEMO): .venv/bin/python pyproject.toml
 	@echo "==> installing tumorlens with what the demo needs (the first time: some GB, a minute or more)"
-	@$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	@$(BIN)/python -m pip install --quiet --no-compile --editable ".[demo]"
 	@touch $@
 
 $(WITH_TEST): .venv/bin/python pyproject.toml
 	@echo "==> installing tumorlens with what the tests need (the first time: some GB, a minute or more)"
-	@$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@$(BIN)/python -m pip install --quiet --no-compile --editable ".[test]"
+	@# A few modules of other projects are for another Python, so its status is no matter.
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@

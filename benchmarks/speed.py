@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from bench_runs import MODELS, Options, read_options, say, table, write_block
+from bench_runs import MODELS, Options, read_options, say, table, times, write_block
 
 from tumorlens.deploy.artefact import Kind, open_artefact
+from tumorlens.deploy.benchmark.results import Benchmark, Row, write_csv
 from tumorlens.deploy.benchmark.session import benchmark
-from tumorlens.files import write_json
+from tumorlens.deploy.benchmark.timing import Ratio
+from tumorlens.files import write_model
 from tumorlens.report import write_benchmark_page
-from tumorlens.report.benchmark_tables import write_table
 from tumorlens.runs.folder import Run
 
 KINDS: tuple[Kind, ...] = (
@@ -39,13 +39,13 @@ def main() -> None:
         [run.path for run in options.runs], batches=[1], seconds=options.parsed.seconds
     )
     out = options.work / "speed"
-    write_json(out / "benchmark.json", found)
-    write_table(found, out / "benchmark.csv")
+    write_model(out / "benchmark.json", found)
+    write_csv(found, out / "benchmark.csv")
     write_benchmark_page(out / "benchmark.json", out=out / "benchmark.html")
     write_block(options.work, "speed", lines_of(found, options))
 
 
-def lines_of(found: dict[str, Any], options: Options) -> list[str]:
+def lines_of(found: Benchmark, options: Options) -> list[str]:
     """Return a table with a row for each run."""
     heading = [
         *("network", "TorchScript fp32", "openvino-int8", "ratio"),
@@ -53,59 +53,63 @@ def lines_of(found: dict[str, Any], options: Options) -> list[str]:
         *("ratio", "size int8 / fp32"),
     ]
     return [*table(heading, *(cells(found, run) for run in options.runs)), ""] + [
-        f"- {sentence}" for sentence in found["words"]
+        f"- {sentence}" for sentence in found.sentences
     ]
 
 
-def cells(found: dict[str, Any], run: Run) -> list[str]:
-    """Return what is said of one run; empty where an artefact did not pass."""
+def cells(found: Benchmark, run: Run) -> list[str]:
+    """Return the cells of one run; empty where an artefact did not pass."""
     mine = (run.name, str(run.path.resolve()))
-    rows = {row["kind"]: row for row in found["artefacts"] if row["run"] in mine}
+    rows = {row.kind: row for row in found.rows if row.run in mine}
     plain, int8 = rows["torchscript"], rows.get("openvino-int8")
     floating = [
         row
         for kind, row in rows.items()
         if kind in FLOATING and not flips(run.path, kind)
     ]
-    best = max(
-        floating, key=lambda row: row["ratios"]["latency"]["value"], default=None
-    )
+    best = max(floating, key=lambda row: ratio_of(row).value, default=None)
     size = ""
     if int8 and "openvino" in rows:
-        size = f"{int8['size_bytes'] / rows['openvino']['size_bytes']:.3f}"
+        sizes = int8.size_bytes, rows["openvino"].size_bytes
+        size = f"{sizes[0] / sizes[1]:.3f}" if sizes[0] and sizes[1] else ""
     return [
-        *(plain["networks"][0], latency(plain)),
+        *(plain.networks[0], latency(plain)),
         *(
-            (latency(int8), ratio(int8), change(int8))
+            (latency(int8), times(ratio_of(int8)), change(int8))
             if int8
             else ("not there", "", "")
         ),
-        *((f"{best['kind']}, {latency(best)}", ratio(best)) if best else ("none", "")),
+        *(
+            (f"{best.kind}, {latency(best)}", times(ratio_of(best)))
+            if best
+            else ("none", "")
+        ),
         size,
     ]
 
 
 def flips(run: Path, kind: str) -> int:
-    """Return how many labels of val an artefact gives otherwise than its run."""
-    return len(open_artefact(run / "export" / kind).parity()["flips"])
+    """Return the number of val labels that differ between an artefact and its run."""
+    return len(open_artefact(run / "export" / kind).parity().flips)
 
 
-def latency(row: dict[str, Any]) -> str:
+def latency(row: Row) -> str:
     """Return the median with its interval."""
-    one = row["latency_ms"]
-    return f"{one['value']:.2f} ms ({one['low']:.2f} to {one['high']:.2f})"
+    one = row.latency_ms
+    return f"{one.value:.2f} ms ({one.low:.2f} to {one.high:.2f})"
 
 
-def ratio(row: dict[str, Any]) -> str:
-    """Return how many times as fast, with the spread over rounds."""
-    one = row["ratios"]["latency"]
-    return f"{one['value']:.2f}x ({one['low']:.2f} to {one['high']:.2f})"
+def ratio_of(row: Row) -> Ratio:
+    """Return how many times as fast as TorchScript it is."""
+    assert row.ratios is not None
+    return row.ratios.latency
 
 
-def change(row: dict[str, Any]) -> str:
+def change(row: Row) -> str:
     """Return the change of accuracy in points."""
-    one = row["accuracy"]
-    return f"{100 * one['change']['value']:+.2f} points of {one['num_images']} images"
+    assert row.accuracy is not None
+    points = 100 * row.accuracy.change.value
+    return f"{points:+.2f} points of {row.accuracy.num_images} images"
 
 
 if __name__ == "__main__":

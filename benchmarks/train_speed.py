@@ -36,10 +36,9 @@ from tumorlens.config import load_config
 from tumorlens.data.index import Index, SplitRow, read_index
 from tumorlens.data.phantom.dataset import make_phantom
 from tumorlens.system import keep_freed_memory
-from tumorlens.training.batches import Batches, make_loss
 from tumorlens.training.dataset import PreparedData, image_limits, load_subset
 from tumorlens.training.loading import Decoding
-from tumorlens.training.loop import train_epoch
+from tumorlens.training.loop import Batches, Step, make_loss, train_epoch
 from tumorlens.training.network import create_model, resolve_precision
 from tumorlens.training.optim import Schedule, make_optimizer
 
@@ -219,9 +218,14 @@ def our_loop(name: str, files: Index) -> Callable[[], int]:
         )
     batches = Batches(subset, config, preprocessing, accelerator)
     optimizer = make_optimizer(model, config.optim)
-    schedule = Schedule(optimizer, config.optim, batches_per_epoch=batches.per_epoch)
-    loss_fn = make_loss(subset, config)
-    use_bf16 = resolve_precision("auto", accelerator.device) == "bf16"
+    step = Step(
+        prepare_batch=batches.prepare,
+        loss_fn=make_loss(subset, config),
+        optimizer=optimizer,
+        schedule=Schedule(optimizer, config.optim, batches_per_epoch=batches.per_epoch),
+        accelerator=accelerator,
+        use_bf16=resolve_precision("auto", accelerator.device) == "bf16",
+    )
     number = 0
 
     def epoch() -> int:
@@ -229,14 +233,9 @@ def our_loop(name: str, files: Index) -> Callable[[], int]:
         number += 1
         stats = train_epoch(
             model,
-            batches.of(number),
+            batches.epoch(number),
+            step,
             sums=torch.zeros(3, dtype=torch.float64),
-            prepare_batch=batches.prepare,
-            loss_fn=loss_fn,
-            optimizer=optimizer,
-            schedule=schedule,
-            accelerator=accelerator,
-            use_bf16=use_bf16,
         )
         return stats.num_images
 

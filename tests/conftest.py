@@ -1,22 +1,36 @@
-"""Fixtures that every folder of tests may use."""
+"""Fixtures that every folder of tests may use, and what each process of them is given.
+
+Nothing here imports numpy or torch at its top: both read the number of threads once.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from PIL import Image
 
 from support import postgres as server
-from support.images import CLASSES, draw_image
+from support.made_once import made_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tumorlens.runs.folder import Run
+
+
+def pytest_configure() -> None:
+    """Give each of several processes one thread.
+
+    The networks of the tests are small: with a thread for each core, two processes
+    spend most of their time waiting for each other.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ.setdefault(name, "1")
 
 
 @pytest.fixture
@@ -26,6 +40,9 @@ def make_images(tmp_path: Path) -> Callable[..., Path]:
     `make_images()` writes `data/<class>/<n>.png`; with `subsets={"Training": 8}` it
     writes `data/Training/<class>/<n>.png`, so many for each class.
     """
+    from PIL import Image
+
+    from support.images import CLASSES, draw_image
 
     def write(
         *,
@@ -54,8 +71,25 @@ def make_images(tmp_path: Path) -> Callable[..., Path]:
 def exported_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a run with artefacts of every format, which tests must not change."""
     from support.exported_runs import export_everything
+    from tumorlens.runs.folder import open_run
 
-    return export_everything(tmp_path_factory.mktemp("exported"))
+    folder = made_once(tmp_path_factory, "exported", export_everything)
+    return open_run(folder / "run")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a database as MLflow makes it, to be copied: making it takes seconds."""
+    from tumorlens.runs.tracking import DATABASE, Tracker
+
+    def make(folder: Path) -> None:
+        import mlflow.tracking
+
+        url = f"sqlite:///{folder / DATABASE}"
+        Tracker(url)
+        mlflow.tracking.MlflowClient(url).search_experiments()
+
+    return made_once(tmp_path_factory, "mlflow", make) / DATABASE
 
 
 @pytest.fixture(scope="session")

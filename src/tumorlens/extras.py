@@ -41,6 +41,7 @@ _EXTRA_OF = {
     "openvino": "runtime",
     "optuna": "study",
     "pg8000": "study",
+    "platformdirs": "train",
     "psutil": "study",
     "pyarrow": "parquet",
     "safetensors": "train",
@@ -50,6 +51,7 @@ _EXTRA_OF = {
     "timm": "train",
     "torch": "train",
     "torchvision": "train",
+    "tqdm": "train",
 }
 """Import name -> the extra that installs it."""
 

@@ -114,7 +114,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_model(path: Path, content: BaseModel) -> None:
     """Write a model as indented JSON, in one step. `read_model` reads it back."""
-    write_json(path, content.model_dump(mode="json"))
+    write_json(path, content.model_dump(mode="json", by_alias=True))
 
 
 def read_json(path: Path, *, hint: str, max_bytes: int = MAX_JSON_BYTES) -> Any:
@@ -144,7 +144,11 @@ Model = TypeVar("Model", bound="BaseModel")
 
 
 def read_model(
-    path: Path, model: type[Model], *, hint: str, max_bytes: int = MAX_JSON_BYTES
+    path: Path,
+    model: type[Model],
+    *,
+    hint: str,
+    max_bytes: int = MAX_JSON_BYTES,
 ) -> Model:
     """Return the content of a JSON file, checked against its model.
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tumorlens.data import decoding
-from tumorlens.data.decoding import Look, decode_ahead
+from tumorlens.data.decoding import InputSpec, decode_ahead
 from tumorlens.data.images import ImageLimits, load_square
 from tumorlens.errors import MissingExtraError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-LOOK = Look(16, "squash", 3)
+SPEC = InputSpec(16, "squash", 3)
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def files(tmp_path: Path) -> list[Path]:
 
 def shades(files: Any, **options: Any) -> list[int]:
     options = {"num_ahead": 4, "num_threads": 3} | options
-    found = decode_ahead(files, [LOOK], **options)
-    return [-1 if one.error else int(one.squares[LOOK].max()) for one in found]
+    found = decode_ahead(files, [SPEC], **options)
+    return [-1 if one.error else int(one.squares[SPEC].max()) for one in found]
 
 
 @pytest.mark.parametrize("num_ahead", [0, 1, 5, 100])
@@ -55,7 +55,7 @@ def test_paths_are_asked_for_only_when_there_is_room(files: list[Path]) -> None:
             asked.append(path)
             yield path
 
-    found = decode_ahead(generate(), [LOOK], num_ahead=4, num_threads=2)
+    found = decode_ahead(generate(), [SPEC], num_ahead=4, num_threads=2)
     assert asked == []
     next(found)
     assert asked == files[:5]
@@ -76,13 +76,23 @@ def test_nothing_is_decoded_for_nobody(
         return np.zeros((16, 16, 3), np.uint8)
 
     monkeypatch.setattr(decoding, "load_square", note)
-    found = decode_ahead(files, [LOOK], num_ahead=11, num_threads=1)
+    found = decode_ahead(files, [SPEC], num_ahead=11, num_threads=1)
     next(found)
     found.close()
     assert len(decoded) <= 3
 
 
-def test_each_look_is_decoded_once(
+def test_a_file_is_decoded_as_for_training(tmp_path: Path) -> None:
+    # No short cut for large JPEGs, which Pillow can decode at a fraction of their size.
+    rng = np.random.default_rng(0)
+    path = tmp_path / "large.jpg"
+    Image.fromarray(rng.integers(0, 255, (256, 256, 3), dtype=np.uint8)).save(path)
+    (one,) = decode_ahead([path], [SPEC], num_ahead=1, num_threads=1)
+    expected = load_square(path, size_px=16, fit="squash", in_chans=3)
+    np.testing.assert_array_equal(one.squares[SPEC], expected)
+
+
+def test_each_spec_is_decoded_once(
     files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -92,11 +102,11 @@ def test_each_look_is_decoded_once(
         return load_square(path, size_px=size_px, **options)
 
     monkeypatch.setattr(decoding, "load_square", note)
-    other = Look(24, "pad", 1)
-    (one,) = decode_ahead(files[:1], [LOOK, other, LOOK], num_ahead=1, num_threads=1)
+    other = InputSpec(24, "pad", 1)
+    (one,) = decode_ahead(files[:1], [SPEC, other, SPEC], num_ahead=1, num_threads=1)
     assert seen == [16, 24]
-    assert {look: square.shape for look, square in one.squares.items()} == {
-        LOOK: (16, 16, 3),
+    assert {spec: square.shape for spec, square in one.squares.items()} == {
+        SPEC: (16, 16, 3),
         other: (24, 24, 1),
     }
 
@@ -106,7 +116,7 @@ def test_a_file_that_cannot_be_read_is_given_with_its_error(files: list[Path]) -
     expected = [10 * number for number in range(12)]
     expected[3] = -1
     assert shades(files) == expected
-    (one,) = decode_ahead(files[3:4], [LOOK], num_ahead=1, num_threads=1)
+    (one,) = decode_ahead(files[3:4], [SPEC], num_ahead=1, num_threads=1)
     assert one.path == files[3]
     assert one.squares == {}
     assert one.error == "is empty (0 bytes)"

@@ -13,10 +13,15 @@ from PIL import Image
 
 from support.images import draw_image
 from tumorlens.data import duplicates as copies_module
-from tumorlens.data.duplicates import Copies, NearPair, find_copies, group_records
+from tumorlens.data.duplicates import (
+    Duplicates,
+    NearPair,
+    find_duplicates,
+    group_records,
+)
 from tumorlens.data.images import ImageLimits, read_image
 from tumorlens.data.index import Index, Record, read_index
-from tumorlens.data.near_duplicates import Lookalike
+from tumorlens.data.near_duplicates import NearDuplicate
 from tumorlens.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -36,7 +41,7 @@ def data(make_images: Callable[..., Path]) -> Path:
     return make_images(num_each=4, classes=("glioma", "meningioma", "no_tumor"))
 
 
-def partners(found: Copies) -> set[tuple[str, str]]:
+def partners(found: Duplicates) -> set[tuple[str, str]]:
     return {
         (picture, path) for path, picture in found.pictures.items() if path != picture
     }
@@ -44,7 +49,7 @@ def partners(found: Copies) -> set[tuple[str, str]]:
 
 def test_different_pictures_are_no_copies(data: Path) -> None:
     index = read_index(data)
-    found = find_copies(index)
+    found = find_duplicates(index)
     assert len(found.pictures) == 12
     assert partners(found) == set()
     assert found.near_pairs == ()
@@ -59,7 +64,7 @@ def test_facts_are_those_of_the_file(data: Path) -> None:
     image[..., 0] = 200
     Image.fromarray(image).save(data / "glioma/red.png")
     Image.fromarray(np.full((64, 80), 7, np.uint8)).save(data / "glioma/plain.png")
-    found = find_copies(read_index(data))
+    found = find_duplicates(read_index(data))
     red, plain = found.facts["glioma/red.png"], found.facts["glioma/plain.png"]
     assert (red.width, red.height, red.is_coloured, red.is_plain) == (
         90,
@@ -87,7 +92,7 @@ def test_a_byte_copy_is_decoded_once(
         return read_image(file, limits=limits)
 
     monkeypatch.setattr(copies_module, "read_image", count)
-    found = find_copies(read_index(data))
+    found = find_duplicates(read_index(data))
     assert len(read) == 12
     assert partners(found) == {(FIRST, f"{COPY}.png")}
     assert found.near_pairs == ()
@@ -97,7 +102,7 @@ def test_equal_pixels_in_another_format_are_a_copy_without_a_near_pair(
     data: Path,
 ) -> None:
     Image.open(data / FIRST).convert("RGB").save(data / f"{COPY}.bmp")
-    found = find_copies(read_index(data))
+    found = find_duplicates(read_index(data))
     assert found.pixels[FIRST] == found.pixels[f"{COPY}.bmp"]
     assert partners(found) == {(FIRST, f"{COPY}.bmp")}
     assert found.near_pairs == ()
@@ -107,7 +112,7 @@ def test_equal_bytes_of_another_shape_are_other_pixels(data: Path) -> None:
     flat = np.arange(64 * 96, dtype=np.uint8)
     Image.fromarray(flat.reshape(64, 96)).save(data / "glioma/wide.png")
     Image.fromarray(flat.reshape(96, 64)).save(data / "glioma/high.png")
-    found = find_copies(read_index(data))
+    found = find_duplicates(read_index(data))
     assert found.pixels["glioma/wide.png"] != found.pixels["glioma/high.png"]
 
 
@@ -165,7 +170,7 @@ def test_a_changed_copy_is_found(
             data / f"glioma/{number}.png"
         )
         image.save(data / f"meningioma/{number}{name}", quality=quality)
-    found = find_copies(read_index(data))
+    found = find_duplicates(read_index(data))
     expected = {
         (f"glioma/{number}.png", f"meningioma/{number}{name}") for number in range(4)
     }
@@ -180,7 +185,7 @@ def test_the_order_of_the_records_does_not_matter(data: Path) -> None:
     Image.open(data / FIRST).rotate(90).save(data / "no_tumor/turned.png")
     index = read_index(data)
     backwards = replace(index, records=index.records[::-1])
-    found, other = find_copies(index), find_copies(backwards, workers=1)
+    found, other = find_duplicates(index), find_duplicates(backwards, workers=1)
     assert found == other
     assert list(found.pictures) == list(other.pictures)
     assert group_records(index, found) == group_records(backwards, other)
@@ -194,7 +199,7 @@ def test_files_that_cannot_be_read_are_told_with_the_reason_and_nothing_else(
     whole = (data / FIRST).read_bytes()
     (data / "glioma/half.png").write_bytes(whole[: len(whole) // 2])
     index = read_index(data)
-    found = find_copies(index)
+    found = find_duplicates(index)
     names = {"glioma/empty.png", "glioma/half.png", "glioma/text.jpg"}
     assert set(found.unreadable) == names
     assert found.unreadable["glioma/empty.png"].startswith("it is empty")
@@ -208,7 +213,7 @@ def test_files_that_cannot_be_read_are_told_with_the_reason_and_nothing_else(
 
 
 def test_the_limits_reach_the_decoder(data: Path) -> None:
-    found = find_copies(read_index(data), limits=ImageLimits(max_pixels=1000))
+    found = find_duplicates(read_index(data), limits=ImageLimits(max_pixels=1000))
     assert len(found.unreadable) == 12
     assert "limit of 1000" in found.unreadable[FIRST]
 
@@ -221,13 +226,13 @@ def test_a_missing_extra_stops_the_search(
 
     monkeypatch.setattr(copies_module, "read_image", refuse)
     with pytest.raises(MissingExtraError, match="gdcm is missing"):
-        find_copies(read_index(data))
+        find_duplicates(read_index(data))
 
 
 def test_progress_ends_with_all_files(data: Path) -> None:
     shutil.copy(data / FIRST, data / f"{COPY}.png")
     calls: list[tuple[int, int]] = []
-    find_copies(read_index(data), progress=lambda *call: calls.append(call))
+    find_duplicates(read_index(data), progress=lambda *call: calls.append(call))
     assert calls[-1] == (13, 13)
     assert len(calls) == 12  # the two equal files are done together
     assert calls == sorted(calls)
@@ -239,7 +244,7 @@ def test_many_plain_images_are_copies_only_when_their_pixels_are_equal(
     for number in range(30):
         grey = np.full((64, 64 + number % 2), 5 * (number % 3), np.uint8)
         Image.fromarray(grey).save(data / f"no_tumor/plain{number}.png")
-    found = find_copies(read_index(data))
+    found = find_duplicates(read_index(data))
     assert found.near_pairs == ()
     plain = {found.pictures[f"no_tumor/plain{number}.png"] for number in range(30)}
     assert len(plain) == 6
@@ -254,7 +259,7 @@ def test_a_film_is_one_group_but_never_one_picture(data: Path) -> None:
             data / f"glioma/film{number:02}.png"
         )
     index = read_index(data)
-    found = find_copies(index)
+    found = find_duplicates(index)
     frames = [f"glioma/film{number:02}.png" for number in range(40)]
     for frame in frames:
         both = [found.thumbnails[path] for path in (frame, found.pictures[frame])]
@@ -266,9 +271,9 @@ def test_a_film_is_one_group_but_never_one_picture(data: Path) -> None:
 
 def test_what_is_settled_by_a_copy_is_of_the_same_picture() -> None:
     looks = [
-        Lookalike(0, 1, 0.992, 0),
-        Lookalike(1, 2, 0.9995, 0, is_settled=True),
-        Lookalike(1, 3, 0.991, 0),
+        NearDuplicate(0, 1, 0.992, 0),
+        NearDuplicate(1, 2, 0.9995, 0, is_settled=True),
+        NearDuplicate(1, 3, 0.991, 0),
     ]
     pictures = copies_module._pictures(["a", "b", "c", "d"], looks)
     # c goes with b, which is a copy of a; d is a copy of b only, and stays itself.
@@ -295,7 +300,7 @@ def test_groups_join_patients_pictures_and_near_pairs() -> None:
         ),
     )
     readable = [r.path for r in index.records if r.path != "b/7"]
-    found = Copies(
+    found = Duplicates(
         unreadable={"b/7": "it is empty"},
         facts={},
         pixels={},
@@ -319,7 +324,7 @@ def test_groups_join_patients_pictures_and_near_pairs() -> None:
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real images are not at {REAL}")
 def test_the_real_set_joins_no_two_slices_of_one_patient() -> None:
     index = read_index(REAL)
-    found = find_copies(index)
+    found = find_duplicates(index)
     patient = {record.path: record.patient for record in index.records}
     assert len(set(found.pixels.values())) == 2870
     assert abs(len(set(found.pictures.values())) - 2810) <= 5

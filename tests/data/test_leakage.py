@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tumorlens.data.duplicates import Copies, NearPair
+from tumorlens.data.duplicates import Duplicates, NearPair
 from tumorlens.data.index import Index, Record, SplitRow
 from tumorlens.data.leakage import judge_leak
 
@@ -36,9 +36,9 @@ def make_index() -> Index:
     )
 
 
-def make_copies() -> Copies:
+def make_duplicates() -> Duplicates:
     readable = {path: rest for path, rest in FILES.items() if rest[1]}
-    return Copies(
+    return Duplicates(
         unreadable={"b/8": "it is empty (0 bytes)"},
         facts={},
         pixels={path: pixels for path, (_, pixels, _) in readable.items()},
@@ -81,7 +81,7 @@ def rows(**subsets: str) -> list[SplitRow]:
 def test_what_training_has_seen_is_counted(
     train: str, test: str, num_identical: int, num_copied: int, num_same_patient: int
 ) -> None:
-    verdict = judge_leak(rows(train=train, test=test), make_index(), make_copies())
+    verdict = judge_leak(rows(train=train, test=test), make_index(), make_duplicates())
     assert verdict.num_test == len(test.replace("b8", "").split())
     assert verdict.num_pixel_identical == num_identical
     assert verdict.num_copied == num_copied
@@ -93,38 +93,42 @@ def test_what_training_has_seen_is_counted(
 
 def test_an_image_has_the_patient_of_the_copy_that_was_left_out_for_it() -> None:
     # a/4 has no patient of its own; its copy a/1 has, and is in no subset.
-    verdict = judge_leak(rows(train="a2", test="a4 b7"), make_index(), make_copies())
+    verdict = judge_leak(
+        rows(train="a2", test="a4 b7"), make_index(), make_duplicates()
+    )
     assert (verdict.num_copied, verdict.num_test_patient_in_train) == (0, 1)
     assert verdict.num_test_unknown_patient == 1
     # Where the copy takes part, it is a copy and says enough.
-    verdict = judge_leak(rows(train="a1", test="a4"), make_index(), make_copies())
+    verdict = judge_leak(rows(train="a1", test="a4"), make_index(), make_duplicates())
     assert (verdict.num_copied, verdict.num_test_unknown_patient) == (1, 1)
 
 
 def test_val_is_training() -> None:
     verdict = judge_leak(
-        rows(train="b7", val="a1", test="a3"), make_index(), make_copies()
+        rows(train="b7", val="a1", test="a3"), make_index(), make_duplicates()
     )
     assert verdict.num_copied == 1
 
 
 def test_copies_within_one_side_are_no_leak() -> None:
     verdict = judge_leak(
-        rows(train="b6 b7", test="a1 a2 a3 a4"), make_index(), make_copies()
+        rows(train="b6 b7", test="a1 a2 a3 a4"), make_index(), make_duplicates()
     )
     assert not verdict.leaks
 
 
 def test_under_k_folds_each_image_is_tested_against_the_other_folds() -> None:
     split = rows(fold_0="a1 a2", fold_1="a3 b7", fold_2="b6")
-    verdict = judge_leak(split, make_index(), make_copies())
+    verdict = judge_leak(split, make_index(), make_duplicates())
     assert verdict.num_test == 5
     # a1 and a3 have equal pixels in two folds; the patient is in one fold only.
     assert (verdict.num_copied, verdict.num_patients_on_both_sides) == (2, 0)
 
 
 def test_a_patient_in_two_folds_is_a_leak() -> None:
-    verdict = judge_leak(rows(fold_0="a1", fold_1="a2"), make_index(), make_copies())
+    verdict = judge_leak(
+        rows(fold_0="a1", fold_1="a2"), make_index(), make_duplicates()
+    )
     assert verdict.leaks
     assert verdict.num_test_patient_in_train == 2
 
@@ -176,6 +180,6 @@ def test_a_patient_in_two_folds_is_a_leak() -> None:
     ],
 )
 def test_the_words_say_what_was_counted(split: dict[str, str], words: str) -> None:
-    verdict = judge_leak(rows(**split), make_index(), make_copies())
+    verdict = judge_leak(rows(**split), make_index(), make_duplicates())
     assert verdict.words == words
     assert "secret" not in repr(verdict)

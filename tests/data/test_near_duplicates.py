@@ -15,7 +15,7 @@ from tumorlens.data import near_duplicates
 from tumorlens.data.near_duplicates import (
     MAX_HASH_BITS,
     ORIENTATIONS,
-    find_lookalikes,
+    find_near_duplicates,
     hash_thumbnails,
     make_thumbnail,
     propose_pairs,
@@ -71,17 +71,17 @@ def test_the_names_of_the_orientations_say_what_is_done() -> None:
 def test_a_turned_copy_is_found_with_what_was_done_to_it(orientation: int) -> None:
     pictures = draw_thumbnails(5)
     copies = turned(pictures, orientation)
-    found = find_lookalikes(np.concatenate([pictures, copies]))
+    found = find_near_duplicates(np.concatenate([pictures, copies]))
     assert [(pair.a, pair.b) for pair in found] == [(n, n + 5) for n in range(5)]
     assert {pair.orientation for pair in found} == {orientation}
     # The other way round, a quarter turn becomes three.
-    found = find_lookalikes(np.concatenate([copies, pictures]))
+    found = find_near_duplicates(np.concatenate([copies, pictures]))
     inverse = {1: 3, 3: 1}.get(orientation, orientation)
     assert {pair.orientation for pair in found} == {inverse}
 
 
 def test_different_pictures_are_not_alike() -> None:
-    assert find_lookalikes(draw_thumbnails(60)) == []
+    assert find_near_duplicates(draw_thumbnails(60)) == []
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_picture_that_is_its_own_mirror_image_is_the_same_and_not_mirrored() -
         noise = np.random.default_rng(seed).normal(0, 5, half.shape)
         halves = [half, np.clip(half + noise, 0, 255)]
         pictures = [np.concatenate([one, one[:, ::-1]], axis=1) for one in halves]
-        (pair,) = find_lookalikes(np.stack(pictures).astype(np.uint8))
+        (pair,) = find_near_duplicates(np.stack(pictures).astype(np.uint8))
         assert not pair.is_settled
         assert ORIENTATIONS[pair.orientation] == "same"
 
@@ -121,7 +121,7 @@ def test_the_correlation_decides_and_not_the_hash(
 ) -> None:
     one, other = draw_thumbnails(2).astype(float)
     stack = np.stack([one, (1 - share) * one + share * other]).astype(np.uint8)
-    assert [(pair.a, pair.b) for pair in find_lookalikes(stack)] == found
+    assert [(pair.a, pair.b) for pair in find_near_duplicates(stack)] == found
 
 
 def test_a_slightly_wider_frame_is_found_once_in_register() -> None:
@@ -132,19 +132,19 @@ def test_a_slightly_wider_frame_is_found_once_in_register() -> None:
         np.corrcoef(stack[0].ravel(), stack[1].ravel())[0, 1]
         < near_duplicates.CONFIRMED
     )
-    assert len(find_lookalikes(stack)) == 1
+    assert len(find_near_duplicates(stack)) == 1
 
 
 def test_plain_and_nearly_plain_images_look_like_nothing() -> None:
     plain = np.stack([np.full((64, 64), grey, np.uint8) for grey in (0, 0, 9, 255)])
     specks = np.zeros((50, 64, 64), np.uint8)
     specks[np.arange(50), np.arange(50), 3] = 30
-    assert find_lookalikes(np.concatenate([plain, specks])) == []
+    assert find_near_duplicates(np.concatenate([plain, specks])) == []
 
 
 def test_nothing_and_one_image_have_no_lookalikes() -> None:
-    assert find_lookalikes(np.empty((0, 64, 64), np.uint8)) == []
-    assert find_lookalikes(draw_thumbnails(1)) == []
+    assert find_near_duplicates(np.empty((0, 64, 64), np.uint8)) == []
+    assert find_near_duplicates(draw_thumbnails(1)) == []
 
 
 @pytest.mark.usefixtures("propose_all")
@@ -156,7 +156,7 @@ def test_one_stripe_does_not_stop_the_registration() -> None:
     stack = stripes.astype(np.uint8)
     correlation = np.corrcoef(stripes[0].ravel(), stripes[1].ravel())[0, 1]
     assert near_duplicates.ALIGNABLE < correlation < near_duplicates.CONFIRMED
-    assert len(find_lookalikes(stack)) == 1
+    assert len(find_near_duplicates(stack)) == 1
 
 
 def test_what_is_proposed_is_what_comparing_all_with_all_finds() -> None:
@@ -217,7 +217,7 @@ def test_the_search_works_in_blocks_that_fit_into_memory(
     monkeypatch.setattr(near_duplicates, "_PAIRS_PER_BLOCK", 3)
     np.testing.assert_array_equal(propose_pairs(hashes), at_once)
     pictures = draw_thumbnails(10)
-    found = find_lookalikes(np.concatenate([pictures, turned(pictures, 1)]))
+    found = find_near_duplicates(np.concatenate([pictures, turned(pictures, 1)]))
     assert [pair.b - pair.a for pair in found] == [10] * 10
 
 
@@ -227,7 +227,7 @@ def test_thousands_of_encodings_of_one_picture_cost_no_more_than_others() -> Non
     rng = np.random.default_rng(0)
     encodings = np.clip(picture + rng.normal(0, 1, (4000, 64, 64)), 0, 255)
     started = time.perf_counter()
-    found = find_lookalikes(encodings.astype(np.uint8))
+    found = find_near_duplicates(encodings.astype(np.uint8))
     # 8 million pairs at 10 microseconds would be 80 s.
     assert time.perf_counter() - started < 30
     assert len({pair.b for pair in found}) == 3999
@@ -240,7 +240,7 @@ def test_different_pictures_with_one_hash_are_compared_with_a_bounded_number(
 ) -> None:
     monkeypatch.setattr(near_duplicates, "_MAX_FIRSTS", 2)
     pictures = draw_thumbnails(4)
-    found = find_lookalikes(np.concatenate([pictures, pictures[:1], pictures[3:]]))
+    found = find_near_duplicates(np.concatenate([pictures, pictures[:1], pictures[3:]]))
     assert [(pair.a, pair.b, pair.is_settled) for pair in found] == [
         (0, 4, True),
         (3, 5, False),

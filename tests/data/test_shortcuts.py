@@ -14,6 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from tumorlens.data import shortcuts
 from tumorlens.data.shortcuts import (
+    Shortcuts,
     in_words,
     look_up_nearest,
     measure,
@@ -53,14 +54,15 @@ def test_the_score_is_that_of_scikit_learn_called_directly() -> None:
         probs[test] = forest.predict_proba(features[test])
     predicted = np.array(["a", "b", "c"])[probs.round(9).argmax(axis=1)]
     score = score_by_groups(features, labels, groups, seed=7)
-    assert score["accuracy"] == pytest.approx(accuracy_score(labels, predicted))
-    assert score["balanced_accuracy"] == pytest.approx(
+    assert score.accuracy == pytest.approx(accuracy_score(labels, predicted))
+    assert score.balanced_accuracy == pytest.approx(
         balanced_accuracy_score(labels, predicted)
     )
     dummy = DummyClassifier().fit(features, labels)
-    assert score["majority"] == pytest.approx(dummy.score(features, labels))
-    assert score["skipped"] == ""
-    assert 0.5 < score["accuracy"] < 1
+    assert score.majority == pytest.approx(dummy.score(features, labels))
+    assert score.skipped == ""
+    assert score.accuracy is not None
+    assert 0.5 < score.accuracy < 1
 
 
 @pytest.mark.usefixtures("few_trees")
@@ -71,7 +73,8 @@ def test_a_feature_of_the_group_is_no_shortcut_to_the_class() -> None:
     labels = rng.permutation(np.repeat(["a", "b"], 30))[groups]
     value = rng.permutation(60)[groups].astype(float)[:, None]
     score = score_by_groups(value, labels, groups.astype(str), seed=0)
-    assert score["accuracy"] < 0.75
+    assert score.accuracy is not None
+    assert score.accuracy < 0.75
 
 
 def test_a_forest_from_train_is_that_of_scikit_learn() -> None:
@@ -106,27 +109,25 @@ def test_the_auroc_is_that_of_scikit_learn_called_directly() -> None:
         forest.fit(features[train], is_test[train])
         probs[test] = forest.predict_proba(features[test])[:, 1]
     told = tell_test_from_train(features, is_test, groups, seed=1)
-    assert told["auroc"] == pytest.approx(roc_auc_score(is_test, probs.round(9)))
+    assert told.auroc == pytest.approx(roc_auc_score(is_test, probs.round(9)))
 
 
 def test_too_few_groups_are_a_reason_and_no_figure() -> None:
     features, labels, groups = draw()
     groups = np.where(labels == "c", "one", groups)
     score = score_by_groups(features, labels, groups, seed=0)
-    assert score["accuracy"] is None
-    assert score["skipped"] == ("5 folds need 5 groups of each class, and c has 1")
+    assert score.accuracy is None
+    assert score.skipped == ("5 folds need 5 groups of each class, and c has 1")
     told = tell_test_from_train(features, labels == "c", groups, seed=0)
-    assert told == {
-        "auroc": None,
-        "skipped": "5 folds need 5 groups of each subset, and test has 1",
-    }
+    assert told.auroc is None
+    assert told.skipped == "5 folds need 5 groups of each subset, and test has 1"
 
 
 def test_one_class_is_a_reason_and_no_figure() -> None:
     features, labels, groups = draw(30)
     score = score_by_groups(features, np.full_like(labels, "a"), groups, seed=0)
-    assert score["skipped"] == "there is only one class: a"
-    assert score["majority"] == 1
+    assert score.skipped == "there is only one class: a"
+    assert score.majority == 1
 
 
 @pytest.mark.usefixtures("few_trees")
@@ -139,12 +140,10 @@ def test_a_large_set_is_sampled_by_whole_groups(
     assert 50 < len(chosen) <= 60
     assert chosen.max() >= 60  # drawn by chance, not the first ones
     assert not set(groups[chosen]) & set(np.delete(groups, chosen))
-    assert score_by_groups(features, labels, groups, seed=0)["num_images"] == len(
-        chosen
-    )
+    assert score_by_groups(features, labels, groups, seed=0).num_images == len(chosen)
 
 
-def measured(*, with_subsets: bool, num: int = 120) -> dict[str, Any]:
+def measured(*, with_subsets: bool, num: int = 120) -> Shortcuts:
     features, labels, groups = draw(num)
     is_test = np.arange(num) % 3 == 0 if with_subsets else np.zeros(num, bool)
     columns = {
@@ -171,38 +170,47 @@ def test_train_to_test_is_told_for_copied_and_other_images() -> None:
     _, labels, _ = draw()
     is_test = np.arange(120) % 3 == 0
     for score in [
-        *(one["train_to_test"] for one in found["shortcuts"].values()),
-        found["look_up"],
+        *(one.train_to_test for one in found.shortcuts.values()),
+        found.look_up,
     ]:
         # 10 of the 40 test images are copies.
-        together = 0.25 * score["accuracy_copied"] + 0.75 * score["accuracy_clean"]
-        assert together == pytest.approx(score["accuracy"])
-        assert score["majority"] == pytest.approx((labels[is_test] == "a").mean())
-    assert found["source_shift"]["grey"]["auroc"] > 0.95
-    assert found["source_shift"]["file"]["auroc"] == pytest.approx(0.5, abs=0.2)
+        assert score is not None
+        assert score.accuracy_copied is not None
+        assert score.accuracy_clean is not None
+        together = 0.25 * score.accuracy_copied + 0.75 * score.accuracy_clean
+        assert together == pytest.approx(score.accuracy)
+        assert score.majority == pytest.approx((labels[is_test] == "a").mean())
+    grey = found.source_shift["grey"].auroc
+    assert grey is not None
+    assert grey > 0.95
+    assert found.source_shift["file"].auroc == pytest.approx(0.5, abs=0.2)
 
 
 @pytest.mark.usefixtures("few_trees")
 def test_a_set_without_subsets_has_no_train_to_test() -> None:
     found = measured(with_subsets=False)
-    assert found["look_up"] is None
-    assert found["source_shift"] == {}
-    assert found["shortcuts"]["size"]["train_to_test"] is None
-    assert found["shortcuts"]["size"]["accuracy"] > 0.5
+    assert found.look_up is None
+    assert found.source_shift == {}
+    assert found.shortcuts["size"].train_to_test is None
+    accuracy = found.shortcuts["size"].accuracy
+    assert accuracy is not None
+    assert accuracy > 0.5
 
 
 @pytest.mark.usefixtures("few_trees")
 def test_the_words_name_every_figure() -> None:
     found = measured(with_subsets=True)
     words = in_words(found)
-    size = found["shortcuts"]["size"]
+    size = found.shortcuts["size"]
+    assert size.accuracy is not None
+    assert found.look_up is not None
     assert words[0] == (
         "Width and height alone predict the class of "
-        f"{100 * size['accuracy']:.1f} % of the images of unseen groups; always naming "
-        f"the most common class is right for {100 * size['majority']:.1f} %."
+        f"{100 * size.accuracy:.1f} % of the images of unseen groups; always naming "
+        f"the most common class is right for {100 * size.majority:.1f} %."
     )
     assert words[-2].endswith(
-        f"right for {100 * found['look_up']['accuracy']:.1f} % of the test images."
+        f"right for {100 * found.look_up.accuracy:.1f} % of the test images."
     )
     assert words[-1].startswith("The mean grey value alone tells a test image from")
     few = in_words(measured(with_subsets=False, num=9))

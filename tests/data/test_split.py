@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tumorlens.data.duplicates import Copies, NearPair
+from tumorlens.data.duplicates import Duplicates, NearPair
 from tumorlens.data.index import Index, Record, SplitRow
 from tumorlens.data.split import check_split, fold_splits, make_split
 from tumorlens.errors import DataError
@@ -44,13 +44,13 @@ def index_of(records: Iterable[Record]) -> Index:
     return Index(root=Path("data"), classes=classes, records=tuple(records))
 
 
-def copies_of(
+def duplicates_of(
     index: Index,
     *,
     same: Sequence[Sequence[str]] = (),
     unreadable: Sequence[str] = (),
     near: Sequence[tuple[str, str]] = (),
-) -> Copies:
+) -> Duplicates:
     """Return copies in which the paths of each list in `same` show one picture."""
     pictures = {
         record.path: record.path
@@ -59,7 +59,7 @@ def copies_of(
     }
     for paths in same:
         pictures |= dict.fromkeys(paths, min(paths))
-    return Copies(
+    return Duplicates(
         unreadable=dict.fromkeys(unreadable, "the file is empty"),
         facts={},
         pixels={},
@@ -68,7 +68,9 @@ def copies_of(
     )
 
 
-def split(index: Index, copies: Copies | None = None, **kwargs: Any) -> dict[str, Any]:
+def split(
+    index: Index, duplicates: Duplicates | None = None, **kwargs: Any
+) -> dict[str, Any]:
     """Return path -> row, after checking that each file has exactly one."""
     settings: dict[str, Any] = {
         "protocol": "grouped",
@@ -76,7 +78,7 @@ def split(index: Index, copies: Copies | None = None, **kwargs: Any) -> dict[str
         "test_fraction": 0.2,
         "seed": 42,
     }
-    rows = make_split(index, copies or copies_of(index), **(settings | kwargs))
+    rows = make_split(index, duplicates or duplicates_of(index), **(settings | kwargs))
     assert [row.path for row in rows] == [record.path for record in index.records]
     return {row.path: row for row in rows}
 
@@ -127,8 +129,8 @@ def test_grouped_meets_the_fractions_in_every_class_of_a_set_like_the_real_one()
 def test_no_patient_and_no_picture_is_on_two_sides(protocol: str) -> None:
     index = hospital()
     # Pictures of two patients, so that the patients become one group.
-    copies = copies_of(index, same=[["glioma/0-0.png", "glioma/3-0.png"]])
-    rows = split(index, copies, protocol=protocol)
+    duplicates = duplicates_of(index, same=[["glioma/0-0.png", "glioma/3-0.png"]])
+    rows = split(index, duplicates, protocol=protocol)
     sides: dict[str, set[str]] = {}
     for rec in index.records:
         if rec.patient and rows[rec.path].subset != "left-out":
@@ -182,7 +184,7 @@ def test_rounding_favours_no_subset() -> None:
 
 def test_one_copy_of_a_picture_is_kept_and_the_others_say_of_what() -> None:
     index = singles(10)
-    rows = split(index, copies_of(index, same=[["a/3.png", "a/1.png", "a/7.png"]]))
+    rows = split(index, duplicates_of(index, same=[["a/3.png", "a/1.png", "a/7.png"]]))
     assert rows["a/1.png"].subset in {"train", "val", "test"}
     assert rows["a/1.png"].reason == ""
     for path in ("a/3.png", "a/7.png"):
@@ -195,7 +197,7 @@ def test_one_copy_of_a_picture_is_kept_and_the_others_say_of_what() -> None:
 def test_a_picture_under_two_labels_is_left_out_with_all_its_copies() -> None:
     index = singles(10)
     same = ["a/1.png", "a/2.png", "b/3.png"]
-    rows = split(index, copies_of(index, same=[same]))
+    rows = split(index, duplicates_of(index, same=[same]))
     assert {rows[path].subset for path in same} == {"left-out"}
     assert rows["a/2.png"].reason == ("conflicting labels: same picture as b/3.png (b)")
     assert rows["b/3.png"].reason == ("conflicting labels: same picture as a/1.png (a)")
@@ -204,10 +206,10 @@ def test_a_picture_under_two_labels_is_left_out_with_all_its_copies() -> None:
 def test_a_copy_of_a_copy_under_another_label_is_a_conflict_too() -> None:
     # a/1 and a/2 are one picture; b/3 is a near copy of a/2 but not of a/1.
     index = singles(10)
-    copies = copies_of(
+    duplicates = duplicates_of(
         index, same=[["a/1.png", "a/2.png"]], near=[("a/2.png", "b/3.png")]
     )
-    rows = split(index, copies)
+    rows = split(index, duplicates)
     left_out = [path for path, subset in subsets(rows).items() if subset == "left-out"]
     assert left_out == ["a/1.png", "a/2.png", "b/3.png"]
     assert rows["b/3.png"].reason.endswith("same picture as a/1.png (a)")
@@ -215,8 +217,8 @@ def test_a_copy_of_a_copy_under_another_label_is_a_conflict_too() -> None:
 
 def test_near_copies_under_one_label_are_two_pictures_of_one_group() -> None:
     index = singles(10)
-    copies = copies_of(index, near=[("a/2.png", "a/5.png")])
-    rows = split(index, copies)
+    duplicates = duplicates_of(index, near=[("a/2.png", "a/5.png")])
+    rows = split(index, duplicates)
     assert "left-out" not in subsets(rows).values()
     assert rows["a/2.png"].group == rows["a/5.png"].group
     assert rows["a/2.png"].subset == rows["a/5.png"].subset
@@ -232,7 +234,7 @@ def test_a_source_label_that_disagrees_leaves_nothing_out() -> None:
 def test_an_unreadable_file_is_left_out_and_says_why(protocol: str) -> None:
     index = given(train=20, test=5)
     path = "Training/a/4.png"
-    rows = split(index, copies_of(index, unreadable=[path]), protocol=protocol)
+    rows = split(index, duplicates_of(index, unreadable=[path]), protocol=protocol)
     assert rows[path].subset == "left-out"
     assert rows[path].reason == "unreadable: the file is empty"
     left_out = [row for row in rows.values() if row.subset == "left-out"]
@@ -257,7 +259,7 @@ def test_the_order_of_the_records_does_not_matter() -> None:
     mixed = Index(root=index.root, classes=index.classes, records=tuple(shuffled))
     assert make_split(
         mixed,
-        copies_of(mixed),
+        duplicates_of(mixed),
         protocol="grouped",
         val_fraction=0.15,
         test_fraction=0.2,
@@ -334,7 +336,7 @@ def test_a_class_that_is_left_out_altogether_has_no_group() -> None:
     index = singles(5)
     unreadable = [f"b/{i}.png" for i in range(5)]
     with pytest.raises(DataError, match=r"class 'b' has 0 groups"):
-        split(index, copies_of(index, unreadable=unreadable))
+        split(index, duplicates_of(index, unreadable=unreadable))
 
 
 def test_groups_that_no_deal_can_spread_are_an_error() -> None:
@@ -360,8 +362,8 @@ def test_folds_are_of_equal_size_in_every_class() -> None:
 
 def test_each_file_is_tested_in_exactly_one_fold() -> None:
     index = hospital()
-    copies = copies_of(index, unreadable=["glioma/web-0.png"])
-    rows = split(index, copies, protocol="grouped-kfold", num_folds=3)
+    duplicates = duplicates_of(index, unreadable=["glioma/web-0.png"])
+    rows = split(index, duplicates, protocol="grouped-kfold", num_folds=3)
     folds = fold_splits(rows.values(), num_folds=3, val_fraction=0.15, seed=42)
     assert len(folds) == 3
     tested = [row.path for fold in folds for row in fold if row.subset == "test"]
@@ -431,8 +433,8 @@ def test_as_given_moves_whole_groups_to_val() -> None:
         for rec in given(train=20, test=5).records
     ]
     index = index_of(records)
-    copies = copies_of(index, same=[["Training/a/18.png", "Training/a/5.png"]])
-    rows = split(index, copies, protocol="as-given")
+    duplicates = duplicates_of(index, same=[["Training/a/18.png", "Training/a/5.png"]])
+    rows = split(index, duplicates, protocol="as-given")
     val = [path for path, subset in subsets(rows).items() if subset == "val"]
     # Patient P has 0.png and 19.png of both classes, and 0.png of Testing stays there.
     assert val == [
@@ -456,7 +458,7 @@ def test_as_given_uses_a_val_folder_where_there_is_one() -> None:
 def test_as_given_keeps_copies_and_conflicting_labels() -> None:
     index = given(train=20, test=5)
     same = [["Training/a/1.png", "Testing/a/1.png", "Testing/b/2.png"]]
-    got = subsets(split(index, copies_of(index, same=same), protocol="as-given"))
+    got = subsets(split(index, duplicates_of(index, same=same), protocol="as-given"))
     assert "left-out" not in got.values()
 
 
@@ -495,12 +497,12 @@ def test_as_given_refuses_a_class_that_val_would_empty() -> None:
 @pytest.mark.parametrize("protocol", ["as-given", "grouped", "grouped-kfold"])
 def test_a_split_made_here_passes_its_own_check(protocol: Protocol) -> None:
     index = given(train=20, test=5)
-    copies = copies_of(
+    duplicates = duplicates_of(
         index,
         unreadable=["Training/a/4.png"],
         same=[["Training/a/1.png", "Testing/a/1.png"]],
     )
-    rows = split(index, copies, protocol=protocol)
+    rows = split(index, duplicates, protocol=protocol)
     check_split(list(reversed(rows.values())), index, protocol=protocol)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tumorlens.deploy import artefact
+from support.handmade_artefacts import parity_of
 from tumorlens.deploy.artefact import (
     FORMAT,
     GRAPH_FILES,
@@ -18,6 +18,8 @@ from tumorlens.deploy.artefact import (
     open_artefact,
     precision_of,
     remove_artefact,
+    seal_artefact,
+    write_manifest,
 )
 from tumorlens.deploy.predictor import Predictor
 from tumorlens.errors import ArtefactError, RunError
@@ -52,10 +54,7 @@ def write_artefact(folder: Path, kind: Kind = "onnx", **verdict: Any) -> Path:
     folder.mkdir(parents=True)
     for number, name in enumerate(GRAPH_FILES[kind]):
         (folder / name).write_bytes(bytes([number]) * 1000)
-    artefact.write_card(folder, card_of(kind))
-    artefact.write_parity(folder, {"passed": True} | verdict)
-    artefact.write_readme(folder, "words")
-    artefact.write_manifest(folder)
+    seal_artefact(folder, card_of(kind), parity_of(kind, **verdict), "words")
     return folder
 
 
@@ -70,7 +69,7 @@ def test_an_artefact_that_was_written_opens(tmp_path: Path, kind: Kind) -> None:
     assert artefact.card == card_of(kind)
     assert artefact.graph_path == tmp_path / "a" / GRAPH_FILES[kind][0]
     assert artefact.size_bytes == 1000 * len(GRAPH_FILES[kind])
-    assert artefact.parity() == {"passed": True, "num_images": 3}
+    assert artefact.parity() == parity_of(kind, num_images=3)
 
 
 def test_it_opens_by_its_graph_as_well(tmp_path: Path) -> None:
@@ -119,7 +118,7 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
 def test_a_manifest_leads_nowhere_outside_the_folder(tmp_path: Path) -> None:
     folder = write_artefact(tmp_path / "a")
     (tmp_path / "other").write_bytes(b"x")
-    facts = {"sha256": sha256_of_bytes(b"x")}
+    facts = {"bytes": 1, "sha256": sha256_of_bytes(b"x")}
     change_json(folder / "manifest.json", files={"../other": facts})
     with pytest.raises(ArtefactError, match=r"lacks '../other'"):
         open_artefact(folder)
@@ -140,7 +139,7 @@ def test_a_card_of_another_format_is_refused_with_its_number(
 ) -> None:
     folder = write_artefact(tmp_path / "a")
     change_json(folder / "model.json", format=number)
-    artefact.write_manifest(folder)
+    write_manifest(folder)
     message = rf"expected format 1 in .*model\.json, got {number!r}"
     with pytest.raises(ArtefactError, match=message):
         open_artefact(folder)
@@ -149,8 +148,8 @@ def test_a_card_of_another_format_is_refused_with_its_number(
 def test_a_card_of_another_version_is_refused_with_what_is_new(tmp_path: Path) -> None:
     folder = write_artefact(tmp_path / "a")
     change_json(folder / "model.json", kind="tflite")
-    artefact.write_manifest(folder)
-    with pytest.raises(ArtefactError, match=r"at kind, got 'tflite'"):
+    write_manifest(folder)
+    with pytest.raises(ArtefactError, match=r"damaged at kind: .* got 'tflite'"):
         open_artefact(folder)
 
 
@@ -160,7 +159,7 @@ def test_a_manifest_that_leaves_something_out_is_refused(
 ) -> None:
     folder = write_artefact(tmp_path / "a")
     (folder / name).unlink()
-    artefact.write_manifest(folder)
+    write_manifest(folder)
     with pytest.raises(ArtefactError, match=rf"does not name '{name}'"):
         open_artefact(folder)
 
@@ -169,10 +168,14 @@ def test_a_manifest_that_leaves_something_out_is_refused(
     ("text", "message"),
     [
         pytest.param("{", "is not JSON", id="cut off"),
-        pytest.param("[]", "holds no JSON object", id="a list"),
-        pytest.param('{"format": 1}', "names no files", id="no files"),
-        pytest.param('{"format": 1, "files": []}', "names no files", id="another type"),
-        pytest.param('{"format": 1, "files": {"model.json": 3}}', "SHA-256", id="no"),
+        pytest.param("[]", r"expected format 1 in .*, got \[\]", id="a list"),
+        pytest.param('{"format": 1}', "is damaged at files: ", id="no files"),
+        pytest.param('{"files": []}', r"at files: .* got \[\]", id="another type"),
+        pytest.param(
+            '{"format": 1, "files": {"model.json": 3}}',
+            r"at files\.model\.json: .* got 3",
+            id="no facts",
+        ),
     ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -182,13 +185,38 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str, message: str) 
         open_artefact(folder)
 
 
-@pytest.mark.parametrize("passed", [False, None, "yes"])
-def test_an_artefact_without_a_good_verdict_is_refused(
-    tmp_path: Path, passed: object
-) -> None:
-    folder = write_artefact(tmp_path / "a", passed=passed)
+def test_an_artefact_without_a_good_verdict_is_refused(tmp_path: Path) -> None:
+    folder = write_artefact(tmp_path / "a", passed=False)
     with pytest.raises(ArtefactError, match=r"parity.json holds no good verdict"):
         open_artefact(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"passed": None}, "damaged at passed: .* got None"),
+        ({"passed": "yes"}, "damaged at passed: .* got 'yes'"),
+        ({"accuracy": {"run": 1}}, r"damaged at accuracy\.artefact: .* got {'run': 1}"),
+        ({"format": 2}, r"expected format 1 in .*parity\.json, got 2"),
+    ],
+)
+def test_a_damaged_verdict_is_refused_with_its_field(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folder = write_artefact(tmp_path / "a")
+    change_json(folder / "parity.json", **changes)
+    write_manifest(folder)
+    with pytest.raises(ArtefactError, match=message):
+        open_artefact(folder)
+
+
+def test_a_verdict_of_the_first_layout_has_no_number(tmp_path: Path) -> None:
+    folder = write_artefact(tmp_path / "a")
+    content = json.loads((folder / "parity.json").read_text(encoding="utf-8"))
+    del content["format"], content["plain"]
+    (folder / "parity.json").write_text(json.dumps(content), encoding="utf-8")
+    write_manifest(folder)
+    assert open_artefact(folder).parity() == parity_of("onnx")
 
 
 @pytest.mark.parametrize("opener", [open_artefact, Predictor.open])

@@ -17,13 +17,23 @@ import numpy as np
 import pytest
 import timm
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from support.exported_runs import write_images
+from support.handmade_artefacts import parity_of
 from support.runs_on_images import make_kfold_run, make_run, rows_of
 from tumorlens.cli import app
 from tumorlens.data.images import load_square
-from tumorlens.deploy.artefact import KINDS, Kind, is_artefact, open_artefact
+from tumorlens.deploy.artefact import (
+    KINDS,
+    Change,
+    Kind,
+    Parity,
+    ParityAccuracy,
+    is_artefact,
+    open_artefact,
+)
 from tumorlens.deploy.export import export, kinds_here
 from tumorlens.deploy.predictor import Predictor
 from tumorlens.errors import ArtefactError, DataError, RunError, TumorlensError
@@ -82,16 +92,33 @@ def test_verdicts_say_whose_weights_they_are_of_and_go_with_them(
     weights = [fresh_run.card().weights_sha256]
     (one,) = export(fresh_run, ["torchscript"])
     assert one.artefact is not None
-    assert one.artefact.parity()["weights_sha256"] == weights
+    assert one.artefact.parity().weights_sha256 == tuple(weights)
     known = json.loads(path.read_text(encoding="utf-8"))
-    same, other = known["torchscript"] | {"kind": "onnx"}, {"passed": True}
-    old = {"passed": True, "weights_sha256": ["0" * 64]}
-    others = {"onnx": same, "openvino": other, "onnx-int8": old}
+    assert known.pop("format") == 1  # as in the first layout
+    same = known["torchscript"] | {"kind": "onnx"}
+    old = known["torchscript"] | {"weights_sha256": ["0" * 64]}
+    failed = {name: same[name] for name in ("kind", "command", "weights_sha256")}
+    failed |= {"passed": False, "reasons": ["it could not be made"]}
+    others = {"onnx": same, "openvino": failed, "onnx-int8": old}
     path.write_text(json.dumps(known | others), encoding="utf-8")
     export(fresh_run, ["torchscript"])
     kept = json.loads(path.read_text(encoding="utf-8"))
-    assert set(kept) == {"torchscript", "onnx"}
+    assert set(kept) == {"format", "torchscript", "onnx", "openvino"}
     assert kept["torchscript"]["weights_sha256"] == weights
+    assert kept["onnx"] == same
+    assert kept["openvino"] == {"format": 1} | failed
+
+
+@pytest.mark.parametrize("damaged", ["{", '{"onnx": {"passed": true}}'])
+def test_damaged_verdicts_of_earlier_exports_are_written_anew(
+    fresh_run: Run, damaged: str
+) -> None:
+    path = fresh_run.path / "export" / "parity.json"
+    path.parent.mkdir()
+    path.write_text(damaged, encoding="utf-8")
+    export(fresh_run, ["torchscript"])
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    assert set(kept) == {"format", "torchscript"}
 
 
 def test_every_format_passes_and_is_sealed(exported_run: Run) -> None:
@@ -103,7 +130,7 @@ def test_every_format_passes_and_is_sealed(exported_run: Run) -> None:
     for kind in HERE:
         artefact = open_artefact(folder / kind)
         assert artefact.card.kind == kind
-        assert artefact.parity() == verdicts[kind]
+        assert artefact.parity().model_dump(mode="json") == verdicts[kind]
         assert verdicts[kind]["passed"]
         assert verdicts[kind]["num_images"] == 12
         assert verdicts[kind]["command"] == "tumorlens export run --format all"
@@ -236,7 +263,7 @@ def test_the_readme_says_what_one_must_know(exported_run: Run, kind: Kind) -> No
         assert f"`{name}`" in text
     assert "Not a medical device" in text
     assert "A digest is no signature" in text
-    assert f"{artefact.parity()['max_difference']:.2g}" in text
+    assert f"{artefact.parity().max_difference:.2g}" in text
     assert ("legacy" in text) is (kind == "torchscript")
 
 
@@ -262,15 +289,20 @@ def test_the_runs_weights_load_by_timm_alone(exported_run: Run) -> None:
 # a verdict that is bad
 
 
+def losing_by(drop: float) -> ParityAccuracy:
+    change = Change(value=-drop, low=None, high=None)
+    return ParityAccuracy(run=1.0, artefact=1 - drop, change=change)
+
+
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Change what comes of a verdict: `judged["passed"] = False`."""
+    """Fields of every verdict to change: `judged["passed"] = False`."""
     changes: dict[str, Any] = {}
     real = module.judge_parity
 
-    def judge(*arguments: Any, **options: Any) -> dict[str, Any]:
-        verdict: dict[str, Any] = real(*arguments, **options)
-        return verdict | changes
+    def judge(*arguments: Any, **options: Any) -> Parity:
+        verdict: Parity = real(*arguments, **options)
+        return verdict.model_copy(update=changes)
 
     monkeypatch.setattr(module, "judge_parity", judge)
     return changes
@@ -281,7 +313,7 @@ def test_a_bad_verdict_leaves_no_artefact_not_even_the_one_before(
 ) -> None:
     (one,) = export(fresh_run, ["torchscript"])
     assert one.artefact is not None
-    judged |= {"passed": False, "reasons": ["the label of a.png flips"]}
+    judged |= {"passed": False, "reasons": ("the label of a.png flips",)}
     (one,) = export(fresh_run, ["torchscript"])
     assert one.artefact is None
     folder = fresh_run.path / "export"
@@ -303,9 +335,10 @@ def test_a_graph_that_answers_otherwise_fails_and_the_images_are_named(
     monkeypatch.setattr(module, "_graph", wrong)
     (one,) = export(fresh_run, ["torchscript"])
     assert one.artefact is None
-    flipped = [flip["path"] for flip in one.verdict["flips"]]
+    assert isinstance(one.verdict, Parity)
+    flipped = [flip.path for flip in one.verdict.flips]
     assert flipped
-    assert any(flipped[0] in reason for reason in one.verdict["reasons"])
+    assert any(flipped[0] in reason for reason in one.verdict.reasons)
     assert not (fresh_run.path / "export" / "torchscript").exists()
 
 
@@ -315,7 +348,7 @@ def test_a_precision_that_the_processor_lacks_is_no_artefact_of_it(
     monkeypatch.setattr(module, "precision_of", lambda kind: "bf16")
     (one,) = export(fresh_run, ["torchscript"])
     assert one.artefact is None
-    (reason,) = one.verdict["reasons"]
+    (reason,) = one.verdict.reasons
     assert reason == (
         "the runtime computes it in fp32, not in bf16: this processor, or this "
         "network, does not allow it"
@@ -335,7 +368,7 @@ def test_a_format_that_cannot_be_made_does_not_stop_the_others(
     monkeypatch.setattr(module, "write_graph", write)
     first, second = export(fresh_run, ["torch-export", "torchscript"])
     assert first.artefact is None
-    assert first.verdict["reasons"] == [
+    assert list(first.verdict.reasons) == [
         "the network cannot be written as torchscript: no"
     ]
     assert second.artefact is not None
@@ -351,11 +384,11 @@ def test_int8_that_loses_too_much_is_made_again_with_care(
     def write(kind: Kind, source: Any, folder: Path, **options: Any) -> None:
         shares.append(options.get("nearness"))
 
-    def judge(*arguments: Any, bounds: Any, **options: Any) -> dict[str, Any]:
+    def judge(*arguments: Any, bounds: Any, **options: Any) -> Parity:
         lost = drops[len(shares) - 1]
-        accuracy = {"change": {"value": -lost}}
-        passed = lost <= bounds.max_drop
-        return {"passed": passed, "reasons": [], "accuracy": accuracy, "flips": []}
+        return parity_of(
+            "openvino-int8", passed=lost <= bounds.max_drop, accuracy=losing_by(lost)
+        )
 
     session = type("Session", (), {"precision": "int8"})
     monkeypatch.setattr(module, "write_graph", write)
@@ -375,26 +408,28 @@ def test_int8_that_loses_too_much_is_made_again_with_care(
         assert shares == [None]
     else:  # a quarter of the drop is allowed, and half of that is aimed at
         assert shares == [None, pytest.approx(0.125)]
-        assert verdict["plain"]["accuracy"] == {"change": {"value": -0.04}}
-    assert verdict["passed"]
+        assert isinstance(verdict, Parity)
+        assert verdict.plain is not None
+        assert verdict.plain.accuracy == losing_by(0.04)
+    assert verdict.passed
 
 
 @pytest.fixture
 def losing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Have every verdict on int8 say that accuracy falls by a half; list the kinds."""
-    asked: list[str] = []
+    judged: list[str] = []
     real = module._Proof.judge
 
-    def judge(self: Any, artefact: Any, bounds: Any) -> dict[str, Any]:
-        verdict: dict[str, Any] = real(self, artefact, bounds)
-        asked.append(artefact.card.kind)
-        if artefact.card.kind == "openvino-int8":
-            verdict["accuracy"]["change"]["value"] = -0.5
-            verdict |= {"passed": False, "reasons": ["labels flip on 2.png"]}
-        return verdict
+    def judge(self: Any, artefact: Any, bounds: Any) -> Parity:
+        verdict: Parity = real(self, artefact, bounds)
+        judged.append(artefact.card.kind)
+        if artefact.card.kind != "openvino-int8":
+            return verdict
+        bad = {"passed": False, "reasons": ("labels flip on 2.png",)}
+        return verdict.model_copy(update={"accuracy": losing_by(0.5), **bad})
 
     monkeypatch.setattr(module._Proof, "judge", judge)
-    return asked
+    return judged
 
 
 def test_few_training_images_are_shared_when_int8_is_made_with_care(
@@ -416,8 +451,10 @@ def test_few_training_images_are_shared_when_int8_is_made_with_care(
     first, second = export(run, ["torchscript", "openvino-int8"])
     assert losing == ["torchscript", "openvino-int8", "openvino-int8"]
     assert first.artefact is not None
-    assert second.verdict["reasons"] == ["labels flip on 2.png"]
-    assert second.verdict["plain"]["reasons"] == ["labels flip on 2.png"]
+    assert list(second.verdict.reasons) == ["labels flip on 2.png"]
+    assert isinstance(second.verdict, Parity)
+    assert second.verdict.plain is not None
+    assert second.verdict.plain.reasons == ("labels flip on 2.png",)
     assert taken == [11]
 
 
@@ -431,7 +468,7 @@ def test_too_few_training_images_for_more_care_are_a_bad_verdict_like_any(
     assert losing == ["torchscript", "openvino-int8"]
     assert first.artefact is not None
     assert second.artefact is None
-    assert second.verdict["reasons"] == [
+    assert list(second.verdict.reasons) == [
         "labels flip on 2.png",
         (
             "it was not made again with more care, which takes at least 34 training "
@@ -462,11 +499,11 @@ def test_care_that_goes_wrong_leaves_the_plain_verdict_and_says_why(
     monkeypatch.setattr(module, "write_graph", write)
     run = make_run(tmp_path / "run", write_images(tmp_path / "data", num_each=20))
     (one,) = export(run, ["openvino-int8"])
-    assert one.verdict["reasons"] == [
+    assert list(one.verdict.reasons) == [
         "labels flip on 2.png",
         f"it could not be made with more care: {error.problem}",
     ]
-    assert one.verdict["flips"] is not None
+    assert isinstance(one.verdict, Parity)
 
 
 def test_a_training_image_that_cannot_be_read_fails_int8_and_nothing_else(
@@ -479,7 +516,7 @@ def test_a_training_image_that_cannot_be_read_fails_int8_and_nothing_else(
     first, second = export(fresh_run, ["onnx-int8", "torchscript"], data=data)
     assert first.artefact is not None
     assert second.artefact is None
-    assert "glioma/0.png" in second.verdict["reasons"][0]
+    assert "glioma/0.png" in second.verdict.reasons[0]
 
 
 def test_an_artefact_that_cannot_be_sealed_is_a_bad_verdict(
@@ -488,10 +525,10 @@ def test_an_artefact_that_cannot_be_sealed_is_a_bad_verdict(
     def full(*arguments: Any) -> None:
         raise DataError("cannot write model.json: no space")
 
-    monkeypatch.setattr(module.artefacts, "write_card", full)
+    monkeypatch.setattr(module.artefact, "seal_artefact", full)
     (one,) = export(fresh_run, ["torchscript"])
     assert one.artefact is None
-    assert one.verdict["reasons"] == ["cannot write model.json: no space"]
+    assert list(one.verdict.reasons) == ["cannot write model.json: no space"]
     kept = json.loads((fresh_run.path / "export" / "parity.json").read_text("utf-8"))
     assert not kept["torchscript"]["passed"]
 
@@ -509,7 +546,7 @@ def kill(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
 where, name = sys.argv[2].split(":")
-setattr({"artefacts": artefacts, "export": export}[where], name, kill)
+setattr({"artefact": artefact, "export": export}[where], name, kill)
 export.export(open_run(Path(sys.argv[1])), ["torchscript"])
 """
 
@@ -517,8 +554,8 @@ export.export(open_run(Path(sys.argv[1])), ["torchscript"])
 @pytest.mark.parametrize(
     "moment",
     [
-        *("export:judge_parity", "artefacts:write_manifest"),
-        "artefacts:remove_artefact",
+        *("export:judge_parity", "artefact:write_manifest"),
+        "artefact:remove_artefact",
     ],
 )
 def test_a_killed_export_leaves_the_old_artefact_and_nothing_that_opens(
@@ -537,7 +574,7 @@ def test_a_killed_export_leaves_the_old_artefact_and_nothing_that_opens(
     assert done.returncode == -9, done.stderr
     assert open_artefact(folder / "torchscript").card.run == exported_run.name
     (left,) = [path for path in folder.iterdir() if path.name.startswith(".")]
-    if moment != "artefacts:remove_artefact":  # which comes after the seal
+    if moment != "artefact:remove_artefact":  # which comes after the seal
         assert not (left / "torchscript" / "manifest.json").exists()
         if is_artefact(left / "torchscript"):
             with pytest.raises(ArtefactError, match=r"no manifest\.json"):
@@ -549,10 +586,15 @@ def test_a_killed_export_leaves_the_old_artefact_and_nothing_that_opens(
 
 
 def test_the_scratch_of_a_process_that_still_runs_is_left_alone(fresh_run: Run) -> None:
-    other = fresh_run.path / "export" / f".unproven-{os.getppid()}"
-    other.mkdir(parents=True)
-    export(fresh_run, ["torchscript"])
-    assert other.is_dir()
+    folder = fresh_run.path / "export"
+    others = [folder / f".unproven-{name}" for name in ("running", "killed", "4711")]
+    for other in others:
+        other.mkdir(parents=True)
+        (other / "graph.pt").write_bytes(b"half")
+    (folder / ".unproven-killed" / "lock").write_bytes(b"")
+    with FileLock(others[0] / "lock"):
+        export(fresh_run, ["torchscript"])
+        assert [other.is_dir() for other in others] == [True, False, False]
 
 
 # what cannot be exported
@@ -600,7 +642,7 @@ def test_int8_without_training_images_fails_and_the_others_are_made(
     first, second = export(fresh_run, ["onnx-int8", "torchscript"])
     assert first.artefact is not None
     assert second.artefact is None
-    assert second.verdict["reasons"] == [
+    assert list(second.verdict.reasons) == [
         f"int8 takes its ranges from training images, and {fresh_run.path} has none"
     ]
 
@@ -689,7 +731,7 @@ def test_the_command_prints_a_table_and_nothing_of_the_libraries(
 def test_the_command_ends_with_an_error_when_a_verdict_is_bad(
     fresh_run: Run, judged: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    judged |= {"passed": False, "reasons": ["the label of a.png flips"]}
+    judged |= {"passed": False, "reasons": ("the label of a.png flips",)}
     words = ["export", str(fresh_run.path), "--format", "torchscript"]
     assert app.main(words) == 2
     out, err = capsys.readouterr()
@@ -709,7 +751,7 @@ def test_the_command_says_when_a_bad_verdict_removes_the_earlier_artefact(
 ) -> None:
     folder = fresh_run.path / "export" / "torchscript"
     shutil.copytree(exported_run.path / "export" / "torchscript", folder)
-    judged |= {"passed": False, "reasons": ["the label of a.png flips"]}
+    judged |= {"passed": False, "reasons": ("the label of a.png flips",)}
     words = ["export", str(fresh_run.path), "--format", "torchscript"]
     assert app.main(words) == 2
     assert capsys.readouterr().out.splitlines()[3:] == [

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from tumorlens.deploy.parity import (
-    FLIP_MARGIN,
-    ROUNDING,
-    Bounds,
-    bounds_of,
-    judge_parity,
-)
-from tumorlens.files import write_json
+from tumorlens.deploy.artefact import Bounds, Change, Parity, Verdict
+from tumorlens.deploy.parity import FLIP_MARGIN, ROUNDING, bounds_of, judge_parity
+from tumorlens.files import read_model, write_model
 from tumorlens.stats.paired import paired_bootstrap
 
 if TYPE_CHECKING:
@@ -24,7 +19,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CLASSES = ("glioma", "no_tumor")
-LOOSE = Bounds(max_difference=None, max_drop=1.0, flip_margin=None)
+SUBJECT = Verdict(
+    kind="onnx", command="", weights_sha256=("0" * 64,), passed=False, reasons=()
+)
+
+
+def limits(
+    max_difference: float | None, max_drop: float, flip_margin: float | None
+) -> Bounds:
+    return Bounds(
+        max_difference=max_difference, max_drop=max_drop, flip_margin=flip_margin
+    )
+
+
+LOOSE = limits(None, 1.0, None)
 
 
 def table(first: Sequence[float]) -> NDArray[np.float64]:
@@ -40,7 +48,7 @@ def judge(
     bounds: Bounds = LOOSE,
     labels: Sequence[int] | None = None,
     groups: Sequence[int] | None = None,
-) -> dict[str, Any]:
+) -> Parity:
     """Judge answers of two classes; every image is a glioma unless `labels` says."""
     count = len(run)
     return judge_parity(
@@ -51,29 +59,30 @@ def judge(
         table(artefact),
         classes=CLASSES,
         bounds=bounds,
+        subject=SUBJECT,
     )
 
 
 def test_equal_answers_pass_every_bound() -> None:
-    verdict = judge([0.9, 0.2], [0.9, 0.2], bounds=Bounds(0.0, 0.0, 0.0))
-    assert verdict["passed"]
-    assert verdict["reasons"] == []
-    assert verdict["flips"] == []
-    assert verdict["max_difference"] == 0
+    verdict = judge([0.9, 0.2], [0.9, 0.2], bounds=limits(0.0, 0.0, 0.0))
+    assert verdict.passed
+    assert list(verdict.reasons) == []
+    assert verdict.flips == ()
+    assert verdict.max_difference == 0
 
 
 def test_the_differences_are_those_of_probabilities() -> None:
     verdict = judge([0.9, 0.2, 0.6], [0.85, 0.3, 0.6])
-    assert verdict["max_difference"] == pytest.approx(0.1)
-    assert verdict["mean_difference"] == pytest.approx(0.05)
-    assert verdict["worst_image"] == "1.png"
-    assert verdict["num_images"] == 3
+    assert verdict.max_difference == pytest.approx(0.1)
+    assert verdict.mean_difference == pytest.approx(0.05)
+    assert verdict.worst_image == "1.png"
+    assert verdict.num_images == 3
 
 
 def test_a_probability_that_differs_too_much_fails_and_names_the_image() -> None:
-    verdict = judge([0.9, 0.2], [0.9, 0.23], bounds=Bounds(0.02, 1.0, 1.0))
-    assert not verdict["passed"]
-    assert verdict["reasons"] == [
+    verdict = judge([0.9, 0.2], [0.9, 0.23], bounds=limits(0.02, 1.0, 1.0))
+    assert not verdict.passed
+    assert list(verdict.reasons) == [
         "a probability of 1.png differs by 0.03, more than 0.02"
     ]
 
@@ -82,32 +91,32 @@ def test_a_probability_that_differs_too_much_fails_and_names_the_image() -> None
 def test_a_flip_is_forgiven_only_where_the_run_was_undecided(margin: float) -> None:
     passes = margin > 0.04
     # 0.52 against 0.48: the two classes are 0.04 apart.
-    verdict = judge([0.52, 0.9], [0.49, 0.9], bounds=Bounds(0.5, 1.0, margin))
-    assert verdict["passed"] is passes
-    (flip,) = verdict["flips"]
-    assert flip.pop("margin") == pytest.approx(0.04)
-    assert flip == {
+    verdict = judge([0.52, 0.9], [0.49, 0.9], bounds=limits(0.5, 1.0, margin))
+    assert verdict.passed is passes
+    (flip,) = verdict.flips
+    assert flip.margin == pytest.approx(0.04)
+    assert flip.model_dump(exclude={"margin"}) == {
         "path": "0.png",
         "label": "glioma",
         "run": "glioma",
         "artefact": "no_tumor",
         "within_rounding": passes,
     }
-    assert verdict["reasons"] == ([] if passes else ["the label of 0.png flips"])
+    assert list(verdict.reasons) == ([] if passes else ["the label of 0.png flips"])
 
 
 def test_a_flip_to_the_right_class_is_a_flip_all_the_same() -> None:
-    verdict = judge([0.3], [0.7], bounds=Bounds(1.0, 1.0, 0.1))
-    assert verdict["accuracy"]["change"]["value"] == 1
-    assert verdict["reasons"] == ["the label of 0.png flips"]
+    verdict = judge([0.3], [0.7], bounds=limits(1.0, 1.0, 0.1))
+    assert verdict.accuracy.change.value == 1
+    assert list(verdict.reasons) == ["the label of 0.png flips"]
 
 
 def test_of_many_flips_five_are_named_and_the_others_counted() -> None:
-    verdict = judge([0.9] * 7, [0.1] * 7, bounds=Bounds(1.0, 1.0, 0.1))
-    assert verdict["reasons"] == [
+    verdict = judge([0.9] * 7, [0.1] * 7, bounds=limits(1.0, 1.0, 0.1))
+    assert list(verdict.reasons) == [
         "the label of 0.png, 1.png, 2.png, 3.png, 4.png and 2 more flips"
     ]
-    assert len(verdict["flips"]) == 7
+    assert len(verdict.flips) == 7
 
 
 @pytest.mark.parametrize("max_drop", [0.25, 0.24])
@@ -115,24 +124,24 @@ def test_accuracy_may_fall_by_just_as_much_as_is_allowed(max_drop: float) -> Non
     passes = max_drop >= 0.25
     # One of four right answers becomes wrong: 0.25.
     verdict = judge(
-        [0.9, 0.9, 0.9, 0.6], [0.9, 0.9, 0.9, 0.4], bounds=Bounds(None, max_drop, None)
+        [0.9, 0.9, 0.9, 0.6], [0.9, 0.9, 0.9, 0.4], bounds=limits(None, max_drop, None)
     )
-    assert verdict["passed"] is passes
-    assert verdict["accuracy"]["run"] == 1
-    assert verdict["accuracy"]["artefact"] == 0.75
+    assert verdict.passed is passes
+    assert verdict.accuracy.run == 1
+    assert verdict.accuracy.artefact == 0.75
     if not passes:
-        assert verdict["reasons"] == [
+        assert list(verdict.reasons) == [
             "accuracy falls by 25.00 points, more than 24.00; labels flip on 3.png"
         ]
 
 
 def test_gains_make_up_for_losses_in_accuracy_and_flips_are_still_listed() -> None:
     verdict = judge(
-        [0.6, 0.4], [0.4, 0.6], bounds=Bounds(None, 0.0, None), labels=[0, 0]
+        [0.6, 0.4], [0.4, 0.6], bounds=limits(None, 0.0, None), labels=[0, 0]
     )
-    assert verdict["passed"]
-    assert [flip["path"] for flip in verdict["flips"]] == ["0.png", "1.png"]
-    assert not any(flip["within_rounding"] for flip in verdict["flips"])
+    assert verdict.passed
+    assert [flip.path for flip in verdict.flips] == ["0.png", "1.png"]
+    assert not any(flip.within_rounding for flip in verdict.flips)
 
 
 def test_the_interval_of_the_change_is_the_paired_one_over_groups() -> None:
@@ -148,11 +157,9 @@ def test_the_interval_of_the_change_is_the_paired_one_over_groups() -> None:
         ((run < 0.5) == labels).astype(float),
         groups,
     )
-    assert verdict["accuracy"]["change"] == {
-        "value": expected.value,
-        "low": expected.low,
-        "high": expected.high,
-    }
+    assert verdict.accuracy.change == Change(
+        value=expected.value, low=expected.low, high=expected.high
+    )
 
 
 @pytest.mark.parametrize("artefact", [[0.9, 0.2], [0.8, 0.4]])
@@ -160,29 +167,30 @@ def test_where_the_same_images_are_right_the_change_is_surely_0(
     artefact: list[float],
 ) -> None:
     verdict = judge([0.9, 0.2], artefact)
-    assert verdict["accuracy"]["change"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert verdict.accuracy.change == Change(value=0.0, low=0.0, high=0.0)
 
 
 def test_of_a_single_group_the_interval_of_a_change_is_not_known() -> None:
     verdict = judge([0.9, 0.9], [0.9, 0.1], groups=[0, 0])
-    change = verdict["accuracy"]["change"]
-    assert change == {"value": -0.5, "low": None, "high": None}
+    change = verdict.accuracy.change
+    assert change == Change(value=-0.5, low=None, high=None)
 
 
 def test_an_answer_that_is_no_number_fails_whatever_the_bounds(tmp_path: Path) -> None:
-    verdict = judge([0.9, 0.5001], [0.9, np.nan], bounds=Bounds(1.0, 1.0, 1.0))
-    assert verdict["reasons"] == [
-        "what it answers for 1.png is not a number",
+    verdict = judge([0.9, 0.5001], [0.9, np.nan], bounds=limits(1.0, 1.0, 1.0))
+    assert list(verdict.reasons) == [
+        "its answer for 1.png is not a number",
         "the label of 1.png flips",
     ]
-    assert verdict["flips"][0]["artefact"] is None
-    assert verdict["accuracy"]["artefact"] == 0.5
-    write_json(tmp_path / "parity.json", verdict)  # which has no word for NaN
+    assert verdict.flips[0].artefact is None
+    assert verdict.accuracy.artefact == 0.5
+    write_model(tmp_path / "parity.json", verdict)  # JSON has no word for NaN
+    assert read_model(tmp_path / "parity.json", Parity, hint="") == verdict
 
 
 def test_the_bounds_follow_from_the_precision() -> None:
-    assert bounds_of("fp32") == Bounds(1e-4, 0.01, 2e-4)
-    assert bounds_of("int8", max_drop=0.02) == Bounds(None, 0.02, None)
+    assert bounds_of("fp32") == limits(1e-4, 0.01, 2e-4)
+    assert bounds_of("int8", max_drop=0.02) == limits(None, 0.02, None)
     bf16 = bounds_of("bf16")
     assert bf16.max_difference == ROUNDING["bf16"]
     assert bf16.flip_margin == FLIP_MARGIN["bf16"] < 2 * ROUNDING["bf16"]
@@ -191,4 +199,4 @@ def test_the_bounds_follow_from_the_precision() -> None:
 def test_a_bound_of_ones_own_narrows_the_margin_of_flips_and_never_widens_it() -> None:
     assert bounds_of("bf16", max_difference=0.01).flip_margin == 0.02
     assert bounds_of("bf16", max_difference=0.5).flip_margin == FLIP_MARGIN["bf16"]
-    assert bounds_of("int8", max_difference=0.5) == Bounds(0.5, 0.01, None)
+    assert bounds_of("int8", max_difference=0.5) == limits(0.5, 0.01, None)

@@ -14,11 +14,19 @@ import onnx
 import pytest
 import torch
 
-from tumorlens.deploy import artefact, runtimes
-from tumorlens.deploy.artefact import GRAPH_FILES, KINDS, Artefact, Kind, open_artefact
+from tumorlens.deploy import runtimes
+from tumorlens.deploy.artefact import (
+    GRAPH_FILES,
+    KINDS,
+    Artefact,
+    Kind,
+    open_artefact,
+    write_manifest,
+)
 from tumorlens.deploy.export import kinds_here
 from tumorlens.deploy.runtimes import Session, open_session, openvino_precision
 from tumorlens.errors import ArtefactError, ConfigError, MissingExtraError
+from tumorlens.files import write_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -198,7 +206,7 @@ def damaged(run: Run, kind: Kind, folder: Path, content: bytes | None) -> Artefa
     graph = copy / GRAPH_FILES[kind][0]
     whole = graph.read_bytes()
     graph.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    artefact.write_manifest(copy)
+    write_manifest(copy)
     return open_artefact(copy)
 
 
@@ -232,8 +240,9 @@ def with_card(run: Run, kind: Kind, folder: Path, **changes: Any) -> Artefact:
     """Copy an artefact, change its card, and seal it as if that were its card."""
     copy = folder / kind
     shutil.copytree(run.path / "export" / kind, copy)
-    artefact.write_card(copy, artefact_of(run, kind).card.model_copy(update=changes))
-    artefact.write_manifest(copy)
+    card = artefact_of(run, kind).card.model_copy(update=changes)
+    write_model(copy / "model.json", card)
+    write_manifest(copy)
     return open_artefact(copy)
 
 

@@ -10,7 +10,7 @@ import pytest
 from pydicom import uid
 
 from support.mr_volumes import mr_slice, write
-from tumorlens.data.decoding import Look
+from tumorlens.data.decoding import InputSpec
 from tumorlens.data.dicom.series import Series, Slice, find_series
 from tumorlens.deploy.predictor import Predictor, Voice
 from tumorlens.deploy.series import (
@@ -37,7 +37,8 @@ def brightness(squares: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 def by_hand(*sizes_px: int) -> Predictor:
     voices = [
-        Voice(Look(size, "squash", 3), brightness, ("0" * 64,)) for size in sizes_px
+        Voice(InputSpec(size, "squash", 3), brightness, ("0" * 64,))
+        for size in sizes_px
     ]
     return Predictor("hand", CLASSES, "digest", voices)
 

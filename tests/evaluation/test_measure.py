@@ -16,9 +16,10 @@ import sklearn.metrics as truth
 import torch
 
 from tumorlens.config import Config, parse_config
-from tumorlens.data.duplicates import Copies
+from tumorlens.data.duplicates import Duplicates
 from tumorlens.data.images import load_square
 from tumorlens.data.index import SplitRow, read_index
+from tumorlens.data.leakage import LeakVerdict
 from tumorlens.data.split import fold_splits, make_split
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.evaluation.measure import evaluate, metrics_from_predictions
@@ -396,7 +397,7 @@ def test_few_groups_are_warned_of_in_words(tmp_path: Path) -> None:
     assert words == (
         "Few groups carry these figures: 4 groups of glioma, 4 groups of meningioma, "
         "4 groups of no_tumor, 4 groups of pituitary, 16 groups in all. Intervals from "
-        "so few are too narrow: the doubt is larger than they say."
+        "so few are too narrow: the true uncertainty is larger."
     )
     assert written(tmp_path, few_groups(num_groups=10))["warnings"] == []
 
@@ -430,7 +431,7 @@ def test_the_order_of_the_rows_does_not_matter(tmp_path: Path) -> None:
 # runs
 
 
-LEAK = {"leaks": False, "num_test": 8, "num_copied": 0, "words": "No copies."}
+LEAK = LeakVerdict(leaks=False, num_test=8, words="No copies.")
 NUM_FOLDS = 3
 
 
@@ -468,7 +469,7 @@ def finished_run(path: Path, config: Config) -> Run:
     index = read_index(Path(str(data.path)))
     rows = make_split(
         index,
-        Copies(
+        Duplicates(
             unreadable={},
             facts={},
             pixels={},
@@ -710,7 +711,7 @@ def test_a_network_of_other_classes_is_refused(
 ) -> None:
     run, _ = make_run()
     add_weights(run, seed=0, classes=("a", "b"))
-    with pytest.raises(RunError, match="knows a, b, the data has glioma, meningioma"):
+    with pytest.raises(RunError, match="classes a, b, the data has glioma, meningioma"):
         evaluate(run)
 
 
@@ -733,6 +734,6 @@ def test_a_run_without_data_asks_for_it(
     settings = run.config.model_dump()
     settings["data"]["path"] = None
     run = replace(run, config=parse_config(settings))
-    with pytest.raises(DataError, match=r"does not say where.*\n.*--data"):
+    with pytest.raises(DataError, match=r"does not name the folder.*\n.*--data"):
         evaluate(run)
     assert evaluate(run, data=data).num_images == len(rows_of(run, "test"))

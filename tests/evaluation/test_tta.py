@@ -14,7 +14,7 @@ from tumorlens.errors import ConfigError
 from tumorlens.evaluation import tta
 from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.predictions import Predictions, read_predictions
-from tumorlens.evaluation.tta import can_measure, measure_tta
+from tumorlens.evaluation.tta import has_val_images, measure_tta
 from tumorlens.runs.measures import TtaEffect
 from tumorlens.training.ensemble import make_ensemble
 
@@ -60,11 +60,11 @@ def table(right: ArrayLike, groups: Sequence[str] | None = None) -> Predictions:
 def answering(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Predictions, Predictions], TtaEffect]:
-    """Return a function: answers without and with views -> the gain."""
+    """Return a function: answers without and with views -> the effect."""
 
     def measure(without: Predictions, with_views: Predictions) -> TtaEffect:
         tables = {"none": without, "eight-views": with_views}
-        monkeypatch.setattr(tta, "ask", lambda *_, tta, **__: tables[tta])
+        monkeypatch.setattr(tta, "predict_subset", lambda *_, tta, **__: tables[tta])
         return measure_tta(run, command="tumorlens evaluate --tta")
 
     return measure
@@ -120,7 +120,7 @@ def test_a_few_groups_that_agree_are_noise_whatever_the_interval_says(
 def test_images_of_one_group_count_once(
     answering: Callable[..., TtaEffect],
 ) -> None:
-    # The clear gain above, but the better images are slices of one patient.
+    # The clear effect above, but the better images are slices of one patient.
     groups = ["patient"] * 12 + [f"g{number}" for number in range(28)]
     without = table(np.repeat([0.0, 1.0, 1.0], [12, 2, 26]), groups)
     got = answering(without, table(np.repeat([1.0, 0.0, 1.0], [12, 2, 26]), groups))
@@ -198,16 +198,16 @@ def test_a_run_with_folds_can_be_measured_on_test_only(
     tmp_path: Path, data: Path
 ) -> None:
     run = make_kfold_run(tmp_path / "folds", data)
-    assert not can_measure(run)
+    assert not has_val_images(run)
     with pytest.raises(ConfigError, match="has no subset 'val' of its own"):
         measure_tta(run)
     assert measure_tta(run, subset="test", device="cpu").num_images == 32
 
 
 def test_a_run_can_be_measured_where_it_has_val(run: Run) -> None:
-    assert can_measure(run)
+    assert has_val_images(run)
     run.write_split(
         replace(row, subset="train" if row.subset == "val" else row.subset)
         for row in run.split()
     )
-    assert not can_measure(run)
+    assert not has_val_images(run)

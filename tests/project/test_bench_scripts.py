@@ -11,6 +11,17 @@ import pytest
 
 from support.handmade_artefacts import make_artefact
 from tumorlens.config import parse_config
+from tumorlens.deploy.artefact import Change
+from tumorlens.deploy.benchmark.results import (
+    Accuracy,
+    Benchmark,
+    LatencyMs,
+    Measure,
+    Ratios,
+    Row,
+    make_benchmark,
+)
+from tumorlens.deploy.benchmark.timing import Ratio
 from tumorlens.runs.folder import Run
 
 if TYPE_CHECKING:
@@ -31,17 +42,48 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
     return load_script
 
 
-def row(kind: str, *, times: float, change: float = 0.0, size: int = 40) -> Any:
-    measure = {"value": times, "low": times, "high": times}
-    return {
-        "run": "one",
-        "kind": kind,
-        "networks": ["resnet18"],
-        "size_bytes": size,
-        "latency_ms": {"value": 10 / times, "low": 9 / times, "high": 11 / times},
-        "ratios": {"latency": measure},
-        "accuracy": {"change": {"value": change}, "num_images": 200},
-    }
+def row(kind: str, *, times: float, change: float = 0.0, size: int = 40) -> Row:
+    return Row(
+        name=kind,
+        run="one",
+        kind=kind,
+        networks=("resnet18",),
+        size_px=224,
+        size_bytes=size,
+        accuracy=Accuracy(
+            value=0.9,
+            run=0.9 - change,
+            change=Change(value=change, low=None, high=None),
+            num_images=200,
+            subset="val",
+        ),
+        runtime="false 1.0",
+        precision="fp32",
+        device="cpu",
+        threads=2,
+        load_ms=None,
+        peak_memory_bytes=None,
+        latency_ms=LatencyMs(
+            value=10 / times,
+            low=9 / times,
+            high=11 / times,
+            rounds=(),
+            p95=11 / times,
+            p99=11 / times,
+            num_calls=20,
+        ),
+        images_per_second={1: Measure(value=100 * times)},
+        best_batch=1,
+        end_to_end_ms=None,
+        ratios=Ratios(latency=Ratio(times, times, times, 20)),
+    )
+
+
+def benchmark_of(*rows: Row) -> Benchmark:
+    found = make_benchmark(
+        rows, batches=[1], threads=2, seconds=1.0, num_files=8, command=""
+    )
+    return found.model_copy(update={"sentences": ("It was quiet.",)})
 
 
 def test_the_table_of_speeds_takes_the_best_format_with_equal_labels(
@@ -51,16 +93,13 @@ def test_the_table_of_speeds_takes_the_best_format_with_equal_labels(
     run = Run(tmp_path / "one", parse_config({}))
     for kind, num_flips in {"onnx": 0, "openvino": 0, "openvino-bf16": 2}.items():
         make_artefact(run.path, kind, num_flips=num_flips)  # type: ignore[arg-type]
-    found = {
-        "artefacts": [
-            row("torchscript", times=1.0),
-            row("onnx", times=2.0),
-            row("openvino", times=2.5),
-            row("openvino-bf16", times=4.0),
-            row("openvino-int8", times=5.0, change=-0.005, size=10),
-        ],
-        "words": ["It was quiet."],
-    }
+    found = benchmark_of(
+        row("torchscript", times=1.0),
+        row("onnx", times=2.0),
+        row("openvino", times=2.5),
+        row("openvino-bf16", times=4.0),
+        row("openvino-int8", times=5.0, change=-0.005, size=10),
+    )
     lines = speed.lines_of(found, SimpleNamespace(runs=(run,)))
     assert lines[2] == (
         "| resnet18 | 10.00 ms (9.00 to 11.00) | 2.00 ms (1.80 to 2.20) | "
@@ -74,7 +113,7 @@ def test_a_format_that_did_not_pass_leaves_its_cells_empty(
     tmp_path: Path, load: Any
 ) -> None:
     run = Run(tmp_path / "one", parse_config({}))
-    found = {"artefacts": [row("torchscript", times=1.0)], "words": []}
+    found = benchmark_of(row("torchscript", times=1.0))
     cells = load("speed").cells(found, run)
     assert cells[2:] == ["not there", "", "", "none", "", ""]
 

@@ -25,6 +25,7 @@ def artefact(name: str, **changes: Any) -> dict[str, Any]:
         "name": name,
         "run": "first <run>",
         "kind": "onnx",
+        "networks": ["resnet18"],
         "runtime": "onnxruntime 9.9",
         "precision": "fp32",
         "device": "cpu",
@@ -40,16 +41,22 @@ def artefact(name: str, **changes: Any) -> dict[str, Any]:
         },
         "load_ms": 1234.5,
         "peak_memory_bytes": 210_000_000,
-        "latency_ms": {**measure, "p95": 5.5, "p99": 6.75, "num_calls": 200},
+        "latency_ms": {
+            **measure,
+            "p95": 5.5,
+            "p99": 6.75,
+            "num_calls": 200,
+            "rounds": [],
+        },
         "images_per_second": {
             "1": {"value": 235.0, "low": 222.0, "high": 242.0},
             "8": {"value": 290.0, "low": 280.0, "high": 299.0},
         },
         "best_batch": 8,
-        "end_to_end_ms": {"value": 5.75, "low": 5.5, "high": 6.0},
+        "end_to_end_ms": {"value": 5.75, "low": 5.5, "high": 6.0, "rounds": []},
         "ratios": {
-            "latency": {"value": 1.875, "low": 1.75, "high": 2.0},
-            "end_to_end": {"value": 1.625, "low": 1.5, "high": 1.75},
+            "latency": {"value": 1.875, "low": 1.75, "high": 2.0, "num_rounds": 20},
+            "end_to_end": {"value": 1.625, "low": 1.5, "high": 1.75, "num_rounds": 6},
         },
         **changes,
     }
@@ -64,8 +71,19 @@ def benchmark_file(*artefacts: dict[str, Any], **changes: Any) -> dict[str, Any]
             "processor": "Abacus 3000",
             "cpu_count": 2,
             "platform": "Linux x86_64",
+            "commit": None,
+            "python": "3.11",
+            "packages": {"torch": "2.15", "openvino": None},
+            "seed": 42,
+            "command": "tumorlens benchmark first",
         },
-        "settings": {"threads": 2, "batches": [1, 8], "num_files": 64},
+        "settings": {
+            "threads": 2,
+            "seconds": 20.0,
+            "batches": [1, 8],
+            "width": 0.02,
+            "num_files": 64,
+        },
         "artefacts": list(artefacts),
         "words": ["It is faster & smaller."],
         **changes,
@@ -197,7 +215,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"there is no .*benchmark\.json"):
         write_benchmark_page(path, out=out)
     path.write_bytes(b"{")
-    with pytest.raises(RunError, match=r"cannot read .*benchmark\.json"):
+    with pytest.raises(RunError, match=r"benchmark\.json is not JSON"):
         write_benchmark_page(path, out=out)
 
 

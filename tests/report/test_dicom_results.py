@@ -22,7 +22,7 @@ from support import orthanc as server
 from support.compressed_dicom import compressed
 from support.images import draw_image
 from support.mr_volumes import IDENTITY, mr_slice, write, write_study
-from tumorlens.data.decoding import Look
+from tumorlens.data.decoding import InputSpec
 from tumorlens.data.dicom.series import find_series
 from tumorlens.deploy.predictor import Predictor, Voice
 from tumorlens.deploy.series import SeriesAnswer, answer_series
@@ -48,7 +48,7 @@ def corner(squares: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 PREDICTOR = Predictor(
-    "hand", CLASSES, "cd" * 32, [Voice(Look(32, "pad", 3), corner, (DIGEST,))]
+    "hand", CLASSES, "cd" * 32, [Voice(InputSpec(32, "pad", 3), corner, (DIGEST,))]
 )
 
 

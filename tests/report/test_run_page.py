@@ -8,7 +8,6 @@ import io
 import json
 import math
 import re
-from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -24,14 +23,13 @@ from support.handmade_metrics import (
     leak,
 )
 from support.images import draw_image
+from support.pages import Tags, assert_self_contained
 from tumorlens.config import parse_config, setting_names
-from tumorlens.data.audit import audit
-from tumorlens.data.duplicates import find_copies
 from tumorlens.data.images import ImageLimits
-from tumorlens.data.index import read_index
-from tumorlens.errors import DataError, RunError
+from tumorlens.data.leakage import LeakVerdict
+from tumorlens.errors import RunError
 from tumorlens.files import write_json
-from tumorlens.report import write_audit_page, write_run_report
+from tumorlens.report import write_run_report
 from tumorlens.report.drawing import DARK, LIGHT, SERIES
 from tumorlens.report.pictures import data_root, load_picture
 from tumorlens.runs.folder import Run, create_run
@@ -119,7 +117,7 @@ def _run_maker(tmp_path: Path) -> Callable[..., Run]:
                 "versions": {"python": "3.11.2", "torch": "2.11.0"},
             }
         )
-        run.write_leak(content["leak"])
+        run.write_leak(LeakVerdict.model_validate(content["leak"]))
         run.log_look(subset="val", command="tumorlens evaluate run --subset val")
         run.log_look(subset="test", command="tumorlens evaluate run")
         run.metrics_path.write_text(json.dumps(content), encoding="utf-8")
@@ -155,66 +153,6 @@ def write_predictions(run: Run, data: Path, classes: tuple[str, ...]) -> None:
         csv.writer(file).writerows(lines)
 
 
-GLUE = "\0"
-"""Stands for a place where a word may be broken but is not."""
-
-VOID = {"img", "meta", "wbr"}
-
-
-class _Tags(HTMLParser):
-    """What a browser would see: elements with their attributes, and texts."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.texts: list[str] = []
-        self._open: list[str] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {key: value or "" for key, value in attrs}))
-        if tag == "wbr":
-            self.texts.append(GLUE)
-        elif tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self._open:
-            while self._open.pop() != tag:
-                pass
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self._open:
-            self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        words = " ".join(self.texts).replace("\xa0", " ").split()
-        return " ".join(words).replace(f" {GLUE} ", "")
-
-
-LOADING = {"src", "srcset", "href", "xlink:href", "data", "poster", "action", "ping"}
-
-
-def assert_self_contained(page: str) -> None:
-    """Fail if opening the page would fetch or run anything."""
-    tags = _Tags(page)
-    assert not {name for name, _ in tags.elements} & {
-        *("script", "link", "iframe", "object", "embed", "base", "form")
-    }
-    for name, attributes in tags.elements:
-        for key, value in attributes.items():
-            assert not key.startswith("on"), (name, key)
-            if key in LOADING and name != "a":
-                assert value.startswith(("#", "data:image/jpeg;base64,")), value
-            assert not re.search(r"url\((?!#)", value), value
-    style = re.findall(r"<style>(.*?)</style>", page, flags=re.DOTALL)
-    assert len(style) == 1
-    assert "url(" not in style[0]
-    assert "@import" not in style[0]
-
-
 @pytest.mark.parametrize("kind", ["ordinary", "leaking", "folds"])
 def test_a_run_page_loads_nothing_from_anywhere(
     written: dict[str, Run], kind: str
@@ -237,7 +175,7 @@ def test_a_run_page_shows_every_measure_as_people_write_it(
     written: dict[str, Run],
 ) -> None:
     run = written["ordinary"]
-    text = _Tags(page_of(run)).text
+    text = Tags(page_of(run)).text
     content = json.loads(run.metrics_path.read_text(encoding="utf-8"))
     for key in ("accuracy", "balanced_accuracy", "macro_f1"):
         value, low, high = (content[key][part] for part in ("value", "low", "high"))
@@ -267,7 +205,7 @@ def test_a_run_page_says_what_it_is_not_and_how_to_repeat_it(
     make_run: Callable[..., Run],
 ) -> None:
     run = make_run(name="my run")
-    text = _Tags(write_run_report(run).path.read_text(encoding="utf-8")).text
+    text = Tags(write_run_report(run).path.read_text(encoding="utf-8")).text
     assert "Not a medical device; research use only" in text
     assert "tumorlens train --data data --out run" in text
     assert f"tumorlens train '{run.path}/config.toml' --out '{run.path}-again'" in text
@@ -287,9 +225,9 @@ def test_every_figure_and_table_of_a_leaking_run_carries_the_words_of_the_leak(
     assert len(files) == 4
     for svg in images + files:
         # Wrapped into lines, in order.
-        text = " ".join(_Tags(f"<svg{svg}").texts)
+        text = " ".join(Tags(f"<svg{svg}").texts)
         assert LEAK_WORDS in " ".join(text.split())
-    text = _Tags(page).text
+    text = Tags(page).text
     headline, _, rest = text.partition("Balanced accuracy")
     assert "✕ Leak check: failed" in headline
     assert LEAK_WORDS in headline
@@ -300,7 +238,7 @@ def test_every_figure_and_table_of_a_leaking_run_carries_the_words_of_the_leak(
 
 def test_a_clean_run_is_not_warned_of(written: dict[str, Run]) -> None:
     page = page_of(written["ordinary"])
-    text = _Tags(page).text
+    text = Tags(page).text
     assert "✓ Leak check: passed" in text
     assert "failed" not in text
     assert 'class="banner"' not in page
@@ -319,7 +257,7 @@ def test_a_check_without_known_patients_has_not_passed(
     write_json(run.metrics_path, content)
     write_run_report(run)
     page = page_of(run)
-    text = _Tags(page).text
+    text = Tags(page).text
     heading = f"Leak check: patients not known for {num_unknown} of 32 test images"
     assert heading in text
     assert f"with their patient in training {in_training}" in text
@@ -343,7 +281,7 @@ def test_the_page_says_which_interval_to_believe_and_why_there_is_none(
     }
     write_json(run.metrics_path, content)
     write_run_report(run)
-    text = _Tags(page_of(run)).text.replace("\N{NO-BREAK SPACE}", " ")
+    text = Tags(page_of(run)).text.replace("\N{NO-BREAK SPACE}", " ")
     assert "80.4 % no interval: all resamples give the same" in text
     assert "Few groups carry these figures: 3 groups in all." in text
     assert "groups 31.2 to 95.4 % Wilson 70.0 to 78.3 %" in text
@@ -370,7 +308,7 @@ def test_names_of_the_user_are_text_and_never_markup(
     run = make_run(classes=(hostile, "_hidden", "b&b", "</svg><b>"))
     page = write_run_report(run).path.read_text(encoding="utf-8")
     assert_self_contained(page)
-    tags = _Tags(page)
+    tags = Tags(page)
     assert not [name for name, _ in tags.elements if name == "b"]
     assert hostile in tags.text
     # The figures' own files are XML, and parse as such.
@@ -411,7 +349,7 @@ def test_the_most_confident_mistakes_come_first_with_all_their_probabilities(
     cards = page.split('<article class="picture">')[1:]
     assert len(cards) == len(wrong) == 6
     for card, row in zip(cards, wrong, strict=True):
-        tags = _Tags(card)
+        tags = Tags(card)
         (image,) = [one for name, one in tags.elements if name == "img"]
         assert image["alt"] == (
             f"Image {row['path']}, label {row['label']}, predicted {row['predicted']}"
@@ -442,7 +380,7 @@ def test_images_that_are_gone_or_broken_are_said_to_be(
     elsewhere = tmp_path / "moved"
     (tmp_path / "data").rename(elsewhere)
     written = write_run_report(run)
-    text = _Tags(written.path.read_text(encoding="utf-8")).text
+    text = Tags(written.path.read_text(encoding="utf-8")).text
     assert text.count("not shown: the file is gone") == 6
     assert written.num_missing == 6
     assert written.why_not == "not shown: the file is gone"
@@ -450,7 +388,7 @@ def test_images_that_are_gone_or_broken_are_said_to_be(
     for path in elsewhere.rglob("*.png"):
         path.write_bytes(b"no image")
     page = write_run_report(run, data=elsewhere).path.read_text(encoding="utf-8")
-    text = _Tags(page).text
+    text = Tags(page).text
     assert text.count("not shown: the file cannot be read as an image") == 6
 
 
@@ -465,7 +403,7 @@ def test_a_table_as_data_means_the_folder_it_lies_in(tmp_path: Path) -> None:
 
 def test_folds_are_listed_and_their_curves_drawn(written: dict[str, Run]) -> None:
     page = page_of(written["folds"])
-    text = _Tags(page).text
+    text = Tags(page).text
     assert "0 6 80.3 % 1 6 81.3 % 2 6 82.3 %" in text
     assert "3 folds, 5 to 6 epochs each" in text
     # Thin lines for three folds in train and in val, in each of the two panels.
@@ -538,7 +476,7 @@ def test_measures_that_are_not_defined_are_left_open(
         "count": [0, 32],
     }
     run.metrics_path.write_text(json.dumps(content), encoding="utf-8")
-    text = _Tags(write_run_report(run).path.read_text(encoding="utf-8")).text
+    text = Tags(write_run_report(run).path.read_text(encoding="utf-8")).text
     assert "0.931 meningioma" in text
     assert "0.942 glioma" not in text
     assert "n/a glioma" not in text
@@ -577,248 +515,3 @@ def test_both_themes_know_the_same_colors_and_none_is_used_for_two_things() -> N
     assert LIGHT.keys() == DARK.keys()
     # A figure's colours are found by their value when it goes into a page.
     assert len(set(LIGHT.values())) == len(LIGHT)
-
-
-def file(path: str, label: str, subset: str | None) -> dict[str, Any]:
-    return {"path": path, "label": label, "subset": subset}
-
-
-def copy_set(files: list[dict[str, Any]], *, kind: str = "near") -> dict[str, Any]:
-    return {
-        "picture": files[0]["path"],
-        "kind": kind,
-        "labels": sorted({one["label"] for one in files}),
-        "subsets": sorted({one["subset"] for one in files if one["subset"]}),
-        "files": files,
-        "near_pairs": [
-            {
-                "a": files[0]["path"],
-                "b": files[1]["path"],
-                "correlation": 0.999,
-                "orientation": "mirrored",
-            }
-        ]
-        if kind == "near"
-        else [],
-    }
-
-
-def found() -> dict[str, Any]:
-    """Return an audit as `tumorlens.data.audit` writes it, made up."""
-    score = {"accuracy": 0.6341, "majority": 0.2871, "skipped": ""}
-    to_test = {
-        "accuracy": 0.5047,
-        "accuracy_copied": 0.6849,
-        "accuracy_clean": None,
-        "majority": 0.1878,
-    }
-    return {
-        "format": 1,
-        "data": "scans",
-        "digest": "a" * 64,
-        "classes": ["glioma", "no_tumor"],
-        "num_files": 1234,
-        "num_unreadable": 1,
-        "distinct": {"bytes": 1200, "pixels": 1100, "pictures": 1050},
-        "num_groups": 400,
-        "unreadable": [
-            {**file("Testing/no_tumor/bad.jpg", "no_tumor", "test"), "reason": "cut"}
-        ],
-        "odd": [
-            {
-                **file("Training/glioma/thin.png", "glioma", "train"),
-                "reasons": ["only 20 x 300 pixels", "coloured"],
-            }
-        ],
-        "copy_sets": [
-            copy_set(
-                [
-                    file("Testing/glioma/a.png", "glioma", "test"),
-                    file("Training/no_tumor/b.png", "no_tumor", "train"),
-                ]
-            ),
-            copy_set(
-                [
-                    file(f"Testing/glioma/{number}.png", "glioma", "test")
-                    for number in range(8)
-                ]
-                + [file("Training/glioma/9.png", "glioma", "train")],
-                kind="pixels",
-            ),
-        ],
-        "leak": {
-            "num_test": 40,
-            "test_files": 25,
-            "pixel_identical": 21,
-            "near": 25,
-            "by_class": {
-                "glioma": {"test": 30, "copied": 15},
-                "no_tumor": {"test": 10, "copied": 10},
-            },
-            "clean_test_files": 15,
-            "clean_test_pictures": 13,
-            "clean_test_files_of_other_patients": 12,
-            "patients_on_both_sides": 3,
-            "test_files_with_patient": 7,
-            "test_files_with_patient_in_train": 6,
-            "test_files_without_patient": 33,
-        },
-        "patients": {"known": 55, "files_with_patient": 900},
-        "sources": {
-            "test": {"glioma": {"figshare": 18, "unknown": 12}},
-            "train": {"glioma": {"figshare": 500}, "no_tumor": {"unknown": 694}},
-        },
-        "label_conflicts": [],
-        "num_label_conflicts": 1,
-        "source_label_conflicts": [
-            {**file("Testing/glioma/c.png", "glioma", "test"), "source_label": "menin"}
-        ],
-        "shortcuts": {
-            "size": {
-                "features": ["width", "height"],
-                **score,
-                "train_to_test": to_test,
-            },
-            "file": {
-                "features": ["num_bytes"],
-                "accuracy": None,
-                "majority": 0.2871,
-                "skipped": "too few groups",
-                "train_to_test": None,
-            },
-        },
-        "look_up": {**to_test, "accuracy": 0.8071},
-        "source_shift": {"size": {"auroc": 0.8581}, "file": {"auroc": None}},
-        "verdict": {
-            "believable": False,
-            "words": "A score on this test set cannot be believed. Leak: 25 of 40.",
-            "left": "Without the copies, 15 are left.",
-        },
-        "findings": ["1 pair of files shows one picture under two labels."],
-    }
-
-
-def audit_page(folder: Path, content: dict[str, Any]) -> str:
-    (folder / "audit.json").write_text(json.dumps(content), encoding="utf-8")
-    page = write_audit_page(
-        folder / "audit.json", data=folder / "data", out=folder / "out" / "audit.html"
-    )
-    assert page == folder / "out" / "audit.html"
-    return page.read_text(encoding="utf-8")
-
-
-def test_an_audit_page_opens_with_its_verdict_in_words(tmp_path: Path) -> None:
-    page = audit_page(tmp_path, found())
-    assert 'class="card verdict bad"' in page
-    top = _Tags(page).text.partition("Distinct files")[0]
-    assert "✕ A score on this test set cannot be believed Leak: 25 of 40." in top
-    assert "What is left: Without the copies, 15 are left." in top
-    assert "Not a medical device; research use only" in top
-
-
-def test_an_audit_page_shows_every_figure(tmp_path: Path) -> None:
-    text = _Tags(audit_page(tmp_path, found())).text
-    for words in (
-        "Files 1,234 1 cannot be read Distinct files 1,200",
-        "Distinct images 1,100",
-        "Distinct pictures 1,050",
-        "Test files with a copy 25 of 40, in training",
-        "Test files with equal pixels 21",
-        "Test files without a copy 15 13 distinct pictures",
-        "Patients on both sides 3 of 55 that are known",
-        "Groups 400",
-        "Pairs under two labels 1",
-        "Labels the source denies 1",
-        "Odd files 1",
-        "1 pair of files shows one picture under two labels.",
-        "glioma 30 15 50.0 % 15 no_tumor 10 10 100.0 % 0 all 40 25 62.5 % 15",
-        "width, height 63.4 % 28.7 % 50.5 % 68.5 % n/a 18.8 % 0.86",
-        "file size n/a 28.7 % n/a n/a n/a n/a n/a",
-        "label of the most similar training picture n/a n/a 80.7 % 68.5 %",
-        "glioma test 18 12 glioma train 500 0 no_tumor train 0 694",
-        "2 files: near copies (mirrored) in several subsets",
-        "9 files: equal pixels, different files in several subsets",
-        "glioma but the source says menin test",
-        "Testing/no_tumor/bad.jpg no_tumor cut",
-        "Training/glioma/thin.png glioma only 20 x 300 pixels; coloured",
-    ):
-        assert words in text, words
-
-
-def test_a_set_of_copies_shows_every_side_and_counts_the_rest(tmp_path: Path) -> None:
-    text = _Tags(audit_page(tmp_path, found())).text
-    shown = text.partition("9 files: equal pixels")[2].partition("Files that")[0]
-    # The file in training would be the ninth of which six are shown.
-    assert shown.count(" test ") == 5
-    assert shown.count("Training/glioma/9.png glioma train") == 1
-    assert "and 3 more files" in shown
-
-
-def test_long_lists_of_an_audit_are_cut_and_say_so(tmp_path: Path) -> None:
-    content = found()
-    content["copy_sets"] *= 30
-    content["source_label_conflicts"] *= 25
-    content["odd"] *= 104
-    page = audit_page(tmp_path, content)
-    text = _Tags(page).text
-    assert page.count('<section class="set">') == 2 * 24
-    assert page.count('<td class="text wrap">only 20 x 300 pixels') == 100
-    assert "Not shown here but in audit.json: 6 pictures." in text
-    assert "Not shown here but in audit.json: 6 pictures with copies." in text
-    assert "Not shown here but in audit.json: 1 files." in text
-    assert "Not shown here but in audit.json: 4 files." in text
-
-
-def test_an_audit_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
-    hostile = "<script>a_b</script>/<img src=x onerror=y>"
-    text = json.dumps(found()).replace("glioma", hostile)
-    page = audit_page(tmp_path, json.loads(text))
-    assert_self_contained(page)
-    tags = _Tags(page)
-    assert hostile in tags.text
-    assert not [name for name, _ in tags.elements if name in ("script", "img")]
-    assert page == audit_page(tmp_path, json.loads(text))
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        ('{"format": 7}', r"expected format 1 in .*audit\.json, got 7"),
-        ("3", r"expected format 1 in .*audit\.json, got 3"),
-        ("{", r"cannot read .*audit\.json: Expecting property name"),
-        (None, r"cannot read .*audit\.json"),
-    ],
-)
-def test_an_audit_that_is_not_ours_is_refused(
-    tmp_path: Path, content: str | None, problem: str
-) -> None:
-    path = tmp_path / "audit.json"
-    if content is not None:
-        path.write_text(content, encoding="utf-8")
-    with pytest.raises(DataError, match=problem):
-        write_audit_page(path, data=tmp_path, out=tmp_path / "audit.html")
-    assert not (tmp_path / "audit.html").exists()
-
-
-@pytest.mark.parametrize("subsets", [{"Training": 4, "Testing": 2}, None])
-def test_a_real_audit_becomes_a_page_with_pictures(
-    make_images: Callable[..., Path], tmp_path: Path, subsets: dict[str, int] | None
-) -> None:
-    data = make_images(subsets=subsets, num_each=6)
-    first, *_ = sorted(data.rglob("glioma/*.png"))
-    folder = data / "Training" if subsets else data
-    (folder / "pituitary" / "copy.png").write_bytes(first.read_bytes())
-    (folder / "pituitary" / "cut.png").write_bytes(first.read_bytes()[:300])
-    index = read_index(data)
-    write_json(tmp_path / "audit.json", audit(index, find_copies(index)))
-    page = write_audit_page(
-        tmp_path / "audit.json", data=data, out=tmp_path / "audit.html"
-    ).read_text(encoding="utf-8")
-    assert_self_contained(page)
-    text = _Tags(page).text
-    assert page.count("<img") == 2
-    assert "2 files: equal files" in text
-    assert "1 picture, 1 pair of files" in text
-    assert "1 cannot be read" in text
-    assert ("✕ A score on this test set cannot be believed" in text) == bool(subsets)
-    assert ("There are no training and test subsets" in text) != bool(subsets)

@@ -8,6 +8,7 @@ import pytest
 import tumorlens
 from tumorlens.config import Config, load_config
 from tumorlens.data.index import SplitRow
+from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import RunError
 from tumorlens.files import sha256_of_bytes
 from tumorlens.runs.folder import ModelCard, Run, create_run, open_run
@@ -54,7 +55,7 @@ def test_a_run_reads_back_what_was_written(run: Run) -> None:
         SplitRow("glioma/2.png", "cd" * 32, "glioma", "glioma/2.png", "test", ""),
     )
     run.write_split(rows)
-    run.write_leak({"leaks": False, "words": "none found"})
+    run.write_leak(LeakVerdict(leaks=False, words="none found"))
     run.write_history([{"epoch": 1, "val_loss": 0.5}])
     run.write_environment({"python": "3.11"})
 
@@ -62,7 +63,7 @@ def test_a_run_reads_back_what_was_written(run: Run) -> None:
     assert again.config == run.config
     assert again.card() == make_card()
     assert again.split() == rows
-    assert again.leak() == {"leaks": False, "words": "none found"}
+    assert again.leak() == LeakVerdict(leaks=False, words="none found")
     assert again.history() == [{"epoch": 1, "val_loss": 0.5}]
     assert again.environment() == {"python": "3.11"}
 
@@ -117,7 +118,7 @@ def test_a_model_of_another_format_is_refused(run: Run, number: object) -> None:
 
 def test_a_damaged_card_is_named_with_its_field(run: Run) -> None:
     edit_card(run, size_px=-3)
-    with pytest.raises(RunError, match=r"greater than or equal to 16 at size_px.*-3"):
+    with pytest.raises(RunError, match=r"damaged at size_px: .* to 16, got -3"):
         run.card()
 
 
@@ -163,7 +164,7 @@ def test_a_run_without_weights_says_how_to_get_them(run: Run) -> None:
 
 def test_a_run_that_was_never_trained_says_so(tmp_path: Path) -> None:
     run = create_run(tmp_path / "run", Config())
-    with pytest.raises(RunError, match=r"cannot read .*model.json: No such file"):
+    with pytest.raises(RunError, match=r"there is no .*model.json"):
         run.card()
 
 
@@ -175,10 +176,38 @@ def test_a_run_without_a_split_says_where_one_comes_from(run: Run) -> None:
     assert "tumorlens import" in caught.value.hint
 
 
-def test_a_leak_verdict_without_words_is_refused(run: Run) -> None:
-    run.leak_path.write_text("{}")
-    with pytest.raises(RunError, match=r"leak.json holds no leak verdict"):
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{}", r"leak\.json is damaged at leaks: Field required"),
+        ('{"leaks": true}', r"leak\.json is damaged at words: Field required"),
+        (
+            '{"leaks": true, "words": "", "num_copied": -1}',
+            r"leak\.json is damaged at num_copied: .*got -1",
+        ),
+        ('{"format": 2}', r"expected format 1 in .*leak\.json, got 2"),
+        ("[]", r"expected format 1 in .*leak\.json, got \[\]"),
+    ],
+)
+def test_a_damaged_leak_verdict_names_file_and_field(
+    run: Run, content: str, problem: str
+) -> None:
+    run.leak_path.write_text(content)
+    with pytest.raises(RunError, match=problem):
         run.leak()
+
+
+def test_a_leak_verdict_from_before_it_had_a_number_is_read(run: Run) -> None:
+    run.leak_path.write_text(
+        """{"leaks": false, "num_test": 8, "num_copied": 0, "num_pixel_identical": 0,
+        "num_patients_on_both_sides": 0, "num_test_unknown_patient": 3,
+        "words": "No copies found.", "num_test_patient_in_train": 0}"""
+    )
+    verdict = run.leak()
+    assert (verdict.format, verdict.num_test, verdict.is_known) == (1, 8, True)
+    assert verdict.state == "patients partly known"
+    run.leak_path.write_text('{"leaks": true, "is_known": false, "words": "Imported."}')
+    assert run.leak().state == "unknown"
 
 
 def test_half_a_line_of_history_is_named(run: Run) -> None:
@@ -206,7 +235,7 @@ def test_halves_of_files_are_removed_and_nothing_else(run: Run) -> None:
     before = sorted(run.path.rglob("*"))
     (run.path / ".weights.7.tmp.safetensors").write_bytes(b"half")
     (run.path / ".notes.txt").write_text("mine")
-    run.remove_halves()
+    run.remove_partial_files()
     assert sorted(run.path.rglob("*")) == sorted([*before, run.path / ".notes.txt"])
 
 

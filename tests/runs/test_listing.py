@@ -18,6 +18,7 @@ import tumorlens
 from support.handmade_metrics import handmade_metrics
 from tumorlens.cli import app
 from tumorlens.config import load_config
+from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import sha256_of_bytes, write_json
 from tumorlens.runs import listing
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = b"any bytes"
 
+CLEAN = LeakVerdict(leaks=False, words="No leak found.")
+
 
 def make_run(
     path: Path,
@@ -37,12 +40,12 @@ def make_run(
     test: float | None = None,
     is_finished: bool = True,
     epoch: int = 2,
-    leak: dict[str, Any] | None = None,
+    leak: LeakVerdict | None = None,
 ) -> Run:
     """Write a run folder: the second epoch was kept."""
     run = create_run(path, load_config(assignments=["optim.epochs=3", *settings]))
     run.write_environment({"seed": 42})
-    run.write_leak(leak or {"leaks": False, "words": "No leak found."})
+    run.write_leak(leak or CLEAN)
     rows = [
         {"epoch": number, "val_accuracy": value, "is_best": number <= 2}
         for number, value in enumerate(val, start=1)
@@ -120,8 +123,14 @@ def test_a_split_is_called_free_of_leaks_only_where_all_patients_are_known(
     tmp_path: Path, num_unknown: int, state: str
 ) -> None:
     run = make_run(tmp_path / "one")
-    numbers = {"num_test": 8, "num_test_unknown_patient": num_unknown}
-    run.write_leak({"leaks": False, "words": "No copies.", **numbers})
+    run.write_leak(
+        LeakVerdict(
+            leaks=False,
+            num_test=8,
+            num_test_unknown_patient=num_unknown,
+            words="No copies.",
+        )
+    )
     assert only(tmp_path).leak == state
 
 
@@ -139,7 +148,7 @@ def test_a_run_that_was_just_made_is_one(tmp_path: Path) -> None:
 
 
 def test_imported_weights_are_marked_and_their_leak_is_unknown(tmp_path: Path) -> None:
-    unknown = {"leaks": True, "is_known": False, "words": "Unknown training data."}
+    unknown = LeakVerdict(leaks=True, is_known=False, words="Unknown training data.")
     run = make_run(tmp_path / "one", val=(), epoch=0, leak=unknown)
     write_metrics(run, 0.6, "val")
     row = only(tmp_path)
@@ -148,7 +157,7 @@ def test_imported_weights_are_marked_and_their_leak_is_unknown(tmp_path: Path) -
 
 
 def test_a_leak_is_marked(tmp_path: Path) -> None:
-    make_run(tmp_path / "one", leak={"leaks": True, "words": "Leak: ..."})
+    make_run(tmp_path / "one", leak=LeakVerdict(leaks=True, words="Leak: ..."))
     assert only(tmp_path).leak == "leak"
 
 
@@ -177,7 +186,7 @@ def test_a_fold_whose_folder_was_just_made_has_not_begun(tmp_path: Path) -> None
 
 def test_an_ensemble_counts_its_members(tmp_path: Path) -> None:
     run = create_run(tmp_path / "vote", load_config())
-    run.write_leak({"leaks": False, "words": "No leak found."})
+    run.write_leak(CLEAN)
     run.write_ensemble(["one", "two"])
     make_run(run.member_path(0))
     run.mark_finished()
@@ -220,7 +229,7 @@ def wrong_card(run: Run) -> str:
 
 def wrong_leak(run: Run) -> str:
     run.leak_path.write_text("{}")
-    return "leak.json holds no leak verdict"
+    return "leak.json is damaged at leaks: Field required"
 
 
 def wrong_metrics(run: Run) -> str:

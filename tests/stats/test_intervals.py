@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,18 +32,28 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(
-    ("num_right", "num_images"), [(0, 7), (3, 7), (7, 7), (560, 574), (1, 1)]
+    ("num_right", "num_images", "confidence"),
+    [
+        # Worked out with Wilson's formula before scipy's function took its place.
+        (0, 7, 0.95),
+        (3, 7, 0.95),
+        (7, 7, 0.95),
+        (560, 574, 0.95),
+        (1, 1, 0.95),
+        (9, 10, 0.8),
+    ],
 )
-def test_wilson_equals_scipy(num_right: int, num_images: int) -> None:
-    expected = scipy.stats.binomtest(num_right, num_images).proportion_ci(
-        method="wilson"
-    )
-    assert wilson_interval(num_right, num_images) == pytest.approx(tuple(expected))
-
-
-def test_wilson_of_another_confidence_equals_scipy() -> None:
-    expected = scipy.stats.binomtest(9, 10).proportion_ci(0.8, method="wilson")
-    assert wilson_interval(9, 10, confidence=0.8) == pytest.approx(tuple(expected))
+def test_wilson_is_the_formula_of_the_source(
+    num_right: int, num_images: int, confidence: float
+) -> None:
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = num_right / num_images
+    centre = share + z**2 / (2 * num_images)
+    spread = z * (share * (1 - share) / num_images + z**2 / (4 * num_images**2)) ** 0.5
+    scale = 1 + z**2 / num_images
+    assert wilson_interval(
+        num_right, num_images, confidence=confidence
+    ) == pytest.approx(((centre - spread) / scale, (centre + spread) / scale))
 
 
 def test_wilson_touches_zero_and_one_exactly() -> None:
@@ -58,14 +69,44 @@ def test_wilson_of_impossible_counts_is_refused(
         wilson_interval(num_right, num_images)
 
 
-def test_the_bootstrap_of_single_images_equals_scipy() -> None:
-    values = np.random.default_rng(0).gamma(2, size=150)
-    got = group_bootstrap(group_sums(values, np.arange(150)), ratio)
+@pytest.mark.parametrize("confidence", [0.95, 0.8])
+def test_the_bootstrap_of_a_mean_is_the_paired_one_of_scipy(confidence: float) -> None:
+    rng = np.random.default_rng(0)
+    values, groups = rng.gamma(2, size=400), np.sort(rng.integers(60, size=400))
+    sums = group_sums(values, groups)
     expected = scipy.stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=20_000, rng=1
+        tuple(sums.T),
+        lambda total, size, axis: total.sum(axis) / size.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=2000,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(42),
     ).confidence_interval
-    # Two draws of 2,000 and 20,000 resamples differ by chance.
-    assert got == pytest.approx(tuple(expected), rel=0.02)
+    got = group_bootstrap(sums, ratio, confidence=confidence)
+    assert got == pytest.approx(tuple(expected), rel=1e-12)
+
+
+def test_the_bootstrap_of_a_confusion_matrix_is_the_paired_one_of_scipy() -> None:
+    labels, predicted = some_images(300)
+    confusions = group_confusions(labels, predicted, np.arange(300) // 4, num_classes=4)
+
+    def statistic(*cells: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+        summed = np.stack([cell.sum(axis) for cell in cells], axis=-1)
+        return macro_f1(summed.reshape(*summed.shape[:-1], 4, 4))
+
+    expected = scipy.stats.bootstrap(
+        tuple(confusions.reshape(75, 16).T),
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=500,
+        method="percentile",
+        rng=np.random.default_rng(7),
+    ).confidence_interval
+    got = group_bootstrap(confusions, macro_f1, num_resamples=500, seed=7)
+    assert got == pytest.approx(tuple(expected), rel=1e-12)
 
 
 def test_the_bootstrap_draws_groups_and_not_images() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from support.handmade_runs import answers, history, make_run
+from tumorlens.data.leakage import LeakVerdict
 from tumorlens.evaluation.measure import metrics_from_predictions
 from tumorlens.evaluation.predictions import Predictions, round_probs, write_predictions
 from tumorlens.study.arm_measures import (
@@ -176,10 +177,12 @@ def test_runs_that_did_not_watch_test_have_no_such_epochs(tmp_path: Path) -> Non
 
 def test_the_worst_verdict_of_several_seeds_counts(tmp_path: Path) -> None:
     clean = make_run(tmp_path / "clean")
-    leaking = make_run(tmp_path / "leaking", leak={"leaks": True, "words": "Leak."})
+    leaking = make_run(
+        tmp_path / "leaking", leak=LeakVerdict(leaks=True, words="Leak.")
+    )
     imported = make_run(
         tmp_path / "imported",
-        leak={"leaks": True, "is_known": False, "words": "Who knows."},
+        leak=LeakVerdict(leaks=True, is_known=False, words="Who knows."),
     )
     assert worst_leak([clean]) == {
         "words": "No leak found.",
@@ -201,8 +204,10 @@ def test_the_worst_verdict_of_several_seeds_counts(tmp_path: Path) -> None:
 def test_a_run_whose_patients_nobody_knows_is_not_called_believable(
     tmp_path: Path,
 ) -> None:
-    unknown = {"num_test": 8, "num_test_unknown_patient": 8, "words": "No copies."}
-    run = make_run(tmp_path / "run", leak={"leaks": False, **unknown})
+    unknown = LeakVerdict(
+        leaks=False, num_test=8, num_test_unknown_patient=8, words="No copies."
+    )
+    run = make_run(tmp_path / "run", leak=unknown)
     assert worst_leak([run]) == {
         "words": "No copies.",
         "is_believable": None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tumorlens.cluster import units
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.study import store
 from tumorlens.study.plan import StudyPlan
@@ -138,7 +138,7 @@ from tumorlens.study.store import Store
 store = Store(load_plan(Path(sys.argv[1])), sys.argv[2], place=Path("."))
 claim = store.claim()
 if len(sys.argv) > 3:
-    claim.choose(store._plan.search.ranges)
+    claim.choose()
 print(claim.name, os.getpid(), flush=True)
 os.kill(os.getpid(), 9)
 """
@@ -184,7 +184,7 @@ def test_a_search_goes_on_with_what_it_had_chosen(
     assert set(before) == {"optim.lr", "optim.epochs", "optim.name", "model.drop_rate"}
     others = [store.claim() for _ in range(4)]
     again = next(claim for claim in others if claim.name == "trial-0001")
-    assert again.choose(store._plan.search.ranges) == before
+    assert again.choose() == before
     for claim in others:
         claim.finish(0.1)
 
@@ -222,7 +222,7 @@ def test_what_a_search_chooses_lies_in_its_ranges(open_store: Any) -> None:
     store.fill()
     chosen = []
     while claim := store.claim():
-        chosen.append(claim.choose(store._plan.search.ranges))
+        chosen.append(claim.choose())
         claim.finish(0.5)
     assert len(chosen) == 4
     for settings in chosen:
@@ -241,7 +241,7 @@ def draw(store: Store, count: int) -> list[str]:
     for _ in range(count):
         claim = store.claim()
         assert claim is not None
-        drawn.append(repr(claim.choose(store._plan.search.ranges)))  # type: ignore[union-attr]
+        drawn.append(repr(claim.choose()))
         claim.finish(0.5)
     return drawn
 
@@ -281,7 +281,7 @@ def test_workers_at_once_draw_different_points(open_store: Any, sampler: str) ->
     open_store(text).fill()
     stores = [open_store(text) for _ in range(4)]
     claims = [store.claim() for store in stores]
-    drawn = {repr(claim.choose(stores[0]._plan.search.ranges)) for claim in claims}
+    drawn = {repr(claim.choose()) for claim in claims}
     for claim in claims:
         claim.finish(0.5)
     assert len(drawn) == 4
@@ -303,7 +303,7 @@ def test_a_grid_visits_every_point_once(open_store: Any) -> None:
     store.fill()
     seen = []
     while claim := store.claim():
-        seen.append(claim.choose(store._plan.search.ranges))
+        seen.append(claim.choose())
         claim.finish(0.5)
     points = {(settings["optim.lr"], settings["optim.name"]) for settings in seen}
     assert len(seen) == len(points) == 4
@@ -330,7 +330,7 @@ def test_a_pruner_stops_what_is_worse_than_the_others(open_store: Any) -> None:
     store.fill()
     for number in range(8):
         claim = store.claim()
-        claim.choose(store._plan.search.ranges)
+        claim.choose()
         goes_on = claim.report(0.9 if number < 6 else 0.1, epoch=1)
         if number < 6:
             claim.finish(0.9)
@@ -440,23 +440,21 @@ def test_a_worker_of_another_machine_that_is_silent_is_given_up(
 ) -> None:
     plan = tmp_path / "far.toml"
     plan.write_text("[axes]\noptim.lr = [0.1]\n")
-    monkeypatch.setattr(store, "HEARTBEAT_S", 1)
-    monkeypatch.setattr(store, "GRACE_S", 2)
-    monkeypatch.setattr(store, "_host", lambda: "far away")
+    monkeypatch.setattr(store, "RENEW_S", 1)
+    monkeypatch.setattr(store, "LEASE_S", 2)
+    monkeypatch.setattr(units, "machine_identity", lambda: "far away")
     far = Store(load_plan(plan), postgres.url, place=tmp_path)
     far.fill()
     claim = far.claim()
     assert claim is not None
-    monkeypatch.setattr(store, "_host", lambda: "here")
+    monkeypatch.setattr(units, "machine_identity", lambda: "here")
     here = Store(load_plan(plan), postgres.url, place=tmp_path)
     threading.Event().wait(3)
-    assert here.claim() is None, "it is alive: its heart beats"
-    claim._is_over.set()
-    claim._heart.join()
-    threading.Event().wait(4)
+    assert here.claim() is None, "it is alive: its lease is renewed"
+    claim._lease._stop()
+    threading.Event().wait(3)
     taken = here.claim()
     assert taken is not None
     taken.finish(0.5)
     claim.finish(0.9)  # too late: the other one's result stands
     assert here.rows()[0].value == 0.5
-    assert os.getpid()

@@ -34,15 +34,6 @@ PLAN = (
 )
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a database as MLflow makes it: making it takes seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / DATABASE
-    Tracker(f"sqlite:///{path}")
-    client(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def database(empty_database: Path, tmp_path: Path) -> Path:
     """Return where a study in the folder `runs` is tracked by default."""

@@ -203,7 +203,7 @@ def test_the_best_trial_of_a_search_is_named_with_its_settings(
     store.fill()
     for value in (0.5, 0.25, 0.75):
         claim = store.claim()
-        claim.choose(study.plan.search.ranges)
+        claim.choose()
         claim.finish(value)
     assert app.main(["study", "status", str(study.path)]) == 0
     best = study.trials()[1 if objective == "loss" else 2]

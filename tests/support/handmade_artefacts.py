@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tumorlens.deploy import artefact
 from tumorlens.deploy.artefact import (
     GRAPH_FILES,
     Artefact,
     ArtefactCard,
+    Bounds,
+    Change,
+    Flip,
     Kind,
+    Parity,
+    ParityAccuracy,
     open_artefact,
+    seal_artefact,
 )
 from tumorlens.deploy.benchmark.fastest import weights_of
 
@@ -36,7 +41,6 @@ def make_artefact(
         (folder / name).write_bytes(b"0123456789")
     precision = kind.rpartition("-")[2]
     card = ArtefactCard(
-        format=artefact.FORMAT,
         tumorlens="0",
         kind=kind,
         precision="int8" if precision == "int8" else "fp32",
@@ -51,18 +55,47 @@ def make_artefact(
         embedding_size=8,
         made_with={},
     )
-    artefact.write_card(folder, card)
-    parity: dict[str, Any] = {
-        "passed": True,
-        "num_images": 8,
-        "flips": [{"path": f"{number}.png"} for number in range(num_flips)],
-        "accuracy": {
-            "run": accuracy - change,
-            "artefact": accuracy,
-            "change": {"value": change, "low": None, "high": None},
-        },
-    }
-    artefact.write_parity(folder, parity)
-    artefact.write_readme(folder, "made by hand")
-    artefact.write_manifest(folder)
+    flips = tuple(
+        Flip(
+            path=f"{number}.png",
+            label="a",
+            run="a",
+            artefact="b",
+            margin=0.0,
+            within_rounding=True,
+        )
+        for number in range(num_flips)
+    )
+    verdict = parity_of(
+        kind,
+        flips=flips,
+        accuracy=ParityAccuracy(
+            run=accuracy - change,
+            artefact=accuracy,
+            change=Change(value=change, low=None, high=None),
+        ),
+    )
+    seal_artefact(folder, card, verdict, "made by hand")
     return open_artefact(folder)
+
+
+def parity_of(kind: Kind, **changes: Any) -> Parity:
+    """Return a good verdict on an artefact that answers just as its run."""
+    same = ParityAccuracy(
+        run=0.75, artefact=0.75, change=Change(value=0.0, low=0.0, high=0.0)
+    )
+    verdict = Parity(
+        kind=kind,
+        command="tumorlens export",
+        weights_sha256=("0" * 64,),
+        passed=True,
+        reasons=(),
+        num_images=8,
+        max_difference=0.0,
+        mean_difference=0.0,
+        worst_image="0.png",
+        flips=(),
+        accuracy=same,
+        bounds=Bounds(max_difference=None, max_drop=0.01, flip_margin=None),
+    )
+    return verdict.model_copy(update=changes)

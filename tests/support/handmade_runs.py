@@ -10,6 +10,7 @@ import torch
 
 from tumorlens.config import parse_config
 from tumorlens.data.index import SplitRow
+from tumorlens.data.leakage import LeakVerdict
 from tumorlens.evaluation.predictions import (
     Predictions,
     pool_predictions,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from tumorlens.config import Config, ModelConfig
 
 TWO = ("glioma", "no_tumor")
-CLEAN = {"leaks": False, "words": "No leak found."}
+CLEAN = LeakVerdict(leaks=False, words="No leak found.")
 SPLIT = (SplitRow("0000.png", "0" * 64, "glioma", "0000.png", "test", ""),)
 
 
@@ -106,7 +107,7 @@ def make_run(
     table: Predictions | Sequence[Predictions] | None = None,
     *,
     subset: str = "test",
-    leak: Mapping[str, Any] = CLEAN,
+    leak: LeakVerdict = CLEAN,
     rows: Sequence[dict[str, Any]] = (),
     split: Sequence[SplitRow] = SPLIT,
     classes: tuple[str, ...] = TWO,
@@ -164,7 +165,7 @@ def _with_folds(
     path: Path,
     tables: Sequence[Predictions],
     *,
-    leak: Mapping[str, Any],
+    leak: LeakVerdict,
     rows: Sequence[dict[str, Any]],
     **changes: Any,
 ) -> Run:
@@ -179,7 +180,7 @@ def _with_folds(
     return run
 
 
-def _start(path: Path, config: Config, *, leak: Mapping[str, Any]) -> Run:
+def _start(path: Path, config: Config, *, leak: LeakVerdict) -> Run:
     run = create_run(path, config)
     run.write_leak(leak)
     return run

@@ -8,6 +8,7 @@ import torch
 
 from tumorlens.config import parse_config
 from tumorlens.data.index import SplitRow, read_index
+from tumorlens.data.leakage import LeakVerdict
 from tumorlens.files import sha256_of_bytes
 from tumorlens.runs.folder import FORMAT, ModelCard, Run, create_run
 from tumorlens.training.network import classifier_layers, create_model
@@ -17,16 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-CLEAN = {
-    "leaks": False,
-    "num_test": 8,
-    "num_copied": 0,
-    "num_pixel_identical": 0,
-    "num_patients_on_both_sides": 0,
-    "num_test_unknown_patient": 8,
-    "num_test_patient_in_train": 0,
-    "words": "No copies.",
-}
+CLEAN = LeakVerdict(
+    leaks=False, num_test=8, num_test_unknown_patient=8, words="No copies."
+)
 NUM_FOLDS = 2
 
 
@@ -58,7 +52,7 @@ def make_run(
     seed: int = 0,
     subset_of: Callable[[int], str] = deal,
     settings: dict[str, dict[str, Any]] | None = None,
-    leak: dict[str, Any] = CLEAN,
+    leak: LeakVerdict = CLEAN,
     classes: tuple[str, ...] = (),
 ) -> Run:
     """Make a finished ordinary run, or one fold, with random weights."""

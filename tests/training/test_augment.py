@@ -22,13 +22,13 @@ from tumorlens.training.loading import seeded
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tumorlens.training.augment import Step
+    from tumorlens.training.augment import Transform
 
 SIZE = 48
 POLICIES = ("none", "basic", "random-resized-crop", "auto-augment", "mri")
 
 
-def policy(name: str, **settings: Any) -> tuple[Step, ...]:
+def policy(name: str, **settings: Any) -> tuple[Transform, ...]:
     return make_policy(AugmentConfig(policy=name, **settings), size_px=SIZE)
 
 
@@ -45,7 +45,7 @@ def picture(channels: int) -> NDArray[np.uint8]:
 
 
 def many(
-    steps: tuple[Step, ...], image: NDArray[np.uint8], num: int
+    steps: tuple[Transform, ...], image: NDArray[np.uint8], num: int
 ) -> list[np.ndarray]:
     augmented = []
     for seed in range(num):

@@ -53,7 +53,7 @@ def make_run(tmp_path: Path, data: Path) -> Callable[..., Run]:
 
 
 def paths_of(data: PreparedData, subset: str) -> list[str]:
-    return [row.path for row in data.of(subset)]
+    return [row.path for row in data.subset_rows(subset)]
 
 
 def test_limits_are_those_of_the_settings() -> None:
@@ -76,11 +76,11 @@ def test_every_file_gets_a_subset_and_the_run_says_which(
     prepared = prepare_data(run, progress=lambda *step: seen.append(step))
     assert run.split() == prepared.rows
     assert len(prepared.rows) == 20
-    sizes = [len(prepared.of(subset)) for subset in ("train", "val", "test")]
+    sizes = [len(prepared.subset_rows(subset)) for subset in ("train", "val", "test")]
     assert sum(sizes) == 20
     assert min(sizes) >= 2
-    assert run.leak()["leaks"] is False
-    assert run.leak()["num_test"] == sizes[2]
+    assert run.leak().leaks is False
+    assert run.leak().num_test == sizes[2]
     assert prepared.num_unreadable == 0
     assert seen[-1] == (20, 20)
 
@@ -110,7 +110,7 @@ def test_an_interrupted_run_keeps_its_split_and_searches_no_copies(
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("searched again")
 
-    monkeypatch.setattr(dataset, "find_copies", fail)
+    monkeypatch.setattr(dataset, "find_duplicates", fail)
     assert prepare_data(run).rows == swapped
 
 
@@ -161,7 +161,7 @@ def test_unreadable_files_are_left_out_and_counted(
     prepared = prepare_data(run)
     assert prepared.num_unreadable == 1
     assert paths_of(prepared, "left-out") == ["glioma/3.png"]
-    (row,) = prepared.of("left-out")
+    (row,) = prepared.subset_rows("left-out")
     assert row.reason.startswith("unreadable")
 
 
@@ -247,8 +247,8 @@ def test_a_split_of_ones_own_with_a_copy_on_two_sides_is_refused(
     # The protocol for given splits takes it, and says what it is.
     run = make_run("given", split=str(tmp_path / "mine.csv"), protocol="as-given")
     prepare_data(run)
-    assert run.leak()["leaks"] is True
-    assert run.leak()["num_copied"] == 1
+    assert run.leak().leaks is True
+    assert run.leak().num_copied == 1
     assert len(index.records) == 21
 
 
@@ -295,7 +295,7 @@ def test_a_subset_has_its_images_and_labels(
     prepared = prepare_data(run)
     for name in ("train", "val", "test"):
         subset = load_subset(prepared, name, decoding=DECODING, config=run.config.data)
-        rows = prepared.of(name)
+        rows = prepared.subset_rows(name)
         assert subset.labels.tolist() == [CLASSES.index(row.label) for row in rows]
         assert subset.labels.dtype == np.int64
         plain = subset.plain()

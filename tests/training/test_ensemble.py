@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from support.runs_on_images import CLEAN, deal, make_kfold_run, make_run, rows_of
+from tumorlens.data.leakage import LeakVerdict
 from tumorlens.deploy.predictor import Predictor
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.evaluation.measure import evaluate
@@ -217,7 +218,7 @@ def test_what_any_member_has_learnt_from_is_not_in_val(
 
 
 def test_the_leak_is_that_of_the_worst_member(tmp_path: Path, data: Path) -> None:
-    leak = {"leaks": True, "num_copied": 3, "words": "Three copies."}
+    leak = LeakVerdict(leaks=True, num_copied=3, words="Three copies.")
     runs = (
         make_run(tmp_path / "clean", data),
         make_run(tmp_path / "leaky", data, leak=leak),
@@ -279,7 +280,7 @@ def test_members_of_other_classes_are_refused_and_both_are_named(
     )
     with pytest.raises(
         RunError,
-        match=r"one knows the classes glioma, meningioma, no_tumor, pituitary; .*two "
+        match=r"one has the classes glioma, meningioma, no_tumor, pituitary; .*two "
         r"knows glioma, healthy",
     ):
         join(*runs)

@@ -148,8 +148,8 @@ def test_everything_that_is_known_is_written_down(
         **{"file": "mine.pth", "sha256": sha256_of(weights)},
         "classes": list(CLASSES),
     }
-    assert "32 x 32 pixels, made square by 'squash'" in imported.words
-    assert "the mean 0.4, 0.5, 0.6, over the std 0.2, 0.25, 0.3" in imported.words
+    assert "32 x 32 pixels, made square by 'squash'" in imported.summary
+    assert "the mean 0.4, 0.5, 0.6, over the std 0.2, 0.25, 0.3" in imported.summary
 
 
 def test_without_data_no_figure_is_held_out_and_there_is_no_split(
@@ -157,8 +157,8 @@ def test_without_data_no_figure_is_held_out_and_there_is_no_split(
 ) -> None:
     run = take().run
     leak = run.leak()
-    assert (leak["leaks"], leak["is_known"]) == (True, False)
-    assert leak["words"] == (
+    assert (leak.leaks, leak.is_known) == (True, False)
+    assert leak.words == (
         "Unknown training data: mine.pth was trained elsewhere, and may have seen "
         "these images. No figure of this run is held out."
     )
@@ -177,7 +177,7 @@ def test_with_data_it_is_evaluated_and_reported_with_the_warning(
     measures = evaluate(run, device="cpu")
     assert measures.protocol == protocol
     assert measures.num_images >= 4
-    words = measures.leak["words"]
+    words = measures.leak.words
     assert words.startswith("Unknown training data: mine.pth was trained elsewhere")
     assert "Had it been trained on this split's train: No copies found: none" in words
     page = write_run_report(run).path.read_text(encoding="utf-8")

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
-from tumorlens.config import OptimConfig
+from tumorlens.config import Config, OptimConfig, parse_config
 from tumorlens.errors import RunError
-from tumorlens.training.loop import EpochStats, train_epoch
+from tumorlens.training.dataset import Subset
+from tumorlens.training.loading import epoch_order, seeded
+from tumorlens.training.loop import Batches, EpochStats, Step, make_loss, train_epoch
+from tumorlens.training.network import Preprocessing
 from tumorlens.training.optim import Schedule
 
 
@@ -31,8 +37,30 @@ class SquareLoss(nn.Module):
         return outputs.square().mean()
 
 
+def step_of(
+    optimizer: torch.optim.Optimizer, schedule: Schedule, **options: Any
+) -> Step:
+    return Step(
+        **{
+            "prepare_batch": lambda images, labels: (images, labels),
+            "loss_fn": SquareLoss(),
+            "optimizer": optimizer,
+            "schedule": schedule,
+            "accelerator": Accelerator(cpu=True),
+            "use_bf16": False,
+            **options,
+        }
+    )
+
+
 def run_epoch(
-    model: nn.Module, batches: list[Tensor], *, lr: float, **options: Any
+    model: nn.Module,
+    batches: list[Tensor],
+    *,
+    lr: float,
+    use_bf16: bool = False,
+    max_grad_norm: float | None = None,
+    **options: Any,
 ) -> EpochStats:
     """Train `model` to return 0 for one epoch; batches have the shape (N, 1)."""
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
@@ -40,13 +68,13 @@ def run_epoch(
     return train_epoch(
         model,
         [(images, torch.zeros(len(images), dtype=torch.int64)) for images in batches],
+        step_of(
+            optimizer,
+            Schedule(optimizer, config, batches_per_epoch=len(batches)),
+            use_bf16=use_bf16,
+            max_grad_norm=max_grad_norm,
+        ),
         sums=torch.zeros(3, dtype=torch.float64),
-        prepare_batch=lambda images, labels: (images, labels),
-        loss_fn=SquareLoss(),
-        optimizer=optimizer,
-        schedule=Schedule(optimizer, config, batches_per_epoch=len(batches)),
-        accelerator=Accelerator(cpu=True),
-        use_bf16=options.pop("use_bf16", False),
         **options,
     )
 
@@ -92,13 +120,8 @@ def test_the_schedule_moves_after_each_batch() -> None:
     train_epoch(
         model,
         [(torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))],
+        step_of(optimizer, schedule),
         sums=torch.zeros(3, dtype=torch.float64),
-        prepare_batch=lambda images, labels: (images, labels),
-        loss_fn=SquareLoss(),
-        optimizer=optimizer,
-        schedule=schedule,
-        accelerator=Accelerator(cpu=True),
-        use_bf16=False,
     )
     assert optimizer.param_groups[0]["lr"] > first
 
@@ -163,4 +186,220 @@ def test_bf16_reaches_the_network_and_the_loss_gets_fp32(use_bf16: bool) -> None
     assert seen == [torch.bfloat16 if use_bf16 else torch.float32]
 
 
-# From here on: whole runs on drawn images.
+# batches and loss
+
+
+SIZE = 16
+PREPROCESSING = Preprocessing(SIZE, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+
+
+def subset_of(labels: list[int]) -> Subset:
+    images = np.random.default_rng(0).integers(
+        1, 255, (len(labels), SIZE, SIZE, 1), dtype=np.uint8
+    )
+    return Subset(images, list(range(len(labels))), np.array(labels, dtype=np.int64))
+
+
+def settings(
+    *, augment: dict[str, Any] | None = None, train: dict[str, Any] | None = None
+) -> Config:
+    return parse_config(
+        {
+            "augment": {"policy": "none"} | (augment or {}),
+            "train": {"batch_size": 4} | (train or {}),
+        }
+    )
+
+
+def accelerator(rank: int = 0, num_ranks: int = 1) -> Any:
+    return SimpleNamespace(
+        device=torch.device("cpu"), process_index=rank, num_processes=num_ranks
+    )
+
+
+def batches_of(
+    config: Config, labels: list[int], *, rank: int = 0, num_ranks: int = 1
+) -> Batches:
+    return Batches(
+        subset_of(labels), config, PREPROCESSING, accelerator(rank, num_ranks)
+    )
+
+
+LABELS = [0, 1, 2] * 5
+
+
+def decoded_batch(num: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(
+        1, 255, (num, 1, SIZE, SIZE), dtype=torch.uint8, generator=generator
+    )
+    return images, torch.arange(num) % 3
+
+
+def normalized(images: Tensor) -> Tensor:
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.1, 0.2, 0.3])
+    return (images / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+
+# Batches
+
+
+def test_an_epoch_has_the_batches_of_the_settings() -> None:
+    batches = batches_of(settings(train={"seed": 9}), LABELS)
+    labels = [label for _, part in batches.epoch(3) for label in part.tolist()]
+    order = epoch_order(LABELS, seed=9, epoch=3, balanced=False)
+    assert labels == [LABELS[item] for item in order]
+    assert batches.per_epoch == 4
+    assert [len(part) for _, part in batches.epoch(1)] == [4, 4, 4, 3]
+    assert [len(part) for _, part in batches.epoch(1, first=2)] == [4, 3]
+
+
+def test_the_balanced_sampler_is_the_balanced_order() -> None:
+    labels = [0] * 20 + [1, 2] * 2
+    batches = batches_of(settings(train={"sampler": "balanced", "seed": 9}), labels)
+    drawn = [label for _, part in batches.epoch(1) for label in part.tolist()]
+    order = epoch_order(labels, seed=9, epoch=1, balanced=True)
+    assert drawn == [labels[item] for item in order]
+
+
+def test_each_process_gets_its_share() -> None:
+    parts = [
+        batches_of(settings(), LABELS, rank=rank, num_ranks=3) for rank in range(3)
+    ]
+    assert [part.per_epoch for part in parts] == [1, 1, 1]  # 4 of 5: one waits
+    firsts = [next(iter(part.epoch(1)))[0][:, 0, 0, :3].tolist() for part in parts]
+    assert len({str(image) for part in firsts for image in part}) == 12
+
+
+def test_the_policy_is_applied() -> None:
+    plain = batches_of(settings(), LABELS)
+    augmented = batches_of(settings(augment={"policy": "mri"}), LABELS)
+    one, other = (next(iter(part.epoch(1)))[0] for part in (plain, augmented))
+    assert one.shape == other.shape
+    assert not torch.equal(one, other)
+
+
+# On the device
+
+
+def test_images_are_normalized_and_targets_stay_labels() -> None:
+    images, labels = decoded_batch()
+    got, targets = batches_of(settings(), LABELS).prepare(images, labels)
+    assert got.numpy() == pytest.approx(normalized(images).numpy(), abs=1e-4)
+    assert torch.equal(targets, labels)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 0.9])
+def test_erasing_blanks_a_rectangle_in_that_share_of_the_images(
+    probability: float,
+) -> None:
+    batches = batches_of(settings(augment={"random_erasing": probability}), LABELS)
+    images, labels = decoded_batch(400)
+    with seeded(1):
+        got, targets = batches.prepare(images, labels)
+    changed = (got - normalized(images)).abs().amax(1) > 1e-4  # (N, S, S)
+    erased = changed.any(2).any(1)
+    assert erased.double().mean().item() == pytest.approx(probability, abs=0.08)
+    for one in changed[erased]:
+        rows, columns = one.any(1).nonzero().ravel(), one.any(0).nonzero().ravel()
+        assert one[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        assert 1 < one.sum() < SIZE * SIZE / 2
+    assert torch.equal(targets, labels)
+
+
+def test_mixup_mixes_each_image_with_its_counterpart_and_labels_alike() -> None:
+    batches = batches_of(settings(augment={"mixup": 1.0}), LABELS)
+    images, labels = decoded_batch()
+    with seeded(3):
+        got, targets = batches.prepare(images, labels)
+    plain = normalized(images)
+    other = plain.flip(0)
+    # The same share of the image itself everywhere, and in the labels too.
+    share = ((got - other) * (plain - other)).sum() / (plain - other).square().sum()
+    assert 0.05 < share < 0.95
+    assert got.numpy() == pytest.approx(
+        (share * plain + (1 - share) * other).numpy(), abs=1e-4
+    )
+    one_hot = nn.functional.one_hot(labels, 3).float()
+    assert targets.numpy() == pytest.approx(
+        (share * one_hot + (1 - share) * one_hot.flip(0)).numpy(), abs=1e-4
+    )
+
+
+def test_cutmix_pastes_a_rectangle_and_counts_its_area() -> None:
+    batches = batches_of(settings(augment={"cutmix": 1.0}), LABELS)
+    images, labels = decoded_batch()
+    with seeded(5):
+        got, targets = batches.prepare(images, labels)
+    plain = normalized(images)
+    own = torch.isclose(got, plain, atol=1e-4).all(1)
+    pasted = torch.isclose(got, plain.flip(0), atol=1e-4).all(1)
+    assert (own | pasted).all()
+    share = own[0].double().mean()
+    assert 0.05 < share < 0.95
+    one_hot = nn.functional.one_hot(labels, 3).float()
+    expected = share * one_hot + (1 - share) * one_hot.flip(0)
+    assert targets.numpy() == pytest.approx(expected.numpy(), abs=0.02)
+
+
+def test_a_batch_of_an_odd_size_is_not_mixed() -> None:
+    batches = batches_of(settings(augment={"mixup": 1.0}), LABELS)
+    images, labels = decoded_batch(7)
+    got, targets = batches.prepare(images, labels)
+    assert got.numpy() == pytest.approx(normalized(images).numpy(), abs=1e-4)
+    assert torch.equal(targets, labels)
+
+
+def test_only_the_asked_share_of_the_batches_is_mixed() -> None:
+    batches = batches_of(
+        settings(augment={"mixup": 1.0, "mix_probability": 0.3}), LABELS
+    )
+    images, labels = decoded_batch(4)
+    plain = normalized(images)
+    with seeded(0):
+        unmixed = [
+            torch.allclose(batches.prepare(images, labels)[0], plain, atol=1e-4)
+            for _ in range(200)
+        ]
+    assert 0.6 < np.mean(unmixed) < 0.8
+
+
+# The loss
+
+
+@pytest.mark.parametrize(
+    ("name", "power"), [("none", 0.0), ("sqrt", 0.5), ("balanced", 1.0)]
+)
+def test_class_weights_are_those_of_scikit_learn_or_its_root(
+    name: str, power: float
+) -> None:
+    labels = [0] * 50 + [1] * 10 + [2] * 40
+    loss = make_loss(subset_of(labels), settings(train={"class_weights": name}))
+    assert isinstance(loss, nn.CrossEntropyLoss)
+    if name == "none":
+        assert loss.weight is None
+        return
+    balanced = compute_class_weight(
+        "balanced", classes=np.arange(3), y=np.array(labels)
+    )
+    expected = balanced**power
+    expected /= expected[labels].mean()
+    assert loss.weight is not None
+    assert loss.weight.numpy() == pytest.approx(expected)
+    assert loss.weight.numpy()[labels].mean() == pytest.approx(1)
+
+
+def test_balanced_weights_are_exactly_scikit_learns() -> None:
+    labels = [0] * 50 + [1] * 10 + [2] * 40
+    loss = make_loss(subset_of(labels), settings(train={"class_weights": "balanced"}))
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    assert isinstance(loss.weight, Tensor)
+    assert loss.weight.numpy() == pytest.approx(expected)
+
+
+def test_the_loss_smooths_the_labels() -> None:
+    loss = make_loss(subset_of(LABELS), settings(train={"label_smoothing": 0.3}))
+    logits = torch.tensor([[2.0, 0.0, -1.0]])
+    log_probs = logits.log_softmax(1)[0]
+    expected = -(0.7 * log_probs[0] + 0.1 * log_probs.sum())
+    assert loss(logits, torch.tensor([0])).item() == pytest.approx(expected.item())

@@ -70,31 +70,31 @@ def test_no_suggestion_says_what_to_try(losses: list[float]) -> None:
     found = read_curve(lrs, losses, num_steps=100, is_diverged=len(losses) < 100)
     assert found.suggestion is None
     assert found.tenth_of_minimum is None
-    assert found.words.startswith(
+    assert found.summary.startswith(
         f"No suggestion: the loss does not fall between 1e-07 and {lrs[-1]:.2g}"
     )
-    assert "Try another range" in found.words
-    assert ("blew up at" in found.words) == (len(losses) < 100)
+    assert "Try another range" in found.summary
+    assert ("blew up at" in found.summary) == (len(losses) < 100)
 
 
 def test_a_tenth_of_the_lowest_is_given_once_the_loss_has_risen() -> None:
     # The lowest loss is at 0.1, where the rise begins.
     found = curve(at=1e-3)
     assert found.tenth_of_minimum == pytest.approx(0.01, rel=0.3)
-    assert f"would be {found.tenth_of_minimum:g}." in found.words
+    assert f"would be {found.tenth_of_minimum:g}." in found.summary
 
 
 def test_a_loss_that_is_still_falling_at_the_end_has_no_tenth_and_says_so() -> None:
     found = curve(at=1e-1, rise=0.0)
     assert found.suggestion == pytest.approx(0.1, rel=0.3)
     assert found.tenth_of_minimum is None
-    assert "still falling when the sweep ended" in found.words
+    assert "still falling when the sweep ended" in found.summary
 
 
 def test_a_suggestion_has_two_digits_and_is_the_one_in_the_words() -> None:
     found = curve(at=1.234e-3)
     assert found.suggestion == float(f"{found.suggestion:.2g}")
-    assert f"optim.lr={found.suggestion:g}," in found.words
+    assert f"optim.lr={found.suggestion:g}," in found.summary
 
 
 def test_the_smoothed_loss_is_corrected_for_its_start() -> None:

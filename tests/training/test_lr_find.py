@@ -22,9 +22,9 @@ from tumorlens.cli import app
 from tumorlens.config import Config, ModelConfig, OptimConfig, load_config
 from tumorlens.data.index import SplitRow, read_index, write_split
 from tumorlens.errors import ConfigError, DataError, RunError
-from tumorlens.report.lr_plot import draw_lr_curve
+from tumorlens.report.run_figures import draw_lr_curve
 from tumorlens.training import lr_find
-from tumorlens.training.lr_find import find_lr, sweep
+from tumorlens.training.lr_find import LrFindResult, find_lr, sweep
 from tumorlens.training.network import create_model
 
 if TYPE_CHECKING:
@@ -264,17 +264,17 @@ def test_the_answer_is_complete_and_the_same_each_time(
     )
     np.testing.assert_equal(random_states(), before)
     # 48 drawn images make some 30 train images, 4 batches: they are gone through again.
-    assert found["num_train"] < 8 * 30
-    assert len(found["lrs"]) == len(found["losses"]) == len(found["smoothed"])
-    num_done = len(found["losses"])
+    assert found.num_train < 8 * 30
+    assert len(found.lrs) == len(found.losses) == len(found.smoothed)
+    num_done = len(found.losses)
     assert steps[-num_done:] == [(n + 1, 30) for n in range(num_done)]
-    assert found["settings"]["model"]["name"] == "test_resnet"
-    assert found["environment"]["command"] == "tumorlens lr-find ..."
-    json.dumps(found, allow_nan=False)
+    assert found.settings.model.name == "test_resnet"
+    assert found.environment["command"] == "tumorlens lr-find ..."
+    json.dumps(found.model_dump(mode="json"), allow_nan=False)
 
     torch.rand(1)  # the seed is that of the settings, whatever was drawn before
     again = find_lr(config, num_steps=30)
-    assert again["losses"] == found["losses"]
+    assert again.losses == found.losses
 
 
 def test_the_settings_of_the_loop_reach_the_sweep(
@@ -301,9 +301,10 @@ def test_defaults_are_enough_beside_data_and_network(
     configure: Callable[..., Config],
 ) -> None:
     found = find_lr(configure(), lowest=1e-6, highest=1.0, num_steps=60)
-    assert (found["optimizer"], found["lowest"], found["highest"]) == ("adamw", 1e-6, 1)
+    assert (found.optimizer, found.lowest, found.highest) == ("adamw", 1e-6, 1)
     # Wide bounds: what drawn images and a tiny network can tell.
-    assert 1e-4 < found["suggestion"] < 0.5
+    assert found.suggestion is not None
+    assert 1e-4 < found.suggestion < 0.5
 
 
 def test_without_data_it_says_so() -> None:
@@ -338,8 +339,8 @@ def test_only_train_images_are_used(tmp_path: Path) -> None:
             f"data.cache_dir={tmp_path / 'cache'}",
         ]
         answers.append(find_lr(load_config(assignments=settings), num_steps=20))
-    assert answers[0]["num_train"] == 12
-    assert answers[0]["losses"] == answers[1]["losses"]
+    assert answers[0].num_train == 12
+    assert answers[0].losses == answers[1].losses
 
 
 def test_a_kfold_training_is_tried_in_its_first_fold_and_leaves_no_folder(
@@ -352,7 +353,7 @@ def test_a_kfold_training_is_tried_in_its_first_fold_and_leaves_no_folder(
     settings = ["data.protocol=grouped-kfold", "data.num_folds=3"]
     whole = find_lr(configure(*settings), num_steps=20)
     first = find_lr(configure(*settings, "data.fold=0"), num_steps=20)
-    assert whole["losses"] == first["losses"]
+    assert whole.losses == first.losses
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
@@ -411,7 +412,7 @@ def test_the_hint_of_a_usage_error_names_the_command(
     assert capsys.readouterr().err.endswith("hint: see tumorlens lr-find --help\n")
 
 
-def found_curve(**changes: Any) -> dict[str, Any]:
+def found_curve(**changes: Any) -> LrFindResult:
     lrs = np.geomspace(1e-7, 1, 50)
     losses = 1 + (np.log10(lrs) + 2) ** 2 * 0.1
     losses[-1] = 1e6
@@ -419,9 +420,11 @@ def found_curve(**changes: Any) -> dict[str, Any]:
         **{"model": "resnet50", "optimizer": "adamw", "batch_size": 32},
         **{"num_train": 2870, "lrs": lrs.tolist(), "losses": losses.tolist()},
         **{"smoothed": losses.tolist(), "suggestion": 0.0012},
-        **{"tenth_of_minimum": 0.0034},
+        **{"tenth_of_minimum": 0.0034, "lowest": 1e-7, "highest": 1, "num_steps": 50},
+        **{"is_diverged": True, "summary": "", "settings": Config()},
+        "environment": {},
     }
-    return values | changes
+    return LrFindResult(**values | changes)
 
 
 def test_the_figure_says_what_was_measured_and_what_is_suggested() -> None:

@@ -53,22 +53,22 @@ def audit(
 ) -> None:
     """Say what is wrong with a set of images."""
     from tumorlens.data import audit as stage
-    from tumorlens.data.duplicates import find_copies
+    from tumorlens.data.duplicates import find_duplicates
     from tumorlens.data.index import read_index
-    from tumorlens.files import write_json
+    from tumorlens.files import write_model
     from tumorlens.report import write_audit_page
 
     _check_folder(out)
     index = read_index(data, metadata=metadata)
     with terminal.counting("reading") as progress:
-        copies = find_copies(index, progress=progress)
-    _check_any_readable(data, len(index.records), copies.unreadable)
-    found = stage.audit(index, copies)
-    write_json(out / "audit.json", found)
+        duplicates = find_duplicates(index, progress=progress)
+    _check_any_readable(data, len(index.records), duplicates.unreadable)
+    found = stage.audit(index, duplicates)
+    write_model(out / "audit.json", found)
     page = write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
     terminal.print_audit(found)
     where = f"the page with the pictures is {page}, audit.json is beside it"
-    if stage.is_trainable(found):
+    if found.is_trainable:
         terminal.print_next(where, *train_words(data))
     else:
         terminal.print_line(where)
@@ -86,31 +86,21 @@ def split(
     settings: SetOption = None,
 ) -> None:
     """Write the subset of every file, to look at or to edit."""
-    from tumorlens.data.audit import judge_leak
-    from tumorlens.data.duplicates import find_copies
-    from tumorlens.data.index import read_index, write_split
-    from tumorlens.data.split import make_split
-    from tumorlens.training.dataset import image_limits
+    from tumorlens.data.index import write_split
+    from tumorlens.training.dataset import split_data
 
     config = config_of(
-        None, settings, ("data.protocol", protocol), ("data.metadata", metadata)
+        None,
+        settings,
+        ("data.path", data),
+        ("data.protocol", protocol),
+        ("data.metadata", metadata),
     )
-    index = read_index(data, metadata=config.data.metadata)
     with terminal.counting("reading") as progress:
-        copies = find_copies(index, limits=image_limits(config.data), progress=progress)
-    rows = make_split(
-        index,
-        copies,
-        protocol=config.data.protocol,
-        val_fraction=config.data.val_fraction,
-        test_fraction=config.data.test_fraction,
-        num_folds=config.data.num_folds,
-        seed=config.train.seed,
-    )
-    write_split(out, rows)
-    verdict = judge_leak(rows, index, copies)
-    terminal.print_split(rows, index.classes)
-    terminal.print_line(verdict.words)
+        made = split_data(config, progress=progress)
+    write_split(out, made.rows)
+    terminal.print_split(made)
+    terminal.print_line(made.leak.words)
     terminal.print_next(
         f"the split is in {out}",
         *train_words(data, f"data.protocol={protocol}", f"data.split={out}"),

@@ -51,7 +51,8 @@ def export(
         typer.Option(
             min=0,
             max=1,
-            help="Of a probability. Default: the format's own rounding; none for int8.",
+            help="Largest difference of a probability. Default: the rounding of the "
+            "format; none for int8.",
         ),
     ] = None,
 ) -> None:
@@ -114,7 +115,7 @@ def _artefacts(found: Sequence[Exported], run: Path) -> list[Artefact]:
     if failed:
         kinds = ", ".join(one.kind for one in failed)
         raise ArtefactError(
-            f"no artefact was written for {kinds}: {failed[0].verdict['reasons'][0]}",
+            f"no artefact was written for {kinds}: {failed[0].verdict.reasons[0]}",
             hint=f"{run / 'export' / 'parity.json'} has every difference",
         )
     return [one.artefact for one in found if one.artefact is not None]
@@ -174,9 +175,8 @@ def benchmark(
     ] = Path("benchmark"),
 ) -> int:
     """Measure artefacts side by side: time, memory, size, accuracy."""
-    from tumorlens.deploy.benchmark import session
-    from tumorlens.files import check_folder, write_json
-    from tumorlens.report import benchmark_tables as tables
+    from tumorlens.deploy.benchmark import results, session
+    from tumorlens.files import check_folder, write_model
 
     # Before minutes of measuring, not after: a missing library of the page, a folder
     # that cannot be written.
@@ -213,11 +213,11 @@ def benchmark(
         print(f"nothing was written to {out}", file=sys.stderr)
         return STATUS_INTERRUPTED
     with interruptible():  # the files belong together: all of them or none
-        write_json(out / "benchmark.json", found)
-        tables.write_table(found, out / "benchmark.csv")
+        write_model(out / "benchmark.json", found)
+        results.write_csv(found, out / "benchmark.csv")
         page = write_benchmark_page(out / "benchmark.json", out=out / "benchmark.html")
-    terminal.print_table(*tables.table_rows(found))
-    for sentence in found["words"]:
+    terminal.print_table(*results.table_rows(found))
+    for sentence in found.sentences:
         terminal.print_line(sentence)
     terminal.print_line(
         f"the page is {page}, benchmark.csv and benchmark.json are beside it"

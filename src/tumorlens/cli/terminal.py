@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tumorlens.data.leak_states import unknown_patients_in_words
 from tumorlens.runs.progress import Listener, epoch_line
 from tumorlens.system import is_main_process
 from tumorlens.text import counted, one_line, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rich.console import Console
     from rich.progress import Progress
 
-    from tumorlens.data.index import SplitRow
+    from tumorlens.data.audit import Audit
+    from tumorlens.data.split import Split
+    from tumorlens.deploy.artefact import Verdict
     from tumorlens.deploy.predictor import Prediction
     from tumorlens.runs.listing import RunRow
     from tumorlens.runs.measures import Estimate, Metrics, TtaEffect
@@ -83,49 +83,35 @@ def print_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     _console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
 
 
-def print_audit(found: Mapping[str, Any]) -> None:
+def print_audit(found: Audit) -> None:
     """Print what an audit found, its verdict first."""
-    verdict, distinct = found["verdict"], found["distinct"]
-    print_line(verdict["words"])
-    if verdict["left"]:
-        print_line(verdict["left"])
-    for sentence in found["findings"]:
+    print_line(found.verdict.words)
+    if found.verdict.left:
+        print_line(found.verdict.left)
+    for sentence in found.findings:
         print_line(f"- {sentence}")
     counts = {
-        "files": found["num_files"],
-        "that cannot be read": found["num_unreadable"],
-        "that look odd": len(found["odd"]),
-        "distinct files": distinct["bytes"],
-        "distinct decoded pixels": distinct["pixels"],
-        "distinct pictures": distinct["pictures"],
+        "files": found.num_files,
+        "that cannot be read": found.num_unreadable,
+        "that look odd": len(found.odd),
+        "distinct files": found.distinct.bytes,
+        "distinct decoded pixels": found.distinct.pixels,
+        "distinct pictures": found.distinct.pictures,
     }
     print_table(("", "number"), [(name, f"{n:,}") for name, n in counts.items()])
 
 
-def print_split(rows: Iterable[SplitRow], classes: Sequence[str]) -> None:
+def print_split(split: Split) -> None:
     """Print how many images of each class are in each subset."""
-    counts: dict[str, Counter[str]] = {}
-    for row in rows:
-        counts.setdefault(row.subset, Counter())[row.label] += 1
-    order = ["train", "val", "test"]
-    names = sorted(
-        counts,
-        key=lambda name: (
-            name not in order,
-            name == "left-out",
-            order.index(name) if name in order else 0,
-            name,
-        ),
-    )
     print_table(
-        ("subset", *classes, "all"),
+        ("subset", *split.classes, "all"),
         [
             (
-                name,
-                *(str(counts[name][label]) for label in classes),
-                str(counts[name].total()),
+                subset,
+                *(str(counts[label]) for label in split.classes),
+                str(counts.total()),
             )
-            for name in names
+            for subset, counts in split.counts.items()
         ],
     )
 
@@ -142,13 +128,13 @@ def print_training(result: TrainResult) -> None:
             f"val accuracy {percent(result.best['val_accuracy'])}"
         )
     leak = result.run.leak()
-    if leak["leaks"] or unknown_patients_in_words(leak):
-        print_line(leak["words"])
+    if leak.leaks or leak.unknown_patients:
+        print_line(leak.words)
 
 
 def print_measures(measures: Metrics) -> None:
     """Print the headline figures of an evaluation, and what they are worth."""
-    unknown = unknown_patients_in_words(measures.leak)
+    unknown = measures.leak.unknown_patients
     print_line(
         f"{measures.num_images} {measures.subset} images in "
         f"{measures.num_groups} groups, protocol {measures.protocol}"
@@ -181,7 +167,7 @@ def print_measures(measures: Metrics) -> None:
     )
     for warning in measures.warnings:
         print_line(warning)
-    print_line(measures.leak["words"])
+    print_line(measures.leak.words)
 
 
 def _or_why_not(measures: Metrics, name: str, measure: Estimate) -> str:
@@ -214,33 +200,34 @@ def print_tta(effect: TtaEffect) -> None:
     print_line(effect.summary)
 
 
-def print_export(
-    verdicts: Sequence[Mapping[str, Any]], sizes: Sequence[int | None]
-) -> None:
-    """Print a line for each format: how near it is to its run, and the verdict.
+def print_export(verdicts: Sequence[Verdict], sizes: Sequence[int | None]) -> None:
+    """Print a line for each format: its difference from the run, and the verdict.
 
     Args:
-        verdicts: As in `parity.json`.
+        verdicts: One for each format.
         sizes: Bytes of each graph; `None` where nothing was written.
     """
-    judged = [verdict for verdict in verdicts if "accuracy" in verdict]
+    from tumorlens.deploy.artefact import Parity
+
+    judged = [one for one in verdicts if isinstance(one, Parity)]
     if judged:
-        print_line(
-            f"asked for {judged[0]['num_images']} val images, from file to label"
-        )
+        print_line(f"asked for {judged[0].num_images} val images, from file to label")
     rows = []
     for verdict, size in zip(verdicts, sizes, strict=True):
-        row = [verdict["kind"], "" if size is None else f"{size / 1e6:.2f} MB"]
-        if verdict in judged:
-            change = verdict["accuracy"]["change"]
-            low, high = change["low"], change["high"]
-            bounds = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
-            row.append(f"{verdict['max_difference']:.1g}")
-            row.append(str(len(verdict["flips"])))
-            row.append(f"{100 * change['value']:+.1f}{bounds}")
+        row = [verdict.kind, "" if size is None else f"{size / 1e6:.2f} MB"]
+        if isinstance(verdict, Parity):
+            change = verdict.accuracy.change
+            bounds = (
+                ""
+                if change.low is None or change.high is None
+                else f" ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
+            )
+            row.append(f"{verdict.max_difference:.1g}")
+            row.append(str(len(verdict.flips)))
+            row.append(f"{100 * change.value:+.1f}{bounds}")
         else:
             row += ["", "", ""]
-        rows.append([*row, "good" if verdict["passed"] else "failed"])
+        rows.append([*row, "good" if verdict.passed else "failed"])
     print_table(
         (
             *("format", "size", "largest difference", "flips"),
@@ -249,8 +236,8 @@ def print_export(
         rows,
     )
     for verdict in verdicts:
-        for reason in verdict["reasons"]:
-            print_line(f"{verdict['kind']}: {reason}")
+        for reason in verdict.reasons:
+            print_line(f"{verdict.kind}: {reason}")
 
 
 def print_predictions(

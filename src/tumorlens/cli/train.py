@@ -75,7 +75,7 @@ def train(
     if not is_main_process():
         return 0
     terminal.print_training(result)
-    if tracker and (words := tracker.words(tracker.url_of(result.run))):
+    if tracker and (words := tracker.summary(tracker.url_of(result.run))):
         terminal.print_line(words)
     if not result.is_finished:
         terminal.print_next(
@@ -185,8 +185,8 @@ def lr_find(
     steps: Annotated[int, typer.Option(help="Batches, one for each rate.")] = 100,
 ) -> None:
     """Suggest a learning rate from a short sweep over the train subset."""
-    from tumorlens.files import write_json
-    from tumorlens.report.lr_plot import write_lr_plot
+    from tumorlens.files import write_model
+    from tumorlens.report.run_figures import write_lr_plot
     from tumorlens.training.lr_find import find_lr
 
     config = config_of(config_path, settings, ("data.path", data))
@@ -199,14 +199,14 @@ def lr_find(
             command=context.obj,
             progress=progress,
         )
-    write_json(out / "lr_find.json", found)
+    write_model(out / "lr_find.json", found)
     svg, png = write_lr_plot(found, out)
-    terminal.print_line(found["words"])
+    terminal.print_line(found.summary)
     where = f"the curve is in {svg} and {png}, its numbers are in lr_find.json"
-    if found["suggestion"] is None:
+    if found.suggestion is None:
         terminal.print_line(where)
         return
-    lr = f"optim.lr={found['suggestion']:g}"
+    lr = f"optim.lr={found.suggestion:g}"
     words = train_words(data, *(settings or []), lr, config_path=config_path)
     terminal.print_next(where, *words)
 
@@ -274,7 +274,7 @@ def import_weights(
             command=context.obj,
             progress=progress,
         )
-    terminal.print_line(imported.words)
+    terminal.print_line(imported.summary)
     following = ["evaluate", out] if data else ["predict", out, "IMAGE"]
     terminal.print_next(f"the run is in {out}", "tumorlens", *following)
 
@@ -337,7 +337,7 @@ def ensemble(
     )
     names = ", ".join(run.member_names())
     terminal.print_line(f"{run.config.model.name}: the mean probabilities of {names}")
-    if tta and views.can_measure(run):
+    if tta and views.has_val_images(run):
         _print_tta(run, subset=None, data=data, command=context.obj)
     elif tta:
         terminal.print_line(

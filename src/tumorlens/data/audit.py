@@ -1,40 +1,36 @@
-"""What is wrong with a set of images, and whether a score on its test set means much.
+"""The audit of a set of images: its faults, and how far a test score can be believed.
 
-`audit` puts everything that was found into one dictionary, the content of `audit.json`;
-`judge_leak` says for any split, as given or made here, whether training has seen what
-the test asks. Both count and compare; finding copies is `tumorlens.data.duplicates`.
+`audit` returns everything that was found as an `Audit`, the content of `audit.json`.
+It counts and compares; finding duplicates is `tumorlens.data.duplicates`, the leak
+check `tumorlens.data.leakage`, predicting the class from facts of the file
+`tumorlens.data.shortcuts`.
 
-What a newcomer gets wrong: patients may be counted, never named. Their keys come from
-the user's metadata and can identify a person; groups are therefore named by a path.
+Patients are counted and never named: their keys come from the user's metadata and can
+identify a person. Groups are therefore named by a path.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import asdict
 from itertools import combinations, islice
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from tumorlens.config import DataConfig
 from tumorlens.data import shortcuts
-from tumorlens.data.duplicates import group_records
+from tumorlens.data.duplicates import NearPair, group_records
 from tumorlens.data.images import SUFFIXES
-from tumorlens.data.leakage import LeakVerdict, Sides, judge_leak
-from tumorlens.text import counted, percent
+from tumorlens.data.leakage import Sides, SplitLeak
+from tumorlens.text import NotebookView, counted, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from tumorlens.data.duplicates import Copies, FileFacts
+    from tumorlens.data.duplicates import Duplicates, FileFacts
     from tumorlens.data.index import Index, Record
-
-__all__ = ["FORMAT", "MAX_LISTED", "LeakVerdict", "audit", "judge_leak"]
-
-FORMAT = 1
-"""Of `audit.json`."""
 
 MAX_LISTED = 1000
 """Pairs of one kind that are listed; a folder of plain images has millions."""
@@ -47,20 +43,172 @@ _LONG_RATIO = 3
 _RARE_SHARE = 0.05
 
 
-def audit(index: Index, copies: Copies, *, seed: int = 42) -> dict[str, Any]:
-    """Return everything that was found, ready to be written as JSON.
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class AuditedFile(_Part):
+    """A file with its label and subset."""
+
+    path: str
+    label: str
+    subset: str | None
+
+
+class UnreadableFile(AuditedFile):
+    """A file that cannot be read."""
+
+    reason: str
+
+
+class OddFile(AuditedFile):
+    """A file whose shape, colour or name is unusual."""
+
+    reasons: tuple[str, ...]
+
+
+class DisputedFile(AuditedFile):
+    """A file whose label the metadata contradicts."""
+
+    source_label: str
+
+
+class DuplicateFile(AuditedFile):
+    """A file of a `DuplicateSet`."""
+
+    pixels: str
+    """First digits of the SHA-256 of the decoded pixels."""
+
+
+class DuplicateSet(_Part):
+    """All files that show one picture; more than one."""
+
+    picture: str
+    """First path of the set."""
+
+    kind: Literal["bytes", "pixels", "near"]
+    """What is equal: the files, their pixels, or neither."""
+
+    labels: tuple[str, ...]
+    subsets: tuple[str, ...]
+    files: tuple[DuplicateFile, ...]
+    near_pairs: tuple[NearPair, ...]
+
+
+class LabelConflict(_Part):
+    """Two files that show one picture under two labels."""
+
+    a: str
+    """Path; sorts before `b`."""
+
+    b: str
+    label_a: str
+    label_b: str
+    subset_a: str | None
+    subset_b: str | None
+
+
+class Shared(_Part):
+    """What two subsets have in common."""
+
+    subsets: tuple[str, str]
+    pictures: int
+    patients: int
+
+
+class Distinct(_Part):
+    """Number of different files, by three criteria."""
+
+    bytes: int
+    pixels: int
+    pictures: int
+
+
+class Patients(_Part):
+    """How many patients are known."""
+
+    known: int
+    files_with_patient: int
+
+
+class Verdict(_Part):
+    """Whether a score on the test set can be believed."""
+
+    believable: bool | None
+    """`None` without training and test subsets."""
+
+    words: str
+    """The verdict and its reasons."""
+
+    left: str
+    """What remains of the test set without the copies; empty without a leak."""
+
+
+class Audit(NotebookView, shortcuts.Shortcuts):
+    """The content of `audit.json`. No patient is named in it."""
+
+    format: Literal[1] = 1
+    """Number of this layout."""
+
+    data: str
+    """Name of the folder."""
+
+    digest: str
+    """`Index.digest`."""
+
+    seed: int
+    classes: tuple[str, ...]
+    num_files: int
+    num_unreadable: int
+    subsets: dict[str, dict[str, int]]
+    """Subset, or `all` -> class -> number of files."""
+
+    distinct: Distinct
+    num_groups: int
+    unreadable: tuple[UnreadableFile, ...]
+    odd: tuple[OddFile, ...]
+    copy_sets: tuple[DuplicateSet, ...]
+    """Every picture with more than one file, the worst first."""
+
+    near_pairs: tuple[NearPair, ...]
+    across_subsets: tuple[Shared, ...]
+    leak: SplitLeak | None
+    """`None` without a training or a test subset."""
+
+    patients: Patients
+    sources: dict[str, dict[str, dict[str, int]]]
+    """Subset -> class -> source -> number of files; empty when no source is known."""
+
+    label_conflicts: tuple[LabelConflict, ...]
+    """At most `MAX_LISTED`."""
+
+    num_label_conflicts: int
+    """All of them."""
+
+    source_label_conflicts: tuple[DisputedFile, ...]
+    groups: dict[str, str]
+    """Path -> first path of its group."""
+
+    verdict: Verdict
+    findings: tuple[str, ...]
+    """What else a reader must know, one sentence each, the worst first."""
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether training accepts that many unreadable files by default."""
+        return self.num_unreadable <= DataConfig().max_unreadable * self.num_files
+
+
+def audit(index: Index, duplicates: Duplicates, *, seed: int = 42) -> Audit:
+    """Return everything that was found.
 
     Args:
         index: The files.
-        copies: What `find_copies` found for this index.
-        seed: Of the folds and forests behind `shortcuts` and `source_shift`.
-
-    Returns:
-        Counts, lists and sentences, as the audit page shows them. No patient is
-        named. `leak` is `None` for a set without a training or a test subset.
+        duplicates: The result of `find_duplicates` on this index.
+        seed: Seed of the folds and forests behind `shortcuts` and `source_shift`.
     """
-    groups = group_records(index, copies)
-    readable = [record for record in index.records if record.path in copies.facts]
+    groups = group_records(index, duplicates)
+    readable = [record for record in index.records if record.path in duplicates.facts]
     sides = Sides(
         {
             record.path: "train" if record.subset == "val" else record.subset
@@ -68,49 +216,58 @@ def audit(index: Index, copies: Copies, *, seed: int = 42) -> dict[str, Any]:
             if record.subset is not None
         },
         index,
-        copies,
+        duplicates,
     )
-    conflicts = _label_conflicts(readable, copies)
-    source_conflicts = _source_label_conflicts(index.records)
-    found: dict[str, Any] = {
-        "format": FORMAT,
-        "data": index.root.name,
-        "digest": index.digest,
-        "seed": seed,
-        "classes": list(index.classes),
-        "num_files": len(index.records),
-        "num_unreadable": len(copies.unreadable),
-        "subsets": _count_by_subset(index.records),
-        "distinct": {
-            "bytes": len({record.sha256 for record in index.records}),
-            "pixels": len(set(copies.pixels.values())),
-            "pictures": len(set(copies.pictures.values())),
-        },
-        "num_groups": len(set(groups.values())),
-        "unreadable": [
-            {**_place(record), "reason": copies.unreadable[record.path]}
+    conflicts = _label_conflicts(readable, duplicates)
+    num_conflicts = sum(len(a) * len(b) for a, b in conflicts)
+    disputed = _source_label_conflicts(index.records)
+    found = _shortcuts(readable, duplicates, groups, sides, seed=seed)
+    leak = sides.in_full(index.classes)
+    num_files, num_unreadable = len(index.records), len(duplicates.unreadable)
+    return Audit(
+        data=index.root.name,
+        digest=index.digest,
+        seed=seed,
+        classes=index.classes,
+        num_files=num_files,
+        num_unreadable=num_unreadable,
+        subsets=_count_by_subset(index.records),
+        distinct=Distinct(
+            bytes=len({record.sha256 for record in index.records}),
+            pixels=len(set(duplicates.pixels.values())),
+            pictures=len(set(duplicates.pictures.values())),
+        ),
+        num_groups=len(set(groups.values())),
+        unreadable=tuple(
+            UnreadableFile(**_place(record), reason=duplicates.unreadable[record.path])
             for record in index.records
-            if record.path in copies.unreadable
-        ],
-        "odd": _odd_files(readable, copies.facts),
-        "copy_sets": _copy_sets(readable, copies),
-        "near_pairs": [asdict(pair) for pair in copies.near_pairs],
-        "across_subsets": _across_subsets(readable, copies),
-        "leak": sides.numbers(index.classes),
-        "patients": _patients(index.records),
-        "sources": _sources(index.records),
-        "label_conflicts": list(islice(_pairs(conflicts), MAX_LISTED)),
-        "num_label_conflicts": sum(len(a) * len(b) for a, b in conflicts),
-        "source_label_conflicts": source_conflicts,
-        **_shortcuts(readable, copies, groups, sides, seed=seed),
-        "groups": groups,
-    }
-    found["verdict"] = _verdict(sides, found) | _too_many_unreadable(found)
-    found["findings"] = _findings(found)
-    return found
+            if record.path in duplicates.unreadable
+        ),
+        odd=_odd_files(readable, duplicates.facts),
+        copy_sets=_copy_sets(readable, duplicates),
+        near_pairs=duplicates.near_pairs,
+        across_subsets=_across_subsets(readable, duplicates),
+        leak=leak,
+        patients=_patients(index.records),
+        sources=_sources(index.records),
+        label_conflicts=tuple(islice(_pairs(conflicts), MAX_LISTED)),
+        num_label_conflicts=num_conflicts,
+        source_label_conflicts=disputed,
+        **dict(found),
+        groups=groups,
+        verdict=_verdict(
+            sides, leak, num_files=num_files, num_unreadable=num_unreadable
+        ),
+        findings=_findings(
+            found,
+            num_conflicts=num_conflicts,
+            num_disputed=len(disputed),
+            num_unreadable=num_unreadable,
+        ),
+    )
 
 
-def _place(record: Record) -> dict[str, Any]:
+def _place(record: Record) -> dict[str, str | None]:
     return {"path": record.path, "label": record.label, "subset": record.subset}
 
 
@@ -123,7 +280,7 @@ def _count_by_subset(records: Iterable[Record]) -> dict[str, dict[str, int]]:
 
 def _odd_files(
     readable: Sequence[Record], facts: Mapping[str, FileFacts]
-) -> list[dict[str, Any]]:
+) -> tuple[OddFile, ...]:
     num_coloured = sum(facts[record.path].is_coloured for record in readable)
     colour_is_rare = 0 < num_coloured <= _RARE_SHARE * len(readable)
     odd = []
@@ -152,79 +309,86 @@ def _odd_files(
             if is_so
         ]
         if reasons:
-            odd.append({**_place(record), "reasons": reasons})
-    return odd
+            odd.append(OddFile(**_place(record), reasons=tuple(reasons)))
+    return tuple(odd)
 
 
-def _copy_sets(readable: Iterable[Record], copies: Copies) -> list[dict[str, Any]]:
-    """Return every picture with more than one file, the worst first."""
+def _copy_sets(
+    readable: Iterable[Record], duplicates: Duplicates
+) -> tuple[DuplicateSet, ...]:
     members: dict[str, list[Record]] = defaultdict(list)
     for record in readable:
-        members[copies.pictures[record.path]].append(record)
-    pairs: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for pair in copies.near_pairs:
-        if copies.pictures[pair.a] == copies.pictures[pair.b]:
-            pairs[copies.pictures[pair.a]].append(asdict(pair))
+        members[duplicates.pictures[record.path]].append(record)
+    pairs: dict[str, list[NearPair]] = defaultdict(list)
+    for pair in duplicates.near_pairs:
+        if duplicates.pictures[pair.a] == duplicates.pictures[pair.b]:
+            pairs[duplicates.pictures[pair.a]].append(pair)
     sets = [
-        {
-            "picture": picture,
-            "kind": _kind(same, copies),
-            "labels": sorted({record.label for record in same}),
-            "subsets": sorted({record.subset for record in same if record.subset}),
-            "files": [
-                {**_place(record), "pixels": copies.pixels[record.path][:12]}
+        DuplicateSet(
+            picture=picture,
+            kind=_kind(same, duplicates),
+            labels=tuple(sorted({record.label for record in same})),
+            subsets=tuple(sorted({record.subset for record in same if record.subset})),
+            files=tuple(
+                DuplicateFile(
+                    **_place(record), pixels=duplicates.pixels[record.path][:12]
+                )
                 for record in same
-            ],
-            "near_pairs": pairs[picture],
-        }
+            ),
+            near_pairs=tuple(pairs[picture]),
+        )
         for picture, same in members.items()
         if len(same) > 1
     ]
-    return sorted(
-        sets,
-        key=lambda one: (
-            -len(one["labels"]),
-            -len(one["subsets"]),
-            -len(one["files"]),
-            one["picture"],
-        ),
+    return tuple(
+        sorted(
+            sets,
+            key=lambda one: (
+                -len(one.labels),
+                -len(one.subsets),
+                -len(one.files),
+                one.picture,
+            ),
+        )
     )
 
 
-def _kind(same: Sequence[Record], copies: Copies) -> str:
+def _kind(
+    same: Sequence[Record], duplicates: Duplicates
+) -> Literal["bytes", "pixels", "near"]:
     if len({record.sha256 for record in same}) == 1:
         return "bytes"
-    if len({copies.pixels[record.path] for record in same}) == 1:
+    if len({duplicates.pixels[record.path] for record in same}) == 1:
         return "pixels"
     return "near"
 
 
-def _across_subsets(readable: Iterable[Record], copies: Copies) -> list[dict[str, Any]]:
-    """Return for each two subsets how many pictures and patients are in both."""
+def _across_subsets(
+    readable: Iterable[Record], duplicates: Duplicates
+) -> tuple[Shared, ...]:
     pictures: dict[str, set[str]] = defaultdict(set)
     patients: dict[str, set[str]] = defaultdict(set)
     for record in readable:
         if record.subset is not None:
-            pictures[record.subset].add(copies.pictures[record.path])
+            pictures[record.subset].add(duplicates.pictures[record.path])
             if record.patient is not None:
                 patients[record.subset].add(record.patient)
-    return [
-        {
-            "subsets": [one, other],
-            "pictures": len(pictures[one] & pictures[other]),
-            "patients": len(patients[one] & patients[other]),
-        }
+    return tuple(
+        Shared(
+            subsets=(one, other),
+            pictures=len(pictures[one] & pictures[other]),
+            patients=len(patients[one] & patients[other]),
+        )
         for one, other in combinations(sorted(pictures), 2)
-    ]
+    )
 
 
-def _patients(records: Iterable[Record]) -> dict[str, int]:
+def _patients(records: Iterable[Record]) -> Patients:
     known = [record.patient for record in records if record.patient is not None]
-    return {"known": len(set(known)), "files_with_patient": len(known)}
+    return Patients(known=len(set(known)), files_with_patient=len(known))
 
 
 def _sources(records: Sequence[Record]) -> dict[str, dict[str, dict[str, int]]]:
-    """Return subset -> class -> source -> files; empty when no source is known."""
     if all(record.source is None for record in records):
         return {}
     counts: dict[str, dict[str, Counter[str]]] = defaultdict(
@@ -242,7 +406,7 @@ def _sources(records: Sequence[Record]) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def _label_conflicts(
-    readable: Iterable[Record], copies: Copies
+    readable: Iterable[Record], duplicates: Duplicates
 ) -> list[tuple[list[Record], list[Record]]]:
     """Return pairs of lists: each file of one shows the picture of each of the other.
 
@@ -252,8 +416,8 @@ def _label_conflicts(
     by_pixels: dict[str, dict[str, list[Record]]] = defaultdict(dict)
     for record in readable:
         for same in (
-            by_picture[copies.pictures[record.path]],
-            by_pixels[copies.pixels[record.path]],
+            by_picture[duplicates.pictures[record.path]],
+            by_pixels[duplicates.pixels[record.path]],
         ):
             same.setdefault(record.label, []).append(record)
     found = [
@@ -261,10 +425,10 @@ def _label_conflicts(
         for _, lot in sorted(by_picture.items())
         for one, other in combinations(sorted(lot), 2)
     ]
-    for pair in copies.near_pairs:
-        if copies.pictures[pair.a] != copies.pictures[pair.b]:
-            first = by_pixels[copies.pixels[pair.a]]
-            second = by_pixels[copies.pixels[pair.b]]
+    for pair in duplicates.near_pairs:
+        if duplicates.pictures[pair.a] != duplicates.pictures[pair.b]:
+            first = by_pixels[duplicates.pixels[pair.a]]
+            second = by_pixels[duplicates.pixels[pair.b]]
             found += [
                 (first[one], second[other])
                 for one in sorted(first)
@@ -276,32 +440,32 @@ def _label_conflicts(
 
 def _pairs(
     conflicts: Iterable[tuple[list[Record], list[Record]]],
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[LabelConflict]:
     for first, second in conflicts:
         for one in first:
             for other in second:
                 a, b = sorted((one, other), key=lambda record: record.path)
-                yield {
-                    "a": a.path,
-                    "b": b.path,
-                    "label_a": a.label,
-                    "label_b": b.label,
-                    "subset_a": a.subset,
-                    "subset_b": b.subset,
-                }
+                yield LabelConflict(
+                    a=a.path,
+                    b=b.path,
+                    label_a=a.label,
+                    label_b=b.label,
+                    subset_a=a.subset,
+                    subset_b=b.subset,
+                )
 
 
-def _source_label_conflicts(records: Iterable[Record]) -> list[dict[str, Any]]:
-    return [
-        {**_place(record), "source_label": record.source_label}
+def _source_label_conflicts(records: Iterable[Record]) -> tuple[DisputedFile, ...]:
+    return tuple(
+        DisputedFile(**_place(record), source_label=record.source_label)
         for record in records
         if record.source_label is not None
         and _plain_label(record.label) != _plain_label(record.source_label)
-    ]
+    )
 
 
 def _plain_label(label: str) -> str:
-    """Return a label without the differences that are only spelling.
+    """Return a label without differences of spelling.
 
     Example:
         >>> _plain_label("Glioma_tumor") == _plain_label("glioma")
@@ -317,22 +481,24 @@ def _plain_label(label: str) -> str:
 
 def _shortcuts(
     readable: Sequence[Record],
-    copies: Copies,
+    duplicates: Duplicates,
     groups: Mapping[str, str],
     sides: Sides,
     *,
     seed: int,
-) -> dict[str, Any]:
+) -> shortcuts.Shortcuts:
     if not readable:
-        return {"shortcuts": {}, "look_up": None, "source_shift": {}}
-    facts = [copies.facts[record.path] for record in readable]
+        return shortcuts.Shortcuts()
+    facts = [duplicates.facts[record.path] for record in readable]
     side_of = [sides.side_of.get(record.path) for record in readable]
     return shortcuts.measure(
         {
             column: np.array([getattr(fact, column) for fact in facts], np.float64)
             for column in shortcuts.COLUMNS
         },
-        thumbnails=np.stack([copies.thumbnails[record.path] for record in readable]),
+        thumbnails=np.stack(
+            [duplicates.thumbnails[record.path] for record in readable]
+        ),
         labels=np.array([record.label for record in readable]),
         groups=np.array([groups[record.path] for record in readable]),
         is_train=np.array([side == "train" for side in side_of]),
@@ -342,87 +508,77 @@ def _shortcuts(
     )
 
 
-def _verdict(sides: Sides, found: Mapping[str, Any]) -> dict[str, Any]:
-    leak = found["leak"]
-    if leak is None:
-        return {
-            "believable": None,
-            "words": "There are no training and test subsets to judge. A split by "
-            "group, made from this set, keeps patients and copies together.",
-            "left": "",
-        }
+def _verdict(
+    sides: Sides, leak: SplitLeak | None, *, num_files: int, num_unreadable: int
+) -> Verdict:
     touched = sides.copied | sides.same_patient
-    believable = len(touched) <= _MAX_BELIEVABLE_SHARE * leak["num_test"]
+    left = _left(leak) if leak and touched else ""
+    highest = DataConfig().max_unreadable
+    if num_unreadable > highest * num_files:
+        return Verdict(
+            believable=False,
+            words=f"Too many files cannot be read: {num_unreadable} of {num_files} "
+            f"({percent(num_unreadable / num_files)}), and training stops above "
+            f"{percent(highest)} (data.max_unreadable).",
+            left=left,
+        )
+    if leak is None:
+        return Verdict(
+            believable=None,
+            words="There are no training and test subsets to judge. A split by "
+            "group, made from this set, keeps patients and copies together.",
+            left="",
+        )
+    believable = len(touched) <= _MAX_BELIEVABLE_SHARE * leak.num_test
     as_far = "copies and known patients go"
-    if not leak["test_files_with_patient"]:
+    if not leak.test_files_with_patient:
         as_far = "copies go: patients are not known"
     opening = (
         f"A score on this test set can be believed, as far as {as_far}."
         if believable
         else "A score on this test set cannot be believed."
     )
-    return {
-        "believable": believable,
-        "words": f"{opening} {leak['words']}",
-        "left": _left(leak) if touched else "",
-    }
+    return Verdict(believable=believable, words=f"{opening} {leak.words}", left=left)
 
 
-def is_trainable(found: Mapping[str, Any]) -> bool:
-    """Return whether training accepts that many unreadable files by default."""
-    highest = DataConfig().max_unreadable
-    return bool(found["num_unreadable"] <= highest * found["num_files"])
-
-
-def _too_many_unreadable(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what replaces the verdict on a set that training refuses, if it does."""
-    num, num_files = found["num_unreadable"], found["num_files"]
-    highest = DataConfig().max_unreadable
-    if is_trainable(found):
-        return {}
-    return {
-        "believable": False,
-        "words": f"Too many files cannot be read: {num} of {num_files} "
-        f"({percent(num / num_files)}), and training stops above {percent(highest)} "
-        "(data.max_unreadable).",
-    }
-
-
-def _left(leak: Mapping[str, Any]) -> str:
-    left = {
-        label: counts["test"] - counts["copied"]
-        for label, counts in leak["by_class"].items()
-    }
-    num, num_shared = (
-        leak["clean_test_files"],
-        leak["clean_test_files_with_patient_in_train"],
-    )
+def _left(leak: SplitLeak) -> str:
+    """Return what remains of the test set without the copies, in words."""
+    num, num_shared = leak.clean_test_files, leak.clean_test_files_with_patient_in_train
     if num == 0:
         return "Without the copies, nothing is left of the test set."
+    by_class = {
+        label: counts.test - counts.copied for label, counts in leak.by_class.items()
+    }
     words = (
-        f"Without the copies, {num} of {counted(leak['num_test'], 'test image')} "
-        f"{'is' if num == 1 else 'are'} left, {leak['clean_test_pictures']} of them "
-        "distinct: " + ", ".join(f"{count} {label}" for label, count in left.items())
+        f"Without the copies, {num} of {counted(leak.num_test, 'test image')} "
+        f"{'is' if num == 1 else 'are'} left: "
+        + ", ".join(f"{count} {label}" for label, count in by_class.items())
+        + f". The {num} show{'s' * (num == 1)} "
+        + counted(leak.clean_test_pictures, "distinct picture")
     )
-    if num_shared := leak["clean_test_files_with_patient_in_train"]:
-        words += f"; {num_shared} of these are of patients who are in training too"
-    if gone := [label for label, count in left.items() if count == 0]:
-        words += f"; about {' and '.join(gone)} they say nothing"
+    if num_shared:
+        of = "is of a patient who is" if num_shared == 1 else "are of patients who are"
+        words += f"; {num_shared} of the {num} {of} in training too"
+    if gone := [label for label, count in by_class.items() if count == 0]:
+        words += f"; nothing is left of {' and '.join(gone)}"
     return f"{words}."
 
 
-def _findings(found: Mapping[str, Any]) -> list[str]:
-    """Return what else a reader must know, one sentence each, the worst first."""
+def _findings(
+    found: shortcuts.Shortcuts,
+    *,
+    num_conflicts: int,
+    num_disputed: int,
+    num_unreadable: int,
+) -> tuple[str, ...]:
     sentences = []
-    if num := found["num_label_conflicts"]:
+    if num := num_conflicts:
         sentences.append(
-            f"{num} pair{'s' * (num != 1)} of files show one picture under two labels."
+            f"{counted(num, 'pair')} of files show one picture under two labels."
         )
-    if num := len(found["source_label_conflicts"]):
-        sentences.append(
-            f"{num} label{'s' * (num != 1)} contradict what the source says."
-        )
+    if num := num_disputed:
+        sentences.append(f"{counted(num, 'label')} contradict what the source says.")
     sentences += shortcuts.in_words(found)
-    if num := found["num_unreadable"]:
-        sentences.append(f"{num} file{'s' * (num != 1)} cannot be read.")
-    return sentences
+    if num := num_unreadable:
+        sentences.append(f"{counted(num, 'file')} cannot be read.")
+    return tuple(sentences)

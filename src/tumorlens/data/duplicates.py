@@ -9,7 +9,7 @@ nothing. Copies from which a visible part was cut off are not looked for.
 What a newcomer gets wrong: neighbouring slices of one head look very much alike (their
 correlation reaches 0.988) and are different pictures all the same. They belong in one
 *group*, through their patient, but keeping one of them and dropping the other would
-throw data away. `Copies.pictures` and `group_records` answer these two questions.
+throw data away. `Duplicates.pictures` and `group_records` answer these two questions.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, read_image
 from tumorlens.data.near_duplicates import (
     ORIENTATIONS,
     THUMBNAIL_PX,
-    Lookalike,
-    find_lookalikes,
+    NearDuplicate,
+    find_near_duplicates,
     make_thumbnail,
 )
 from tumorlens.errors import DataError
@@ -84,7 +84,7 @@ class NearPair:
 
 
 @dataclass(frozen=True)
-class Copies:
+class Duplicates:
     """What one pass over all files of an index found."""
 
     unreadable: Mapping[str, str]
@@ -109,13 +109,13 @@ class Copies:
     """Path -> grey image (64, 64), squashed. Files with equal pixels share one."""
 
 
-def find_copies(
+def find_duplicates(
     index: Index,
     *,
     limits: ImageLimits = DEFAULT_LIMITS,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Copies:
+) -> Duplicates:
     """Decode every file of an index once and find those that show the same picture.
 
     A picture is its first path and everything that is a direct copy of that: copies of
@@ -156,13 +156,13 @@ def find_copies(
     for path, digest in pixels.items():
         thumbnails[path] = thumbnails[first_of[digest]]
     shown = list(first_of.values())
-    pairs = find_lookalikes(
+    pairs = find_near_duplicates(
         np.array([thumbnails[path] for path in shown]).reshape(
             -1, THUMBNAIL_PX, THUMBNAIL_PX
         )
     )
     picture_of = _pictures(shown, pairs)
-    return Copies(
+    return Duplicates(
         unreadable=dict(sorted(unreadable.items())),
         facts=dict(sorted(facts.items())),
         pixels=dict(sorted(pixels.items())),
@@ -180,7 +180,7 @@ def find_copies(
     )
 
 
-def group_records(index: Index, copies: Copies) -> dict[str, str]:
+def group_records(index: Index, duplicates: Duplicates) -> dict[str, str]:
     """Return the group of every file: what must be in one subset with what.
 
     Groups are the connected components of "same patient", "same picture" and
@@ -199,16 +199,16 @@ def group_records(index: Index, copies: Copies) -> dict[str, str]:
         >>> index = Index(Path("data"), ("a", "b"), tuple(
         ...     Record(path, path[0], None, patient, None, None, "0" * 64, 1)
         ...     for path, patient in zip(paths, patients)))
-        >>> copies = Copies(
+        >>> copies = Duplicates(
         ...     unreadable={}, facts={}, pixels={}, near_pairs=(),
         ...     pictures=dict(zip(paths, (paths[0], paths[1], paths[1], paths[3]))))
-        >>> group_records(index, copies)
+        >>> group_records(index, duplicates)
         {'a/1.png': 'a/1.png', 'a/2.png': 'a/1.png', 'b/3.png': 'a/1.png', \
 'b/4.png': 'b/4.png'}
     """
     number_of = {record.path: n for n, record in enumerate(index.records)}
-    edges = [(number_of[p], number_of[q]) for p, q in copies.pictures.items()]
-    edges += [(number_of[pair.a], number_of[pair.b]) for pair in copies.near_pairs]
+    edges = [(number_of[p], number_of[q]) for p, q in duplicates.pictures.items()]
+    edges += [(number_of[pair.a], number_of[pair.b]) for pair in duplicates.near_pairs]
     first_of_patient: dict[str, int] = {}
     for number, record in enumerate(index.records):
         if record.patient is not None:
@@ -255,7 +255,7 @@ def _look(
     return facts, digest.hexdigest(), make_thumbnail(image)
 
 
-def _pictures(paths: Sequence[str], pairs: Iterable[Lookalike]) -> dict[str, str]:
+def _pictures(paths: Sequence[str], pairs: Iterable[NearDuplicate]) -> dict[str, str]:
     """Return path -> picture; `paths` are sorted and have different pixels."""
     earlier_copies: dict[int, list[int]] = defaultdict(list)
     settled_by: dict[int, int] = {}

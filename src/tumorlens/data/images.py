@@ -2,14 +2,14 @@
 
 Training and prediction both come through here, so a model never sees an image that
 was decoded in another way than those it learnt from. JPEG, PNG, TIFF and BMP are read
-by Pillow, DICOM by `tumorlens.data.dicom.pixels`; which of them a file is, its first
-bytes say, not its name.
+by Pillow, DICOM by `tumorlens.data.dicom.pixels`; the first bytes of a file decide
+which, not its name.
 
 Every file is hostile until read. Its size and its pixel count are checked before
-anything is decoded, and whatever a damaged file makes a decoder do ends as one
-`DataError` that names the file. What a newcomer gets wrong: an image with 16 bits per
-pixel is scaled by its own range, because scanners store 10 or 12 bits in 16 and a
-fixed division by 256 would turn them black.
+anything is decoded, and any failure of a decoder on a damaged file becomes a
+`DataError` that names the file. An image with 16 bits per pixel is scaled by its own
+range: scanners store 10 or 12 bits in 16, and a fixed division by 256 would turn them
+black.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"}
 )
-"""Usual endings of the formats that are read, in lower case. Only for finding files in
-a folder: what a file is, its content says."""
+"""Usual suffixes of the formats that are read, in lower case. Only for finding files in
+a folder: the content decides what a file is."""
 
 # Pillow knows some fifty formats more; none of their decoders is ever reached.
 _PILLOW_FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
@@ -52,14 +52,10 @@ _BLACK_BORDER = 12
 _MIN_CONTENT_PX = 16
 """A crop smaller than this on one side is a speck in the dark, not a head."""
 
-_SCALED_SPARE = 3
-"""How many times the square's side a JPEG must keep when it is decoded at a fraction of
-its size: what follows then still averages over 3 x 3 pixels."""
-
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is refused before it is decoded."""
+    """Limits above which a file is refused before it is decoded."""
 
     max_bytes: int = 64 * 1024 * 1024
     """Size of the file on disk."""
@@ -102,11 +98,20 @@ def read_image(
         MissingExtraError: A DICOM file is compressed in a way that needs the extra
             `dicom`.
     """
-    return _open_and_read(path, limits, frame, None)
+    try:
+        # Before opening: opening a pipe waits for a writer.
+        _check_file(path, path.stat(), limits)
+        with path.open("rb") as file, decoder_warnings_silenced():
+            return _read(path, file, limits, frame)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be opened: {error.strerror or error}",
+            hint="check that it is a file and can be read",
+        ) from error
 
 
 def without_path(error: DataError, path: Path) -> str:
-    """Return what `read_image` says is wrong, for where the path stands beside it."""
+    """Return the message of `read_image` without the path at its beginning."""
     return error.problem.removeprefix(f"{path} ")
 
 
@@ -157,7 +162,7 @@ def fit_square(
 
 
 def square_box(image: NDArray[np.uint8], *, fit: Fit) -> tuple[int, int, int, int]:
-    """Return which part of an image `fit_square` shows: left, top, right, bottom.
+    """Return the part of an image that `fit_square` shows: left, top, right, bottom.
 
     In pixels of the image. Where black is added, the box reaches beyond the image, so
     `left` and `top` can be negative.
@@ -184,9 +189,8 @@ def load_square(
     in_chans: int,
     limits: ImageLimits = DEFAULT_LIMITS,
     frame: int | None = None,
-    scaled: bool = False,
 ) -> NDArray[np.uint8]:
-    """Return a file as what a model is given before normalization.
+    """Return a file as the input of a model, before normalization.
 
     Args:
         path: As for `read_image`.
@@ -195,12 +199,6 @@ def load_square(
         in_chans: 1 turns colour into grey (ITU-R 601 luma), 3 repeats grey.
         limits: As for `read_image`.
         frame: As for `read_image`.
-        scaled: Let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, which is faster,
-            where both its sides divide by that and three times `size_px` is left, and
-            `fit` is `squash`. Over 1,700 squares of 32 to 84 px of a public set this
-            moved no grey value by more than 6, and none of the squares by more than
-            0.7 on average. Not for `pad`: its crop follows single pixels, and where
-            the border came out one pixel off, an edge moved by 200.
 
     Returns:
         (S, S, in_chans), writable.
@@ -210,8 +208,7 @@ def load_square(
         MissingExtraError: See `read_image`.
         ValueError: See `to_square`.
     """
-    keep_px = _SCALED_SPARE * size_px if scaled and fit == "squash" else None
-    image = _open_and_read(path, limits, frame, keep_px)
+    image = read_image(path, limits=limits, frame=frame)
     return to_square(image, size_px=size_px, fit=fit, in_chans=in_chans)
 
 
@@ -231,21 +228,6 @@ def to_square(
     )
 
 
-def _open_and_read(
-    path: Path, limits: ImageLimits, frame: int | None, keep_px: int | None
-) -> NDArray[np.uint8]:
-    try:
-        # Before opening: to open a pipe waits for somebody to write to it.
-        _check_file(path, path.stat(), limits)
-        with path.open("rb") as file, decoder_warnings_silenced():
-            return _read(path, file, limits, frame, keep_px)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be opened: {error.strerror or error}",
-            hint="check that it is a file and can be read",
-        ) from error
-
-
 def _check_file(path: Path, status: os.stat_result, limits: ImageLimits) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path} is not a regular file", hint="give an image file")
@@ -260,14 +242,10 @@ def _check_file(path: Path, status: os.stat_result, limits: ImageLimits) -> None
 
 
 def _read(
-    path: Path,
-    file: IO[bytes],
-    limits: ImageLimits,
-    frame: int | None,
-    keep_px: int | None,
+    path: Path, file: IO[bytes], limits: ImageLimits, frame: int | None
 ) -> NDArray[np.uint8]:
     # Broad on purpose, and only around the decoders: on a damaged file they raise
-    # whatever their parsing trips over. Seen on mutated files: OSError, SyntaxError,
+    # anything. Seen on mutated files: OSError, SyntaxError,
     # ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
     # OverflowError, RuntimeError, NotImplementedError, struct.error, zlib.error.
     try:
@@ -281,7 +259,7 @@ def _read(
                     max_frames=limits.max_frames,
                 )
             )
-        return _read_with_pillow(path, file, limits, frame, keep_px)
+        return _read_with_pillow(path, file, limits, frame)
     except TumorlensError:
         raise
     except UnidentifiedImageError:
@@ -299,11 +277,7 @@ def _read(
 
 
 def _read_with_pillow(
-    path: Path,
-    file: IO[bytes],
-    limits: ImageLimits,
-    frame: int | None,
-    keep_px: int | None,
+    path: Path, file: IO[bytes], limits: ImageLimits, frame: int | None
 ) -> NDArray[np.uint8]:
     try:
         image = Image.open(file, formats=_PILLOW_FORMATS)
@@ -325,23 +299,8 @@ def _read_with_pillow(
         num_pixels = image.width * image.height
         if num_pixels > limits.max_pixels:
             raise _too_many_pixels(path, num_pixels, limits)
-        if keep_px:
-            _decode_at_a_fraction(image, keep_px)
         ImageOps.exif_transpose(image, in_place=True)  # else it copies every image
         return _to_array(path, image)
-
-
-def _decode_at_a_fraction(image: Image.Image, keep_px: int) -> None:
-    width, height = image.size
-    for scale in (8, 4, 2):  # `draft` does nothing for formats other than JPEG
-        # Where a side does not divide, the last pixel would stand for less than the
-        # others, and the whole picture would be off by a part of one.
-        if (
-            width % scale == height % scale == 0
-            and min(width, height) >= scale * keep_px
-        ):
-            image.draft(None, (width // scale, height // scale))
-            return
 
 
 def _too_many_pixels(path: Path, found: object, limits: ImageLimits) -> DataError:
@@ -452,11 +411,11 @@ _filters_before: warnings.catch_warnings[None] | None = None
 
 @contextmanager
 def decoder_warnings_silenced() -> Iterator[None]:
-    """Keep Pillow, pydicom and gdcm from warning: pydicom quotes headers in it."""
-    # What Pillow and pydicom warn of either ends as an error here or does not matter.
-    # `warnings.catch_warnings` alone puts back a list of the whole process: of two
-    # threads that enter and leave in turns, the later one would put back the other's.
-    # So the first one in saves the list, and the last one out puts it back.
+    """Silence warnings of Pillow, pydicom and gdcm: pydicom's quote headers."""
+    # Whatever Pillow and pydicom warn of either ends as an error here or does not
+    # matter. `warnings.catch_warnings` restores a list of the whole process: with two
+    # threads inside, the one that leaves last would restore the other's list. So the
+    # first one in saves the list, and the last one out restores it.
     global _num_silencing, _filters_before
     with _silencing:
         if _num_silencing == 0:

@@ -1,91 +1,194 @@
-"""Whether training has seen what the test asks.
+"""The leak check: which test images, or their patients, are also in training.
 
 For any split, as given or made here: which test images show a picture that is also in
 training, and which show another picture of a patient who is. Nothing is decoded or
-compared here; `tumorlens.data.duplicates` has done that.
+compared here; `tumorlens.data.duplicates` has done that. `LeakVerdict` is the content
+of `leak.json` and a part of `metrics.json`.
 
-What a newcomer gets wrong: patients may be counted, never named. Their keys come from
-the user's metadata and can identify a person.
+Patients are counted and never named: their keys come from the user's metadata and can
+identify a person. Copies and patients are two questions: where patients are not known,
+a split without copies has passed only half of the check.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from tumorlens.text import counted, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from tumorlens.data.duplicates import Copies
-    from tumorlens.data.index import Index, SplitRow
+    from tumorlens.data.duplicates import Duplicates
+    from tumorlens.data.index import Index, Record, SplitRow
+
+LEAK = "leak"
+NO_LEAK = "no leak"
+UNKNOWN = "unknown"
+NO_PATIENTS = "patients not known"
+SOME_PATIENTS = "patients partly known"
 
 
-@dataclass(frozen=True)
-class LeakVerdict:
-    """Whether training has seen what the test asks."""
+class LeakVerdict(BaseModel):
+    """What is known about copies and patients across the subsets of a split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    """Number of this layout."""
 
     leaks: bool
     """Some test image, or another image of its patient, is also in training."""
 
-    num_test: int
+    num_test: int = Field(0, ge=0)
     """Readable test images. Under K folds, all images that are in a fold."""
 
-    num_copied: int
-    """Of these, how many show a picture that is also in training."""
+    num_copied: int = Field(0, ge=0)
+    """Test images that show a picture which is also in training."""
 
-    num_pixel_identical: int
-    """Of these, how many have exactly equal pixels in training."""
+    num_pixel_identical: int = Field(0, ge=0)
+    """Test images that have exactly equal pixels in training."""
 
-    num_patients_on_both_sides: int
+    num_patients_on_both_sides: int = Field(0, ge=0)
     """Known patients with images in training and in test."""
 
-    num_test_unknown_patient: int
-    """Test images whose patient is not known, nor that of a copy left out for them."""
+    num_test_unknown_patient: int = Field(0, ge=0)
+    """Test images with no known patient, counting patients inherited from copies that
+    the split has left out."""
 
-    words: str
-    """All of this in one or two sentences."""
-
-    num_test_patient_in_train: int = 0
+    num_test_patient_in_train: int = Field(0, ge=0)
     """Test images whose patient has images in training."""
 
+    words: str
+    """The verdict in one or two sentences."""
 
-def judge_leak(rows: Iterable[SplitRow], index: Index, copies: Copies) -> LeakVerdict:
+    is_known: bool = True
+    """Whether the training images are known. They are not for imported weights, which
+    count as a leak."""
+
+    @property
+    def state(self) -> str:
+        """The verdict in a word or three, the same in tables and on pages.
+
+        `unknown` for weights from elsewhere; `leak` where a test image or its patient
+        is also in training; `patients not known` or `patients partly known` where
+        there are no copies and patients could not be checked, for all or for some of
+        the test images; `no leak` where both were checked.
+
+        Example:
+            >>> LeakVerdict(
+            ...     leaks=False, num_test=8, num_test_unknown_patient=3, words=""
+            ... ).state
+            'patients partly known'
+        """
+        if not self.is_known:
+            return UNKNOWN
+        if self.leaks:
+            return LEAK
+        if not self.num_test_unknown_patient:
+            return NO_LEAK
+        is_all = self.num_test_unknown_patient >= self.num_test
+        return NO_PATIENTS if is_all else SOME_PATIENTS
+
+    @property
+    def unknown_patients(self) -> str:
+        """For how many test images the patient is not known; empty for none.
+
+        Example:
+            >>> LeakVerdict(
+            ...     leaks=False, num_test=8, num_test_unknown_patient=3, words=""
+            ... ).unknown_patients
+            'patients not known for 3 of 8 test images'
+        """
+        num_unknown = self.num_test_unknown_patient
+        if not num_unknown:
+            return ""
+        num_test = counted(self.num_test or num_unknown, "test image")
+        return f"patients not known for {num_unknown:,} of {num_test}"
+
+
+class ClassLeak(BaseModel):
+    """Test images of one class."""
+
+    model_config = ConfigDict(frozen=True)
+
+    test: int
+    copied: int
+    """Test images that show a picture which is also in training."""
+
+
+class SplitLeak(BaseModel):
+    """The leak check of the given subsets in full, as in `audit.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_test: int
+    test_files: int
+    """Test images that show a picture which is also in training."""
+
+    pixel_identical: int
+    """Test images that have exactly equal pixels in training."""
+
+    by_class: dict[str, ClassLeak]
+    clean_test_files: int
+    """Test images that show no picture of training; so for the three below."""
+
+    clean_test_pictures: int
+    """Distinct pictures."""
+
+    clean_test_files_of_other_patients: int
+    """Images whose patient is not known to be in training."""
+
+    clean_test_files_with_patient_in_train: int
+    patients_on_both_sides: int
+    test_files_with_patient: int
+    """Test images with a known patient."""
+
+    test_files_with_patient_in_train: int
+    test_files_without_patient: int
+    words: str
+    """The verdict in one or two sentences."""
+
+
+def judge_leak(
+    rows: Iterable[SplitRow], index: Index, duplicates: Duplicates
+) -> LeakVerdict:
     """Return whether a split lets test images, or their patients, into training.
 
-    `train` and `val` are training: both had a say in the weights. Under K folds each
-    image is tested by the model that learnt from the other folds. Rows that are left
+    `train` and `val` are training: both influence the weights. Under K folds each
+    image is tested by the model that was trained on the other folds. Rows that are left
     out or unreadable do not count.
 
     Args:
         rows: The split.
-        index: Where the rows come from; knows the patients.
-        copies: What `find_copies` found for this index.
+        index: The index of the split, with the patients.
+        duplicates: The result of `find_duplicates` on this index.
 
     Returns:
-        The verdict, with words that name no patient.
+        The verdict. Its words name no patient.
     """
     sides = {
         row.path: "train" if row.subset == "val" else row.subset
         for row in rows
-        if row.subset != "left-out" and row.path in copies.pixels
+        if row.subset != "left-out" and row.path in duplicates.pixels
     }
-    return Sides(sides, index, copies).verdict()
+    return Sides(sides, index, duplicates).verdict()
 
 
 class Sides:
-    """Which files are on which side of a split, and what is on both.
+    """The files on each side of a split, and what both sides share.
 
     A side is `train`, `test` or a fold.
     """
 
     def __init__(
-        self, side_of: Mapping[str, str], index: Index, copies: Copies
+        self, side_of: Mapping[str, str], index: Index, duplicates: Duplicates
     ) -> None:
         self.side_of = side_of
-        self.copies = copies
+        self.duplicates = duplicates
         self.records = [r for r in index.records if r.path in side_of]
         self.tested = [r for r in self.records if side_of[r.path] != "train"]
         self.has_both = bool(self.tested) and len(set(side_of.values())) > 1
@@ -95,14 +198,14 @@ class Sides:
         patients_of = self._patients_of(index)
         for record in self.records:
             side = side_of[record.path]
-            pixels[copies.pixels[record.path]].add(side)
-            pictures[copies.pictures[record.path]].add(side)
+            pixels[duplicates.pixels[record.path]].add(side)
+            pictures[duplicates.pictures[record.path]].add(side)
             for patient in patients_of[record.path]:
                 patients[patient].add(side)
         # A copy of a copy can be a picture of its own and still face its neighbour.
         beside: dict[str, set[str]] = defaultdict(set)
-        for pair in copies.near_pairs:
-            a, b = copies.pixels[pair.a], copies.pixels[pair.b]
+        for pair in duplicates.near_pairs:
+            a, b = duplicates.pixels[pair.a], duplicates.pixels[pair.b]
             beside[a] |= pixels.get(b, set())
             beside[b] |= pixels.get(a, set())
         self.identical: set[str] = set()
@@ -110,11 +213,11 @@ class Sides:
         self.same_patient: set[str] = set()
         for record in self.tested:
             own, path = {side_of[record.path]}, record.path
-            digest = copies.pixels[path]
+            digest = duplicates.pixels[path]
             if pixels[digest] - own:
                 self.identical.add(path)
             if (
-                pixels[digest] | pictures[copies.pictures[path]] | beside[digest]
+                pixels[digest] | pictures[duplicates.pictures[path]] | beside[digest]
             ) - own:
                 self.copied.add(path)
             if any(patients[patient] - own for patient in patients_of[path]):
@@ -123,12 +226,12 @@ class Sides:
         self.num_unknown = sum(not patients_of[record.path] for record in self.tested)
 
     def _patients_of(self, index: Index) -> dict[str, set[str]]:
-        """Return path -> its patient, or none.
+        """Return path -> its patients; empty where none is known.
 
-        Of an image without one it is that of the copies which the split has left out
-        in its favour.
+        An image without a patient inherits those of the copies that the split has left
+        out in its favour.
         """
-        pictures = self.copies.pictures
+        pictures = self.duplicates.pictures
         of_picture: dict[str, set[str]] = defaultdict(set)
         for record in index.records:
             is_left_out = record.path in pictures and record.path not in self.side_of
@@ -142,7 +245,7 @@ class Sides:
         }
 
     def verdict(self) -> LeakVerdict:
-        """Return what is known about the split, with words."""
+        """Return the verdict on the split."""
         return LeakVerdict(
             leaks=bool(self.copied or self.same_patient),
             num_test=len(self.tested),
@@ -154,39 +257,34 @@ class Sides:
             num_test_patient_in_train=len(self.same_patient),
         )
 
-    def numbers(self, classes: Sequence[str]) -> dict[str, Any] | None:
-        """Return the `leak` of `audit.json`; `None` when a side is missing."""
+    def in_full(self, classes: Sequence[str]) -> SplitLeak | None:
+        """Return all figures; `None` when a side is missing."""
         if not self.has_both:
             return None
         clean = [r for r in self.tested if r.path not in self.copied]
-        return {
-            "num_test": len(self.tested),
-            "test_files": len(self.copied),
-            "pixel_identical": len(self.identical),
-            "near": len(self.copied),
-            "by_class": {
-                label: {
-                    "test": sum(r.label == label for r in self.tested),
-                    "copied": sum(
-                        r.label == label and r.path in self.copied for r in self.tested
-                    ),
-                }
+        with_patient = sum(r.path in self.same_patient for r in clean)
+        return SplitLeak(
+            num_test=len(self.tested),
+            test_files=len(self.copied),
+            pixel_identical=len(self.identical),
+            by_class={
+                label: self._of_class([r for r in self.tested if r.label == label])
                 for label in classes
             },
-            "clean_test_files": len(clean),
-            "clean_test_pictures": len({self.copies.pictures[r.path] for r in clean}),
-            "clean_test_files_of_other_patients": sum(
-                r.path not in self.same_patient for r in clean
-            ),
-            "clean_test_files_with_patient_in_train": sum(
-                r.path in self.same_patient for r in clean
-            ),
-            "patients_on_both_sides": self.num_patients,
-            "test_files_with_patient": len(self.tested) - self.num_unknown,
-            "test_files_with_patient_in_train": len(self.same_patient),
-            "test_files_without_patient": self.num_unknown,
-            "words": self._words(),
-        }
+            clean_test_files=len(clean),
+            clean_test_pictures=len({self.duplicates.pictures[r.path] for r in clean}),
+            clean_test_files_of_other_patients=len(clean) - with_patient,
+            clean_test_files_with_patient_in_train=with_patient,
+            patients_on_both_sides=self.num_patients,
+            test_files_with_patient=len(self.tested) - self.num_unknown,
+            test_files_with_patient_in_train=len(self.same_patient),
+            test_files_without_patient=self.num_unknown,
+            words=self._words(),
+        )
+
+    def _of_class(self, tested: Sequence[Record]) -> ClassLeak:
+        copied = sum(record.path in self.copied for record in tested)
+        return ClassLeak(test=len(tested), copied=copied)
 
     def _words(self) -> str:
         num, num_copied = len(self.tested), len(self.copied)

@@ -83,7 +83,7 @@ _ALIGN_STEPS = 6
 
 
 @dataclass(frozen=True)
-class Lookalike:
+class NearDuplicate:
     """Two images that show one picture."""
 
     a: int
@@ -112,7 +112,7 @@ def make_thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     )
 
 
-def find_lookalikes(thumbnails: NDArray[np.uint8]) -> list[Lookalike]:
+def find_near_duplicates(thumbnails: NDArray[np.uint8]) -> list[NearDuplicate]:
     """Return the pairs of thumbnails that show one picture.
 
     Plain and nearly plain images look like nothing: that two of them are alike says
@@ -131,14 +131,14 @@ def find_lookalikes(thumbnails: NDArray[np.uint8]) -> list[Lookalike]:
         return []
     hashes = hash_thumbnails(thumbnails[shown])
     settled = [
-        Lookalike(int(shown[a]), int(shown[b]), likeness, 0, is_settled=True)
-        for a, b, likeness in _settle_equal_hashes(thumbnails[shown], hashes[0])
+        NearDuplicate(int(shown[a]), int(shown[b]), correlation, 0, is_settled=True)
+        for a, b, correlation in _settle_equal_hashes(thumbnails[shown], hashes[0])
     ]
     is_open = ~np.isin(shown, [pair.b for pair in settled])
     kept = shown[is_open]
     confirmed = [
-        Lookalike(int(kept[a]), int(kept[b]), likeness, orientation)
-        for a, b, likeness, orientation in _confirmed(
+        NearDuplicate(int(kept[a]), int(kept[b]), correlation, orientation)
+        for a, b, correlation, orientation in _confirmed(
             thumbnails[kept], propose_pairs(hashes[:, is_open])
         )
     ]
@@ -253,10 +253,10 @@ def _settle_equal_hashes(
         units = _unit(thumbnails[firsts])
         for number in bucket[1:]:
             unit = _unit(thumbnails[[number]])
-            likeness = units @ unit[0]
-            best = int(likeness.argmax())
-            if likeness[best] >= _ALL_BUT_EQUAL:
-                yield firsts[best], number, _rounded(likeness[best])
+            correlation = units @ unit[0]
+            best = int(correlation.argmax())
+            if correlation[best] >= _ALL_BUT_EQUAL:
+                yield firsts[best], number, _rounded(correlation[best])
             elif len(firsts) < _MAX_FIRSTS:
                 firsts.append(number)
                 units = np.concatenate([units, unit])
@@ -275,15 +275,15 @@ def _confirmed(
             for one, other, value in zip(
                 a.tolist(), b.tolist(), np.einsum("ij,ij->i", *units), strict=True
             ):
-                likeness = _rounded(value)
-                if likeness > best.get((one, other), (ALIGNABLE, 0))[0]:
-                    best[one, other] = likeness, orientation
-    for (one, other), (likeness, orientation) in best.items():
-        if likeness < CONFIRMED:
+                correlation = _rounded(value)
+                if correlation > best.get((one, other), (ALIGNABLE, 0))[0]:
+                    best[one, other] = correlation, orientation
+    for (one, other), (correlation, orientation) in best.items():
+        if correlation < CONFIRMED:
             moving = turned(thumbnails[one], orientation)
-            likeness = _correlation_in_register(moving, thumbnails[other])
-        if likeness >= CONFIRMED:
-            yield one, other, likeness, orientation
+            correlation = _correlation_in_register(moving, thumbnails[other])
+        if correlation >= CONFIRMED:
+            yield one, other, correlation, orientation
 
 
 def _correlation_in_register(

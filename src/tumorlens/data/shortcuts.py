@@ -1,12 +1,12 @@
-"""How well the class can be told without looking at the picture.
+"""Shortcuts: how well facts of a file predict its class, without the picture.
 
 A set gives its classes away when one of them came from another scanner, website or
 export script: then width, height, file size or brightness alone predict the class, and
-a network will use them too. A random forest on such features measures it. Every figure
-stands beside that of always naming the most common class.
+a network will use them too. A random forest on such features measures it. Each figure
+stands beside the share of the most common class.
 
-What a newcomer gets wrong: copies and slices of one patient have the same size, so a
-plain cross-validation finds shortcuts everywhere. Groups stay together here.
+Groups stay together in the folds: copies and slices of one patient have the same size,
+so a plain cross-validation would find shortcuts everywhere.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import (
     balanced_accuracy_score,
@@ -22,6 +23,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+
+from tumorlens.text import percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,6 +57,75 @@ _MANY = 1000
 MAX_IMAGES = 20_000
 
 
+class ScoreOnTest(BaseModel):
+    """Accuracy on test of a rule learnt from train."""
+
+    model_config = ConfigDict(frozen=True)
+
+    accuracy: float
+    accuracy_copied: float | None
+    """On the test images that show a picture of training; `None` if there are none."""
+
+    accuracy_clean: float | None
+    """On the other test images; `None` if there are none."""
+
+    majority: float
+    """Accuracy of the class that is most common in train."""
+
+
+class GroupScore(BaseModel):
+    """How well features predict the class of images of unseen groups."""
+
+    model_config = ConfigDict(frozen=True)
+
+    accuracy: float | None
+    balanced_accuracy: float | None
+    majority: float
+    """Share of the most common class."""
+
+    num_images: int
+    skipped: str
+    """Why the two accuracies are `None`; empty when they are not."""
+
+
+class Shortcut(GroupScore):
+    """The scores of one set of features."""
+
+    features: tuple[str, ...]
+    """Some of `COLUMNS`."""
+
+    train_to_test: ScoreOnTest | None
+    """Scores of a forest that learnt from train; `None` without both subsets."""
+
+
+class SourceShift(BaseModel):
+    """How well one set of features tells a test image from a training image."""
+
+    model_config = ConfigDict(frozen=True)
+
+    auroc: float | None
+    """Of the pooled predictions: 0.5 is chance, 1.0 means another kind of file."""
+
+    skipped: str
+    """Why there is no AUROC; empty when there is one."""
+
+
+class Shortcuts(BaseModel):
+    """Everything that `measure` found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    shortcuts: dict[str, Shortcut] = {}
+    """Feature set -> how well it predicts the class."""
+
+    look_up: ScoreOnTest | None = None
+    """Scores of copying the label of the most similar training image."""
+
+    source_shift: dict[str, SourceShift] = {}
+    """Feature set -> how well it tells test from train. Empty without both subsets, as
+    `look_up` is `None`."""
+
+
 def measure(
     columns: Mapping[str, NDArray[np.float64]],
     *,
@@ -64,8 +136,8 @@ def measure(
     is_test: NDArray[np.bool_],
     is_copied: NDArray[np.bool_],
     seed: int,
-) -> dict[str, Any]:
-    """Return the keys `shortcuts`, `look_up` and `source_shift` of `audit.json`.
+) -> Shortcuts:
+    """Measure every shortcut of a set.
 
     Args:
         columns: Each of `COLUMNS` for N images.
@@ -75,74 +147,67 @@ def measure(
         is_train: Shape (N,); like `is_test` all false for a set without subsets.
         is_test: Shape (N,).
         is_copied: Shape (N,): the test images that show a picture of training.
-        seed: Of folds and forests.
-
-    Returns:
-        `shortcuts`: feature set -> what `score_by_groups` gives, with `train_to_test`
-        (accuracy on test, on its copied part, on the rest, and of the class that is
-        most common in train). `look_up`: the same four for `look_up_nearest`.
-        `source_shift`: feature set -> what `tell_test_from_train` gives. What needs a
-        training and a test subset is `None` or empty without them.
+        seed: Seed of folds and forests.
     """
     has_both = bool(is_train.any() and is_test.any())
-    found: dict[str, Any] = {"shortcuts": {}, "look_up": None, "source_shift": {}}
+    scores: dict[str, Shortcut] = {}
+    shifts: dict[str, SourceShift] = {}
 
-    def scored(predicted: NDArray[np.str_]) -> dict[str, float | None]:
+    def scored(predicted: NDArray[np.str_]) -> ScoreOnTest:
         right, copied = predicted == labels[is_test], is_copied[is_test]
         most_common = Counter(labels[is_train].tolist()).most_common(1)[0][0]
-        return {
-            "accuracy": float(right.mean()),
-            "accuracy_copied": float(right[copied].mean()) if copied.any() else None,
-            "accuracy_clean": None if copied.all() else float(right[~copied].mean()),
-            "majority": float((labels[is_test] == most_common).mean()),
-        }
+        return ScoreOnTest(
+            accuracy=float(right.mean()),
+            accuracy_copied=float(right[copied].mean()) if copied.any() else None,
+            accuracy_clean=None if copied.all() else float(right[~copied].mean()),
+            majority=float((labels[is_test] == most_common).mean()),
+        )
 
     for name, chosen in FEATURES.items():
         features = np.stack([columns[column] for column in chosen], axis=1)  # (N, F)
-        found["shortcuts"][name] = {
-            "features": list(chosen),
-            **score_by_groups(features, labels, groups, seed=seed),
-            "train_to_test": None,
-        }
+        to_test = None
         if has_both:
-            found["shortcuts"][name]["train_to_test"] = scored(
+            to_test = scored(
                 predict_from_train(
                     features[is_train], labels[is_train], features[is_test], seed=seed
                 )
             )
             either = is_train | is_test
-            found["source_shift"][name] = tell_test_from_train(
+            shifts[name] = tell_test_from_train(
                 features[either], is_test[either], groups[either], seed=seed
             )
+        score = score_by_groups(features, labels, groups, seed=seed)
+        scores[name] = Shortcut(**dict(score), features=chosen, train_to_test=to_test)
+    look_up = None
     if has_both:
-        found["look_up"] = scored(
+        look_up = scored(
             look_up_nearest(thumbnails[is_train], labels[is_train], thumbnails[is_test])
         )
-    return found
+    return Shortcuts(shortcuts=scores, look_up=look_up, source_shift=shifts)
 
 
-def in_words(found: Mapping[str, Any]) -> list[str]:
-    """Return what `measure` found, one sentence for each figure that matters."""
-    scores = found["shortcuts"]
+def in_words(found: Shortcuts) -> list[str]:
+    """Return one sentence for each figure that matters."""
+    scores = found.shortcuts
     sentences = [
         f"{_WORDS[name]} {_verb('predict', name)} the class of "
-        f"{score['accuracy']:.1%} of the images of unseen groups; always naming the "
-        f"most common class is right for {score['majority']:.1%}."
+        f"{percent(score.accuracy)} of the images of unseen groups; always naming the "
+        f"most common class is right for {percent(score.majority)}."
         for name, score in scores.items()
-        if score["accuracy"] is not None
+        if score.accuracy is not None
     ]
     if scores and not sentences:
-        why = next(iter(scores.values()))["skipped"]
+        why = next(iter(scores.values())).skipped
         sentences.append(f"Shortcuts were not measured: {why}.")
-    if found["look_up"]:
+    if found.look_up:
         sentences.append(
             "Copying the label of the most similar training picture is right for "
-            f"{found['look_up']['accuracy']:.1%} of the test images."
+            f"{percent(found.look_up.accuracy)} of the test images."
         )
     aurocs = {
-        name: shift["auroc"]
-        for name, shift in found["source_shift"].items()
-        if shift["auroc"] is not None
+        name: shift.auroc
+        for name, shift in found.source_shift.items()
+        if shift.auroc is not None
     }
     if aurocs:
         name = max(aurocs, key=lambda one: aurocs[one])
@@ -150,7 +215,7 @@ def in_words(found: Mapping[str, Any]) -> list[str]:
             f"{_WORDS[name]} {_verb('tell', name)} a test image from a training image "
             f"with an AUROC of {aurocs[name]:.2f}; 0.5 is chance."
         )
-    return [sentence.replace("%", " %") for sentence in sentences]
+    return sentences
 
 
 def score_by_groups(
@@ -159,7 +224,7 @@ def score_by_groups(
     groups: NDArray[np.str_],
     *,
     seed: int,
-) -> dict[str, Any]:
+) -> GroupScore:
     """Return how well features predict the class of images of unseen groups.
 
     Five stratified folds by group; the predictions are pooled.
@@ -168,29 +233,25 @@ def score_by_groups(
         features: Shape (N, F).
         labels: Shape (N,).
         groups: Shape (N,); images with the same group are in the same fold.
-        seed: Of the folds and the forest.
-
-    Returns:
-        `accuracy`, `balanced_accuracy` and `majority` (share of the most common class)
-        as fractions, `num_images`, and `skipped`: empty, or why the first two are
-        `None`.
+        seed: Seed of the folds and the forest.
     """
     chosen = _sample_of_groups(groups, seed=seed)
     features, labels, groups = features[chosen], labels[chosen], groups[chosen]
-    found: dict[str, Any] = {
-        "accuracy": None,
-        "balanced_accuracy": None,
-        "majority": _share_of_most_common(labels),
-        "num_images": len(labels),
-        "skipped": _why_no_folds(labels, groups, what="class"),
-    }
-    if not found["skipped"]:
+    accuracy = balanced_accuracy = None
+    skipped = _why_no_folds(labels, groups, what="class")
+    if not skipped:
         predicted = _most_probable(
             np.unique(labels), _cross_probs(features, labels, groups, seed=seed)
         )
-        found["accuracy"] = float((predicted == labels).mean())
-        found["balanced_accuracy"] = float(balanced_accuracy_score(labels, predicted))
-    return found
+        accuracy = float((predicted == labels).mean())
+        balanced_accuracy = float(balanced_accuracy_score(labels, predicted))
+    return GroupScore(
+        accuracy=accuracy,
+        balanced_accuracy=balanced_accuracy,
+        majority=_share_of_most_common(labels),
+        num_images=len(labels),
+        skipped=skipped,
+    )
 
 
 def predict_from_train(
@@ -200,7 +261,7 @@ def predict_from_train(
     *,
     seed: int,
 ) -> NDArray[np.str_]:
-    """Return what a forest that learnt from train says about test, shape (N_test,)."""
+    """Return the classes that a forest trained on train gives test, shape (N_test,)."""
     forest = _forest(len(train_labels), seed=seed)
     forest.fit(train_features, train_labels)
     return _most_probable(forest.classes_, forest.predict_proba(test_features))
@@ -219,7 +280,7 @@ def look_up_nearest(
         test_images: Thumbnails, shape (M, H, W).
 
     Returns:
-        Shape (M,). Similar is Euclidean distance of the grey values.
+        Shape (M,). Similarity is the Euclidean distance of the grey values.
     """
     nearest = pairwise_distances_argmin(
         test_images.reshape(len(test_images), -1).astype(np.float32),
@@ -235,28 +296,25 @@ def tell_test_from_train(
     groups: NDArray[np.str_],
     *,
     seed: int,
-) -> dict[str, Any]:
+) -> SourceShift:
     """Return how well features tell a test image from a training image.
 
-    0.5 is chance: both come from one source as far as these features go. 1.0 says that
-    a score on test is one on another kind of file.
+    0.5 is chance: both come from one source as far as these features go. 1.0 means that
+    a score on test is a score on another kind of file.
 
     Args:
         features: Shape (N, F).
         is_test: Shape (N,).
         groups: Shape (N,); as in `score_by_groups`.
-        seed: Of the folds and the forest.
-
-    Returns:
-        `auroc` of the pooled predictions, and `skipped`: empty, or why it is `None`.
+        seed: Seed of the folds and the forest.
     """
     chosen = _sample_of_groups(groups, seed=seed)
     features, is_test, groups = features[chosen], is_test[chosen], groups[chosen]
     skipped = _why_no_folds(np.where(is_test, "test", "train"), groups, what="subset")
     if skipped:
-        return {"auroc": None, "skipped": skipped}
+        return SourceShift(auroc=None, skipped=skipped)
     probs = _cross_probs(features, is_test, groups, seed=seed)
-    return {"auroc": float(roc_auc_score(is_test, probs[:, 1])), "skipped": ""}
+    return SourceShift(auroc=float(roc_auc_score(is_test, probs[:, 1])), skipped="")
 
 
 def _verb(verb: str, name: str) -> str:
@@ -299,8 +357,8 @@ def _most_probable(
 
 
 def _reproducible(probs: NDArray[np.float64]) -> NDArray[np.float64]:
-    # The threads of a forest add up their trees in any order, and the last digit then
-    # decides between two classes with equally many votes.
+    # The threads of a forest add up their trees in any order, so the last digit would
+    # decide between two classes with equally many votes.
     return probs.round(9)
 
 
@@ -325,7 +383,7 @@ def _why_no_folds(
 
 
 def _sample_of_groups(groups: NDArray[np.str_], *, seed: int) -> NDArray[np.int64]:
-    """Return the positions of all images, or of enough whole groups drawn by chance."""
+    """Return the positions of all images, or those of whole groups drawn at random."""
     if len(groups) <= MAX_IMAGES:
         return np.arange(len(groups))
     names, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)

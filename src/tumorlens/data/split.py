@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -23,7 +23,7 @@ import numpy as np
 from tumorlens.data.duplicates import group_records
 from tumorlens.data.index import SplitRow
 from tumorlens.errors import DataError, did_you_mean
-from tumorlens.text import natural_key
+from tumorlens.text import NotebookView, natural_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tumorlens.config import Protocol
-    from tumorlens.data.duplicates import Copies
+    from tumorlens.data.duplicates import Duplicates
     from tumorlens.data.index import Index, Record
+    from tumorlens.data.leakage import LeakVerdict
 
 LEFT_OUT = "left-out"
 SUBSETS = ("train", "val", "test", LEFT_OUT)
@@ -45,9 +46,28 @@ that hold several classes can make the first one fail."""
 _FOLD = re.compile(r"fold-(0|[1-9]\d?)")
 
 
+@dataclass(frozen=True)
+class Split(NotebookView):
+    """Subset of every file, and whether the test subset leaks."""
+
+    rows: tuple[SplitRow, ...]
+    classes: tuple[str, ...]
+    leak: LeakVerdict
+    """Verdict on the test images; for k folds, on each fold against the others."""
+
+    @property
+    def counts(self) -> dict[str, Counter[str]]:
+        """Number of files by subset and class; train, val, test first, left-out last."""
+        order = [*SUBSETS[:-1], *sorted({row.subset for row in self.rows} - {*SUBSETS})]
+        counts = {subset: Counter[str]() for subset in [*order, LEFT_OUT]}
+        for row in self.rows:
+            counts[row.subset][row.label] += 1
+        return {subset: found for subset, found in counts.items() if found}
+
+
 def make_split(
     index: Index,
-    copies: Copies,
+    duplicates: Duplicates,
     *,
     protocol: Protocol,
     val_fraction: float,
@@ -72,7 +92,7 @@ def make_split(
 
     Args:
         index: The files; the order of its records does not matter.
-        copies: What `find_copies` found for this index.
+        duplicates: What `find_duplicates` found for this index.
         protocol: How the subsets are made.
         val_fraction: Share of the images that are not test which become val.
         test_fraction: Share of all images that become test, under `grouped`.
@@ -86,7 +106,7 @@ def make_split(
         DataError: A class has too few groups for every subset to get one, or
             `as-given` data does not say what train and test are.
     """
-    groups = group_records(index, copies)
+    groups = group_records(index, duplicates)
     records = sorted(index.records, key=lambda record: record.path)
     rows = [
         SplitRow(record.path, record.sha256, record.label, groups[record.path], "")
@@ -94,11 +114,11 @@ def make_split(
     ]
     if protocol == "as-given":
         subset_of = {record.path: record.subset for record in records}
-        rows = _leave_out(rows, _unreadable(copies))
+        rows = _leave_out(rows, _unreadable(duplicates))
         return _as_given(rows, subset_of, index.classes, val_fraction=val_fraction)
 
     rows = _leave_out(
-        rows, _unreadable(copies) | _conflicts_and_copies(records, copies)
+        rows, _unreadable(duplicates) | _conflicts_and_copies(records, duplicates)
     )
     if protocol == "grouped-kfold":
         shares = {f"fold-{fold}": 1 / num_folds for fold in range(num_folds)}
@@ -109,7 +129,7 @@ def make_split(
             "val": not_test * val_fraction,
             "test": test_fraction,
         }
-    return _deal(rows, index.classes, shares, seed=seed)
+    return _assign_groups(rows, index.classes, shares, seed=seed)
 
 
 def fold_splits(
@@ -155,8 +175,8 @@ def fold_splits(
             for row in rows
             if row.subset != f"fold-{fold}"
         ]
-        dealt = _deal(rest, classes, shares, seed=seed)
-        splits.append(tuple(sorted((*test, *dealt), key=lambda row: row.path)))
+        assigned = _assign_groups(rest, classes, shares, seed=seed)
+        splits.append(tuple(sorted((*test, *assigned), key=lambda row: row.path)))
     return tuple(splits)
 
 
@@ -212,20 +232,22 @@ def _leave_out(rows: list[SplitRow], reasons: Mapping[str, str]) -> list[SplitRo
     ]
 
 
-def _unreadable(copies: Copies) -> dict[str, str]:
-    return {path: f"unreadable: {why}" for path, why in copies.unreadable.items()}
+def _unreadable(duplicates: Duplicates) -> dict[str, str]:
+    return {path: f"unreadable: {why}" for path, why in duplicates.unreadable.items()}
 
 
-def _conflicts_and_copies(records: list[Record], copies: Copies) -> dict[str, str]:
+def _conflicts_and_copies(
+    records: list[Record], duplicates: Duplicates
+) -> dict[str, str]:
     """Return path -> reason for the readable files that `grouped` leaves out."""
     members: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        if record.path not in copies.unreadable:
-            members[copies.pictures[record.path]].append(record)
+        if record.path not in duplicates.unreadable:
+            members[duplicates.pictures[record.path]].append(record)
     # A copy of a copy can be a picture of its own and still contradict its neighbour.
     alike = {picture: list(same) for picture, same in members.items()}
-    for pair in copies.near_pairs:
-        a, b = copies.pictures[pair.a], copies.pictures[pair.b]
+    for pair in duplicates.near_pairs:
+        a, b = duplicates.pictures[pair.a], duplicates.pictures[pair.b]
         if a != b:
             alike[a] += members[b]
             alike[b] += members[a]
@@ -300,7 +322,7 @@ def _last_groups(rows: list[SplitRow], *, val_fraction: float) -> set[str]:
     return chosen
 
 
-def _deal(
+def _assign_groups(
     rows: Iterable[SplitRow],
     classes: Sequence[str],
     shares: Mapping[str, float],
@@ -326,12 +348,12 @@ def _deal(
 
     rng = np.random.default_rng(seed)
     for _ in range(_NUM_TRIES):
-        dealt = _deal_groups(counts, np.array(list(shares.values())), rng)
+        assigned = _choose_subsets(counts, np.array(list(shares.values())), rng)
         missing = [
             (label, subset)
             for column, label in enumerate(classes)
             for number, subset in enumerate(shares)
-            if not counts[dealt == number, column].any()
+            if not counts[assigned == number, column].any()
         ]
         if not missing:
             break
@@ -341,12 +363,12 @@ def _deal(
 
     subsets = list(shares)
     return tuple(
-        row if row.subset else replace(row, subset=subsets[dealt[place[row.group]]])
+        row if row.subset else replace(row, subset=subsets[assigned[place[row.group]]])
         for row in rows
     )
 
 
-def _deal_groups(
+def _choose_subsets(
     counts: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Return the subset of each group.
@@ -367,7 +389,7 @@ def _deal_groups(
     totals = counts.sum(axis=0)  # (C,)
     places = shares[:, None] * totals  # (S, C)
     filled = np.zeros_like(places)
-    dealt = np.empty(len(counts), dtype=np.int64)
+    assigned = np.empty(len(counts), dtype=np.int64)
     shuffled = rng.permutation(len(counts))
     # About the same size is a factor of two: an order by exact size would leave the
     # seed little to decide on sets where most groups differ in size.
@@ -380,10 +402,10 @@ def _deal_groups(
         urgent = present & (groups_left <= empty.sum(axis=0))
         level = (filled + counts[group] / 2) / places @ (counts[group] / totals)  # (S,)
         level += ties[group] + 1e6 * (~empty[:, urgent]).sum(axis=1)
-        dealt[group] = level.argmin()
-        filled[dealt[group]] += counts[group]
+        assigned[group] = level.argmin()
+        filled[assigned[group]] += counts[group]
         groups_left -= present
-    return dealt
+    return assigned
 
 
 def _refuse_few_groups(label: str, number: int, shares: Iterable[str]) -> NoReturn:

@@ -2,31 +2,30 @@
 
     ARTEFACT/graph.onnx ...  the graph; its name and number of files go by the format
              model.json      how an image becomes input, and what the outputs mean
-             parity.json     the verdict: what it answers beside the run it came from
+             parity.json     the verdict: its answers beside those of its run
              README.md       how to use it where there is no tumorlens
              manifest.json   the SHA-256 of every other file
 
-Without torch and without any runtime. What the newcomer would get wrong: the manifest
-is the seal. It is written after the verdict and removed before anything else is, so a
-folder without one is a failed or interrupted export and is never opened. It guards
-against damage, not against a forger: whoever can change a file can change its digest.
+This module needs neither torch nor a runtime. The manifest is the seal: it is written
+after the verdict and removed before anything else is, so a folder without one is a
+failed or interrupted export and is never opened. It guards against damage, not against
+a forger: whoever can change a file can change its digest.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 import tumorlens
-from tumorlens.errors import ArtefactError
-from tumorlens.files import sha256_of, write_json, write_text
+from tumorlens.errors import ArtefactError, RunError
+from tumorlens.files import read_model, sha256_of, write_model, write_text
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 """Number of the layout above. An artefact of another number is refused."""
 
 Kind = Literal[
@@ -40,10 +39,10 @@ Kind = Literal[
 ]
 Precision = Literal["fp32", "bf16", "int8"]
 Fit = Literal["squash", "pad"]
-"""As `config.Fit`, whose module takes 0.08 s to import: more than a prediction does."""
+"""Same as `config.Fit`, whose module takes longer to import than a prediction does."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""In the order in which they are made: the quantized ones come of those before."""
+"""In the order in which they are made: quantized ones are made from earlier ones."""
 
 GRAPH_FILES: dict[Kind, tuple[str, ...]] = {
     "torchscript": ("graph.pt",),
@@ -54,28 +53,35 @@ GRAPH_FILES: dict[Kind, tuple[str, ...]] = {
     "openvino-bf16": ("graph.xml", "graph.bin"),
     "openvino-int8": ("graph.xml", "graph.bin"),
 }
-"""The first one is what a runtime is given."""
+"""Files of the graph by format; a runtime opens the first."""
 
 OUTPUTS = ("probs", "logits", "embedding")
 
 _BESIDE = ("model.json", "parity.json", "README.md")
-"""What an artefact has besides its graph and its manifest."""
+"""Other files that the manifest must name."""
 
 _MAX_JSON_BYTES = 64 << 20
 _HINT = "give a folder that export has made, such as RUN/export/onnx"
+_EXPORT_AGAIN = (
+    f"export the run again with this version of tumorlens, {tumorlens.__version__}"
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class ArtefactCard(BaseModel):
-    """What `model.json` of an artefact says."""
+    """Content of an artefact's `model.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    format: int
+    format: Literal[1] = FORMAT
     tumorlens: str
     """Version of this package that wrote the artefact."""
     kind: Kind
     precision: Precision
-    """What the graph was made for; what a runtime really uses, `runtimes` asks it."""
+    """Number type that the graph was made for; `Session.precision` is the real one."""
     run: str
     """Name of the run folder."""
     networks: tuple[str, ...] = Field(min_length=1)
@@ -83,7 +89,7 @@ class ArtefactCard(BaseModel):
     weights_sha256: tuple[str, ...] = Field(min_length=1)
     """Digests of the weights files that the graph holds."""
     classes: tuple[str, ...] = Field(min_length=2)
-    """In the order of the outputs `probs` and `logits`."""
+    """Names in the order of the outputs `probs` and `logits`."""
     size_px: int = Field(ge=16, le=2048)
     """Side of the square images that the graph takes."""
     fit: Fit
@@ -91,10 +97,107 @@ class ArtefactCard(BaseModel):
     views: str
     """Name of the policy of `tumorlens.training.views` that the graph averages over."""
     temperature: tuple[float, ...]
-    """What the logits of each network are divided by before softmax."""
+    """Divisor of each network's logits before softmax."""
     embedding_size: int = Field(ge=1)
     made_with: dict[str, str]
     """Library -> version."""
+
+
+class Flip(_Part):
+    """An image for which run and artefact predict different classes."""
+
+    path: str
+    label: str
+    """True class."""
+    run: str
+    """Class that the run predicts."""
+    artefact: str | None
+    """Class that the artefact predicts; `None` where its answer is not finite."""
+    margin: float
+    """Difference between the run's two largest probabilities."""
+    within_rounding: bool
+    """Whether the margin is small enough to blame the flip on rounding."""
+
+
+class Change(_Part):
+    """A difference of two accuracies, artefact less run, with its 95 % interval."""
+
+    value: float
+    low: float | None
+    """`None`, as `high`, where there is no interval, as with a single group."""
+    high: float | None
+
+
+class ParityAccuracy(_Part):
+    """Accuracy on the val images."""
+
+    run: float
+    artefact: float
+    change: Change
+
+
+class Bounds(_Part):
+    """Limits that an artefact must keep to."""
+
+    max_difference: float | None
+    """Largest difference of any probability of any image; `None` for no limit."""
+    max_drop: float
+    """Largest loss of accuracy, a fraction."""
+    flip_margin: float | None
+    """Margin of the run up to which a label may flip; `None` where any may, as for
+    int8, which is judged by its accuracy."""
+
+
+class PlainParity(_Part):
+    """Why a plainly quantized artefact was made again with more care."""
+
+    reasons: tuple[str, ...]
+    accuracy: ParityAccuracy
+
+
+class Verdict(_Part):
+    """Whether an artefact passed. Without figures, it could not be made at all."""
+
+    format: Literal[1] = 1
+    kind: Kind
+    command: str
+    """Command line of the export."""
+    weights_sha256: tuple[str, ...]
+    """Digests of the run's weights files."""
+    passed: bool = Field(strict=True)
+    reasons: tuple[str, ...]
+    """Why it did not pass; empty if it did."""
+
+
+class Parity(Verdict):
+    """Content of an artefact's `parity.json`: a verdict with its figures on val."""
+
+    num_images: int
+    max_difference: float
+    """Largest difference of any probability."""
+    mean_difference: float
+    """Mean over images of each image's largest difference."""
+    worst_image: str
+    flips: tuple[Flip, ...]
+    accuracy: ParityAccuracy
+    bounds: Bounds
+    plain: PlainParity | None = None
+    """Figures of the plain version, where this is the careful one."""
+
+
+class ManifestFile(_Part):
+    """Size and digest of a file."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(_Part):
+    """Content of `manifest.json`."""
+
+    format: Literal[1] = FORMAT
+    files: dict[str, ManifestFile]
+    """File name -> its facts; every file of the folder but the manifest."""
 
 
 @dataclass(frozen=True)
@@ -106,26 +209,26 @@ class Artefact:
 
     @property
     def graph_path(self) -> Path:
-        """What the runtime is given."""
+        """File that the runtime opens."""
         return self.path / GRAPH_FILES[self.card.kind][0]
 
     @property
     def size_bytes(self) -> int:
-        """Of the graph's files."""
+        """Size of the graph's files."""
         names = GRAPH_FILES[self.card.kind]
         return sum((self.path / name).stat().st_size for name in names)
 
-    def parity(self) -> dict[str, Any]:
+    def parity(self) -> Parity:
         """Return the verdict that came with the export.
 
         Raises:
             ArtefactError: The file is missing or damaged.
         """
-        return _read_json(self.path / "parity.json")
+        return _read(self.path / "parity.json", Parity)
 
 
 def precision_of(kind: Kind) -> Precision:
-    """Return what a graph of this kind is made for.
+    """Return the number type that a graph of this kind is made for.
 
     Example:
         >>> precision_of("openvino-int8"), precision_of("torchscript")
@@ -137,9 +240,10 @@ def precision_of(kind: Kind) -> Precision:
 
 
 def is_artefact(path: Path) -> bool:
-    """Whether a folder, or a file in it, is an artefact: a whole one or what is left.
+    """Whether a folder, or a file in it, is an artefact, complete or not.
 
-    A graph whose manifest was not copied along counts: `open_artefact` says so.
+    A graph whose manifest was not copied along counts; `open_artefact` refuses it with
+    the reason.
     """
     graphs = {names[0] for names in GRAPH_FILES.values()}
     folder = _folder(path)
@@ -165,19 +269,12 @@ def open_artefact(path: Path) -> Artefact:
             "finished or failed",
             hint="export the run again",
         )
-    manifest = _read_json(folder / "manifest.json")
-    if manifest.get("format") != FORMAT:
-        raise ArtefactError(
-            f"expected format {FORMAT} in {folder / 'manifest.json'}, got "
-            f"{manifest.get('format')!r}",
-            hint="export the run again with this version of tumorlens, "
-            f"{tumorlens.__version__}",
-        )
-    # The digests first: what is said of a damaged card would lead astray.
-    _check_files(folder, manifest.get("files"))
-    artefact = Artefact(folder, _read_card(folder / "model.json"))
-    _check_complete(artefact, manifest["files"])
-    if artefact.parity().get("passed") is not True:
+    manifest = _read(folder / "manifest.json", Manifest)
+    # The digests first: an error about a field of a damaged card would mislead.
+    _check_files(folder, manifest)
+    artefact = Artefact(folder, _read(folder / "model.json", ArtefactCard))
+    _check_complete(artefact, manifest)
+    if not artefact.parity().passed:
         raise ArtefactError(
             f"{folder / 'parity.json'} holds no good verdict",
             hint="export the run again",
@@ -192,78 +289,53 @@ def remove_artefact(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def write_card(folder: Path, card: ArtefactCard) -> None:
-    """Write `model.json`."""
-    write_json(folder / "model.json", card.model_dump(mode="json"))
+def seal_artefact(
+    folder: Path, card: ArtefactCard, verdict: Verdict, readme: str
+) -> None:
+    """Write what belongs beside a graph; with the manifest the artefact is complete.
 
-
-def write_readme(folder: Path, text: str) -> None:
-    """Write `README.md`."""
-    write_text(folder / "README.md", text)
-
-
-def write_parity(folder: Path, verdict: dict[str, Any]) -> None:
-    """Write `parity.json`."""
-    write_json(folder / "parity.json", verdict)
+    Raises:
+        DataError: The folder cannot be written.
+    """
+    write_model(folder / "model.json", card)
+    write_model(folder / "parity.json", verdict)
+    write_text(folder / "README.md", readme)
+    write_manifest(folder)
 
 
 def write_manifest(folder: Path) -> None:
     """Write `manifest.json` for what is in the folder: the artefact is complete."""
     files = {
-        file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        file.name: ManifestFile(bytes=file.stat().st_size, sha256=sha256_of(file))
         for file in sorted(folder.iterdir())
         if file.name != "manifest.json"
     }
-    write_json(folder / "manifest.json", {"format": FORMAT, "files": files})
+    write_model(folder / "manifest.json", Manifest(files=files))
 
 
 def _folder(path: Path) -> Path:
     return path.parent if path.is_file() else path
 
 
-def _read_card(path: Path) -> ArtefactCard:
-    content = _read_json(path)
-    if content.get("format") != FORMAT:
-        raise ArtefactError(
-            f"expected format {FORMAT} in {path}, got {content.get('format')!r}",
-            hint="export the run again with this version of tumorlens, "
-            f"{tumorlens.__version__}",
-        )
-    try:
-        return ArtefactCard.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ArtefactError(
-            f"{path}: {first['msg']} at {'.'.join(map(str, first['loc']))}, got "
-            f"{first['input']!r}",
-            hint="it is from another version or was changed; export the run again",
-        ) from None
-
-
-def _check_files(folder: Path, files: Any) -> None:
-    if not isinstance(files, dict):
-        raise ArtefactError(
-            f"{folder / 'manifest.json'} names no files", hint="export the run again"
-        )
-    for name, facts in files.items():
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    for name, facts in manifest.files.items():
         file = folder / name
         if Path(name).name != name or not file.is_file():
             raise ArtefactError(
                 f"{folder} lacks {name!r}, which its manifest names",
                 hint="copy the whole folder again, or export the run again",
             )
-        expected = facts.get("sha256") if isinstance(facts, dict) else None
-        if sha256_of(file) != expected:
+        if sha256_of(file) != facts.sha256:
             raise ArtefactError(
                 f"{file} is not the file that was exported: its SHA-256 should be "
-                f"{str(expected)[:12]}...",
+                f"{facts.sha256[:12]}...",
                 hint="it was changed or damaged: copy it again, or export again",
             )
 
 
-def _check_complete(artefact: Artefact, files: dict[str, Any]) -> None:
+def _check_complete(artefact: Artefact, manifest: Manifest) -> None:
     kind = artefact.card.kind
-    missing = sorted({*_BESIDE, *GRAPH_FILES[kind]} - files.keys())
+    missing = sorted({*_BESIDE, *GRAPH_FILES[kind]} - manifest.files.keys())
     if missing:
         raise ArtefactError(
             f"{artefact.path / 'manifest.json'} does not name {missing[0]!r}, which an "
@@ -272,17 +344,11 @@ def _check_complete(artefact: Artefact, files: dict[str, Any]) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+Content = TypeVar("Content", bound=BaseModel)
+
+
+def _read(path: Path, model: type[Content]) -> Content:
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ArtefactError(f"{path} is too large to be ours", hint=_HINT)
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtefactError(
-            f"cannot read {path}: {error.strerror}", hint=_HINT
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ArtefactError(f"{path} is not JSON: {error}", hint=_HINT) from None
-    if not isinstance(content, dict):
-        raise ArtefactError(f"{path} holds no JSON object", hint=_HINT)
-    return content
+        return read_model(path, model, hint=_EXPORT_AGAIN, max_bytes=_MAX_JSON_BYTES)
+    except RunError as error:
+        raise ArtefactError(error.problem, hint=error.hint) from None

@@ -7,12 +7,12 @@ tumorlens, so whoever changes how an image is read changes it here as well.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tumorlens.deploy.artefact import GRAPH_FILES
 
 if TYPE_CHECKING:
-    from tumorlens.deploy.artefact import ArtefactCard
+    from tumorlens.deploy.artefact import ArtefactCard, Parity
 
 _ASK = {
     "torchscript": """import torch
@@ -128,7 +128,7 @@ _USAGE_WORDS = {
 """Runtimes that report their use unless they are told not to."""
 
 
-def readme_of(card: ArtefactCard, verdict: dict[str, Any]) -> str:
+def readme_of(card: ArtefactCard, verdict: Parity) -> str:
     """Return the text of README.md.
 
     Args:
@@ -228,26 +228,26 @@ images = np.stack([read_square(path) for path in sys.argv[1:]])
 """
 
 
-def _verdict_words(verdict: dict[str, Any]) -> str:
-    accuracy = verdict["accuracy"]
-    change = accuracy["change"]
-    low, high = change["low"], change["high"]
+def _verdict_words(verdict: Parity) -> str:
+    accuracy, flips = verdict.accuracy, verdict.flips
+    change = accuracy.change
     interval = (
-        "" if low is None else f" (95 % interval {100 * low:+.2f} to {100 * high:+.2f})"
+        ""
+        if change.low is None or change.high is None
+        else f" (95 % interval {100 * change.low:+.2f} to {100 * change.high:+.2f})"
     )
-    flips = verdict["flips"]
     words = (
-        f"On the {verdict['num_images']} images of the run's val subset, from file to "
-        f"label, a probability differs by at most {verdict['max_difference']:.2g} "
-        f"({verdict['mean_difference']:.2g} in the mean), {len(flips)} label(s) flip, "
-        f"and accuracy goes from {100 * accuracy['run']:.2f} % to "
-        f"{100 * accuracy['artefact']:.2f} %, {100 * change['value']:+.2f} points"
+        f"On the {verdict.num_images} images of the run's val subset, from file to "
+        f"label, a probability differs by at most {verdict.max_difference:.2g} "
+        f"({verdict.mean_difference:.2g} in the mean), {len(flips)} label(s) flip, "
+        f"and accuracy goes from {100 * accuracy.run:.2f} % to "
+        f"{100 * accuracy.artefact:.2f} %, {100 * change.value:+.2f} points"
         f"{interval}."
     )
     if flips:
         words += "\n\n" + "\n".join(
-            f"- `{flip['path']}`: {flip['run']} became {flip['artefact']} (the run's "
-            f"margin was {flip['margin']:.3f})"
+            f"- `{flip.path}`: {flip.run} became {flip.artefact} (the run's "
+            f"margin was {flip.margin:.3f})"
             for flip in flips[:20]
         )
     if len(flips) > 20:

@@ -1,31 +1,42 @@
 """A run becomes artefacts, each with proof that it answers as the run does.
 
 The proof goes the whole way that a file goes in use: val images from disk, through
-`Predictor`, to a label, once with the run and once with the artefact. What the newcomer
-would get wrong: an artefact is made in a hidden folder. Only after a good verdict it is
-sealed with its manifest and gets its name, so one that can be opened has passed, and a
-process that is killed leaves the old one or none.
+`Predictor`, to a label, once with the run and once with the artefact. An artefact is
+made in a hidden folder. Only after a good verdict it is sealed with its manifest and
+gets its name, so one that can be opened has passed, and a process that is killed leaves
+the old one or none.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
 import shutil
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 
 import tumorlens
 from tumorlens.data.images import load_square
 from tumorlens.deploy import artefact
-from tumorlens.deploy.artefact import KINDS, Artefact, ArtefactCard, Kind, precision_of
+from tumorlens.deploy.artefact import (
+    KINDS,
+    Artefact,
+    ArtefactCard,
+    Bounds,
+    Kind,
+    Parity,
+    PlainParity,
+    Verdict,
+    precision_of,
+)
 from tumorlens.deploy.artefact_readme import readme_of
 from tumorlens.deploy.graph import ServingGraph
 from tumorlens.deploy.graph_files import (
@@ -37,19 +48,19 @@ from tumorlens.deploy.graph_files import (
     shares_of,
     write_graph,
 )
-from tumorlens.deploy.parity import MAX_DROP, Bounds, bounds_of, judge_parity
+from tumorlens.deploy.parity import MAX_DROP, bounds_of, judge_parity
 from tumorlens.deploy.predictor import Predictor
 from tumorlens.deploy.runtimes import has_bf16, open_session
 from tumorlens.errors import DataError, RunError, TumorlensError
 from tumorlens.evaluation.inference import read_data
-from tumorlens.files import write_json
+from tumorlens.files import read_model, write_model
+from tumorlens.text import NotebookView
 from tumorlens.training.dataset import check_unchanged, image_limits
 from tumorlens.training.network import load_model
 from tumorlens.training.views import policy_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -61,35 +72,60 @@ Stage = Callable[[str], AbstractContextManager[Progress | None]]
 """Shows that something begins, in words, and how many files of it are done."""
 
 
+_UNPROVEN = ".unproven-"
+
+
 @dataclass(frozen=True)
 class Exported:
-    """What came of one format."""
+    """Result for one format."""
 
     kind: Kind
     artefact: Artefact | None
-    """`None` where the verdict was against it."""
-    verdict: dict[str, Any]
-    """As in `parity.json`; where the format could not be made at all, only `kind`,
-    `command`, `weights_sha256`, `passed` and `reasons`."""
+    """`None` where the verdict was bad."""
+    verdict: Verdict
+    """A `Parity`, unless the format could not be made at all."""
     is_earlier_gone: bool = False
-    """Whether there was an artefact of this format, which a bad verdict has removed."""
+    """Whether a bad verdict has removed an earlier artefact of this format."""
+
+
+class Exports(list[Exported], NotebookView):
+    """Results of one export, one for each format."""
+
+
+class Verdicts(BaseModel):
+    """Content of `export/parity.json`: the last verdict on each format, by its name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, Parity | Verdict]
+
+    format: Literal[1] = 1
 
 
 @dataclass(frozen=True)
 class _Proof:
-    """What every artefact of a run is held against."""
+    """Reference that every artefact of a run is compared with."""
 
     index: Index
     val: list[SplitRow]
     classes: tuple[str, ...]
     reference: NDArray[np.float32]
-    """What the run answers for val, (N, C)."""
+    """Probabilities of the run for val, shape (N, C)."""
     stage: Stage
+    command: str
 
-    def judge(self, artefact: Artefact, bounds: Bounds) -> dict[str, Any]:
+    def failed(self, card: ArtefactCard, reason: str) -> Verdict:
+        """Return the verdict on a format that could not be made."""
+        return Verdict(
+            kind=card.kind,
+            command=self.command,
+            weights_sha256=card.weights_sha256,
+            passed=False,
+            reasons=(reason,),
+        )
+
+    def judge(self, artefact: Artefact, bounds: Bounds) -> Parity:
         """Return the verdict on an artefact."""
-        words = f"{artefact.card.kind}: asking"
-        with self.stage(words) as progress:
+        with self.stage(f"{artefact.card.kind}: predicting") as progress:
             answers = _probs_of(
                 Predictor.of_artefact(artefact), self.index, self.val, progress
             )
@@ -103,6 +139,7 @@ class _Proof:
             answers,
             classes=self.classes,
             bounds=bounds,
+            subject=self.failed(artefact.card, ""),
         )
 
 
@@ -112,7 +149,7 @@ def _silent(_words: str, /) -> Iterator[Progress | None]:
 
 
 def kinds_here() -> list[Kind]:
-    """Return every format that this machine can prove: bf16 only where it computes so.
+    """Return every format that this machine can prove: bf16 only where it has bf16.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
@@ -134,17 +171,17 @@ def export(
     """Write artefacts of a run into RUN/export, each with its verdict.
 
     A format that cannot be made, whatever the reason, or whose verdict is bad, does
-    not stop the others. What was there of that format before is gone.
+    not stop the others; an earlier artefact of that format is removed.
 
     Args:
         run: Finished; an ordinary one, a fold or an ensemble.
         kinds: Formats.
-        data: Where the images are now; `None` looks where `data.path` says.
-        max_drop: Accuracy that an artefact may lose on val, a fraction.
-        max_difference: Of a probability; `None` is the format's own rounding. Not for
-            int8, unless it is given.
-        command: What the user typed, for `parity.json`.
-        stage: Shows what is being done.
+        data: Folder of the images; `None` takes `data.path` of the run.
+        max_drop: Largest loss of accuracy on val, a fraction.
+        max_difference: Largest difference of a probability; `None` is the rounding of
+            the format, or no limit for int8.
+        command: Command line, for `parity.json`.
+        stage: Shows the progress.
 
     Returns:
         One for each format, in the order of `KINDS`.
@@ -163,7 +200,7 @@ def export(
     with stage("reading") as _:
         index = read_data(run, data)
     check_unchanged(rows, index)
-    proof = _proof(run, index, rows, cards[0].classes, stage)
+    proof = _proof(run, index, rows, cards[0].classes, stage, command)
     folder = run.path / "export"
     found = []
     with _scratch(folder) as scratch:
@@ -182,12 +219,6 @@ def export(
             )
             made = scratch / kind
             verdict = _make(Artefact(made, card), source, proof, bounds)
-            verdict = {
-                "kind": kind,
-                "command": command,
-                "weights_sha256": list(card.weights_sha256),
-                **verdict,
-            }
             one = _settle(made, folder / kind, verdict, card)
             found.append(one)
             _note_verdict(folder / "parity.json", one.verdict)
@@ -195,7 +226,7 @@ def export(
 
 
 def _check_run(run: Run) -> None:
-    """Refuse a run that has no one network, or not yet.
+    """Refuse a run with folds, and one that is not finished.
 
     Raises:
         RunError: It has folds, or is not finished.
@@ -221,8 +252,9 @@ def _proof(
     rows: Sequence[SplitRow],
     classes: tuple[str, ...],
     stage: Stage,
+    command: str,
 ) -> _Proof:
-    """Ask the run for its val images.
+    """Let the run predict its val images.
 
     Raises:
         RunError: It has none, the data has other classes, or one cannot be read.
@@ -240,52 +272,45 @@ def _proof(
             f"{unknown[0]}",
             hint="give the data that the run was made with",
         )
-    with stage("the run itself: asking") as progress:
+    with stage("the run itself: predicting") as progress:
         reference = _probs_of(Predictor.open(run.path), index, val, progress)
-    return _Proof(index, val, classes, reference, stage)
+    return _Proof(index, val, classes, reference, stage, command)
 
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """Give a folder for what is not proven; afterwards remove it.
+    """Give a folder for artefacts that are not proven yet; afterwards remove it.
+
+    Its lock, which the system releases when a process dies, tells it from a folder that
+    a killed process has left.
 
     Raises:
         DataError: The disk is full, or the folder cannot be written.
     """
-    for left in folder.glob(".unproven-*"):
-        if not _is_running(left.name.rpartition("-")[2]):
-            shutil.rmtree(left, ignore_errors=True)
-    scratch = folder / f".unproven-{os.getpid()}"
-    shutil.rmtree(scratch, ignore_errors=True)
+    from filelock import FileLock, Timeout
+
     try:
-        scratch.mkdir(parents=True)
-        yield scratch
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{_UNPROVEN}*"):
+            with suppress(Timeout), FileLock(left / "lock", timeout=0):
+                shutil.rmtree(left, ignore_errors=True)
+        scratch = Path(tempfile.mkdtemp(prefix=_UNPROVEN, dir=folder))
+        try:
+            with FileLock(scratch / "lock"):
+                yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise DataError(
             f"cannot write {folder}: {error.strerror or error}",
             hint="free some space, or make the folder writable",
         ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _is_running(process: str) -> bool:
-    if not process.isdecimal():
-        return False
-    with suppress(PermissionError):  # somebody else's, but running
-        try:
-            os.kill(int(process), 0)
-        except (ProcessLookupError, OverflowError):
-            return False
-    return True
+def _make(artefact: Artefact, source: Source, proof: _Proof, bounds: Bounds) -> Verdict:
+    """Write the files of an artefact without its seal, and return the verdict.
 
-
-def _make(
-    artefact: Artefact, source: Source, proof: _Proof, bounds: Bounds
-) -> dict[str, Any]:
-    """Write the files of an artefact, but for its seal, and return the verdict.
-
-    What goes wrong on the way is a verdict too: other formats may do without it.
+    An error becomes a verdict too: other formats may do without it.
     """
     kind = artefact.card.kind
     artefact.path.mkdir()
@@ -295,24 +320,23 @@ def _make(
             precision = open_session(artefact).precision
         return _judge(artefact, precision, source, proof, bounds)
     except TumorlensError as error:
-        return {"passed": False, "reasons": [error.problem]}
+        return proof.failed(artefact.card, error.problem)
 
 
 def _judge(
     artefact: Artefact, precision: str, source: Source, proof: _Proof, bounds: Bounds
-) -> dict[str, Any]:
+) -> Verdict:
     """Return the verdict; int8 that loses too much is made once more before."""
-    kind = artefact.card.kind
-    if precision != artefact.card.precision:
-        reason = (
-            f"the runtime computes it in {precision}, not in "
-            f"{artefact.card.precision}: this processor, or this network, does not "
-            "allow it"
+    card = artefact.card
+    if precision != card.precision:
+        return proof.failed(
+            card,
+            f"the runtime computes it in {precision}, not in {card.precision}: this "
+            "processor, or this network, does not allow it",
         )
-        return {"passed": False, "reasons": [reason]}
     verdict = proof.judge(artefact, bounds)
-    drop = -verdict["accuracy"]["change"]["value"]
-    if kind == "openvino-int8" and drop > bounds.max_drop:
+    drop = -verdict.accuracy.change.value
+    if card.kind == "openvino-int8" and drop > bounds.max_drop:
         # Val says how much too far off the plain one is, and nothing else: half of
         # what the bound leaves, for a flip is not in proportion to a distance.
         nearness = bounds.max_drop / drop / 2
@@ -322,68 +346,67 @@ def _judge(
 
 def _with_care(
     artefact: Artefact,
-    plain: dict[str, Any],
+    plain: Parity,
     nearness: float,
     source: Source,
     proof: _Proof,
     bounds: Bounds,
-) -> dict[str, Any]:
+) -> Parity:
     """Make int8 anew, nearer to the run, and return the verdict on that.
 
-    Where it cannot be made the verdict stays the one on the plain one, which is bad.
+    Where it cannot be made, the verdict stays the bad one on the plain version.
     """
     kind = artefact.card.kind
     if shares_of(source.num_training) is None:
         least = -(-MIN_HELD_OUT * (NUM_CALIBRATION + NUM_HELD_OUT) // NUM_HELD_OUT)
-        why = (
+        return _with_reason(
+            plain,
             "it was not made again with more care, which takes at least "
-            f"{least} training images, and the run has {source.num_training}"
+            f"{least} training images, and the run has {source.num_training}",
         )
-        return {**plain, "reasons": [*plain["reasons"], why]}
     try:
         with proof.stage(f"{kind}: making it with more care"):
             write_graph(kind, source, artefact.path, nearness=nearness)
         verdict = proof.judge(artefact, bounds)
     except TumorlensError as error:
         why = f"it could not be made with more care: {error.problem}"
-        return {**plain, "reasons": [*plain["reasons"], why]}
-    kept = {name: plain[name] for name in ("reasons", "accuracy")}
-    return {**verdict, "plain": kept}
+        return _with_reason(plain, why)
+    kept = PlainParity(reasons=plain.reasons, accuracy=plain.accuracy)
+    return verdict.model_copy(update={"plain": kept})
 
 
-def _settle(
-    made: Path, folder: Path, verdict: dict[str, Any], card: ArtefactCard
-) -> Exported:
-    """Seal an artefact and give it its name, or forget it if its verdict is bad."""
-    if not verdict["passed"]:
+def _with_reason(parity: Parity, reason: str) -> Parity:
+    return parity.model_copy(update={"reasons": (*parity.reasons, reason)})
+
+
+def _settle(made: Path, folder: Path, verdict: Verdict, card: ArtefactCard) -> Exported:
+    """Seal an artefact and give it its name, or drop it if its verdict is bad."""
+    if isinstance(verdict, Parity) and verdict.passed:
+        try:
+            artefact.seal_artefact(made, card, verdict, readme_of(card, verdict))
+        except DataError as error:
+            failed = {"passed": False, "reasons": (error.problem,)}
+            verdict = verdict.model_copy(update=failed)
+    if not verdict.passed:
         is_earlier_gone = artefact.is_artefact(folder)
         artefact.remove_artefact(folder)
         return Exported(card.kind, None, verdict, is_earlier_gone)
-    try:
-        artefact.write_card(made, card)
-        artefact.write_parity(made, verdict)
-        artefact.write_readme(made, readme_of(card, verdict))
-        artefact.write_manifest(made)
-    except DataError as error:
-        failed = {**verdict, "passed": False, "reasons": [error.problem]}
-        return _settle(made, folder, failed, card)
     artefact.remove_artefact(folder)
     made.replace(folder)
     return Exported(card.kind, artefact.open_artefact(folder), verdict)
 
 
-def _note_verdict(path: Path, verdict: dict[str, Any]) -> None:
-    """Put a verdict beside those of the same weights; others are forgotten."""
-    known: dict[str, Any] = {}
-    with suppress(OSError, ValueError):  # a damaged one is written anew
-        known = dict(json.loads(path.read_text(encoding="utf-8")))
-    weights = verdict["weights_sha256"]
+def _note_verdict(path: Path, verdict: Verdict) -> None:
+    """Put a verdict beside those of the same weights; others are dropped."""
+    known: dict[str, Parity | Verdict] = {}
+    with suppress(RunError):  # a missing or damaged one is written anew
+        known = read_model(path, Verdicts, hint="").model_extra or {}
     same = {
         kind: other
         for kind, other in known.items()
-        if isinstance(other, dict) and other.get("weights_sha256") == weights
+        if other.weights_sha256 == verdict.weights_sha256
     }
-    write_json(path, same | {verdict["kind"]: verdict})
+    write_model(path, Verdicts(**same | {verdict.kind: verdict}))
 
 
 def _graph(run: Run, cards: list[ModelCard]) -> ServingGraph:
@@ -406,7 +429,6 @@ def _card(
         empty = torch.zeros(1, first.size_px, first.size_px, 3, dtype=torch.uint8)
         embedding = graph(empty)[2]
     return ArtefactCard(
-        format=artefact.FORMAT,
         tumorlens=tumorlens.__version__,
         kind=kind,
         precision=precision_of(kind),
@@ -428,7 +450,7 @@ def _training_images(
 ) -> Callable[[int, int], NDArray[np.uint8]]:
     """Return a function that gives training images as the graph takes them.
 
-    In a random order that deals the classes in turn, so that any part of it has all.
+    Their order is random but deals the classes in turn, so that any part has them all.
     """
     order = np.random.default_rng(run.config.train.seed).permutation(len(train))
     ranks: dict[str, int] = {}
@@ -468,7 +490,7 @@ def _probs_of(
     rows: Sequence[SplitRow],
     progress: Progress | None,
 ) -> NDArray[np.float32]:
-    """Return what a predictor says of the files, shape (N, C).
+    """Return a predictor's probabilities for files, shape (N, C).
 
     Raises:
         RunError: A file cannot be read any more.

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tumorlens.data.decoding import Decoded, Look, decode_ahead
+from tumorlens.data.decoding import Decoded, InputSpec, decode_ahead
 from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, to_square
 from tumorlens.deploy.artefact import Artefact, is_artefact, open_artefact
 from tumorlens.deploy.runtimes import num_processors, open_session
 from tumorlens.errors import DataError, RunError
 from tumorlens.extras import naming_missing_extras
 from tumorlens.files import sha256_of, sha256_of_bytes
+from tumorlens.text import NotebookView
 
 if TYPE_CHECKING:
     from tumorlens.runs.folder import ModelCard, Run
@@ -48,11 +49,25 @@ class Prediction:
     """Why the file could not be read, in one line and without the path."""
 
 
+class Predictions(list[Prediction], NotebookView):
+    """Answers for several files, in their order.
+
+    Attributes:
+        classes: Names of the classes, in the order of the probabilities.
+    """
+
+    def __init__(
+        self, classes: tuple[str, ...], answers: Iterable[Prediction] = ()
+    ) -> None:
+        super().__init__(answers)
+        self.classes = classes
+
+
 @dataclass(frozen=True)
 class Voice:
     """Something that answers: a network of a run, or an artefact."""
 
-    look: Look
+    look: InputSpec
     ask: Callable[[NDArray[np.uint8]], NDArray[np.floating]]
     """Images (N, S, S, C) to probabilities (N, classes)."""
     weights_sha256: tuple[str, ...]
@@ -249,7 +264,7 @@ def _check_images(images: Images) -> None:
 def _voice_of(artefact: Artefact) -> tuple[str, tuple[str, ...], str, list[Voice]]:
     card = artefact.card
     session = open_session(artefact)
-    look = Look(card.size_px, card.fit, 3)
+    look = InputSpec(card.size_px, card.fit, 3)
     # The manifest has the digests of the graph and of its card; while an export is
     # being proven there is none yet.
     seal = artefact.path / "manifest.json"
@@ -267,7 +282,7 @@ def _voices_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Voi
         card = part.card()
         module = models.load_model(card, part.weights_path).to(target)
         cards.append(card)
-        look = Look(card.size_px, card.fit, card.in_chans)
+        look = InputSpec(card.size_px, card.fit, card.in_chans)
         voices.append(Voice(look, _asker(card, module, target), (card.weights_sha256,)))
     if len({card.classes for card in cards}) > 1:
         raise RunError(
@@ -282,15 +297,12 @@ def _voices_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Voi
 def _asker(
     card: ModelCard, module: Any, device: Any
 ) -> Callable[[NDArray[np.uint8]], NDArray[np.floating]]:
-    import torch
-
     from tumorlens.training import network as models
 
     def ask(images: NDArray[np.uint8]) -> NDArray[np.floating]:
-        batch = torch.from_numpy(images).permute(0, 3, 1, 2)  # (N, C, S, S)
         log_probs = models.infer(
             module,
-            [batch],
+            [models.as_batch(images)],
             mean=card.mean,
             std=card.std,
             device=device,

@@ -1,14 +1,12 @@
-"""A run's networks are asked for every image of a subset: the table of probabilities.
+"""Inference: the class probabilities of a run for every image of a subset.
 
-One network answers for an ordinary run; for an ensemble, each of its members, and their
-probabilities are averaged. Members may differ in size and preprocessing, so each
-decodes for itself. What the newcomer would get wrong: the images come from the split
-of the run that is asked, never from that of a member.
+An ordinary run has one network; the probabilities of an ensemble are the mean over its
+members. Members may differ in size and preprocessing, so each decodes for itself. The
+subset is always that of the ensemble's own split, never that of a member's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,8 +33,7 @@ if TYPE_CHECKING:
 
     from tumorlens.data.index import Index
     from tumorlens.runs.folder import ModelCard, Run, Tta
-
-Progress = Callable[[int, int], None]
+    from tumorlens.runs.progress import Progress
 
 SUBSETS = ("test", "val", "train")
 
@@ -44,10 +41,10 @@ _BATCH_SIZE = 32
 
 
 def check_subset(run: Run, subset: str) -> None:
-    """Make sure that a run can be asked for a subset.
+    """Make sure that a run can be evaluated on a subset.
 
     Raises:
-        ConfigError: The subset is unknown, or not one of a run with folds.
+        ConfigError: The subset is unknown, or not one of a k-fold run.
         RunError: It is test, and the run is not finished.
     """
     if subset not in SUBSETS:
@@ -70,26 +67,30 @@ def check_subset(run: Run, subset: str) -> None:
 
 
 def read_data(run: Run, data: Path | None) -> Index:
-    """Return the files of a run, wherever they are now.
+    """Return the index of a run's images.
+
+    Args:
+        run: The run; its `data.path` is used where `data` is `None`.
+        data: Folder of the images.
 
     Raises:
-        DataError: Nobody said where, or there is nothing.
+        DataError: There is no folder with images, or none is named.
     """
     config = run.config.data
     place = data or (Path(config.path) if config.path else None)
     if place is None:
         raise DataError(
-            f"{run.path} does not say where its images are", hint="give --data"
+            f"{run.path} does not name the folder of its images", hint="give --data"
         )
     if data is None and not place.exists():
         raise DataError(
             f"the images of {run.path} are not in {place} any more",
-            hint="say where they are now: --data DATA",
+            hint="name the folder where they are now: --data DATA",
         )
     return read_index(place, metadata=config.metadata)
 
 
-def ask(
+def predict_subset(
     run: Run,
     index: Index,
     subset: str,
@@ -98,16 +99,17 @@ def ask(
     tta: Tta | None = None,
     progress: Progress | None = None,
 ) -> Predictions:
-    """Return what a run answers for every image of a subset.
+    """Return the class probabilities of a run for every image of a subset.
 
     Args:
-        run: With folds, each answers for its own test images, and they are pooled.
-        index: The files, as `read_data` gives them.
+        run: The run. Each fold of a k-fold run predicts its own test images, and the
+            results are pooled.
+        index: The files, from `read_data`.
         subset: See `check_subset`.
         device: `auto`, `cpu` or `cuda`.
-        tta: The views to average over; `None` takes what each card says.
-        progress: Called with images done and images in all, for each network first for
-            decoding where the cache does not have them.
+        tta: The views to average over; `None` takes those of each network's card.
+        progress: Called with images done and images in all: for each network once for
+            decoding, where images are not cached, then for inference.
 
     Raises:
         DataError: An image cannot be read any more.
@@ -117,17 +119,19 @@ def ask(
     if run.is_kfold:
         return pool_folds(
             [
-                ask(fold, index, subset, device=device, tta=tta, progress=progress)
+                predict_subset(
+                    fold, index, subset, device=device, tta=tta, progress=progress
+                )
                 for fold in run.folds()
             ]
         )
     data = PreparedData(index, run.split())
     check_unchanged(data.rows, index)
-    rows = data.of(subset)
+    rows = data.subset_rows(subset)
     if not rows:
         raise RunError(
             f"{run.path} has no image in subset {subset!r}",
-            hint=f"{run.split_path} says which image is in which subset",
+            hint=f"{run.split_path} lists the subset of each image",
         )
     members = [(one, _card(one, index)) for one in run.networks()]
     probs = [
@@ -155,7 +159,7 @@ def ask(
 
 
 def pool_folds(parts: Sequence[Predictions]) -> Predictions:
-    """Return the tables of folds 0, 1, ... as one that says which fold answered."""
+    """Return the tables of folds 0, 1, ... as one, with the fold of each row."""
     return pool_predictions(
         [
             replace(part, folds=(fold,) * len(part.paths))
@@ -165,16 +169,16 @@ def pool_folds(parts: Sequence[Predictions]) -> Predictions:
 
 
 def _card(run: Run, index: Index) -> ModelCard:
-    """Return the card of a network that knows the data's classes.
+    """Return the card of a network whose classes are those of the data.
 
     Raises:
-        RunError: It knows others.
+        RunError: The classes differ.
     """
     card = run.card()
     if card.classes != index.classes:
         raise RunError(
-            f"the network of {run.path} knows {', '.join(card.classes)}, the data has "
-            f"{', '.join(index.classes)}",
+            f"the network of {run.path} has the classes {', '.join(card.classes)}, the "
+            f"data has {', '.join(index.classes)}",
             hint="give the data that the run was made with",
         )
     return card

@@ -1,9 +1,9 @@
-"""A run becomes `predictions.csv`, and that alone becomes `metrics.json`.
+"""Evaluation: a run becomes `predictions.csv`, and that alone `metrics.json`.
 
-`evaluate` asks the network once per image and writes what it answered. Every figure is
-then computed from that table by `metrics_from_predictions`, so that anyone can do it
-again with another tool. What the newcomer would get wrong: looking at the test subset
-is an event. It is logged in the run, and its figures choose nothing.
+`evaluate` predicts each image once and writes the probabilities. Every figure is then
+computed from that table by `metrics_from_predictions`, so that anyone can recompute it
+with another tool. Each look at the test subset is logged in the run, and its figures
+choose no epoch, setting or threshold.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tumorlens.evaluation.inference import ask, check_subset, pool_folds, read_data
+from tumorlens.evaluation.inference import (
+    check_subset,
+    pool_folds,
+    predict_subset,
+    read_data,
+)
 from tumorlens.evaluation.predictions import (
     Predictions,
     read_predictions,
@@ -51,23 +56,23 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tumorlens.evaluation.inference import Progress
     from tumorlens.runs.folder import Run
+    from tumorlens.runs.progress import Progress
     from tumorlens.stats.intervals import Interval
 
 FEW_GROUPS = 20
-"""With fewer groups in all, `metrics.json` warns that intervals are too narrow.
+"""Fewest groups for which `metrics.json` has no warning of too narrow intervals.
 
 Source: Cameron, Gelbach and Miller, "Bootstrap-based improvements for inference with
 clustered errors", Review of Economics and Statistics 90, 2008: with 5 to 30 clusters
-the usual intervals miss the truth too often.
+the usual intervals cover the true value too rarely.
 """
 
 FEW_GROUPS_OF_CLASS = 10
-"""The same for the groups of one class, which carry its recall."""
+"""The same for the groups of one class, on which its recall rests."""
 
 SEED = 42
-"""Of the bootstrap. Not a setting: an interval is not to be chosen."""
+"""Seed of the bootstrap; fixed, so that the nicest interval cannot be picked."""
 
 
 def evaluate(
@@ -79,41 +84,46 @@ def evaluate(
     command: str = "",
     progress: Progress | None = None,
 ) -> Metrics:
-    """Ask a run's network for every image of a subset; write predictions and metrics.
+    """Predict every image of a subset; write predictions and metrics.
 
-    A run with folds evaluates each fold as a run of its own and pools their test
-    images, each answered by the network that did not train on it.
+    Each fold of a k-fold run is evaluated as a run of its own, and the test images are
+    pooled: each is predicted by the network that was not trained on it.
 
     Args:
-        run: A finished run; `val` and `train` can be had of an unfinished one.
+        run: A finished run; an unfinished one has `val` and `train` only.
         subset: `test`, `val` or `train`. A look at `test` is logged in the run.
-        data: Where the images are now; `None` looks where `data.path` says.
+        data: Folder of the images; `None` takes the run's `data.path`.
         device: `auto`, `cpu` or `cuda`.
-        command: What the user typed, for the log of looks.
-        progress: Called with images done and images in all, first for decoding where
-            the cache does not have them, then for the network.
+        command: Command line of the user, for the log of looks.
+        progress: Called with images done and images in all: for decoding, where images
+            are not cached, then for inference.
 
     Returns:
         The content of `metrics.json`.
 
     Raises:
-        ConfigError: The subset is unknown, or not one of a run with folds.
-        DataError: There is no data, or an image cannot be read any more. It could be
-            when the split was made, so nothing is skipped.
+        ConfigError: The subset is unknown, or not one of a k-fold run.
+        DataError: There is no data, or an image cannot be read any more. Images that
+            were readable when the split was made are never skipped.
         RunError: The run is not finished, has no weights or no image in the subset, or
             the data is not what it was made with.
     """
     check_subset(run, subset)
-    index = read_data(run, data)
+    predict = partial(
+        predict_subset,
+        index=read_data(run, data),
+        subset=subset,
+        device=device,
+        progress=progress,
+    )
     if not run.is_kfold:
-        answers = ask(run, index, subset, device=device, progress=progress)
-        return _write_results(run, answers, subset, command=command)
+        predictions = predict(run)
+        return _write_results(run, predictions, subset, command=command)
 
     parts = []
     for fold in run.folds():
-        answers = ask(fold, index, subset, device=device, progress=progress)
-        _write_results(fold, answers, subset, command=command)
-        parts.append(answers)
+        parts.append(predict(fold))
+        _write_results(fold, parts[-1], subset, command=command)
     return _write_results(run, pool_folds(parts), subset, command=command)
 
 
@@ -121,16 +131,16 @@ def metrics_from_predictions(path: Path) -> Measures:
     """Return every figure that follows from `predictions.csv` alone.
 
     Headline figures have an interval: 95 %, percentile bootstrap over groups, 2,000
-    resamples, seed 42. It is null where it would say nothing, as with one group only;
-    for a perfect accuracy, balanced accuracy or macro F1 it is Wilson's, with groups
-    as units. The calibration error has none, see
-    `metrics.expected_calibration_error`; `no_interval` says why. Recalls have two:
-    `recall` Wilson's over images, as if they were independent, `recall_by_group` that
-    of resampled groups, which is the one to believe. What is
-    undefined, such as the recall of a class without images, is null.
+    resamples, seed 42. It is null where resampling shows no spread, as with one group
+    only; for a perfect accuracy, balanced accuracy or macro F1 it is Wilson's, with
+    groups as units. The calibration error has none, see
+    `metrics.expected_calibration_error`; `no_interval` has the reason. Recalls have
+    two: `recall` has Wilson's over images, as if they were independent, and
+    `recall_by_group` that over resampled groups, which is the one to believe. Undefined
+    values, such as the recall of a class without images, are null.
 
     Args:
-        path: The table, which may have been edited: it is checked.
+        path: The table. It is checked, since it may have been edited.
 
     Returns:
         The part of `metrics.json` that is measured.
@@ -150,7 +160,7 @@ def metrics_from_predictions(path: Path) -> Measures:
         num_groups=num_groups,
         classes=table.classes,
         **_headline(table, groups),
-        **_of_probabilities(table, groups),
+        **_probability_measures(table, groups),
         per_class=_per_class(table, groups),
         confusion_matrix=_matrix(table).tolist(),
         by_source=_by_source(table),
@@ -163,14 +173,14 @@ def metrics_from_predictions(path: Path) -> Measures:
 
 
 def _write_results(
-    run: Run, answers: Predictions, subset: str, *, command: str
+    run: Run, predictions: Predictions, subset: str, *, command: str
 ) -> Metrics:
     leak = run.leak()
     if subset == "test":
-        # Before the figures exist, so that none can be seen without a note of it.
+        # Logged before the figures exist: none can be seen without an entry.
         run.log_look(subset=subset, command=command)
     path = run.predictions_of(subset)
-    write_predictions(path, answers)
+    write_predictions(path, predictions)
     content = Metrics(
         protocol=run.config.data.protocol,
         subset=subset,
@@ -183,7 +193,7 @@ def _write_results(
 
 
 def _settings(run: Run) -> NetworkSettings:
-    """Return what the networks have in common; null where members differ."""
+    """Return the settings that the networks share; `None` where members differ."""
     cards = [one.card(check_weights=False) for one in run.networks()]
     return NetworkSettings(
         model=run.config.model.name if run.is_ensemble else cards[0].name,
@@ -201,7 +211,7 @@ def _common(values: Iterable[Any]) -> Any:
 
 
 def _numbered(names: Sequence[str]) -> tuple[NDArray[np.int64], int]:
-    """Return a number for each name, from 0 without a gap, and how many differ."""
+    """Return a number for each name, from 0 without a gap, and the number of names."""
     unique, numbers = np.unique(np.array(names, dtype=object), return_inverse=True)
     return numbers.astype(np.int64), len(unique)
 
@@ -213,7 +223,7 @@ def _matrix(table: Predictions) -> NDArray[np.int64]:
 
 
 def _headline(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Estimate]:
-    """Return what follows from the confusion matrix of each group."""
+    """Return the measures that follow from the confusion matrix of each group."""
     confusions = metrics.group_confusions(
         table.labels, table.predicted, groups, num_classes=len(table.classes)
     )
@@ -238,16 +248,16 @@ def _headline(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Estima
         )
         if value == 1 and len(confusions) > 1:
             interval = perfect_score_interval(num_groups)
-        figures[name] = _figure(value, interval)
+        figures[name] = _estimate(value, interval)
     return figures
 
 
-def _of_probabilities(
+def _probability_measures(
     table: Predictions, groups: NDArray[np.int64]
 ) -> dict[str, Estimate]:
     probs, labels = table.probs, table.labels
     figures = {
-        name: _figure(
+        name: _estimate(
             float(values.mean()),
             group_bootstrap(
                 group_sums(values, groups),
@@ -261,8 +271,8 @@ def _of_probabilities(
             ("brier", metrics.brier_scores(probs, labels)),
         )
     }
-    figures["ece"] = _figure(metrics.expected_calibration_error(probs, labels), None)
-    figures["macro_auroc"] = _figure(
+    figures["ece"] = _estimate(metrics.expected_calibration_error(probs, labels), None)
+    figures["macro_auroc"] = _estimate(
         metrics.macro_auroc(probs, labels),
         image_weight_bootstrap(
             groups,
@@ -304,20 +314,20 @@ def _per_class(
 def _recall(matrix: NDArray[np.int64], number: int) -> Estimate:
     num_right, num_images = int(matrix[number, number]), int(matrix[number].sum())
     if not num_images:
-        return _figure(math.nan, None)
-    return _figure(num_right / num_images, wilson_interval(num_right, num_images))
+        return _estimate(math.nan, None)
+    return _estimate(num_right / num_images, wilson_interval(num_right, num_images))
 
 
 def _recall_by_group(confusions: NDArray[np.int64], number: int) -> Estimate:
     """Return the recall of one class with its interval over resampled groups.
 
-    Where it is 0 or 1 no resample differs: it is Wilson's then, with groups as units.
+    At 0 or 1 all resamples are equal; the interval is then Wilson's over groups.
     """
     of_class = confusions[:, number]  # (G, C)
     of_class = of_class[of_class.sum(axis=1) > 0]
     num_groups, num_images = len(of_class), int(of_class.sum())
     if not num_images:
-        return _figure(math.nan, None)
+        return _estimate(math.nan, None)
     value = int(of_class[:, number].sum()) / num_images
     interval = group_bootstrap(
         confusions,
@@ -327,11 +337,11 @@ def _recall_by_group(confusions: NDArray[np.int64], number: int) -> Estimate:
     )
     if value in (0, 1) and num_groups > 1:
         interval = wilson_interval(int(value) * num_groups, num_groups)
-    return _figure(value, interval)
+    return _estimate(value, interval)
 
 
 def _without_interval(measures: Measures) -> dict[str, str]:
-    """Return why a figure has no interval, by its name; those with one are absent."""
+    """Return the reason why a measure has no interval, for each that has none."""
     figures: dict[str, Estimate | None] = {
         name: getattr(measures, name)
         for name in (
@@ -354,7 +364,7 @@ def _without_interval(measures: Measures) -> dict[str, str]:
 
 
 def _by_source(table: Predictions) -> dict[str, SourceMeasures]:
-    """Return the counted figures of each source; none when no source is known."""
+    """Return the measures of each source; none when no source is known."""
     if not any(table.sources):
         return {}
     figures = {}
@@ -418,7 +428,7 @@ def _curves(table: Predictions) -> Curves:
 
 
 def _warnings(table: Predictions, groups: NDArray[np.int64]) -> tuple[str, ...]:
-    """Return in words that few groups carry the figures; none where many do."""
+    """Return a warning where few groups carry the figures."""
     num_all = len(np.unique(groups))
     few = {}
     for number, name in enumerate(table.classes):
@@ -432,16 +442,16 @@ def _warnings(table: Predictions, groups: NDArray[np.int64]) -> tuple[str, ...]:
         parts = [*parts, _count_groups(num_all, " in all")]
     words = (
         f"Few groups carry these figures: {', '.join(parts)}. Intervals from so few "
-        "are too narrow: the doubt is larger than they say."
+        "are too narrow: the true uncertainty is larger."
     )
     return (words,)
 
 
-def _count_groups(num: int, of_what: str) -> str:
-    return f"{num} group{'s' * (num != 1)}{of_what}"
+def _count_groups(num: int, suffix: str) -> str:
+    return f"{num} group{'s' * (num != 1)}{suffix}"
 
 
-def _figure(value: float, interval: Interval | None) -> Estimate:
+def _estimate(value: float, interval: Interval | None) -> Estimate:
     low, high = interval or (None, None)
     return Estimate(value=_defined(value), low=low, high=high)
 

@@ -1,10 +1,9 @@
-"""Which part of an image an answer rests on: occlusion sensitivity.
+"""Occlusion sensitivity: the parts of an image on which a prediction rests.
 
-A grey patch is moved over the square that the network sees, and the map holds by how
-much the probability of a class falls where the patch lies. It needs nothing but
-answers, so it works for every artefact and without torch. What a newcomer gets wrong:
-it shows what the network uses, not where a tumour is, and a network that has learnt a
-shortcut will point at the shortcut.
+A grey patch is moved over the network's square input, and the map holds by how much the
+probability of a class falls under the patch. Only predictions are needed, so it works
+for every artefact and without torch. The map shows what the network uses, not where a
+tumour is: a network that has learnt a shortcut points at the shortcut.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ STEPS_PER_PATCH = 2
 
 def occlusion_map(
     square: NDArray[np.uint8],
-    ask: Callable[[NDArray[np.uint8]], NDArray[np.floating]],
+    predict: Callable[[NDArray[np.uint8]], NDArray[np.floating]],
     *,
     label: int,
     batch_size: int = 32,
@@ -40,13 +39,13 @@ def occlusion_map(
     the mean over the positions that cover it of p(square) - p(square with the patch).
 
     Args:
-        square: (S, S, C), what the network is given.
-        ask: Squares (N, S, S, C) to probabilities (N, classes).
+        square: Input of the network, shape (S, S, C).
+        predict: Maps squares (N, S, S, C) to probabilities (N, classes).
         label: Index of the class.
-        batch_size: Squares in one question; memory grows with it.
+        batch_size: Squares per call of `predict`; memory grows with it.
 
     Returns:
-        (S, S), from -1 to 1: positive where the image speaks for the class.
+        Shape (S, S), from -1 to 1: positive where the image supports the class.
 
     Source:
         Zeiler and Fergus, Visualizing and Understanding Convolutional Networks,
@@ -55,7 +54,7 @@ def occlusion_map(
     size_px = square.shape[0]
     boxes = occlusion_boxes(size_px)
     value = np.rint(square.mean(axis=(0, 1))).astype(np.uint8)
-    before = float(ask(square[np.newaxis])[0, label])
+    before = float(predict(square[np.newaxis])[0, label])
     drops = np.zeros((size_px, size_px))
     counts = np.zeros((size_px, size_px))
     for start in range(0, len(boxes), batch_size):
@@ -63,14 +62,14 @@ def occlusion_map(
         squares = np.repeat(square[np.newaxis], len(some), axis=0)
         for covered, box in zip(squares, some, strict=True):
             covered[box] = value
-        for box, after in zip(some, ask(squares)[:, label], strict=True):
+        for box, after in zip(some, predict(squares)[:, label], strict=True):
             drops[box] += before - float(after)
             counts[box] += 1
     return (drops / counts).astype(np.float32)
 
 
 def occlusion_boxes(size_px: int) -> list[tuple[slice, slice]]:
-    """Return every position of the patch, as rows and columns of the square.
+    """Return every position of the patch as (rows, columns) of the square.
 
     Example:
         >>> len(occlusion_boxes(224))
@@ -93,15 +92,15 @@ def place_on_image(
     box: tuple[int, int, int, int],
     shape: tuple[int, int],
 ) -> NDArray[np.float32]:
-    """Return a map of the square as a map of the image that the square shows.
+    """Return a map of the network's square resampled to the whole image.
 
     Args:
-        square_map: (S, S).
-        box: What of the image the square shows, as `images.square_box` gives it.
+        square_map: Map of the square, shape (S, S).
+        box: Part of the image that the square shows, from `images.square_box`.
         shape: Height and width of the image, H and W.
 
     Returns:
-        (H, W); 0 outside the box, where nothing was seen.
+        Shape (H, W); 0 outside the box.
     """
     height, width = shape
     left, top, right, bottom = box

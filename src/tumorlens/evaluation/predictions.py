@@ -1,10 +1,10 @@
-"""`predictions.csv`: what a network answered for every image of a subset.
+"""`predictions.csv`: the class probabilities of a run for every image of a subset.
 
 The table is the only source of every figure, and plain enough for any other tool: path,
 label, predicted, group, source, fold, then one column of probabilities per class. It is
-hostile until read. What the newcomer would get wrong: probabilities are rounded before
-the most likely class is taken, not when they are written, so that the largest number of
-a row is always the predicted class, whoever recomputes it.
+checked in full when it is read. Probabilities are rounded before the most likely class
+is taken, not when they are written: the largest number of a row is therefore always the
+predicted class.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class Predictions:
     """The table: one image per row, N rows, C classes."""
 
     classes: tuple[str, ...]
-    """In the order of the columns of `probs`."""
+    """Names, in the order of the columns of `probs`."""
     paths: tuple[str, ...]
-    """As in the index, each once."""
+    """Paths as in the index, each once."""
     labels: NDArray[np.int64]
     """True class indices, shape (N,)."""
     probs: NDArray[np.float64]
     """Shape (N, C), each row adding up to 1 within rounding; see `round_probs`."""
     groups: tuple[str, ...]
-    """Images of one group are of one patient or one picture."""
+    """Group of each image; those of one group show one patient or one picture."""
     sources: tuple[str, ...]
-    """Where each image comes from; empty where that is not known."""
+    """Source of each image; empty where it is not known."""
     folds: tuple[int | None, ...]
-    """Which fold's network answered; `None` in an ordinary run."""
+    """Fold whose network predicted the image; `None` in an ordinary run."""
 
     @property
     def predicted(self) -> NDArray[np.int64]:
@@ -99,8 +99,8 @@ def pool_predictions(parts: Sequence[Predictions]) -> Predictions:
 def round_probs(probs: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return probabilities as the table holds them, with nine digits.
 
-    A softmax in float32 is off 1 by 1e-7, about which scikit-learn warns whoever
-    recomputes a figure, so each row is first made to add up in float64.
+    The rows of a float32 softmax add up to 1 only within 1e-7, for which scikit-learn
+    warns when a figure is recomputed. So each row is normalized in float64 first.
 
     Example:
         >>> round_probs(np.array([[2 / 3, 1 / 3]], dtype=np.float32))
@@ -140,7 +140,7 @@ def write_predictions(path: Path, table: Predictions) -> None:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Return what a table holds, after checking all of it.
+    """Return the content of a table, after checking all of it.
 
     Raises:
         RunError: The file cannot be read or is too large; a column is missing; or a

@@ -1,10 +1,9 @@
-"""What test-time augmentation changes: both accuracies, and the difference in words.
+"""The effect of test-time augmentation on accuracy, as a paired comparison.
 
-`measure_tta` asks a run twice about the same images, without and with the views of
-`tumorlens.training.views`. It is measured on val unless somebody insists, so that test
-chooses nothing. What the newcomer would get wrong: a gain of a point on some hundred
-images is usually chance. The interval of the difference says so, not those of the
-accuracies.
+`measure_tta` predicts the same images twice, without and with the views of
+`tumorlens.training.views`. The default is val, so that test chooses nothing. A
+difference of a point on some hundred images is usually chance; the interval of the
+difference shows that, not the intervals of the two accuracies.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tumorlens.evaluation.inference import ask, check_subset, read_data
+from tumorlens.evaluation.inference import check_subset, predict_subset, read_data
 from tumorlens.evaluation.predictions import write_predictions
 from tumorlens.files import write_model
 from tumorlens.runs.measures import PairedDifference, TtaEffect
@@ -23,12 +22,12 @@ from tumorlens.stats.paired import paired_bootstrap
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tumorlens.evaluation.inference import Progress
     from tumorlens.runs.folder import Run, Tta
+    from tumorlens.runs.progress import Progress
     from tumorlens.stats.paired import Difference
 
 POLICY: Tta = "eight-views"
-"""What `--tta` means. Not a choice: of several policies one is best by luck."""
+"""Policy of `--tta`; not a choice, because one of several is always best by luck."""
 
 SEED = 42
 SIGNIFICANCE = 0.05
@@ -43,21 +42,21 @@ def measure_tta(
     command: str = "",
     progress: Progress | None = None,
 ) -> TtaEffect:
-    """Measure what test-time augmentation changes, and write it to `tta/`.
+    """Measure the effect of test-time augmentation, and write it to `tta/`.
 
     Args:
-        run: A run; one with folds has no val, and is asked about test.
+        run: The run; a k-fold run has no val and is measured on test.
         subset: `val`, `train` or `test`. A look at `test` is logged in the run.
-        data: Where the images are now; `None` looks where `data.path` says.
+        data: Folder of the images; `None` takes the run's `data.path`.
         device: `auto`, `cpu` or `cuda`.
-        command: What the user typed, for the log of looks.
-        progress: As for `answers.ask`.
+        command: Command line of the user, for the log of looks.
+        progress: As for `inference.predict_subset`.
 
     Returns:
         The content of `tta/<subset>.json`.
 
     Raises:
-        ConfigError: The subset is unknown, or not one of a run with folds.
+        ConfigError: The subset is unknown, or not one of a k-fold run.
         DataError: There is no data, or an image cannot be read any more.
         RunError: The run has no weights or no image in the subset, or is not finished
             and the subset is test, or the data is not what it was made with.
@@ -65,11 +64,13 @@ def measure_tta(
     check_subset(run, subset)
     index = read_data(run, data)
     tables = {
-        name: ask(run, index, subset, device=device, tta=tta, progress=progress)
-        for name, tta in _ASKED.items()
+        name: predict_subset(
+            run, index, subset, device=device, tta=tta, progress=progress
+        )
+        for name, tta in _POLICIES.items()
     }
     if subset == "test":
-        # Before the figures exist, so that none can be seen without a note of it.
+        # Logged before the figures exist: none can be seen without an entry.
         run.log_look(subset=subset, command=command)
     for name, table in tables.items():
         write_predictions(run.tta_path(subset, views=name), table)
@@ -98,12 +99,12 @@ def measure_tta(
     return effect
 
 
-def can_measure(run: Run) -> bool:
-    """Whether a run has val images, so that nobody needs to look at test."""
+def has_val_images(run: Run) -> bool:
+    """Return whether a run has val images, on which the effect can be measured."""
     return not run.is_kfold and any(row.subset == "val" for row in run.split())
 
 
-_ASKED: dict[str, Tta] = {"without": "none", "with": POLICY}
+_POLICIES: dict[str, Tta] = {"without": "none", "with": POLICY}
 
 
 def _has_zero(difference: Difference) -> bool:

@@ -1,7 +1,7 @@
-"""The page of a benchmark: what `benchmark.json` says, with three figures.
+"""The page of a benchmark: the content of `benchmark.json`, with three figures.
 
-They are the report's own: accuracy, latency and size, a bar for each artefact. Nothing
-is measured here; `tumorlens.deploy.benchmark.session` has done that.
+The figures are those of the baseline study: accuracy, latency and size, a bar for each
+artefact. Nothing is measured here; `tumorlens.deploy.benchmark.session` has done that.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from tumorlens.deploy.benchmark.results import Benchmark, read_benchmark
 from tumorlens.files import write_bytes, write_text
-from tumorlens.report.benchmark_file import Benchmark, read_benchmark
 from tumorlens.report.comparison_figures import Bar, draw_bars
 from tumorlens.report.drawing import Heading
 from tumorlens.report.page import (
@@ -31,7 +31,7 @@ def write_benchmark_page(path_of_benchmark_json: Path, *, out: Path) -> Path:
     """Write the page of a benchmark, and the folder `figures` beside it.
 
     Args:
-        path_of_benchmark_json: What `tumorlens benchmark` measured.
+        path_of_benchmark_json: Results of `tumorlens benchmark`.
         out: The page to write. It links to `benchmark.csv` in its own folder.
 
     Returns:
@@ -50,12 +50,12 @@ def write_benchmark_page(path_of_benchmark_json: Path, *, out: Path) -> Path:
     page = render_page(
         "benchmark.html.j2",
         {
-            "found": found.model_dump(),
+            "found": found,
             "figures": shown,
-            "runtimes": sorted({one.runtime for one in found.artefacts}),
-            "devices": sorted({one.device for one in found.artefacts}),
+            "runtimes": sorted({one.runtime for one in found.rows}),
+            "devices": sorted({one.device for one in found.rows}),
             "val_words": _val_words(found),
-            "is_compared": any(one.ratios for one in found.artefacts),
+            "is_compared": any(one.ratios for one in found.rows),
         },
     )
     write_text(out, page)
@@ -63,12 +63,12 @@ def write_benchmark_page(path_of_benchmark_json: Path, *, out: Path) -> Path:
 
 
 def _val_words(found: Benchmark) -> str:
-    """Return on how many val images the accuracies are, run by run where they differ.
+    """Return the number of val images behind the accuracies, by run if it differs.
 
     Empty where no accuracy is known.
     """
     judged = dict.fromkeys(
-        (one.run, one.accuracy.num_images) for one in found.artefacts if one.accuracy
+        (one.run, one.accuracy.num_images) for one in found.rows if one.accuracy
     )
     if len({num for _, num in judged}) < 2:
         return "".join(f"{num:,} images" for _, num in [*judged][:1])
@@ -76,7 +76,7 @@ def _val_words(found: Benchmark) -> str:
 
 
 def _draw(found: Benchmark) -> dict[str, tuple[Drawing, str]]:
-    """Return the figures by file name, each with what it says in words."""
+    """Return the figures by file name, each with its text alternative."""
     bars = {
         "accuracy": [
             Bar(
@@ -86,7 +86,7 @@ def _draw(found: Benchmark) -> dict[str, tuple[Drawing, str]]:
                 None,
                 write_percent(one.accuracy.value if one.accuracy else None),
             )
-            for one in found.artefacts
+            for one in found.rows
         ],
         "latency": [
             Bar(
@@ -96,7 +96,7 @@ def _draw(found: Benchmark) -> dict[str, tuple[Drawing, str]]:
                 one.latency_ms.high,
                 f"{write_decimal(one.latency_ms.value, 2)} ms",
             )
-            for one in found.artefacts
+            for one in found.rows
         ],
         "size": [
             Bar(
@@ -106,7 +106,7 @@ def _draw(found: Benchmark) -> dict[str, tuple[Drawing, str]]:
                 None,
                 write_megabytes(one.size_bytes),
             )
-            for one in found.artefacts
+            for one in found.rows
         ],
     }
     words = {
@@ -114,7 +114,7 @@ def _draw(found: Benchmark) -> dict[str, tuple[Drawing, str]]:
         "latency": ("Latency", "ms for one image: median with its 95 % interval"),
         "size": ("Size on disk", "MB"),
     }
-    subtitle = ", ".join(dict.fromkeys(one.run for one in found.artefacts))
+    subtitle = ", ".join(dict.fromkeys(one.run for one in found.rows))
     return {
         name: (
             draw_bars(

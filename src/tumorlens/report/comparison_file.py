@@ -53,7 +53,7 @@ class Leak(_Part):
     """`False`: figures under this protocol say little about new patients."""
 
     state: str | None = None
-    """As `leak_states.leak_state` says it; older files do not."""
+    """State of the leak verdict; older files lack it."""
 
 
 class Measures(_Part):

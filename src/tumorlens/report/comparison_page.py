@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from tumorlens.data.leak_states import NO_PATIENTS, SOME_PATIENTS
+from tumorlens.data.leakage import NO_PATIENTS, SOME_PATIENTS
 from tumorlens.files import write_bytes, write_text
 from tumorlens.report.comparison_figures import (
     ArmCurves,

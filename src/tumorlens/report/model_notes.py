@@ -31,11 +31,10 @@ def notes_of(path: Path, predictor: Predictor) -> list[str]:
 
 def _worth_of_artefact(path: Path) -> str:
     parity = open_artefact(path).parity()
-    accuracy = parity["accuracy"]
-    num_flips = len(parity["flips"])
+    num_flips = len(parity.flips)
     return (
-        f"Accuracy on {parity['num_images']} validation images: "
-        f"{percent(accuracy['artefact'])}, its run {percent(accuracy['run'])}; "
+        f"Accuracy on {parity.num_images} validation images: "
+        f"{percent(parity.accuracy.artefact)}, its run {percent(parity.accuracy.run)}; "
         f"{num_flips or 'no'} label{'' if num_flips == 1 else 's'} differ"
         f"{'s' if num_flips == 1 else ''}."
     )
@@ -48,5 +47,5 @@ def _worth(path: Path) -> str:
     metrics = run.metrics()
     return (
         f"Accuracy on {metrics.num_images} test images, 95 %: "
-        f"{metrics.accuracy.percentage}. {metrics.leak['words']}"
+        f"{metrics.accuracy.percentage}. {metrics.leak.words}"
     )

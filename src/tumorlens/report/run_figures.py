@@ -1,6 +1,6 @@
-"""Figures of a run as SVG and PNG, drawn from numbers that are already there.
+"""The figures of a run and of a learning-rate test, as SVG and PNG.
 
-How a figure is made, whatever it shows, is `tumorlens.report.drawing`.
+The style of all figures is in `tumorlens.report.drawing`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from tumorlens.files import write_bytes, write_text
 from tumorlens.report.drawing import (
     LIGHT,
     PANEL_INCHES,
@@ -23,10 +24,12 @@ from tumorlens.report.drawing import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from matplotlib.axes import Axes
 
     from tumorlens.runs.measures import CalibrationBins, RocCurve
+    from tumorlens.training.lr_find import LrFindResult
 
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
 _MARKERS = ("o", "s", "^", "D")
@@ -45,8 +48,8 @@ def draw_curves(
 
     Args:
         histories: Rows of `history.jsonl`, one sequence per run or fold.
-        heading: The words above it.
-        measures: Which of "loss" and "accuracy" to draw, from left to right.
+        heading: Text above the figure.
+        measures: Measures to draw, "loss" or "accuracy", from left to right.
     """
 
     def draw(panels: Sequence[Axes]) -> None:
@@ -65,7 +68,7 @@ def draw_curves(
             _mark_kept_epoch(axes, histories)
             axes.set_xlabel("epoch")
             axes.set_ylabel(measure)
-            # Of one epoch there is one tick, where two would have fractions.
+            # One epoch has one tick: two would have fractions.
             axes.xaxis.set_major_locator(
                 MaxNLocator(nbins=8, integer=True, min_n_ticks=1)
             )
@@ -87,7 +90,7 @@ def draw_confusion(
     counts = np.asarray(matrix, dtype=float)  # (C, C), rows are true classes
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
-    # Beyond some ten classes the figure grows; a cell stays large enough to be read.
+    # With more than some ten classes the figure grows, so that cells stay readable.
     inches = max(PANEL_INCHES, 0.52 * len(classes) + 1.6)
 
     def draw(panels: Sequence[Axes]) -> None:
@@ -148,7 +151,7 @@ def draw_roc(
     Args:
         roc: Class name -> curve.
         auroc: Class name -> area under the curve.
-        heading: The words above it.
+        heading: Text above the figure.
     """
 
     def draw(panels: Sequence[Axes]) -> None:
@@ -198,7 +201,7 @@ def draw_calibration(calibration: CalibrationBins, heading: Heading) -> Drawing:
 
     Args:
         calibration: Bins without images are left out of the drawing.
-        heading: The words above it.
+        heading: Text above the figure.
     """
     bins = [
         (confidence, accuracy, int(count))
@@ -215,7 +218,7 @@ def draw_calibration(calibration: CalibrationBins, heading: Heading) -> Drawing:
         upper, lower = panels
         upper.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=0.9, linestyle=":")
         upper.annotate(
-            "as sure as right",
+            "perfect calibration",
             (0.06, 0.09),
             rotation=45,
             rotation_mode="anchor",
@@ -260,6 +263,85 @@ def draw_calibration(calibration: CalibrationBins, heading: Heading) -> Drawing:
     return render(draw, heading, rows=(3, 1.1), body_inches=4.3)
 
 
+def write_lr_plot(found: LrFindResult, out: Path) -> tuple[Path, Path]:
+    """Write `lr_find.svg` and `lr_find.png`.
+
+    Args:
+        found: The content of `lr_find.json`.
+        out: Folder of the files.
+
+    Returns:
+        Paths of both.
+
+    Raises:
+        DataError: They cannot be written.
+    """
+    drawing = draw_lr_curve(found)
+    svg, png = out / "lr_find.svg", out / "lr_find.png"
+    write_text(svg, drawing.svg)
+    write_bytes(png, drawing.png())
+    return svg, png
+
+
+def draw_lr_curve(found: LrFindResult) -> Drawing:
+    """Draw the loss of each step over its learning rate, raw and smoothed.
+
+    Args:
+        found: The content of `lr_find.json`.
+    """
+    heading = Heading(
+        "Learning-rate range test",
+        f"{found.model} · {found.optimizer} · batches of {found.batch_size} "
+        f"of {found.num_train:,} train images",
+        # A figure that is cut out of its page must still show that there is no answer.
+        "" if found.suggestion else "No suggestion: the loss does not fall.",
+    )
+
+    def draw(panels: Sequence[Axes]) -> None:
+        (axes,) = panels
+        axes.plot(
+            found.lrs,
+            found.losses,
+            color=LIGHT["muted"],
+            linestyle="",
+            marker=".",
+            markersize=3,
+            label="each batch",
+        )
+        axes.plot(found.lrs, found.smoothed, color=LIGHT[SERIES[0]], label="smoothed")
+        for value, words, dash in (
+            (found.suggestion, "falls fastest", "-"),
+            (found.tenth_of_minimum, "a tenth of the lowest", ":"),
+        ):
+            if value:
+                axes.axvline(
+                    value,
+                    color=LIGHT[SERIES[1]],
+                    linewidth=1.1,
+                    linestyle=dash,
+                    label=f"{words}: {value:g}",
+                )
+        axes.set_xscale("log")
+        # By default matplotlib writes powers as formulas, which are switched off.
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda lr, _: f"{lr:g}"))
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("train loss")
+        # A diverged loss may be a million: the limit follows the part before.
+        lowest = found.smoothed.index(min(found.smoothed))
+        axes.set_ylim(0, 2 * max(found.smoothed[: lowest + 1]))
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            ncols=2,
+            fontsize=9.5,
+            borderpad=0.2,
+            borderaxespad=0.2,
+            columnspacing=1.4,
+        )
+
+    return render(draw, heading, body_inches=3.4)
+
+
 def _draw_subset(
     axes: Axes,
     histories: Sequence[Sequence[Mapping[str, Any]]],
@@ -286,7 +368,7 @@ def _draw_subset(
 def _mark_kept_epoch(
     axes: Axes, histories: Sequence[Sequence[Mapping[str, Any]]]
 ) -> None:
-    """Show which epoch's weights were kept; with folds there is one each, so none."""
+    """Mark the epoch of the kept weights; not with folds, where each has its own."""
     if len(histories) != 1:
         return
     kept = [row["epoch"] for row in histories[0] if row.get("is_best")]

@@ -1,7 +1,7 @@
-"""The page of a run: `report.html` and its figures, from the files of the run folder.
+"""The report page of a run: `report.html` and its figures, from the run folder.
 
 Nothing is measured here. Numbers come from `metrics.json`, curves from `history.jsonl`;
-`predictions.csv` is only sorted, to show the most confident mistakes.
+`predictions.csv` is only sorted, for the most confident mistakes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from markupsafe import Markup
 
 from tumorlens.config import Config
 from tumorlens.data.images import ImageLimits
-from tumorlens.data.leak_states import (
+from tumorlens.data.leakage import (
     LEAK,
     NO_LEAK,
     NO_PATIENTS,
     SOME_PATIENTS,
-    leak_state,
-    unknown_patients_in_words,
+    LeakVerdict,
 )
 from tumorlens.evaluation.predictions import read_predictions
 from tumorlens.files import write_bytes, write_text
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from tumorlens.runs.measures import Metrics
 
 MAX_MISTAKES = 12
-"""How many mistakes are shown as pictures."""
+"""Number of mistakes that are shown as pictures."""
 
 _PERCENTAGES = (
     ("Balanced accuracy", "balanced_accuracy"),
@@ -62,7 +61,7 @@ _DECIMALS = (
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that was given another class than its label."""
+    """An image whose predicted class is not its label."""
 
     picture: Picture
     label: str
@@ -72,31 +71,40 @@ class Mistake:
 
 
 class RunPage(NamedTuple):
-    """A page that was written."""
+    """The written page."""
 
     path: Path
     num_missing: int
-    """Pictures of mistakes that could not be shown."""
+    """Number of mistakes whose pictures could not be shown."""
     why_not: str
-    """Why the first of them could not."""
+    """Reason for the first of them."""
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _Figure:
     svg: Markup
     alt: str
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    heading: str
+    style: str
+    """CSS classes, with a space in front."""
+    num_known: int
+    """Test images with a known patient."""
 
 
 def write_run_report(run: Run, *, data: Path | None = None) -> RunPage:
     """Write `report.html` and the folder `figures` of an evaluated run.
 
     Args:
-        run: An ordinary run or one with folds.
-        data: Where the images are now; `None` looks where `data.path` says. Images that
-            are gone are named in the page instead of shown.
+        run: An evaluated run of any kind.
+        data: Folder of the images; `None` takes the run's `data.path`. Missing images
+            are named on the page instead of shown.
 
     Returns:
-        Where the page is, and what it lacks.
+        The path of the page, and the pictures that it lacks.
 
     Raises:
         RunError: The run is not evaluated yet, or one of its files cannot be read.
@@ -133,14 +141,14 @@ def write_run_report(run: Run, *, data: Path | None = None) -> RunPage:
             },
             "looks": [look for look in run.looks() if look["subset"] == metrics.subset],
             "curves": [
-                _Shown(
+                _Figure(
                     Markup(drawing.inline(f"curve-{measure}")),
                     f"{measure} on train and val over the epochs",
                 )
                 for measure, drawing in curves.items()
             ],
             **{
-                name: _Shown(
+                name: _Figure(
                     Markup(drawings[name].inline(name)),
                     alt,
                 )
@@ -151,7 +159,7 @@ def write_run_report(run: Run, *, data: Path | None = None) -> RunPage:
                 for one in zip(bins.confidence, bins.accuracy, bins.count, strict=True)
                 if one[2]
             ],
-            "training_words": _training_words(run),
+            "training_summary": _training_summary(run),
             "folds": metrics.folds,
             "mistakes": mistakes,
             "num_mistakes": num_mistakes,
@@ -174,14 +182,14 @@ def write_run_report(run: Run, *, data: Path | None = None) -> RunPage:
 
 
 def _read_mistakes(run: Run, data: Path | None) -> tuple[list[Mistake], int]:
-    """Return the most confident mistakes, and how many mistakes there are.
+    """Return the most confident mistakes, and the number of all mistakes.
 
     Raises what `predictions.read_predictions` raises.
     """
     table = read_predictions(run.predictions_path)
     predicted = table.predicted
     wrong = np.flatnonzero(predicted != table.labels)
-    # The path breaks ties, so that the page is the same each time.
+    # The path breaks ties, so that the order is fixed.
     order = sorted(
         wrong.tolist(),
         key=lambda row: (-table.probs[row, predicted[row]], table.paths[row]),
@@ -208,33 +216,28 @@ def _read_mistakes(run: Run, data: Path | None) -> tuple[list[Mistake], int]:
     return mistakes, len(order)
 
 
-def _verdict(leak: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the heading of the leak verdict, its look, and whose patient is known."""
-    state = leak_state(leak)
-    num_known = leak["num_test"] - leak["num_test_unknown_patient"]
-    if state == NO_LEAK:
-        return {
-            "heading": "✓ Leak check: passed",
-            "look": "",
-            "num_known": num_known,
-        }
-    look = " bad" if leak["leaks"] else " open"
-    heading = "Leak check: what training has seen is not known"
-    if state == LEAK:
+def _verdict(leak: LeakVerdict) -> _Verdict:
+    """Return the card of the leak verdict."""
+    num_known = leak.num_test - leak.num_test_unknown_patient
+    if leak.state == NO_LEAK:
+        return _Verdict("✓ Leak check: passed", "", num_known)
+    style = " bad" if leak.leaks else " open"
+    heading = "Leak check: the training images are not known"
+    if leak.state == LEAK:
         heading = "✕ Leak check: failed"
-    elif state in (NO_PATIENTS, SOME_PATIENTS):
-        heading = f"Leak check: {unknown_patients_in_words(leak)}"
-    return {"heading": heading, "look": look, "num_known": num_known}
+    elif leak.state in (NO_PATIENTS, SOME_PATIENTS):
+        heading = f"Leak check: {leak.unknown_patients}"
+    return _Verdict(heading, style, num_known)
 
 
 def _draw(run: Run, metrics: Metrics) -> tuple[dict[str, Drawing], dict[str, Drawing]]:
     """Return the figures by file name, and one curve per measure for the page.
 
-    The file has both curves side by side; the page puts them below each other on a
-    phone, which one drawing cannot do.
+    The file has both curves side by side; on a narrow screen the page puts them below
+    each other, which takes two drawings.
     """
     model, protocol = run.config.model.name, metrics.protocol
-    warning = metrics.leak["words"] if metrics.leak["leaks"] else ""
+    warning = metrics.leak.words if metrics.leak.leaks else ""
     tested = f"{model} · {protocol} · {metrics.subset} · {metrics.num_images:,} images"
     trained = f"{model} · {protocol} · train and val"
     histories = [one.history() for one in run.networks()]
@@ -271,7 +274,7 @@ def _draw(run: Run, metrics: Metrics) -> tuple[dict[str, Drawing], dict[str, Dra
 
 
 def _alternatives(metrics: Metrics) -> dict[str, str]:
-    """Return what each figure says, in words, for those who cannot see it."""
+    """Return the text alternative of each figure."""
     classes = metrics.classes
     rows = [
         f"{name}: "
@@ -302,9 +305,9 @@ def _alternatives(metrics: Metrics) -> dict[str, str]:
     }
 
 
-def _training_words(run: Run) -> str:
+def _training_summary(run: Run) -> str:
     if run.is_ensemble:
-        return _ensemble_words(run)
+        return _ensemble_summary(run)
     folds = run.folds()
     if folds:
         lengths = [len(fold.history()) for fold in folds]
@@ -325,7 +328,7 @@ def _training_words(run: Run) -> str:
     return f"{words}; the weights of epoch {kept[-1]} were kept, the best val {by}."
 
 
-def _ensemble_words(run: Run) -> str:
+def _ensemble_summary(run: Run) -> str:
     names = ", ".join(run.member_names())
     words = f"Not trained: the mean probabilities of {names}."
     lengths = [len(one.history()) for one in run.networks()]
@@ -369,7 +372,7 @@ def _settings(config: Config) -> list[tuple[str, list[dict[str, Any]]]]:
 def _environment(
     environment: Mapping[str, Any],
 ) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return nested dictionaries as titled groups, everything else in a first one."""
+    """Return nested dictionaries as titled groups, after a group of plain values."""
     plain = {
         key: value
         for key, value in environment.items()
@@ -389,7 +392,7 @@ def _pairs(items: Iterable[tuple[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _as_written(value: Any) -> str:
-    """Return a value as it is written in TOML, texts without their quotes."""
+    """Return a value in TOML notation, texts without quotes."""
     if value is None:
         return "unset"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,24 +1,24 @@
-"""The run folder: what one training leaves behind, and the only place that names it.
+"""The run folder: the files of one training. Only this module knows their names.
 
     RUN/config.toml          all settings, never a difference to something else
         environment.json     versions, device, seed and the command that made the run
         split.csv            which file was in which subset
-        leak.json            what is known about copies and patients across subsets
+        leak.json            copies and patients across subsets
         history.jsonl        one line per epoch
         model.json           how to rebuild the network and its preprocessing
         weights.safetensors  the best weights by validation
         last/                everything that resuming needs
-        finished             an empty file: training came to its end
-        folds/0 ...          of a k-fold run: ordinary run folders, one per fold
-        ensemble.json        of an ensemble: who its members are
-        members/0 ...        of an ensemble: ordinary run folders, copied
+        finished             an empty file that marks a finished training
+        folds/0 ...          in a k-fold run: an ordinary run folder per fold
+        ensemble.json        in an ensemble: the names of its members
+        members/0 ...        in an ensemble: copies of run folders
         predictions.csv, metrics.json, looks.jsonl, report.html, figures/
         predictions-val.csv, metrics-val.json   where val (or train) was evaluated
-        tta/val.json ...     what test-time augmentation changes, and from what tables
-        tracking.json        which run of MLflow mirrors this one
+        tta/val.json ...     the effect of test-time augmentation, and its tables
+        tracking.json        the run of MLflow that mirrors this one
 
-A newcomer would expect `open_run` to load the weights. It loads nothing: it answers
-questions about the folder, without torch, and checks what it reads.
+`open_run` loads no weights and needs no torch: a `Run` reads the files of the folder
+one by one, and checks them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field
 import tumorlens
 from tumorlens.config import Config, Fit, dump_config, load_config
 from tumorlens.data.index import SplitRow, read_split, write_split
+from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import (
     is_temporary,
@@ -46,35 +47,36 @@ from tumorlens.files import (
     write_text,
 )
 from tumorlens.runs.measures import Metrics
+from tumorlens.text import NotebookView
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 FORMAT = 1
-"""Number of the layout above. A run of another number is refused, not guessed at."""
+"""Number of the layout above. A run of another number is refused."""
 
 MIRRORS = "mlflow-artifacts"
-"""A folder beside run folders, with what `runs.tracking` has sent: parts of runs
-that look like run folders and are none."""
+"""A folder beside run folders with the artifacts that `runs.tracking` has sent. Some of
+its folders look like run folders, but are none."""
 
 Tta = Literal["none", "eight-views"]
-"""Names of the policies of `tumorlens.training.views` that a card may ask for."""
+"""Names of the policies of `tumorlens.training.views` that a card may have."""
 
 
 class ModelCard(BaseModel):
-    """What `model.json` says: all that is needed to use the weights beside it."""
+    """`model.json`: everything that is needed to use the weights beside it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     format: int = FORMAT
     tumorlens: str
-    """Version of this package that wrote the weights."""
+    """Version of this package at the time of training."""
     name: str
     """timm's name of the network."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `timm.create_model`: drop rates, pooling, `pad_type`."""
     classes: tuple[str, ...] = Field(min_length=2)
-    """In the order of the network's outputs."""
+    """Class names in the order of the network's outputs."""
     in_chans: int
     size_px: int = Field(ge=16, le=2048)
     fit: Fit
@@ -84,12 +86,12 @@ class ModelCard(BaseModel):
     mirror: bool
     """Whether probabilities are averaged with those of the mirror image."""
     tta: Tta = "none"
-    """The views over which probabilities are averaged; other than "none", it goes
-    before `mirror`."""
+    """Views over which probabilities are averaged; unless it is "none", it takes
+    precedence over `mirror`."""
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """What logits are divided by before softmax; 1 until the run is calibrated."""
+    """Divisor of the logits before softmax; 1 until the run is calibrated."""
     epoch: int
-    """The epoch that the weights come from, counted from 1; 0 for imported ones."""
+    """Epoch of the weights, from 1; 0 for imported ones."""
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
@@ -102,7 +104,7 @@ class _EnsembleFile(BaseModel):
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(NotebookView):
     """A run folder on disk."""
 
     path: Path
@@ -115,7 +117,7 @@ class Run:
 
     @property
     def split_path(self) -> Path:
-        """Which file was in which subset, as CSV."""
+        """The subset of each file, as CSV."""
         return self.path / "split.csv"
 
     @property
@@ -154,11 +156,11 @@ class Run:
         return self.path / "metrics.json"
 
     def predictions_of(self, subset: str) -> Path:
-        """Return where the probabilities of a subset are; test has the plain name."""
+        """Return the path of a subset's probabilities; that of test has no suffix."""
         return _with_subset(self.predictions_path, subset)
 
     def metrics_of(self, subset: str) -> Path:
-        """Return where the measures of a subset are; test has the plain name."""
+        """Return the path of a subset's measures; that of test has no suffix."""
         return _with_subset(self.metrics_path, subset)
 
     def metrics(self, subset: str = "test") -> Metrics:
@@ -177,37 +179,37 @@ class Run:
 
     @property
     def report_path(self) -> Path:
-        """The page."""
+        """The report page."""
         return self.path / "report.html"
 
     @property
     def figures_dir(self) -> Path:
-        """The page's figures as files."""
+        """Folder of the figures of the report page."""
         return self.path / "figures"
 
     def tta_path(self, subset: str, *, views: str = "") -> Path:
-        """Return where the gain of test-time augmentation is, measured on a subset.
+        """Return the path of the effect of test-time augmentation on a subset.
 
         Args:
             subset: `test`, `val` or `train`.
-            views: "without" or "with" for the table of probabilities it follows from.
+            views: "without" or "with" for the table of probabilities behind it.
         """
         name = f"{subset}-{views}.csv" if views else f"{subset}.json"
         return self.path / "tta" / name
 
     @property
     def tracking_path(self) -> Path:
-        """Which run of MLflow mirrors this one, as JSON."""
+        """The run of MLflow that mirrors this one, as JSON."""
         return self.path / "tracking.json"
 
     @property
     def ensemble_path(self) -> Path:
-        """Who the members of an ensemble are, as JSON; it makes the run an ensemble."""
+        """Names of the members, as JSON; a run with this file is an ensemble."""
         return self.path / "ensemble.json"
 
     @property
     def is_ensemble(self) -> bool:
-        """Whether the run averages the answers of several others, or of their folds."""
+        """Whether the run averages the probabilities of several others."""
         return self.ensemble_path.is_file()
 
     @property
@@ -220,7 +222,7 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether training came to its end, in every fold."""
+        """Whether the training is finished, in every fold."""
         if self.is_kfold:
             folds = self.folds()
             return len(folds) == self.config.data.num_folds and all(
@@ -229,7 +231,7 @@ class Run:
         return (self.path / "finished").is_file()
 
     def fold_path(self, fold: int) -> Path:
-        """Return where fold number `fold`, from 0, is or will be."""
+        """Return the path of fold number `fold`, from 0, which may not exist yet."""
         return self.path / "folds" / str(fold)
 
     def folds(self) -> tuple[Run, ...]:
@@ -240,13 +242,13 @@ class Run:
         return tuple(open_run(path) for path in paths if path.is_dir())
 
     def member_path(self, number: int) -> Path:
-        """Return where member `number` of an ensemble, from 0, is or will be."""
+        """Return the path of member `number` of an ensemble, from 0."""
         return self.path / "members" / str(number)
 
     def members(self) -> tuple[Run, ...]:
-        """Return the members of an ensemble, in order; none for another run.
+        """Return the members of an ensemble, in order; none for any other run.
 
-        Those of an ensemble of k-fold runs are in its folds.
+        An ensemble of k-fold runs has its members in its folds.
 
         Raises:
             RunError: `ensemble.json` is damaged, or a member is missing.
@@ -257,7 +259,7 @@ class Run:
         return tuple(open_run(self.member_path(n)) for n in range(len(names)))
 
     def member_names(self) -> tuple[str, ...]:
-        """Return what the members of an ensemble were called, in order.
+        """Return the original names of an ensemble's members, in order.
 
         Raises:
             RunError: `ensemble.json` is damaged.
@@ -266,26 +268,26 @@ class Run:
         return read_model(self.ensemble_path, _EnsembleFile, hint=hint).members
 
     def networks(self) -> tuple[Run, ...]:
-        """Return the runs whose networks answer together for this one.
+        """Return the runs that hold the networks of this one.
 
-        That is the run itself, the members of an ensemble, or those of every fold.
+        They are the run itself, the members of an ensemble, or those of every fold.
         """
         parts = self.folds() if self.is_kfold else (self,)
         return tuple(one for part in parts for one in part.members() or (part,))
 
     def card(self, *, check_weights: bool = True) -> ModelCard:
-        """Return what `model.json` says, after checking it against the weights.
+        """Return the content of `model.json`, after checking it against the weights.
 
         Args:
-            check_weights: Whether to read the weights file and compare its digest.
+            check_weights: Whether to check the digest of the weights file.
 
         Raises:
-            RunError: There are no weights yet, they are not the ones that were saved,
-                or another version of the package saved them.
+            RunError: There are no weights yet, they have changed, or the file is
+                damaged or of another version.
         """
         hint = f"finish it with: tumorlens train --resume --out {self.path}"
         if self.is_finished:
-            # Resuming leaves a finished run as it is.
+            # Resuming does not change a finished run.
             hint = "restore the file from a copy, or train again into another --out"
         if self.is_ensemble:
             hint = (
@@ -296,8 +298,8 @@ class Run:
         card = read_model(
             self.card_path,
             ModelCard,
-            hint="restore the file, or use the version of tumorlens that made the run; "
-            f"this is {tumorlens.__version__}",
+            hint="if another version of tumorlens made the run, use that one (this is "
+            f"{tumorlens.__version__}); otherwise {hint}",
         )
         if not self.weights_path.is_file():
             raise RunError(f"{self.path} has no {self.weights_path.name}", hint=hint)
@@ -311,31 +313,25 @@ class Run:
         return card
 
     def split(self) -> tuple[SplitRow, ...]:
-        """Return which file was in which subset.
+        """Return the subset of each file.
 
         Raises:
-            RunError: The run has none, as one of imported weights may.
+            RunError: The run has no split, which imported weights may lack.
         """
         if not self.split_path.is_file():
             raise RunError(
-                f"{self.path} has no {self.split_path.name}: nothing says which image "
-                "is in which subset",
+                f"{self.path} has no {self.split_path.name}, and so no subsets",
                 hint="imported weights get one by: tumorlens import ... --data DATA",
             )
         return read_split(self.split_path)
 
-    def leak(self) -> dict[str, Any]:
+    def leak(self) -> LeakVerdict:
         """Return the leak verdict of this split.
 
         Raises:
-            RunError: The file is missing or holds something else.
+            RunError: The file is missing or damaged.
         """
-        verdict = read_json(self.leak_path, hint="train the run again")
-        if not isinstance(verdict, dict) or "words" not in verdict:
-            raise RunError(
-                f"{self.leak_path} holds no leak verdict", hint="train the run again"
-            )
-        return verdict
+        return read_model(self.leak_path, LeakVerdict, hint="train the run again")
 
     def environment(self) -> dict[str, Any]:
         """Return versions, device, seed and command."""
@@ -347,7 +343,7 @@ class Run:
         return _read_lines(self.history_path)
 
     def log_look(self, *, subset: str, command: str) -> None:
-        """Note that somebody looked at a subset's figures, and when."""
+        """Log a look at the figures of a subset, with its time."""
         look = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "subset": subset,
@@ -356,11 +352,11 @@ class Run:
         _write_lines(self.path / "looks.jsonl", [*self.looks(), look])
 
     def looks(self) -> list[dict[str, Any]]:
-        """Return the looks noted so far."""
+        """Return the looks that were logged so far."""
         return _read_lines(self.path / "looks.jsonl")
 
     def write_looks(self, looks: Iterable[Mapping[str, Any]]) -> None:
-        """Write looks that were noted elsewhere: an ensemble takes on its members'."""
+        """Write a whole log of looks: an ensemble starts with that of its members."""
         _write_lines(self.path / "looks.jsonl", looks)
 
     def write_ensemble(self, members: Iterable[str]) -> None:
@@ -368,7 +364,7 @@ class Run:
         write_model(self.ensemble_path, _EnsembleFile(members=tuple(members)))
 
     def tracking(self) -> dict[str, Any]:
-        """Return which run of MLflow mirrors this one; empty when none does."""
+        """Return the run of MLflow that mirrors this one; empty if none does."""
         if not self.tracking_path.is_file():
             return {}
         content = read_json(self.tracking_path, hint="delete the file")
@@ -382,34 +378,34 @@ class Run:
         """Write `split.csv`."""
         write_split(self.split_path, rows)
 
-    def write_leak(self, verdict: Mapping[str, Any]) -> None:
+    def write_leak(self, verdict: LeakVerdict) -> None:
         """Write `leak.json`."""
-        write_json(self.leak_path, dict(verdict))
+        write_model(self.leak_path, verdict)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Write `environment.json`."""
         write_json(self.path / "environment.json", dict(environment))
 
     def write_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write `history.jsonl` as a whole, so that it never ends in half a line."""
+        """Write the whole of `history.jsonl`, so that it never ends in half a line."""
         _write_lines(self.history_path, rows)
 
     def write_weights(self, weights: bytes, card: ModelCard) -> None:
         """Write the weights, then the card with their digest.
 
-        A crash between the two leaves a card that does not fit, which `card` reports
-        and which resuming mends: it repeats the epoch and writes both again.
+        A crash between the two leaves a card that does not match. `card` reports it,
+        and resuming repairs it: the epoch is repeated, and both are written again.
         """
         write_bytes(self.weights_path, weights)
         write_model(self.card_path, card)
 
-    def remove_halves(self) -> None:
-        """Remove the half-written files that a killed process has left."""
+    def remove_partial_files(self) -> None:
+        """Remove the partial files of a killed process."""
         for path in filter(is_temporary, self.path.rglob(".*")):
             path.unlink()
 
     def mark_finished(self) -> None:
-        """Say that training came to its end, and drop what only resuming needs."""
+        """Mark the training as finished, and delete its checkpoint."""
         write_text(self.path / "finished", "")
         self.checkpoint_path.unlink(missing_ok=True)
         if self.checkpoint_path.parent.is_dir():
@@ -417,10 +413,10 @@ class Run:
 
 
 def create_run(path: Path, config: Config) -> Run:
-    """Make a run folder that holds its settings and nothing else yet.
+    """Make a run folder with its settings only.
 
     Raises:
-        RunError: The folder exists and has something in it.
+        RunError: The folder exists and is not empty.
     """
     if path.exists() and (not path.is_dir() or any(_finished_files(path))):
         raise RunError(
@@ -435,8 +431,8 @@ def open_run(path: Path) -> Run:
     """Return the run in a folder.
 
     Raises:
-        RunError: The folder does not exist, is no run, or has settings that this
-            version does not know.
+        RunError: The folder does not exist, is not a run folder, or has settings that
+            are unknown to this version.
     """
     if not path.is_dir():
         raise RunError(
@@ -463,7 +459,7 @@ def _with_subset(path: Path, subset: str) -> Path:
 
 
 def _finished_files(path: Path) -> Iterator[Path]:
-    # A run that was killed while its first file was written has nothing to lose.
+    # A run that was killed while its first file was written holds nothing of value.
     return (entry for entry in path.iterdir() if not is_temporary(entry))
 
 

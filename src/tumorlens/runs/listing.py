@@ -1,9 +1,8 @@
-"""Which run folders there are, how far they came and what they scored.
+"""The list of run folders, with their progress and results.
 
-Reads what runs have written and computes nothing: without torch it answers at once. A
-folder that is damaged is a row with its reason. What a newcomer would get wrong: the
-folds of a k-fold run are not runs of their own here, and an interrupted run may still
-be running; a folder cannot tell.
+Only files of the runs are read; nothing is computed and torch is not needed. A damaged
+folder is a row with the reason. The folds of a k-fold run are not listed as runs. A
+run shown as interrupted may still be running: a folder does not show the difference.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from tumorlens.config import Config, setting_names
-from tumorlens.data.leak_states import leak_state
 from tumorlens.errors import ConfigError, RunError, did_you_mean
 from tumorlens.runs.folder import MIRRORS, Run, open_run
 from tumorlens.runs.measures import Estimate
@@ -39,12 +37,12 @@ COLUMNS = (
     "path",
     "reason",
 )
-"""What a row has beside its settings; each can be filtered and sorted by."""
+"""Columns of a row beside its settings; each can be a filter or a sort key."""
 
 STATES = ("finished", "interrupted", "imported", "damaged")
 
 _RUN_FILES = ("environment.json", "leak.json", "history.jsonl", "model.json")
-"""A folder with one of these was a run, even when its settings cannot be read."""
+"""A folder with one of these is a run, even if its settings cannot be read."""
 
 _CONDITION = re.compile(r"\s*([\w.]+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*")
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
@@ -65,22 +63,22 @@ class RunRow:
     state: str
     """One of `STATES`. An interrupted run may be one that is still running."""
     progress: str = ""
-    """How far: "epoch 3 of 12", or "2 of 5 folds"."""
+    """Progress: "epoch 3 of 12", or "2 of 5 folds"."""
     reason: str | None = None
-    """Why a damaged folder cannot be read."""
+    """Reason why a damaged folder cannot be read."""
     date: str | None = None
-    """When its settings were written, local time, as 2026-01-31 09:05."""
+    """Time when the settings were written, local, as 2026-01-31 09:05."""
     config: Config | None = None
-    """`None` when it cannot be read."""
+    """`None` if it cannot be read."""
     val_accuracy: float | None = None
-    """Of the kept weights; the mean over the folds of a k-fold run."""
+    """Val accuracy of the kept weights; the mean over the folds of a k-fold run."""
     test_accuracy: Estimate | None = None
     """`None` until it is evaluated."""
     leak: str | None = None
-    """As `leak_states.leak_state` says it, such as `no leak`."""
+    """State of the leak verdict, such as `no leak`."""
 
     def value(self, key: str) -> Any:
-        """Return what a column or a setting such as `optim.lr` holds; `None`: unset."""
+        """Return a column or a setting such as `optim.lr`; `None` if unset."""
         if key == "test_accuracy":
             return self.test_accuracy and self.test_accuracy.value
         if key == "path":
@@ -97,7 +95,7 @@ class RunRow:
         return value
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything, JSON-ready: the columns, `progress` and `settings`."""
+        """Return the columns, `progress` and `settings`, JSON-ready."""
         return {
             **{key: self.value(key) for key in COLUMNS},
             "test_accuracy": self.test_accuracy and self.test_accuracy.model_dump(),
@@ -115,18 +113,18 @@ def list_runs(
 ) -> list[RunRow]:
     """Return the runs in and below some folders.
 
-    Hidden folders are passed over. Links are followed, and a folder that can be reached
-    in two ways is listed once. Nothing below a run is a run of its own.
+    Hidden folders are skipped. Links are followed, and a folder that can be reached in
+    two ways is listed once. Folders below a run are not searched.
 
     Args:
-        folders: Where to look, however deep.
+        folders: Folders to search, at any depth.
         where: Conditions that must all hold, such as `model.name=resnet50` or
             `test_accuracy>0.8`: a column or a setting, one of = != < <= > >= and a
-            value. Numbers are compared as numbers. `none` is what is unset, and what
-            is unset is neither below nor above anything.
+            value. Numbers are compared as numbers. The value `none` matches unset
+            columns and settings, which are neither below nor above anything.
         sort: A column or a setting; `-key` puts the largest first. Runs without a
             value come last either way. Default: by path.
-        limit: At most so many, after sorting.
+        limit: Largest number of rows, after sorting.
 
     Raises:
         ConfigError: A condition has another form, or a key is unknown.
@@ -150,7 +148,7 @@ def list_runs(
 
 
 def find_runs(folders: Iterable[Path]) -> Iterator[Path]:
-    """Give every run folder in and below some folders, damaged ones too.
+    """Yield every run folder in and below some folders, damaged ones too.
 
     Raises:
         RunError: A folder does not exist.
@@ -160,7 +158,7 @@ def find_runs(folders: Iterable[Path]) -> Iterator[Path]:
         if not folder.is_dir():
             raise RunError(
                 f"no such folder: {folder}",
-                hint="give the folder that train --out was given a folder in",
+                hint="give a folder that holds the folders named by train --out",
             )
         yield from _runs_below(folder, seen)
 
@@ -173,7 +171,7 @@ def _runs_below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
             status = place.stat()
             names = sorted(os.listdir(place))  # noqa: PTH208 - names are enough
         except OSError:
-            # Somebody else's locked folder, or one that was just removed.
+            # A locked folder of another user, or one that was just removed.
             continue
         if (status.st_dev, status.st_ino) in seen:
             continue
@@ -193,7 +191,7 @@ def _is_run(place: Path, names: Sequence[str]) -> bool:
         return True
     if "config.toml" not in names:
         return False
-    # Other programs have a config.toml too: alone it must be one of ours.
+    # Other programs have a config.toml too: without other files it must open.
     try:
         open_run(place)
     except RunError:
@@ -252,7 +250,7 @@ def _parts(run: Run) -> list[Run]:
     if not run.is_kfold:
         return [run]
     paths = map(run.fold_path, range(run.config.data.num_folds))
-    # Killed while it made a fold's folder: the fold has not begun.
+    # A fold whose folder was not completed has not begun.
     return [open_run(path) for path in paths if (path / "config.toml").is_file()]
 
 
@@ -286,7 +284,7 @@ def _number(value: Any, path: Path) -> float:
 def _leak(run: Run) -> str | None:
     if not run.leak_path.is_file():
         return None
-    return leak_state(run.leak())
+    return run.leak().state
 
 
 def _condition(text: str) -> Callable[[RunRow], bool]:
@@ -311,13 +309,13 @@ def _condition(text: str) -> Callable[[RunRow], bool]:
                 f"{key} is a number, got --where {text!r}",
                 hint=f"compare it with a number: --where '{key}{sign}{value:g}'",
             )
-        return _COMPARE[sign](*_alike(value, wanted))
+        return _COMPARE[sign](*_comparable(value, wanted))
 
     return holds
 
 
-def _alike(value: Any, wanted: str) -> tuple[Any, Any]:
-    """Return both as numbers where both are, else as texts."""
+def _comparable(value: Any, wanted: str) -> tuple[Any, Any]:
+    """Return both as numbers if both are numbers, else as texts."""
     try:
         number = float(wanted)
     except ValueError:
@@ -352,7 +350,7 @@ def _check_key(key: str) -> None:
 
 
 def _order(value: Any) -> tuple[int, Any]:
-    """Return what sorts numbers before texts, and texts as people count."""
+    """Return a sort key: numbers before texts, and texts in natural order."""
     if isinstance(value, int | float):
         return 0, value
     return 1, natural_key(_as_text(value))

@@ -7,12 +7,13 @@ defined, such as the recall of a class without images.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tumorlens.config import Fit
-from tumorlens.text import interval
+from tumorlens.data.leakage import LeakVerdict
+from tumorlens.text import NotebookView, interval
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """A finite number; `true` and texts that look like numbers are none."""
@@ -118,7 +119,7 @@ class _Header(_Content):
     format: int = 1
     protocol: str
     subset: str
-    leak: dict[str, Any]
+    leak: LeakVerdict
     """The leak verdict of the split."""
     settings: NetworkSettings
 
@@ -154,7 +155,7 @@ class Measures(_Content):
     """Name of a measure without an interval -> the reason."""
 
 
-class Metrics(Measures, _Header):
+class Metrics(NotebookView, Measures, _Header):
     """`metrics.json`."""
 
 

@@ -1,18 +1,22 @@
 """A run folder mirrored into MLflow: settings, curves, figures and the network.
 
-The run folder is the truth and MLflow a picture of it. `Tracker.mirror` asks what
-MLflow has of a run and sends what is missing, so it may be called at any time, and a
-run that goes on, or is evaluated later, goes on in the same run of MLflow: the id is
-kept in the folder. Whatever breaks there is one warning, never an error: the training
-goes on, and what is missing is sent at its end.
+The run folder is the original and MLflow a copy. `Tracker.mirror` compares the two and
+sends what is missing, so it may be called at any time. A run that is resumed, or
+evaluated later, stays the same run of MLflow, whose id is kept in the folder. A failure
+of MLflow is one warning, never an error: the training continues, and the rest is sent
+at its end. By default the client retries for minutes while a server is away, and prints
+each attempt; here it is set to be brief and quiet.
 
-What the newcomer would get wrong: the client does not stop when a server is away, it
-tries for minutes and prints what it tries. Here it is told to be brief and quiet.
-`tumorlens.runs.outgoing` says what is sent.
+Little is sent, so that it can be checked: settings without paths, the numbers of the
+history and of the evaluations, figures drawn from numbers, the network, versions. No
+name of an image or a patient is in any of them. `split.csv`, `predictions.csv`,
+`report.html` and the command line contain file names and are not sent, and neither is
+any file that is not listed here.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -23,17 +27,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from tumorlens.config import dump_config
 from tumorlens.errors import ConfigError
 from tumorlens.extras import require
 from tumorlens.files import sha256_of, sha256_of_bytes
 from tumorlens.runs.folder import MIRRORS, Run, open_run
-from tumorlens.runs.outgoing import (
-    figures_of,
-    files_of,
-    params_of,
-    settings_of,
-    tags_of,
-)
 from tumorlens.runs.progress import Listener, Relay
 from tumorlens.system import is_main_process
 from tumorlens.urls import is_server, without_password, without_secrets
@@ -41,16 +39,26 @@ from tumorlens.urls import is_server, without_password, without_secrets
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tumorlens.runs.measures import Metrics
+
+_PATHS = ("path", "metadata", "split", "cache_dir")
+"""Settings of `data` with paths on this machine."""
+_FIGURES = ("confusion", "roc", "calibration", "curves")
+"""Figures of the report that are drawn from numbers; no others are sent."""
+_HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "ece")
+_MAX_LETTERS = 500
+"""Longest value of a setting; every version of MLflow accepts it."""
+
 DATABASE = "mlflow.db"
-"""Beside the run, where no URL is given. All runs of a folder share it."""
+"""Default database, beside the run; all runs of a folder share it."""
 EXPERIMENT = "tumorlens"
 
 _MAX_METRICS, _MAX_PARAMS = 1000, 100
-"""What MLflow takes at a time."""
+"""Most values that MLflow accepts at a time."""
 _RETRY_S = 300
-"""A training does not wait again for a server that was away so long ago."""
+"""Seconds before the next attempt after a server was away."""
 _PATIENCE = {
-    # MLflow would try for minutes.
+    # By default MLflow retries for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -62,13 +70,13 @@ class Tracker:
     """Mirrors run folders into one MLflow.
 
     Args:
-        url: A server (`http://...`) or a database (`sqlite:///...`). Empty or `None`:
-            where the run was tracked before, else `mlflow.db` beside the run folder.
-        experiment: The name in MLflow under which the runs are found.
-        warn: Told once, in one sentence, when something breaks.
+        url: A server (`http://...`) or a database (`sqlite:///...`). Empty or `None` is
+            the place of the run's earlier tracking, else `mlflow.db` beside the run.
+        experiment: Name of the experiment in MLflow.
+        warn: Called once, with one sentence, when something breaks.
 
     Raises:
-        ConfigError: `url` is no URL.
+        ConfigError: `url` is not a URL.
         MissingExtraError: MLflow is not installed.
     """
 
@@ -97,17 +105,17 @@ class Tracker:
         _load_mlflow()
 
     def url_of(self, run: Run) -> str:
-        """Return where a run is mirrored."""
-        # A folder that was moved is not mirrored to where it was: "beside" is no path.
+        """Return the URL of the mirror of a run."""
+        # A run that was moved is mirrored beside its new place, so no path is kept.
         beside = f"sqlite:///{run.path.resolve().parent / DATABASE}"
         return self._url or str(run.tracking().get("url") or beside)
 
-    def words(self, url: str, *, of: str = "run") -> str:
-        """Return where a run can be looked at; empty where tracking is broken.
+    def summary(self, url: str, *, of: str = "run") -> str:
+        """Return where a run is tracked, in a sentence; empty if tracking failed.
 
         Args:
-            url: As `url_of` gives it.
-            of: What is tracked there.
+            url: Result of `url_of`.
+            of: Noun for what is tracked.
         """
         if self._has_warned:
             return ""
@@ -125,7 +133,7 @@ class Tracker:
 
         Args:
             path: The run folder, which may not exist yet.
-            inner: Receives each event first.
+            inner: Listener that receives each event first.
 
         Yields:
             The listener to train with.
@@ -145,36 +153,35 @@ class Tracker:
     def keep_up(
         self, path: Path, *, state: str = "RUNNING", is_last: bool = False
     ) -> bool:
-        """Mirror a run as it stands, unless that failed a short while ago.
+        """Mirror the current state of a run, unless that failed a short while ago.
 
         Args:
             path: The run folder.
             state: As for `mirror`.
-            is_last: Try it even then.
+            is_last: Whether to try it even then.
 
         Returns:
-            Whether MLflow has all of it now.
+            Whether MLflow is up to date now.
         """
         if time.monotonic() < self._retry_at and not is_last:
             return False
         return self._attempt(lambda: open_run(path), state=state)
 
     def mirror(self, run: Run, *, state: str = "KILLED") -> bool:
-        """Send what MLflow does not have of a run yet.
+        """Send the parts of a run that MLflow does not have yet.
 
         Args:
-            run: Of any kind. Folds become runs below that of the k-fold run. Nothing is
-                sent of a run without a finished epoch.
-            state: MLflow's word for a run that is not finished: `RUNNING`, `KILLED` or
-                `FAILED`.
+            run: Any run. Folds become child runs of the k-fold run. A run without a
+                finished epoch is not sent.
+            state: MLflow's state of an unfinished run: `RUNNING`, `KILLED` or `FAILED`.
 
         Returns:
-            Whether MLflow has all of it now. If not, a warning was given, once.
+            Whether MLflow is up to date now. If not, there was one warning.
         """
         return self._attempt(lambda: run, state=state)
 
     def _end(self, path: Path, state: str) -> None:
-        # Settings that did not fit leave no folder behind, and nothing to mirror.
+        # A training whose settings did not fit leaves no folder and nothing to mirror.
         if (path / "config.toml").is_file():
             self.keep_up(path, state=state, is_last=True)
 
@@ -183,17 +190,17 @@ class Tracker:
         try:
             run = get_run()
             url = self.url_of(run)
-            # Kept in the folder. Empty means beside it, wherever that will be.
+            # Kept in the folder. Empty stands for beside it, also after a move.
             note = without_password(self._url or str(run.tracking().get("url") or ""))
             with _quiet():
                 self._send(_Place(self._client(url), url, note), run, state=state)
-        except Exception as error:  # whatever breaks there must not break a training
+        except Exception as error:  # no failure of MLflow may end a training
             self._retry_at = time.monotonic() + _RETRY_S
             if not self._has_warned:
                 self._has_warned = True
                 self._warn(
                     f"tracking to {without_password(url)} does not work: "
-                    f"{_reason(error, url)}; nothing is lost, the run folder has it all"
+                    f"{_reason(error, url)}; the run folder is complete"
                 )
             return False
         return True
@@ -227,7 +234,7 @@ class Tracker:
         self._complete.add(run.path)
 
     def _find_or_make(self, place: _Place, run: Run, *, parent: str | None) -> Any:
-        """Return the run of MLflow with what it has, and note its id in the folder."""
+        """Return the run of MLflow, and note its id in the folder."""
         client, known = place.client, run.tracking()
         if known.get("url") == place.note and isinstance(known.get("run_id"), str):
             try:
@@ -235,11 +242,11 @@ class Tracker:
                 if there.info.lifecycle_stage == "active":
                     return there
             except require("mlflow.exceptions").MlflowException as error:
-                # Somebody has deleted it there for good: it begins anew.
+                # It was deleted there for good: a new one is made.
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
         if run.path in self._ids:
-            # Begun anew in the same folder, as where the batch had to be split.
+            # A new training in the same folder, as when the batch had to be split.
             client.set_terminated(self._ids[run.path], status="KILLED")
         tags = {"mlflow.parentRunId": parent} if parent else {}
         there = client.create_run(
@@ -258,7 +265,7 @@ class Tracker:
             try:
                 made = place.client.create_experiment(name, artifact_location=location)
             except require("mlflow.exceptions").MlflowException:
-                # Of several processes that begin together, one makes it.
+                # Another process has made it in the meantime.
                 found = place.client.get_experiment_by_name(name)
                 if found is None:
                     raise
@@ -269,13 +276,13 @@ class Tracker:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where runs are mirrored."""
+    """A place where runs are mirrored."""
 
     client: Any
     """An `MlflowClient`."""
     url: str
     note: str
-    """What the run folder says of it; see `Tracker.url_of`."""
+    """The URL as noted in the run folder; see `Tracker.url_of`."""
 
 
 class _Following(Relay):
@@ -291,20 +298,92 @@ class _Following(Relay):
         self._tracker.keep_up(self._path)
 
 
+def params_of(run: Run) -> dict[str, str]:
+    """Return the settings as texts, without those that are paths."""
+    params = {}
+    for section, values in run.config.model_dump(mode="json").items():
+        for name, value in values.items():
+            if section == "data" and name in _PATHS:
+                continue
+            if (section, name) == ("model", "pretrained"):
+                value = _file_name(value)
+            text = value if isinstance(value, str) else json.dumps(value)
+            params[f"{section}.{name}"] = text[:_MAX_LETTERS]
+    return params
+
+
+def figures_of(run: Run) -> dict[str, float]:
+    """Return the figures of the kept epoch, and those of every evaluation."""
+    figures: dict[str, float] = {}
+    kept = [row for row in run.history() if row["is_best"]]
+    if kept:
+        figures["kept/epoch"] = float(kept[-1]["epoch"])
+        figures |= {
+            f"kept/{name}": float(value)
+            for name, value in kept[-1].items()
+            if name.startswith("val_")
+        }
+    for subset in ("test", "val"):
+        if run.metrics_of(subset).is_file():
+            figures |= _headline(subset, run.metrics(subset))
+    return figures
+
+
+def tags_of(run: Run) -> dict[str, str]:
+    """Return the tags of a run: versions, and its leak verdict."""
+    environment = run.environment()
+    names = ("tumorlens", "commit", "python", "platform")
+    values = {name: environment.get(name) for name in names}
+    values["torch"] = (environment.get("packages") or {}).get("torch")
+    tags = {f"tumorlens.{name}": str(value) for name, value in values.items() if value}
+    if run.leak_path.is_file():
+        # MLflow shows this note above the figures of a run.
+        tags["mlflow.note.content"] = run.leak().words
+    return tags
+
+
+def settings_of(run: Run) -> str:
+    """Return the content of `config.toml` without the paths in it."""
+    config = run.config
+    data = config.data.model_copy(update=dict.fromkeys(_PATHS))
+    pretrained = _file_name(config.model.pretrained)
+    model = config.model.model_copy(update={"pretrained": pretrained})
+    return dump_config(config.model_copy(update={"data": data, "model": model}))
+
+
+def files_of(run: Run) -> list[Path]:
+    """Return the existing files of a run that are sent."""
+    wanted = [
+        run.history_path,
+        run.metrics_of("test"),
+        run.metrics_of("val"),
+        run.tta_path("val"),
+        run.ensemble_path,
+        *(
+            run.figures_dir / f"{name}.{suffix}"
+            for name in _FIGURES
+            for suffix in ("svg", "png")
+        ),
+    ]
+    for one in () if run.is_kfold else run.networks():
+        wanted += [one.card_path, one.weights_path]
+    return [path for path in wanted if path.is_file()]
+
+
 def _load_mlflow() -> None:
-    """Import MLflow, told to be patient for seconds only and to print nothing."""
+    """Import MLflow with short time limits and without output."""
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
     with _quiet():
         require("mlflow.tracking")
-        # Ten attempts to open a database take 100 seconds, and no setting says so.
+        # Ten attempts to open a database take 100 seconds, and no setting changes it.
         utils: Any = require("mlflow.store.db.utils")
         utils.MAX_RETRY_COUNT = 2
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep MLflow and what it calls from writing to the terminal."""
+    """Keep MLflow and its dependencies from writing to the terminal."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -316,14 +395,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _has_begun(run: Run) -> bool:
-    """Whether there is anything to tell: an epoch, or weights from elsewhere."""
+    """Return whether there is anything to send: an epoch, or imported weights."""
     return any(
         one.history_path.is_file() or one.card_path.is_file() for one in run.networks()
     )
 
 
 def _send_values(client: Any, run: Run, there: Any) -> None:
-    """Send settings, curves and figures, as far as they are not there."""
+    """Send the settings, curves and figures that are missing there."""
     entities = require("mlflow.entities")
     data, run_id = there.data, there.info.run_id
     params = [
@@ -337,7 +416,7 @@ def _send_values(client: Any, run: Run, there: Any) -> None:
         entities.Metric(name, float(value), now_ms, row["epoch"])
         for row in run.history()
         if row["epoch"] > last_epoch
-        # The epoch itself comes last: once it is there, its row is.
+        # The epoch itself comes last: once it is there, its whole row is.
         for name, value in sorted(row.items(), key=lambda item: item[0] == "epoch")
         if name != "is_best"
     ]
@@ -354,17 +433,17 @@ def _send_values(client: Any, run: Run, there: Any) -> None:
 
 
 def _send_files(client: Any, run: Run, there: Any, *, is_remote: bool) -> None:
-    """Send settings, history, measures, figures and network, where they are new.
+    """Send settings, history, measures, figures and network, as far as they are new.
 
     Raises:
         ConfigError: A server keeps its files in a folder of its own machine.
     """
     run_id = there.info.run_id
     if is_remote and urlsplit(there.info.artifact_uri).scheme in ("", "file"):
-        # MLflow would write them to a folder of that name on this machine.
+        # The client would write them to a folder of that name on this machine.
         raise ConfigError(
-            f"the server keeps files in {there.info.artifact_uri}, where only itself "
-            "can write: start it with --serve-artifacts"
+            f"the server keeps files in {there.info.artifact_uri}, where only the "
+            "server can write: start it with --serve-artifacts"
         )
     tracking = run.tracking()
     sent: dict[str, str] = dict(tracking.get("sent") or {})
@@ -388,7 +467,7 @@ def _send_files(client: Any, run: Run, there: Any, *, is_remote: bool) -> None:
 
 
 def _artifact_location(url: str, run: Run) -> str | None:
-    """Return where files go: beside the database, or where the server says."""
+    """Return the folder of artifacts, beside the database; a server has its own."""
     if is_server(url):
         return None
     scheme, _, rest = url.partition(":///")
@@ -403,3 +482,16 @@ def _reason(error: Exception, url: str) -> str:
     reason = words[0] if words else type(error).__name__
     reason = without_secrets(reason, url)
     return reason if len(reason) <= 200 else f"{reason[:197]}..."
+
+
+def _file_name(value: str) -> str:
+    return value.replace("\\", "/").rpartition("/")[2]
+
+
+def _headline(subset: str, metrics: Metrics) -> dict[str, float]:
+    return {
+        f"{subset}/{name}" + ("" if end == "value" else f"_{end}"): value
+        for name in _HEADLINE
+        for end, value in getattr(metrics, name)
+        if value is not None
+    }

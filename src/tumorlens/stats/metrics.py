@@ -5,9 +5,9 @@ recomputed from `predictions.csv` in three lines. Measures that count right and 
 take a confusion matrix (`confusion_matrix`, rows are the true classes) and accept
 leading axes, so that one call measures thousands of bootstrap resamples.
 
-What the newcomer would get wrong: a measure can be undefined, such as the recall of a
-class without images. It is `nan` then, never 0, and means over classes leave it out.
-Intervals are in `tumorlens.stats.intervals`.
+A measure can be undefined, such as the recall of a class without images. It is `nan`
+then, never 0, and means over classes leave it out. Intervals are in
+`tumorlens.stats.intervals`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 NUM_BINS = 15
-"""Of the expected calibration error; the number that its source uses."""
+"""Number of bins of the expected calibration error, as in its source."""
 
 
 def confusion_matrix(
@@ -164,12 +164,12 @@ def macro_f1(matrix: ArrayLike) -> NDArray[np.float64]:
 def resampled_macro_f1(matrices: ArrayLike, whole: ArrayLike) -> NDArray[np.float64]:
     """Return `macro_f1` of resamples, without the classes that a resample lacks.
 
-    A resample without a class says nothing about how well the class is told. Counted
-    as `macro_f1` does, the class would give 0 where it was predicted once and nothing
-    where it was not: with two groups of each class, a third of the resamples lack one,
-    and the low end of the interval is made of such zeros. So a class that has images
-    in the whole set and none in the resample is left out of that resample's mean, as
-    `balanced_accuracy` does it. On the whole set both are the same.
+    A resample without a class holds no evidence about how well the class is recognised.
+    Counted as in `macro_f1`, the class would give 0 where it was predicted once and
+    nothing where it was not: with two groups of each class, a third of the resamples
+    lack one, and the low end of the interval consists of such zeros. So a class that
+    has images in the whole set and none in the resample is left out of that resample's
+    mean, as in `balanced_accuracy`. On the whole set both are the same.
 
     Args:
         matrices: Confusion matrices of resamples, shape (..., C, C).

@@ -1,9 +1,9 @@
 """Two classifiers on the same images: is the difference more than chance?
 
 Pure numpy and scipy on arrays of "right or wrong"; files and runs are the business of
-`tumorlens.study.compare`. What the newcomer would get wrong: two overlapping intervals
-say nothing about a difference. Both networks meet the same hard images, so most of what
-moves their accuracies moves both, and only the images on which they disagree count.
+`tumorlens.study.compare`. Two overlapping intervals do not rule out a difference: both
+networks meet the same hard images, so most of what moves their accuracies moves both,
+and only the images on which they disagree count.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more of the images the first network got right than the second."""
+    """Difference of two accuracies, first minus second."""
 
     value: float
     """Fraction, -1 to 1; above 0 where the first is better."""
@@ -37,19 +37,19 @@ class Difference:
     """Low end of the 95 % interval; `None` when all resamples are equal."""
     high: float | None
     p: float
-    """Two-sided; 1 where nothing speaks for a difference."""
+    """Two-sided p-value; 1 where there is no evidence of a difference."""
 
 
 def exact_mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     """Return the two-sided p-value of the exact McNemar test.
 
-    Of the images that one network got right and the other did not, each should be as
-    likely on either side. It takes the images for independent: with several of one
-    patient it is too small, and `paired_bootstrap` is the one to believe.
+    Under the null hypothesis, an image that only one network got right is as likely to
+    be either network's. The test assumes independent images: with several of one
+    patient the p-value is too small; use `paired_bootstrap` then.
 
     Args:
         first: Whether the first network was right, shape (N,).
-        second: The same of the second, same images in the same order.
+        second: The same for the second network, same images in the same order.
 
     Returns:
         1 where the two are right on the same images.
@@ -90,22 +90,23 @@ def paired_bootstrap(
     """Return the mean difference of two networks, with interval and p-value.
 
     As in `intervals.group_bootstrap`, each resample draws G of the G groups with
-    replacement, and a group comes with all its images; both networks are asked about
-    the same resample. Groups that add the same to the sums are drawn together, from a
-    multinomial distribution: the same resamples in law, and 20,000 of them take
+    replacement, and a group comes with all its images; both networks are measured on
+    the same resample. Groups with equal sums are drawn together, from a multinomial
+    distribution: the resamples have the same distribution, and 20,000 of them take
     milliseconds.
 
     The p-value is twice the share of the resamples on the far side of 0. With few
-    groups that disagree a bootstrap is too sure of itself, so it is never below what
-    flipping the signs of these groups could give, 2 / 2**m for m of them.
+    groups that disagree the bootstrap is overconfident, so the p-value is never below
+    the smallest that flipping the signs of these groups could give, 2 / 2**m for m
+    groups.
 
     Args:
         first: How often the first network was right about each image, shape (N,), in
             [0, 1]: 0 or 1 for one seed, the mean over several.
-        second: The same of the second, same images in the same order.
+        second: The same for the second network, same images in the same order.
         groups: Group indices, shape (N,), from 0 without a gap.
         num_resamples: R.
-        seed: Of the resamples.
+        seed: Seed of the resamples.
         confidence: Share of the resamples inside the interval.
 
     Returns:
@@ -115,7 +116,7 @@ def paired_bootstrap(
         ValueError: The shapes differ, or there is no image.
 
     Example:
-        Of 40 groups of one image each, the first is better on 12 and worse on 2.
+        With 40 groups of one image each, the first is better on 12 and worse on 2.
 
         >>> first = np.repeat([1.0, 0.0, 1.0], [12, 2, 26])
         >>> second = np.repeat([0.0, 1.0, 1.0], [12, 2, 26])
@@ -149,11 +150,11 @@ def paired_bootstrap(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for how many tests were made, in the same order.
+    """Return p-values corrected for the number of tests, in the same order.
 
     The smallest is multiplied by their number, the next by one less and so on, and none
-    may fall below one before it. That a true null is rejected anywhere at 0.05 then has
-    a chance of at most 5 %, however the tests depend on each other.
+    may fall below one before it. The chance that any true null hypothesis is rejected
+    at 0.05 is then at most 5 %, however the tests depend on each other.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -173,7 +174,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _check(*arrays: NDArray[np.generic]) -> None:
-    """Refuse arrays that are not of the same images.
+    """Refuse arrays that do not describe the same images.
 
     Raises:
         ValueError: See `paired_bootstrap`.

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tumorlens.data.leak_states import (
+from tumorlens.data.leakage import (
     LEAK,
     NO_LEAK,
     NO_PATIENTS,
     SOME_PATIENTS,
     UNKNOWN,
-    leak_state,
 )
 from tumorlens.stats import metrics
 from tumorlens.stats.intervals import group_bootstrap, perfect_score_interval
@@ -124,7 +123,7 @@ def worst_leak(runs: Iterable[Run]) -> dict[str, Any]:
     from elsewhere or patients that are not known; `state` says which.
     """
     believable = {LEAK: False, NO_LEAK: True}
-    verdicts = [(leak_state(leak), leak["words"]) for leak in (r.leak() for r in runs)]
+    verdicts = [(leak.state, leak.words) for leak in (run.leak() for run in runs)]
     order = [LEAK, UNKNOWN, NO_PATIENTS, SOME_PATIENTS, NO_LEAK]
     state, words = min(verdicts, key=lambda verdict: order.index(verdict[0]))
     return {"words": words, "is_believable": believable.get(state), "state": state}

@@ -39,9 +39,9 @@ from tumorlens.training.network import resolve_device
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from tumorlens.evaluation.inference import Progress
     from tumorlens.evaluation.predictions import Predictions
     from tumorlens.runs.folder import Run
+    from tumorlens.runs.progress import Progress
     from tumorlens.study.arms import Arm, Member
 
 FORMAT = 1

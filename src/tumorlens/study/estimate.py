@@ -15,10 +15,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tumorlens.data.duplicates import find_copies
+from tumorlens.data.duplicates import find_duplicates
 from tumorlens.data.split import fold_splits
-from tumorlens.training.dataset import deal, image_limits, index_of
-from tumorlens.training.loop import train_epoch
+from tumorlens.training.dataset import (
+    assign_subsets,
+    image_limits,
+    read_configured_index,
+)
+from tumorlens.training.loop import Step, train_epoch
 from tumorlens.training.network import (
     create_model,
     infer,
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tumorlens.config import Config
-    from tumorlens.data.duplicates import Copies
+    from tumorlens.data.duplicates import Duplicates
     from tumorlens.data.index import Index, SplitRow
     from tumorlens.study.plan import PlannedTrial, StudyPlan
 
@@ -60,7 +64,7 @@ def estimate_study(
     Args:
         plan: Of a search, every trial is taken to be like the base.
         trials: Those of the plan that count.
-        progress: Called with files done and files in all, while copies are sought.
+        progress: Called with files done and files in all, while duplicates are sought.
 
     Raises:
         ConfigError: A setting or a weights file does not fit a network.
@@ -69,8 +73,8 @@ def estimate_study(
     data = plan.base.data
     if data.path is None:
         return None
-    index = index_of(data)
-    copies = find_copies(index, limits=image_limits(data), progress=progress)
+    index = read_configured_index(data)
+    duplicates = find_duplicates(index, limits=image_limits(data), progress=progress)
     steps: dict[str, tuple[float, float]] = {}
     sizes: dict[str, list[_Sizes]] = {}
     seconds = {}
@@ -83,15 +87,15 @@ def estimate_study(
             steps[kind] = _time_steps(config, num_classes=len(index.classes))
         split = repr((config.data, config.train.seed))
         if split not in sizes:
-            sizes[split] = _sizes_of(config, index, copies)
+            sizes[split] = _sizes_of(config, index, duplicates)
         seconds[trial.name] = _seconds_of(config, sizes[split], *steps[kind])
     return seconds
 
 
-def _sizes_of(config: Config, index: Index, copies: Copies) -> list[_Sizes]:
+def _sizes_of(config: Config, index: Index, duplicates: Duplicates) -> list[_Sizes]:
     """Return how many images each network of a trial has in each subset."""
     data, seed = config.data, config.train.seed
-    rows = deal(index, copies, data, seed=seed)
+    rows = assign_subsets(index, duplicates, data, seed=seed)
     parts: Sequence[Sequence[SplitRow]] = [rows]
     if data.protocol == "grouped-kfold":
         parts = fold_splits(
@@ -132,20 +136,22 @@ def _time_steps(config: Config, *, num_classes: int) -> tuple[float, float]:
         train_epoch(
             model,
             [(images, labels)] * num_steps,
-            sums=torch.zeros(3, dtype=torch.float64, device=device),
-            prepare_batch=lambda part, of: (
-                part.to(device)
-                .float()
-                .div(255)
-                .contiguous(memory_format=torch.channels_last),
-                of.to(device),
+            Step(
+                prepare_batch=lambda part, of: (
+                    part.to(device)
+                    .float()
+                    .div(255)
+                    .contiguous(memory_format=torch.channels_last),
+                    of.to(device),
+                ),
+                loss_fn=nn.CrossEntropyLoss(),
+                optimizer=optimizer,
+                schedule=Schedule(optimizer, config.optim, batches_per_epoch=100),
+                accelerator=Accelerator(cpu=device.type == "cpu"),
+                use_bf16=resolve_precision(config.train.precision, device) == "bf16",
+                num_parts=config.train.accumulate,
             ),
-            loss_fn=nn.CrossEntropyLoss(),
-            optimizer=optimizer,
-            schedule=Schedule(optimizer, config.optim, batches_per_epoch=100),
-            accelerator=Accelerator(cpu=device.type == "cpu"),
-            use_bf16=resolve_precision(config.train.precision, device) == "bf16",
-            num_parts=config.train.accumulate,
+            sums=torch.zeros(3, dtype=torch.float64, device=device),
             frozen=config.train.freeze,
         )
         return time.perf_counter() - start

@@ -6,6 +6,7 @@
         tracking.txt         where it is mirrored, if that was said
         trials/NAME          ordinary run folders, one per trial
         worker.log               what the workers printed
+        trials/NAME.lock     held while its run folder is written
         trials/NAME.txt      the traceback of a trial that failed by a fault of ours
         comparison.json, comparison.html, comparison.csv ..., figures/
 
@@ -16,9 +17,12 @@ A newcomer would look for results here: they are in the run folders, and
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import write_text
@@ -29,7 +33,9 @@ from tumorlens.study.store import Store
 from tumorlens.urls import without_password
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+_LOCK_S = 120
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,28 @@ class Study:
                 )
             )
         return found
+
+    @contextmanager
+    def locked(self, trial: str) -> Iterator[None]:
+        """Keep every other process of this file system out of a trial's run folder.
+
+        Raises:
+            RunError: Another process has held the folder for two minutes.
+        """
+        path = self.trials_dir / f"{trial}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=_LOCK_S)
+        except Timeout:
+            raise RunError(
+                f"another process works in {self.run_path(trial)}",
+                hint="end it, then run the study with --retry-failed",
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def open_run(self, trial: str) -> Run | None:
         """Return the run of a trial, or `None` where it has not begun.

@@ -60,6 +60,12 @@ class Range(_Part):
             raise ValueError("log = true needs low > 0 and no step")
         return self
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether only whole numbers are in it: its ends and its step are whole."""
+        ends = (self.low, self.high, self.step)
+        return all(number is not None and number.is_integer() for number in ends)
+
 
 class Search(_Part):
     """How the settings of the next trial are chosen, and when to stop."""

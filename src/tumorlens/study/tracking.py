@@ -82,7 +82,7 @@ class StudyTracker:
 
     def words(self) -> str:
         """Return where the study can be looked at; empty where tracking is broken."""
-        return self._tracker.words(self._url, of="study")
+        return self._tracker.summary(self._url, of="study")
 
 
 def _kept(path: Path) -> str:

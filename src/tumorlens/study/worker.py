@@ -17,14 +17,13 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tumorlens.cluster.units import LeaseLostError, StoreError
 from tumorlens.errors import RunError, TumorlensError
-from tumorlens.extras import require
 from tumorlens.files import write_text
 from tumorlens.runs.progress import Listener, Relay
 from tumorlens.study.folder import Study, Trial
@@ -73,34 +72,41 @@ def work(
         store: Says what is left to do.
         only: Pattern of the names of the trials to run, as of a shell.
         command: What the user typed, for the record of the runs.
-        make_listener: Gives the listener of a trial by its name.
+        make_listener: Returns the listener of a trial, given its name.
 
     Returns:
         False when an interrupt ended it. The trial that ran is free again, and goes on
         where it was.
+
+    Raises:
+        StoreError: The store has been away for too long.
     """
     store.fill()
-    while True:
-        claim = store.claim(only=only)
-        if claim is None:
-            return True
+    while (claim := store.claim(only=only)) is not None:
         listener = make_listener(claim.name) if make_listener else None
         try:
-            is_over = _run_trial(study, claim, command=command, listener=listener)
+            value = _run_trial(study, claim, command=command, listener=listener)
         except KeyboardInterrupt:
             claim.release()
             return False
+        except StoreError:
+            raise  # not the trial's fault: another worker goes on with it
+        except LeaseLostError:
+            continue
+        except _PrunedError as error:
+            claim.prune(str(error))
         except TumorlensError as error:
             claim.fail(error.problem)
-            continue
         except Exception as error:
             # A fault of ours, or of a library: the others go on, and it is kept.
             write_text(study.failure_path(claim.name), traceback.format_exc())
             claim.fail(f"{type(error).__name__}: {_first_line(error)}")
-            continue
-        if not is_over:
-            claim.release()
-            return False
+        else:
+            if value is None:
+                claim.release()
+                return False
+            claim.finish(value)
+    return True
 
 
 def run_study(
@@ -149,9 +155,9 @@ def run_study(
                 left = told.counts.get("waiting", 0) + told.counts.get("running", 0)
                 if left == 0 and watch.is_complete:
                     break
-                workers, dead = _sort_out(workers)
+                workers, dead = _split_by_liveness(workers)
                 for worker in dead:
-                    early_deaths += _bury(store, worker)
+                    early_deaths += _record_worker_death(store, worker)
                 if early_deaths > jobs:
                     raise RunError(
                         f"the workers of the study die at once: {_last_line(study)}",
@@ -178,7 +184,8 @@ def run_study(
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or in main memory."""
-    torch = require("torch")
+    import torch
+
     words = str(error)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError)
@@ -186,36 +193,38 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _run_trial(study: Study, claim: Claim, *, command: str, listener: Any) -> bool:
-    """Train and measure one trial; return False when it was interrupted.
+def _run_trial(
+    study: Study, claim: Claim, *, command: str, listener: Listener | None
+) -> float | None:
+    """Train and measure one trial; return its val measure, `None` when interrupted.
 
     Raises:
+        LeaseLostError: Another worker has taken the trial over.
         MemoryError: Memory ran out though each image went through alone.
         RunError: Memory ran out however the batch was split.
         RuntimeError: The training failed by a fault of ours or of a library.
+        StoreError: The store has been away for too long.
         TumorlensError: It failed for a reason that the user can understand.
     """
     config = _config_of(study, claim)
-    listener = _Reporter(study, claim, listener or Listener())
-    for splits in range(claim.num_splits, _MAX_SPLITS + 1):
-        parts = min(config.train.accumulate * 2**splits, config.train.batch_size)
-        try:
-            result = _train(
-                study, claim.name, _with_parts(config, parts), command, listener
-            )
-        except _Pruned:
-            return True
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or parts == config.train.batch_size:
-                raise
-            claim.note("parts", parts * 2)
-            continue
-        if not result.is_finished:
-            return False
-        if study.plan.test:
-            _evaluate(result.run, command=command)
-        claim.finish(_value(result.run, study.plan.objective))
-        return True
+    reporter = _Reporter(study, claim, listener or Listener())
+    with study.locked(claim.name):
+        for splits in range(claim.num_splits, _MAX_SPLITS + 1):
+            parts = min(config.train.accumulate * 2**splits, config.train.batch_size)
+            try:
+                result = _train(
+                    study, claim.name, _with_parts(config, parts), command, reporter
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or parts == config.train.batch_size:
+                    raise
+                claim.split_batch()
+                continue
+            if not result.is_finished:
+                return None
+            if study.plan.test:
+                _evaluate(result.run, command=command)
+            return _value(result.run, study.plan.objective)
     raise RunError(
         f"memory ran out even with batches in {2**_MAX_SPLITS} parts",
         hint="lower train.batch_size or model.size_px",
@@ -242,9 +251,9 @@ def _train(
 
 
 def _evaluate(run: Run, *, command: str) -> None:
-    if not run.metrics_of("test").exists():
-        from tumorlens.evaluation.measure import evaluate
+    from tumorlens.evaluation.measure import evaluate
 
+    if not run.metrics_of("test").exists():
         evaluate(run, subset="test", command=command)
 
 
@@ -252,7 +261,7 @@ def _config_of(study: Study, claim: Claim) -> Config:
     plan = study.plan
     if plan.search is not None:
         return plan.config_of(
-            claim.choose(plan.search.ranges),
+            claim.choose(),
             protocol=plan.protocols[0],
             seed=plan.seeds[0],
         )
@@ -274,12 +283,12 @@ def _value(run: Run, objective: str) -> float:
     return float(sum(values) / len(values))
 
 
-class _Pruned(Exception):  # noqa: N818 - not an error
+class _PrunedError(Exception):
     """A trial was closed early by the pruner."""
 
 
 class _Reporter(Relay):
-    """Reports each epoch to the store, which may close the trial."""
+    """Reports each epoch to the store, which may end the trial."""
 
     def __init__(self, study: Study, claim: Claim, inner: Listener) -> None:
         super().__init__(inner)
@@ -289,16 +298,19 @@ class _Reporter(Relay):
         self._prunes = search is not None and search.pruner != "none"
         self._last_epoch = 0
 
+    def batch(self, epoch: int, done: int, total: int) -> None:
+        super().batch(epoch, done, total)
+        self._claim.check()
+
     def epoch(self, row: dict[str, Any]) -> None:
         super().epoch(row)
-        # Where epochs begin anew the next fold of a k-fold run does: the first tells.
+        # Epochs that begin anew are those of the next fold: the first one counts.
         self._prunes = self._prunes and row["epoch"] > self._last_epoch
         self._last_epoch = row["epoch"]
-        if not self._prunes:
-            return
-        if not self._claim.report(row[self._column], epoch=row["epoch"]):
-            self._claim.prune(f"no better than others after {row['epoch']} epochs")
-            raise _Pruned
+        if self._prunes and not self._claim.report(
+            row[self._column], epoch=row["epoch"]
+        ):
+            raise _PrunedError(f"no better than others after {row['epoch']} epochs")
 
 
 class _Watch:
@@ -388,7 +400,7 @@ def _start_worker(
         )
 
 
-def _sort_out(
+def _split_by_liveness(
     workers: list[subprocess.Popen[bytes]],
 ) -> tuple[list[subprocess.Popen[bytes]], list[subprocess.Popen[bytes]]]:
     alive = [worker for worker in workers if worker.poll() is None]
@@ -396,7 +408,7 @@ def _sort_out(
     return alive, dead
 
 
-def _bury(store: Store, worker: subprocess.Popen[bytes]) -> bool:
+def _record_worker_death(store: Store, worker: subprocess.Popen[bytes]) -> bool:
     """Tell the store of a dead worker; return whether it died without a trial."""
     status = worker.returncode
     if status == 0:
@@ -448,12 +460,16 @@ def _main() -> int:
     from tumorlens.study.folder import open_study
 
     _leave_with(os.getppid())
-    study = open_study(Path(sys.argv[1]))
-    store = study.open_store(os.environ.pop("TUMORLENS_STUDY_STORE", None))
+    store_url = os.environ.pop("TUMORLENS_STUDY_STORE", None)
     command = os.environ.pop("TUMORLENS_STUDY_COMMAND", "")
-    # What an interrupt between two trials leaves is freed by whoever comes next.
-    with suppress(KeyboardInterrupt):
-        work(study, store, only=sys.argv[2], command=command)
+    try:
+        study = open_study(Path(sys.argv[1]))
+        work(study, study.open_store(store_url), only=sys.argv[2], command=command)
+    except KeyboardInterrupt:
+        pass  # between two trials: there is nothing to give back
+    except TumorlensError as error:
+        sys.stderr.write(f"error: {error.problem}\n")
+        return 2
     return 0
 
 

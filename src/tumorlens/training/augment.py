@@ -1,11 +1,11 @@
-"""Named augmentation policies: each a short list of steps that can be read aloud.
+"""Named augmentation policies, each a short list of transforms.
 
-A step takes a grey or RGB PIL image and returns one of the same size and mode. All
+A transform takes a grey or RGB PIL image and returns one of the same size and mode. All
 randomness comes from torch's, numpy's and Python's global generators, because the
-steps of torchvision and timm draw from them; `tumorlens.training.loading` seeds all
-three for each image, so an epoch does not depend on the number of workers.
+transforms of torchvision and timm draw from them; `tumorlens.training.loading` seeds
+all three for each image, so an epoch does not depend on the number of workers.
 
-Every number of timm's transforms is set here on purpose: their defaults are made for
+Every parameter of timm's transforms is set here explicitly: the defaults are made for
 photographs (crops of 8 % of the area, colour inversion, strong jitter).
 """
 
@@ -30,24 +30,24 @@ from torchvision import transforms
 from tumorlens.config import AugmentConfig
 from tumorlens.errors import ConfigError
 
-Step = Callable[[Image.Image], Image.Image]
+Transform = Callable[[Image.Image], Image.Image]
 
 _BLACK = 0
-"""What geometric steps fill with: outside a head there is no signal."""
+"""Fill value of geometric transforms: outside a head there is no signal."""
 
 
-def make_policy(config: AugmentConfig, *, size_px: int) -> tuple[Step, ...]:
-    """Return the steps of a policy, in the order in which they are applied.
+def make_policy(config: AugmentConfig, *, size_px: int) -> tuple[Transform, ...]:
+    """Return the transforms of a policy, in the order in which they are applied.
 
     Args:
-        config: Names one or several policies and their ranges.
-        size_px: Side of the square images that the steps will get.
+        config: Settings with one or several policies and their ranges.
+        size_px: Side of the square images to transform.
 
     Returns:
         Callables on PIL images; none for the policy `none`.
 
     Raises:
-        ConfigError: `augment.auto_augment` is no policy of timm's.
+        ConfigError: timm has no policy `augment.auto_augment`.
 
     Example:
         >>> [str(step) for step in make_policy(AugmentConfig(policy="mri"), size_px=64)]
@@ -58,17 +58,17 @@ def make_policy(config: AugmentConfig, *, size_px: int) -> tuple[Step, ...]:
          'Contrast(gamma=0.25, gain=0.15)', 'BiasField(amount=0.2)',
          'RicianNoise(highest=0.04)']
     """
-    steps: list[Step] = []
+    steps: list[Transform] = []
     for name in config.policies:
         steps += _steps(name, config, size_px=size_px)
     return tuple(steps)
 
 
-def apply_policy(steps: tuple[Step, ...], image: np.ndarray) -> np.ndarray:
+def apply_policy(steps: tuple[Transform, ...], image: np.ndarray) -> np.ndarray:
     """Return an augmented copy of an image.
 
     Args:
-        steps: From `make_policy`.
+        steps: Result of `make_policy`.
         image: Shape (S, S, 1) or (S, S, 3), uint8.
 
     Returns:
@@ -84,7 +84,7 @@ def apply_policy(steps: tuple[Step, ...], image: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Change gamma and gain, as other scanners and windows would.
+    """Change gamma and gain, as between scanners and display windows.
 
     The value v in [0, 1] becomes gain * v ** exp(g), with g uniform in
     [-gamma, gamma] and gain uniform in [1 - gain, 1 + gain].
@@ -94,7 +94,7 @@ class Contrast:
     gain: float
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Return the image with another contrast."""
+        """Return the image with a random contrast."""
         exponent = np.exp(np.random.uniform(-self.gamma, self.gamma))
         factor = np.random.uniform(1 - self.gain, 1 + self.gain)
         table = 255 * factor * (np.arange(256) / 255) ** exponent
@@ -105,7 +105,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class BiasField:
-    """Multiply by a smooth field, as an uneven receive coil would.
+    """Multiply by a smooth field, as of an uneven receive coil.
 
     The field is exp(p), with p a polynomial of degree 2 in both axes whose five
     coefficients are normal with standard deviation `amount` / 2.
@@ -119,7 +119,7 @@ class BiasField:
     amount: float
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Return the image under another field."""
+        """Return the image under a random field."""
         x = np.linspace(-1, 1, image.width, dtype=np.float32)[None, :]
         y = np.linspace(-1, 1, image.height, dtype=np.float32)[:, None]
         c = np.random.normal(0, self.amount / 2, 5).astype(np.float32)
@@ -129,7 +129,7 @@ class BiasField:
 
 @dataclass(frozen=True)
 class RicianNoise:
-    """Add the noise of a magnitude image, with a level drawn for each image.
+    """Add the Rician noise of a magnitude image, with a random level per image.
 
     The value v becomes sqrt((v + a)^2 + b^2), with a and b normal and their standard
     deviation uniform in [0, highest] of the full range.
@@ -142,10 +142,10 @@ class RicianNoise:
     highest: float
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Return a noisier image."""
+        """Return the image with noise."""
         sigma = np.random.uniform(0, self.highest) * 255
-        # One noise for all channels: the channels of a grey image stay equal. torch
-        # draws it four times as fast as numpy.
+        # The same noise for all channels: those of a grey image stay equal. torch draws
+        # it four times as fast as numpy.
         a, b = sigma * torch.randn(2, image.height, image.width).numpy()
         values = np.asarray(image, dtype=np.float32)
         if values.ndim == 3:
@@ -162,12 +162,12 @@ def _as_image(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
-def _steps(name: str, config: AugmentConfig, *, size_px: int) -> list[Step]:
+def _steps(name: str, config: AugmentConfig, *, size_px: int) -> list[Transform]:
     bilinear = transforms.InterpolationMode.BILINEAR
     match name:
         case "basic":
-            # The report's section 5. On grey images the last step changes nothing,
-            # and neither does the saturation.
+            # Section 5 of the baseline study. On grey images the last transform and the
+            # saturation have no effect.
             return [
                 transforms.RandomHorizontalFlip(0.5),
                 transforms.RandomVerticalFlip(0.5),
@@ -177,7 +177,7 @@ def _steps(name: str, config: AugmentConfig, *, size_px: int) -> list[Step]:
             ]
         case "random-resized-crop":
             low, high = config.crop_scale
-            crop: Step = RandomResizedCropAndInterpolation(
+            crop: Transform = RandomResizedCropAndInterpolation(
                 size_px, scale=(low, high), ratio=(3 / 4, 4 / 3), interpolation="random"
             )
             return [crop]
@@ -203,13 +203,13 @@ def _steps(name: str, config: AugmentConfig, *, size_px: int) -> list[Step]:
     return []
 
 
-def _auto_augment(name: str, *, size_px: int) -> Step:
+def _auto_augment(name: str, *, size_px: int) -> Transform:
     # Fill with black, and translate by a share of this image's own size.
     hparams = {"img_mean": _BLACK, "translate_const": int(size_px * 0.45)}
     is_rand = name.startswith("rand")
     make = rand_augment_transform if is_rand else auto_augment_transform
     try:
-        # timm passes over a part without a number, unless it names transforms.
+        # timm silently skips a part without a number, unless it names transforms.
         if not all(re.search(r"^t|\d", part) for part in name.split("-")[1:]):
             raise ValueError
         step = make(name, hparams)
@@ -222,10 +222,11 @@ def _auto_augment(name: str, *, size_px: int) -> Step:
     for operation in operations:
         if operation.aug_fn is posterize:
             operation.aug_fn = _posterize
-    chosen: Step = step
+    chosen: Transform = step
     return chosen
 
 
 def _posterize(image: Image.Image, bits: int, **_options: Any) -> Image.Image:
-    # At its lowest levels timm keeps no bit at all: black, and an error of Pillow's.
+    # At its lowest levels timm keeps no bit at all: Pillow raises an error, or the
+    # image is black.
     return ImageOps.posterize(image, min(max(bits, 1), 8))

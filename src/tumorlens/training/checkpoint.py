@@ -1,7 +1,7 @@
-"""The state of a training on disk: enough to go on as if nothing had happened.
+"""Checkpoints: the state of a training on disk, from which it resumes exactly.
 
-A checkpoint is taken between two batches. At an epoch's start the random generators
-are seeded from (seed, epoch), so their state is only needed in the middle of one.
+A checkpoint is taken between two batches. At the start of an epoch the random
+generators are seeded from (seed, epoch), so their state is stored only in the middle.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FORMAT = 1
 
 
 class TrainState:
-    """Where a training is, and all that changes while it runs."""
+    """Everything that changes while a training runs."""
 
     def __init__(
         self,
@@ -40,17 +40,17 @@ class TrainState:
         ema: ModelEmaV3 | None,
     ) -> None:
         self.epoch = 1
-        """The epoch that runs or comes next, from 1."""
+        """Number of the current epoch, from 1."""
         self.batches_done = 0
-        """Batches of that epoch that are done."""
+        """Finished batches of that epoch."""
         self.num_steps = 0
-        """Batches of all epochs."""
+        """Finished batches of all epochs."""
         self.sums = torch.zeros(3, dtype=torch.float64)
-        """Loss, right predictions and images of the epoch so far."""
+        """Loss, correct predictions and images of the epoch so far."""
         self.lr = 0.0
         """Highest learning rate at the start of that epoch."""
         self.seconds = 0.0
-        """Time that the epoch has taken so far."""
+        """Duration of the epoch so far."""
         self.history: list[dict[str, Any]] = []
         """One row per finished epoch."""
         self._parts: dict[str, Any] = {
@@ -73,11 +73,11 @@ class TrainState:
         """Write a checkpoint.
 
         Args:
-            path: Where to.
-            random: From `get_random_state`, in the middle of an epoch.
+            path: File to write.
+            random: Result of `get_random_state`, in the middle of an epoch.
 
         Raises:
-            DataError: The disk is full; the checkpoint that was there is untouched.
+            DataError: The disk is full; an earlier checkpoint is untouched.
         """
         _save(
             path,
@@ -95,7 +95,7 @@ class TrainState:
         )
 
     def restore(self, path: Path) -> None:
-        """Take over a checkpoint, if there is one, random generators included.
+        """Load a checkpoint, if there is one, random generators included.
 
         Raises:
             RunError: The checkpoint is damaged or from another version.
@@ -113,7 +113,7 @@ class TrainState:
 
 
 def get_random_state() -> dict[str, Any]:
-    """Return the state of all generators that training draws from."""
+    """Return the state of all random generators that training uses."""
     python, numpy = random.getstate(), np.random.get_state(legacy=False)
     assert isinstance(numpy, dict)
     return {
@@ -127,7 +127,7 @@ def get_random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put all generators into a state from `get_random_state`."""
+    """Restore the state of all random generators from `get_random_state`."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     has_gauss, cached = state["numpy_gauss"]
@@ -159,7 +159,7 @@ def _load(path: Path) -> dict[str, Any]:
         state = None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise RunError(
-            f"{path} is no checkpoint of this version",
-            hint=f"remove {path.parent} and resume to train the run from its start",
+            f"{path} is not a checkpoint of this version",
+            hint=f"remove {path.parent} and resume: the run then trains from its start",
         )
     return state

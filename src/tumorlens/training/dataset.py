@@ -1,24 +1,24 @@
 """The data of a run: settings become index, split and leak verdict, then arrays.
 
-What is decided here once is written to the run folder. Training, validation and
+The split is decided here once and written to the run folder; training, validation and
 evaluation then read the same `split.csv`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tumorlens.config import DataConfig
-from tumorlens.data.audit import judge_leak
-from tumorlens.data.duplicates import find_copies, group_records
+from tumorlens.config import Config, DataConfig
+from tumorlens.data.duplicates import find_duplicates, group_records
 from tumorlens.data.images import ImageLimits
 from tumorlens.data.index import Index, SplitRow, read_index, read_split
-from tumorlens.data.split import LEFT_OUT, check_split, fold_splits, make_split
+from tumorlens.data.leakage import judge_leak
+from tumorlens.data.split import LEFT_OUT, Split, check_split, fold_splits, make_split
 from tumorlens.errors import DataError, RunError
 from tumorlens.training.loading import (
     Decoding,
@@ -31,10 +31,9 @@ from tumorlens.training.loading import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tumorlens.data.duplicates import Copies
+    from tumorlens.data.duplicates import Duplicates
     from tumorlens.runs.folder import Run
-
-Progress = Callable[[int, int], None]
+    from tumorlens.runs.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,10 @@ class PreparedData:
 
     @property
     def num_unreadable(self) -> int:
-        """Files that were left out because they cannot be decoded."""
+        """Number of files that were left out because they cannot be decoded."""
         return sum(row.reason.startswith("unreadable") for row in self.rows)
 
-    def of(self, subset: str) -> list[SplitRow]:
+    def subset_rows(self, subset: str) -> list[SplitRow]:
         """Return the rows of one subset, in order."""
         return [row for row in self.rows if row.subset == subset]
 
@@ -60,19 +59,19 @@ class Subset:
     """The decoded images of one subset."""
 
     images: Images
-    """Of the whole set."""
+    """All images of the set."""
     positions: list[int]
-    """Which of them belong to the subset."""
+    """Positions of the subset's images in `images`."""
     labels: NDArray[np.int64]
     """Class indices, shape (N,), in the order of `positions`."""
 
     def plain(self) -> PlainImages:
-        """Return the images as they are, for the inference pass."""
+        """Return the images without augmentation, for the inference pass."""
         return PlainImages(self.images, self.positions)
 
 
 def image_limits(config: DataConfig) -> ImageLimits:
-    """Return the limits that the settings put on a file."""
+    """Return the limits of the settings on the size of a file."""
     return ImageLimits(
         max_bytes=int(config.max_file_mib * 2**20), max_pixels=config.max_pixels
     )
@@ -81,12 +80,11 @@ def image_limits(config: DataConfig) -> ImageLimits:
 def prepare_data(run: Run, *, progress: Progress | None = None) -> PreparedData:
     """Return index and split of a run, and write `split.csv` and `leak.json`.
 
-    A run that has both already, because it was interrupted, keeps them. The audit's
-    search for copies is then skipped, and the files are checked against the digests in
-    the split.
+    An interrupted run that has both already keeps them. The search for duplicates is
+    then skipped, and the files are checked against the digests in the split.
 
     Args:
-        run: Its settings say where the data is and how to split it. A k-fold run gets
+        run: The run, whose settings name the data and the protocol. A k-fold run gets
             the subsets `fold-0` ...; a single fold gets train, val and test.
         progress: Called with files done and files in all.
 
@@ -95,60 +93,80 @@ def prepare_data(run: Run, *, progress: Progress | None = None) -> PreparedData:
             few groups, a given split with a group on two sides, a file that changed.
     """
     config = run.config.data
-    index = index_of(config)
+    index = read_configured_index(config)
     if run.split_path.is_file() and run.leak_path.is_file():
         rows = run.split()
         check_unchanged(rows, index)
         return PreparedData(index, rows)
 
-    copies = find_copies(index, limits=image_limits(config), progress=progress)
-    rows = deal(index, copies, config, seed=run.config.train.seed)
+    duplicates = find_duplicates(index, limits=image_limits(config), progress=progress)
+    rows = assign_subsets(index, duplicates, config, seed=run.config.train.seed)
     if config.fold is not None:
         rows = rows_of_fold(run, rows, config.fold)
     run.write_split(rows)
-    run.write_leak(asdict(judge_leak(rows, index, copies)))
+    run.write_leak(judge_leak(rows, index, duplicates))
     return PreparedData(index, rows)
 
 
-def index_of(config: DataConfig) -> Index:
-    """Return what the folder or table of the settings holds.
+def read_configured_index(config: DataConfig) -> Index:
+    """Return the index of the folder or table that the settings name.
 
     Raises:
-        DataError: None was named, or it cannot be used.
+        DataError: The settings name none, or it cannot be used.
     """
     if config.path is None:
         raise DataError("no data was named", hint="give --data DIR or set data.path")
     return read_index(Path(config.path), metadata=config.metadata)
 
 
-def deal(
-    index: Index, copies: Copies, config: DataConfig, *, seed: int
+def split_data(config: Config, *, progress: Progress | None = None) -> Split:
+    """Return the split that a run with these settings would get.
+
+    Args:
+        config: Settings, of which `data.path` is set.
+        progress: Called with files done and files in all.
+
+    Raises:
+        DataError: The data cannot be used, as for `prepare_data`.
+    """
+    index = read_configured_index(config.data)
+    duplicates = find_duplicates(
+        index, limits=image_limits(config.data), progress=progress
+    )
+    rows = assign_subsets(index, duplicates, config.data, seed=config.train.seed)
+    return Split(rows, index.classes, judge_leak(rows, index, duplicates))
+
+
+def assign_subsets(
+    index: Index, duplicates: Duplicates, config: DataConfig, *, seed: int
 ) -> tuple[SplitRow, ...]:
     """Return the subset of each file, by the protocol or by a split made by hand.
 
     Args:
-        index: Of the files.
-        copies: As `find_copies` gives them.
-        config: Names the protocol.
-        seed: Of `train.seed`.
+        index: Index of the files.
+        duplicates: Result of `find_duplicates`.
+        config: Settings with the protocol.
+        seed: Value of `train.seed`.
 
     Raises:
         DataError: Too many files cannot be read, a class has too few groups, or a given
             split has a group on two sides.
     """
-    _check_readable(len(copies.unreadable), len(index.records), config.max_unreadable)
+    _check_readable(
+        len(duplicates.unreadable), len(index.records), config.max_unreadable
+    )
     if config.split is None:
         return make_split(
             index,
-            copies,
+            duplicates,
             protocol=config.protocol,
             val_fraction=config.val_fraction,
             test_fraction=config.test_fraction,
             num_folds=config.num_folds,
             seed=seed,
         )
-    rows = _without_unreadable(read_split(Path(config.split)), copies.unreadable)
-    groups = group_records(index, copies)
+    rows = _without_unreadable(read_split(Path(config.split)), duplicates.unreadable)
+    groups = group_records(index, duplicates)
     check_split(rows, index, protocol=config.protocol, groups=groups)
     return rows
 
@@ -174,8 +192,8 @@ def load_subset(
 ) -> Subset:
     """Return the decoded images of a subset.
 
-    All files of the set that are not unreadable are decoded and cached together, so
-    that runs with other splits of the same set share the work.
+    All readable files of the set are decoded and cached together, so that runs with
+    other splits of the same set share the work.
 
     Raises:
         DataError: A file has become unreadable, or the cache cannot be written.
@@ -195,7 +213,7 @@ def load_subset(
 
 
 def check_unchanged(rows: Sequence[SplitRow], index: Index) -> None:
-    """Make sure that the files of a split are still the same.
+    """Check that the files of a split are unchanged.
 
     Raises:
         RunError: Files are gone, new, or have another content.
@@ -215,7 +233,7 @@ def check_unchanged(rows: Sequence[SplitRow], index: Index) -> None:
 def _without_unreadable(
     rows: Sequence[SplitRow], unreadable: Mapping[str, str]
 ) -> tuple[SplitRow, ...]:
-    # A split made by hand need not know which files can be decoded.
+    # A split made by hand may contain files that cannot be decoded.
     return tuple(
         replace(row, subset=LEFT_OUT, reason=f"unreadable: {unreadable[row.path]}")
         if row.path in unreadable
@@ -230,6 +248,6 @@ def _check_readable(num_unreadable: int, num_files: int, highest: float) -> None
         raise DataError(
             f"{num_unreadable} of {num_files} files ({share:.1%}) cannot be read; "
             f"data.max_unreadable allows {highest:.1%}",
-            hint="see which with: tumorlens audit DATA --out DIR; then remove them or "
+            hint="list them with: tumorlens audit DATA --out DIR; then remove them or "
             "raise the limit",
         )

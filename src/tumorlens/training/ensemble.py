@@ -1,12 +1,11 @@
-"""Several finished runs become one: a soft vote, in a run folder of its own.
+"""Ensembles: several finished runs become one by averaging their probabilities.
 
-An ensemble answers with the mean of its members' probabilities. Its folder holds copies
-of the members, so it can be moved and used without them; `predict`, `evaluate` and
-`report` take it as any other run.
+The folder of an ensemble holds copies of its members, so that it can be moved and used
+without them; `predict`, `evaluate` and `report` take it as any other run.
 
-What the newcomer would get wrong: members must have been tested on the same images.
-Then nothing that any of them has learnt from is in the test subset of the ensemble. Of
-members with other splits one would know the answers to another's test.
+All members must have the same test images. Then no training image of any member is in
+the test subset of the ensemble; with different splits, one member would have learnt
+from the test images of another.
 """
 
 from __future__ import annotations
@@ -25,37 +24,36 @@ from tumorlens.system import describe_environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
     from tumorlens.data.index import SplitRow
+    from tumorlens.data.leakage import LeakVerdict
     from tumorlens.runs.folder import Tta
 
 
 def make_ensemble(
     paths: Sequence[Path], *, out: Path, tta: Tta = "none", command: str = ""
 ) -> Run:
-    """Write a run folder that averages the answers of several runs.
+    """Write a run folder that averages the probabilities of several runs.
 
     Members may be different networks of different sizes. They must have the same
-    classes, the same protocol and the same images in test, so that no image from which
-    any of them has learnt is in the ensemble's test. An image on which one chose its
-    epoch and from which another has learnt is not in val: it says nothing about the
-    ensemble. Runs with folds are joined fold by fold.
+    classes, protocol and test images, so that no training image of a member is in the
+    ensemble's test. An image that is in val of one member and in train of another goes
+    to train. K-fold runs are joined fold by fold.
 
     Args:
-        paths: Finished run folders; two at least, or one with `tta`.
+        paths: Finished run folders: at least two, or one with `tta`.
         out: The run folder to make.
-        tta: The views over which every member averages its answers.
-        command: What the user typed, for the record.
+        tta: Views over which every member averages its probabilities.
+        command: Command line of the user, for the record.
 
     Returns:
-        The ensemble: finished, not evaluated.
+        The ensemble, finished and not evaluated.
 
     Raises:
         ConfigError: Too few runs, or one of them twice.
-        RunError: `out` exists, or the members do not fit together: another protocol,
-            other classes, data or test images. Or one of them is not finished, is an
-            ensemble itself, or has weights that are not those of its card.
+        RunError: `out` exists, or the members differ in protocol, classes, data or test
+            images, or one of them is not finished, is an ensemble itself, or has
+            weights that do not match its card.
         DataError: The disk is full.
     """
     members = _open_members(paths, tta)
@@ -72,7 +70,7 @@ def make_ensemble(
             _check_classes(one, another)
             _check_split(one, another)
 
-    # Made under another name: a folder that exists is complete.
+    # Made under a temporary name: an existing folder is complete.
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     names = [member.name for member in members]
@@ -87,16 +85,16 @@ def make_ensemble(
 
 
 def _open_members(paths: Sequence[Path], tta: Tta) -> list[Run]:
-    """Return the runs, which are finished, ordinary or with folds, and all different.
+    """Return the runs, checked to be different, finished and no ensembles.
 
     Raises:
-        ConfigError: There are too few, or one is named twice.
-        RunError: One is not finished, or an ensemble itself.
+        ConfigError: There are too few runs, or one is named twice.
+        RunError: A run is not finished, or an ensemble itself.
     """
     if len(paths) < 2 and tta == "none":
         raise ConfigError(
             f"expected at least two runs, got {len(paths)}",
-            hint="name more runs, or give --tta, with which one is enough",
+            hint="name more runs, or give --tta, with which one run is enough",
         )
     twice = [path for path, count in _counted(paths) if count > 1]
     if twice:
@@ -124,7 +122,7 @@ def _counted(paths: Sequence[Path]) -> list[tuple[Path, int]]:
 
 
 def _check_protocol(first: Run, other: Run) -> None:
-    """Make sure that two runs were made for the same kind of split.
+    """Check that two runs have the same kind of split.
 
     Raises:
         RunError: The protocol, or the number of folds, differs.
@@ -144,25 +142,25 @@ def _check_protocol(first: Run, other: Run) -> None:
 
 
 def _check_classes(first: Run, other: Run) -> None:
-    """Make sure that two networks give the same classes in the same order.
+    """Check that two networks have the same classes in the same order.
 
     Raises:
-        RunError: They do not.
+        RunError: They differ.
     """
     mine, theirs = (run.card(check_weights=False).classes for run in (first, other))
     if mine != theirs:
         raise RunError(
-            f"{first.path} knows the classes {', '.join(mine)}; {other.path} knows "
+            f"{first.path} has the classes {', '.join(mine)}; {other.path} has "
             f"{', '.join(theirs)}",
             hint="an ensemble needs members of the same classes in the same order",
         )
 
 
 def _check_split(first: Run, other: Run) -> None:
-    """Make sure that two runs have the same images, and the same of them in test.
+    """Check that two runs have the same images, and the same images in test.
 
     Raises:
-        RunError: They do not; the first image that differs is named.
+        RunError: They differ; the first image that does is named.
     """
     mine, theirs = ({row.path: row for row in run.split()} for run in (first, other))
     differing = sorted(
@@ -192,7 +190,7 @@ def _check_split(first: Run, other: Run) -> None:
             f"{first.path} and {other.path} were tested on other images: "
             f"{len(only[0])} are in test of the first only, {len(only[1])} of the "
             f"second only, such as {(only[0] or only[1])[0]}",
-            hint="what one was tested on, the other may have learnt from; train them "
+            hint="a test image of one may be a training image of the other; train them "
             f"with the same split: --set data.split={first.split_path}",
         )
 
@@ -200,9 +198,9 @@ def _check_split(first: Run, other: Run) -> None:
 def _make(
     members: Sequence[Run], path: Path, *, names: Sequence[str], tta: Tta, command: str
 ) -> Run:
-    """Write the folder of an ensemble: with copies, or for folds that come later."""
+    """Write the folder of an ensemble, with members or, for k-fold runs, without."""
     first = members[0]
-    model = first.config.model.model_copy(update={"name": _model_words(members, tta)})
+    model = first.config.model.model_copy(update={"name": _model_name(members, tta)})
     run = create_run(path, first.config.model_copy(update={"model": model}))
     run.write_environment(
         describe_environment(command=command, seed=first.config.train.seed)
@@ -225,36 +223,33 @@ def _make(
     return run
 
 
-def _model_words(members: Sequence[Run], tta: Tta) -> str:
-    """Return what stands in place of a network's name.
-
-    Example: "2 x resnet18 + resnet50, eight-views".
-    """
+def _model_name(members: Sequence[Run], tta: Tta) -> str:
+    """Return a name in place of a network's: "2 x resnet18 + resnet50, eight-views"."""
     counts = Counter(member.config.model.name for member in members)
-    words = " + ".join(
+    joined = " + ".join(
         name if count == 1 else f"{count} x {name}" for name, count in counts.items()
     )
-    return words if tta == "none" else f"{words}, {tta}"
+    return joined if tta == "none" else f"{joined}, {tta}"
 
 
-def _worst_leak(members: Sequence[Run]) -> dict[str, Any]:
-    """Return the verdict with most test images that a member had seen.
+def _worst_leak(members: Sequence[Run]) -> LeakVerdict:
+    """Return the verdict with the most test images that are also in training.
 
-    All are equal where train and val together hold the same images, as they do unless
-    a split was made by hand.
+    All verdicts are equal unless a split was made by hand: train and val together hold
+    the same images.
     """
     return max(
         (member.leak() for member in members),
         key=lambda verdict: (
-            bool(verdict.get("leaks")),
-            verdict.get("num_copied", 0),
-            verdict.get("num_test_patient_in_train", 0),
+            verdict.leaks,
+            verdict.num_copied,
+            verdict.num_test_patient_in_train,
         ),
     )
 
 
 def _joined_split(members: Sequence[Run]) -> list[SplitRow]:
-    """Return the rows of the first, each in the subset that holds for all members."""
+    """Return the rows of the first member, each in the subset of the ensemble."""
     subsets: dict[str, set[str]] = {}
     for member in members:
         for row in member.split():
@@ -265,9 +260,9 @@ def _joined_split(members: Sequence[Run]) -> list[SplitRow]:
 
 
 def _joined(subsets: set[str]) -> str:
-    """Return the subset of an image that members have in these subsets.
+    """Return the ensemble's subset for an image that members have in these subsets.
 
-    Test is the same for all. Val is what no member has learnt from.
+    Test is the same for all members; val has no training image of any member.
     """
     if len(subsets) == 1:
         return next(iter(subsets))
@@ -275,11 +270,11 @@ def _joined(subsets: set[str]) -> str:
 
 
 def _copy(member: Run, path: Path, *, tta: Tta) -> None:
-    """Copy what is needed to use an ordinary run, and to explain it."""
+    """Copy the files that are needed to use an ordinary run and to trace its origin."""
     card = member.card().model_copy(update={"tta": tta})
     copy = create_run(path, member.config)
     copy.write_weights(member.weights_path.read_bytes(), card)
-    # The copy is what will be used: its digest counts.
+    # Checks the digest of the copy, which is the file in use.
     copy.card()
     copy.write_split(member.split())
     copy.write_leak(member.leak())

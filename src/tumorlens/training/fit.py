@@ -1,10 +1,10 @@
-"""Config and data become a run folder: `fit` is one function read from the top.
+"""Training: settings and data become a run folder.
 
 `train` prepares the run folder and its folds, `fit` trains one network, and
 `tumorlens.training.loop.train_epoch` takes one pass over the images. There are no hooks
-and no callbacks beyond a `Listener` that is told what happened. Nothing here looks at
-the test subset, but for `train.watch_test`, which writes it down and chooses nothing by
-it.
+and no callbacks beyond a `Listener`, which receives events. The epoch whose weights are
+kept is chosen on val. The test subset is never used, except under `train.watch_test`,
+which records its measures and chooses nothing by them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ from tumorlens.errors import ConfigError
 from tumorlens.files import sha256_of_bytes
 from tumorlens.runs.folder import FORMAT, ModelCard, Run, create_run, open_run
 from tumorlens.runs.progress import Listener
+from tumorlens.stats import metrics
 from tumorlens.system import describe_environment, interruptible, keep_freed_memory
-from tumorlens.training.batches import Batches, make_loss
 from tumorlens.training.checkpoint import TrainState, get_random_state
 from tumorlens.training.dataset import (
     PreparedData,
@@ -41,32 +41,35 @@ from tumorlens.training.dataset import (
     prepare_data,
     rows_of_fold,
 )
-from tumorlens.training.loading import Decoding
-from tumorlens.training.loop import EpochStats, train_epoch
+from tumorlens.training.loading import Decoding, plain_batches
+from tumorlens.training.loop import Batches, EpochStats, Step, make_loss, train_epoch
 from tumorlens.training.network import (
     Preprocessing,
     create_model,
+    infer,
     model_arguments,
     resolve_device,
     resolve_precision,
     set_trainable,
 )
 from tumorlens.training.optim import Schedule, make_optimizer
-from tumorlens.training.selection import is_best, is_over, validate
 from tumorlens.training.weights import weights_as_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a training ended."""
+    """Outcome of a training."""
 
     run: Run
     is_finished: bool
-    """False when it was interrupted; `--resume` goes on."""
+    """False when it was interrupted; `--resume` continues it."""
     num_unreadable: int
-    """Files of the set that could not be read and were left out."""
+    """Number of files that could not be read and were left out."""
     is_main_process: bool = True
-    """False in the processes of torchrun that are not the first."""
+    """False in all processes of torchrun but the first."""
     best: dict[str, Any] | None = None
     """The history row of the kept weights; `None` for a k-fold run."""
 
@@ -83,14 +86,14 @@ def train(
 
     Args:
         config: The settings; `None` only with `resume`, which takes those of the run.
-        out: The run folder. Must not exist, unless `resume`.
-        resume: Go on with an interrupted run. A finished one is left as it is.
-        command: What the user typed, for the record.
-        listener: Told of the progress.
+        out: The run folder. It must not exist, unless `resume`.
+        resume: Whether to continue an interrupted run. A finished run stays unchanged.
+        command: Command line of the user, for the record.
+        listener: Receives the progress.
 
     Returns:
-        How it ended. An interrupt (Ctrl-C) ends it after the batch, with everything
-        kept.
+        The outcome. An interrupt (Ctrl-C) ends the training after the current batch,
+        and nothing is lost.
 
     Raises:
         ConfigError: A setting does not fit the data or the network.
@@ -107,7 +110,7 @@ def train(
         listener = Listener()
     is_ours_to_remove = False
     try:
-        # Under torchrun the first process makes what the others then find.
+        # Under torchrun the first process makes the folder, and the others open it.
         with accelerator.main_process_first():
             listener.stage("reading the data")
             if accelerator.is_main_process and not resume:
@@ -116,7 +119,7 @@ def train(
             else:
                 run = open_run(out)
             if accelerator.is_main_process:
-                run.remove_halves()
+                run.remove_partial_files()
             data = prepare_data(run, progress=listener.files)
         result = partial(
             TrainResult,
@@ -138,8 +141,8 @@ def train(
                 return result(is_finished=False)
         return result(is_finished=True)
     except Exception:
-        # Settings that turn out not to fit leave no folder behind. Once something was
-        # learnt there is something to keep.
+        # Settings that turn out not to fit leave no folder behind, unless weights or a
+        # checkpoint were saved.
         learnt = (*out.rglob("checkpoint.pt"), *out.rglob("weights.safetensors"))
         if is_ours_to_remove and not learnt:
             shutil.rmtree(out, ignore_errors=True)
@@ -152,10 +155,10 @@ def fit(
     """Train the network of an ordinary run until its end or an interrupt.
 
     Args:
-        run: Its folder has settings and split, and a checkpoint when interrupted.
+        run: The run, with settings and split, and a checkpoint when interrupted.
         data: The files and their subsets.
-        accelerator: Of this process; Accelerate's, for one device or one of several.
-        listener: Told of the progress.
+        accelerator: Accelerate's object for this process.
+        listener: Receives the progress.
 
     Returns:
         Whether the run is finished.
@@ -179,14 +182,23 @@ def fit(
     network.to(accelerator.device).to(memory_format=torch.channels_last)
     set_trainable(network, frozen=config.train.freeze)
     optimizer = make_optimizer(network, config.optim)
-    # What validation sees and what is kept: the weights, or their running average.
+    # Validation uses and the run keeps the weights or their running average.
     decay = config.train.ema_decay
     ema = ModelEmaV3(network, decay=decay, use_warmup=True) if decay else None
     kept: nn.Module = ema.module if ema else network
     model = accelerator.prepare_model(network)
     batches = Batches(subsets["train"], config, preprocessing, accelerator)
-    loss_fn = make_loss(subsets["train"], config).to(accelerator.device)
     schedule = Schedule(optimizer, config.optim, batches_per_epoch=batches.per_epoch)
+    step = Step(
+        prepare_batch=batches.prepare,
+        loss_fn=make_loss(subsets["train"], config).to(accelerator.device),
+        optimizer=optimizer,
+        schedule=schedule,
+        accelerator=accelerator,
+        use_bf16=_precision(config, accelerator) == "bf16",
+        max_grad_norm=config.optim.clip_grad_norm,
+        num_parts=config.train.accumulate,
+    )
     state = TrainState(network, optimizer, schedule, ema)
     state.restore(run.checkpoint_path)
     state.sums = state.sums.to(accelerator.device)
@@ -197,20 +209,13 @@ def fit(
                 set_seed(_epoch_seed(config, state.epoch, accelerator.process_index))
                 state.lr = max(group["lr"] for group in optimizer.param_groups)
             else:
-                listener.stage(f"going on in epoch {state.epoch}")
+                listener.stage(f"continuing in epoch {state.epoch}")
             start = time.perf_counter()
             stats = train_epoch(
                 model,
-                batches.of(state.epoch, first=state.batches_done),
+                batches.epoch(state.epoch, first=state.batches_done),
+                step,
                 sums=state.sums,
-                prepare_batch=batches.prepare,
-                loss_fn=loss_fn,
-                optimizer=optimizer,
-                schedule=schedule,
-                accelerator=accelerator,
-                use_bf16=_precision(config, accelerator) == "bf16",
-                max_grad_norm=config.optim.clip_grad_norm,
-                num_parts=config.train.accumulate,
                 frozen=config.train.freeze,
                 head_only=state.epoch <= config.train.freeze_backbone_epochs,
                 after_batch=_after_batch(state, ema, network, listener, batches),
@@ -232,7 +237,7 @@ def fit(
                     accelerator.device,
                     name=name,
                 )
-            # Processes may differ in their batch norm: all follow the first.
+            # Batch norm may differ between processes: all follow the first.
             row = broadcast_object_list([row])[0]
             row["is_best"] = is_best(row, state.history, by=config.train.best_by)
             state.finish_epoch(row)
@@ -245,6 +250,68 @@ def fit(
     if is_main:
         run.mark_finished()
     return True
+
+
+def validate(
+    model: nn.Module,
+    subset: Subset,
+    config: Config,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    *,
+    name: str = "val",
+) -> dict[str, float]:
+    """Return the columns `<name>_loss` ... of a history row, from one inference pass.
+
+    The loss is the plain cross-entropy: without smoothing, class weights or mixing, so
+    that it can be compared between runs.
+    """
+    log_probs = infer(
+        model,
+        plain_batches(subset.plain(), batch_size=config.train.batch_size),
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        device=device,
+        mirror=config.model.mirror,
+    )
+    labels = subset.labels
+    matrix = metrics.confusion_matrix(
+        labels, log_probs.argmax(axis=1), num_classes=log_probs.shape[1]
+    )
+    return {
+        f"{name}_loss": float(-log_probs[np.arange(len(labels)), labels].mean()),
+        f"{name}_accuracy": float(metrics.accuracy(matrix)),
+        f"{name}_balanced_accuracy": float(metrics.balanced_accuracy(matrix)),
+        f"{name}_macro_f1": float(metrics.macro_f1(matrix)),
+    }
+
+
+def is_best(row: dict[str, Any], before: Sequence[dict[str, Any]], *, by: str) -> bool:
+    """Return whether an epoch is better than all before it.
+
+    Args:
+        row: History row of the epoch.
+        before: History rows of the epochs before.
+        by: Value of `train.best_by`. Ties, which are common for accuracy on a small val
+            subset, are decided by the lower val loss.
+    """
+    if by == "last":
+        return True
+
+    def score(one: dict[str, Any]) -> tuple[float, float]:
+        measure = 0.0 if by == "loss" else one[f"val_{by}"]
+        return (measure, -one["val_loss"])
+
+    return all(score(row) > score(earlier) for earlier in before)
+
+
+def is_over(history: Sequence[dict[str, Any]], config: Config) -> bool:
+    """Return whether all epochs are done, or early stopping applies."""
+    if len(history) >= config.optim.epochs:
+        return True
+    patience = config.train.early_stop_epochs
+    best = [row["epoch"] for row in history if row["is_best"]]
+    return bool(patience and best and len(history) - best[-1] >= patience)
 
 
 def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str) -> Run:
@@ -269,7 +336,7 @@ def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str)
     run.write_environment(
         {
             **describe_environment(command=command, seed=config.train.seed),
-            # What `auto` came to, here and today.
+            # The resolved values of `auto`.
             "compute": {
                 "device": accelerator.device.type,
                 "precision": _precision(config, accelerator),
@@ -291,7 +358,7 @@ def _fold_of(
     *,
     command: str,
 ) -> tuple[Run, PreparedData]:
-    """Return one fold of a k-fold run as an ordinary run, made where it is missing."""
+    """Return one fold of a k-fold run as an ordinary run, made if it is missing."""
     path = run.fold_path(fold)
     config = run.config.model_copy(
         update={"data": run.config.data.model_copy(update={"fold": fold})}
@@ -299,7 +366,7 @@ def _fold_of(
     fold_data = replace(data, rows=rows_of_fold(run, data.rows, fold))
     fold_run = Run(path, config)
     if not fold_run.leak_path.is_file():
-        # Killed while the folder was made: nothing in it is worth keeping.
+        # The process was killed while it made the folder: it holds nothing of use.
         shutil.rmtree(path, ignore_errors=True)
         fold_run = _start(config, path, accelerator, command=command)
         fold_run.write_split(fold_data.rows)
@@ -308,8 +375,8 @@ def _fold_of(
 
 
 def _make_accelerator(config: Config) -> Accelerator:
-    # Mixed precision is `train_epoch`'s: Accelerate keeps it for the whole process,
-    # and a process may train several runs.
+    # `train_epoch` sets mixed precision: Accelerate would keep it for the whole
+    # process, which may train several runs.
     return Accelerator(
         cpu=resolve_device(config.train.device).type == "cpu",
         kwargs_handlers=[
@@ -352,7 +419,7 @@ def _load_subsets(
 
 
 def _watched(config: Config) -> tuple[str, ...]:
-    """Return the subsets that are measured after each epoch. Only val chooses."""
+    """Return the subsets that are measured after each epoch; only val is decisive."""
     return ("val", "test") if config.train.watch_test else ("val",)
 
 
@@ -418,7 +485,7 @@ def _keep(
 
 
 def _any_process(accelerator: Accelerator, *, mine: bool) -> bool:
-    """Whether the flag is up in any process: all must leave after the same batch."""
+    """Return whether the flag is up in any process: all must stop at the same batch."""
     if accelerator.num_processes == 1:
         return mine
     flag = torch.tensor(float(mine), device=accelerator.device)

@@ -1,10 +1,10 @@
-"""Weights trained elsewhere become a run folder that knows how to build itself.
+"""Import: weights that were trained elsewhere become a run folder.
 
-A bare .pth or .safetensors says nothing of its network, its classes or what its images
-looked like. What the user knows of that is checked against the tensors and written
-down, so that `predict` and `evaluate` work as for any other run. Nothing in the file is
-run. What a newcomer would get wrong: no figure of such a run is held out. Which images
-the weights have seen is not known here, whatever the split says.
+A bare .pth or .safetensors names neither its network nor its classes nor the
+preprocessing of its images. The user gives these; they are checked against the tensors
+and written down, so that `predict` and `evaluate` work as for any other run. No code in
+the file is run. No figure of such a run is held out, whatever its split: the training
+images of the weights are not known.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 import tumorlens
+from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import ConfigError, DataError
 from tumorlens.files import sha256_of, sha256_of_bytes
 from tumorlens.runs.folder import FORMAT, ModelCard, Run, create_run
@@ -39,8 +40,8 @@ class Imported:
 
     run: Run
     card: ModelCard
-    words: str
-    """What the network takes, and what its figures are worth."""
+    summary: str
+    """Preprocessing of the network, and the limits of its figures."""
 
 
 def import_weights(
@@ -52,30 +53,30 @@ def import_weights(
     command: str = "",
     progress: Progress | None = None,
 ) -> Imported:
-    """Make a run folder of a weights file.
+    """Make a run folder from a weights file.
 
-    Class folders are read in alphabetical order, so the last layer's outputs are put
-    into that order, with their names.
+    The outputs of the last layer are put into the alphabetical order of the class
+    folders.
 
     Args:
-        weights: A .safetensors or .pth of named tensors, bare or wrapped as timm's
-            checkpoints are. It is copied into the folder.
-        config: `model` names the network and its preprocessing, and its `pretrained` is
-            replaced by `weights`; `data.fit` says how images were made square. Where
-            `data.path` is set, `split.csv` is made of it by `data.protocol`, else the
-            run can predict but not be evaluated.
-        classes: Their names in the order of the network's outputs.
-        out: The run folder. Must not exist.
-        command: What the user typed, for the record.
+        weights: A .safetensors or .pth of named tensors, bare or wrapped as in timm's
+            checkpoints. It is copied into the folder.
+        config: The settings: `model` with the network and its preprocessing, whose
+            `pretrained` is replaced by `weights`, and `data.fit`. With `data.path`,
+            `split.csv` is made by `data.protocol`; without it the run can predict but
+            not be evaluated.
+        classes: Names of the classes in the order of the network's outputs.
+        out: The run folder. It must not exist.
+        command: Command line of the user, for the record.
         progress: Called with files done and files in all.
 
     Returns:
         The finished run, with the epoch 0.
 
     Raises:
-        ConfigError: The weights cannot be read or do not fit the network, their last
-            layer has another number of outputs than there are classes, a class is named
-            twice, or the protocol has folds.
+        ConfigError: The weights cannot be read or do not fit the network, the number of
+            outputs is not that of the classes, a class is named twice, or the protocol
+            has folds.
         DataError: The data cannot be used, or has other classes.
         RunError: `out` exists.
     """
@@ -106,10 +107,10 @@ def import_weights(
         run.write_leak(_leak(run, weights))
         run.mark_finished()
     except BaseException:
-        # Nothing was learnt here: after Ctrl-C, too, there is nothing to keep.
+        # Also after Ctrl-C there is nothing to keep.
         shutil.rmtree(out, ignore_errors=True)
         raise
-    return Imported(run, card, f"{_input_words(card)} {run.leak()['words']}")
+    return Imported(run, card, f"{_input_summary(card)} {run.leak().words}")
 
 
 def _check_classes(classes: Sequence[str]) -> None:
@@ -149,10 +150,10 @@ def _build(
         model, preprocessing = create_model(config.model, num_classes=len(classes))
         state = read_state(weights)
     except ConfigError as error:
-        # The setting is not what the user gave the file with.
+        # The user gave the file as an argument, not by the setting.
         problem = error.problem.removeprefix("model.pretrained: ")
         raise ConfigError(problem, hint=error.hint) from None
-    # A last layer of another size was replaced by a new one, as for a training.
+    # `create_model` has replaced a last layer of another size, as for a training.
     for name in classifier_names(model):
         num_outputs = len(state[f"{name}.weight"])
         if num_outputs != len(classes):
@@ -195,30 +196,31 @@ def _split(run: Run, card: ModelCard, *, progress: Progress | None) -> None:
         )
 
 
-def _leak(run: Run, weights: Path) -> dict[str, Any]:
+def _leak(run: Run, weights: Path) -> LeakVerdict:
     """Return the verdict on figures of weights that were trained elsewhere.
 
-    It is marked as a leak so that every table and figure carries its words; `is_known`
-    tells it from one that was found.
+    It is marked as a leak, so that every table and figure carries its words; `is_known`
+    distinguishes it from a leak that was found.
     """
     words = (
         f"Unknown training data: {weights.name} was trained elsewhere, and may have "
         "seen these images. No figure of this run is held out."
     )
-    verdict: dict[str, Any] = {}
+    verdict = LeakVerdict(leaks=True, words="")
     if run.leak_path.is_file():
         verdict = run.leak()
-        words += f" Had it been trained on this split's train: {verdict['words']}"
-    return {**verdict, "leaks": True, "is_known": False, "words": words}
+        words += f" Had it been trained on this split's train: {verdict.words}"
+    changes = {"leaks": True, "is_known": False, "words": words}
+    return verdict.model_copy(update=changes)
 
 
-def _input_words(card: ModelCard) -> str:
+def _input_summary(card: ModelCard) -> str:
     mean, std = (
         ", ".join(f"{value:.4g}" for value in values)
         for values in (card.mean, card.std)
     )
     return (
         f"The network gets {card.size_px} x {card.size_px} pixels, made square by "
-        f"{card.fit!r}, less the mean {mean}, over the std {std}: it answers well only "
-        "if its training did the same."
+        f"{card.fit!r}, less the mean {mean}, over the std {std}: its predictions are "
+        "good only if its training did the same."
     )

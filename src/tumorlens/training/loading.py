@@ -1,12 +1,12 @@
-"""Records become batches: decoded once, augmented with a seed of their own.
+"""Loading: records become batches, decoded once and augmented by a seed per image.
 
 The first run over a set decodes every file to one memory-mapped uint8 array in the
-user's cache folder; later epochs and runs read that. A set whose array would be larger
-than a limit is decoded anew by the loader's workers in each epoch.
+user's cache folder, which later epochs and runs read. A set whose array would exceed a
+limit is decoded anew by the loader's workers in each epoch.
 
 The order of an epoch and the augmentation of each image follow from (seed, epoch,
-position) alone. They do not depend on the number of workers, and an epoch can be
-entered in the middle.
+position) alone. They do not depend on the number of workers, and a resumed epoch can
+start in the middle.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from platformdirs import user_cache_path
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -31,12 +32,11 @@ from tumorlens.config import Fit
 from tumorlens.data.images import ImageLimits, load_square
 from tumorlens.errors import DataError
 from tumorlens.files import replacing
-from tumorlens.training.augment import Step, apply_policy
+from tumorlens.runs.progress import Progress
+from tumorlens.training.augment import Transform, apply_policy
 
 _CACHE_VERSION = 1
-"""Raise it when `images.load_square` changes what it returns."""
-
-Progress = Callable[[int, int], None]
+"""Must be raised when the result of `images.load_square` changes."""
 
 
 class Images(Protocol):
@@ -53,7 +53,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One file to decode, and the digest that names its content."""
+    """One file to decode, and the digest of its content."""
 
     path: Path
     sha256: str
@@ -61,7 +61,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How files become arrays."""
+    """Decoding of files to arrays of one size."""
 
     size_px: int
     fit: Fit
@@ -78,7 +78,7 @@ class Decoding:
             limits=self.limits,
         )
         # Three equal channels would triple the cache and the work of augmenting;
-        # `models.normalize` repeats the one that is kept.
+        # `network.normalize` repeats the one that is kept.
         if image.shape[2] == 3 and (image == image[:, :, :1]).all():
             return image[:, :, :1]
         return image
@@ -98,10 +98,10 @@ def decoded_images(
         files: Readable files. Their order is the order of the result.
         decoding: How to decode. Colour images keep three channels; if any file is
             coloured, all arrays have three.
-        cache_dir: Folder of the cache; `None` is tumorlens in the user's cache.
-        cache_limit_mib: A set that is larger when decoded is not cached but decoded
-            at each access, with the same result. Older sets are removed from the
-            cache until all together are smaller than this.
+        cache_dir: Folder of the cache; `None` is tumorlens in the user's cache folder.
+        cache_limit_mib: Largest size of all cached sets. A set that is larger when
+            decoded is not cached but decoded at each access, with the same result; for
+            a smaller one, the least recently used sets are removed to make room.
         progress: Called with files done and files in all while the cache is filled.
 
     Returns:
@@ -118,8 +118,7 @@ def decoded_images(
     if not path.is_file():
         _make_room(folder, cache_limit_mib - worst_mib)
         _fill_cache(path, files, decoding, progress)
-    # What was used last is removed last. A cache that is shared and belongs to somebody
-    # else is still good to read.
+    # Marks the set as used. A shared cache of another user can be read but not marked.
     with suppress(PermissionError):
         os.utime(path)
     images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
@@ -128,19 +127,18 @@ def decoded_images(
 
 def default_cache_dir() -> Path:
     """Return the folder for decoded images in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tumorlens"
+    return user_cache_path("tumorlens", appauthor=False)
 
 
 class TrainImages(Dataset[tuple[Tensor, int]]):
-    """Augmented training images. An item is asked for by (position, seed)."""
+    """Augmented training images; the key of an item is (position, seed)."""
 
     def __init__(
         self,
         images: Images,
         positions: Sequence[int],
         labels: Sequence[int],
-        policy: tuple[Step, ...],
+        policy: tuple[Transform, ...],
     ) -> None:
         self.images = images
         self.positions = positions
@@ -157,7 +155,7 @@ class TrainImages(Dataset[tuple[Tensor, int]]):
 
 
 class PlainImages(Dataset[Tensor]):
-    """Images as they are, for the inference pass."""
+    """Images without augmentation, for the inference pass."""
 
     def __init__(self, images: Images, positions: Sequence[int]) -> None:
         self.images = images
@@ -188,16 +186,17 @@ def train_batches(
     """Return the batches of one epoch: images (N, C, S, S) uint8 and labels (N,).
 
     Args:
-        images: What to draw from.
+        images: The training images.
         batch_size: Images per batch and process.
-        seed: Of the run.
-        epoch: From 1. Each epoch has an order and augmentations of its own.
-        balanced: Draw with replacement, each class equally often, instead of each
-            image once.
-        first_batch: Skip so many batches, to enter an epoch in the middle.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 1. Order and augmentation differ between
+            epochs.
+        balanced: Whether to draw with replacement and each class equally often, instead
+            of each image once.
+        first_batch: Number of batches to skip, to resume an epoch in the middle.
         rank: Number of this process; each gets its own share of the same order.
         num_ranks: Processes in all. The order is cut to a multiple of it.
-        workers: Loader processes; 0 does the work in this one.
+        workers: Number of loader processes; 0 loads in this process.
         pin_memory: Whether the batches go to a GPU.
     """
     order = epoch_order(images.labels, seed=seed, epoch=epoch, balanced=balanced)
@@ -209,15 +208,14 @@ def train_batches(
     if len(batches) > 1 and len(batches[-1]) == 1:
         # Batch norm has no variance over one image: leave it for another epoch.
         batches.pop()
-    # An item is a pair of image and number here, and a batch a pair of tensors: the
-    # default collation makes one of the other.
+    # The default collation turns items (image, number) into a batch of two tensors.
     return DataLoader(
         images,  # type: ignore[arg-type]
         batch_sampler=batches[first_batch:],
         num_workers=workers,
         pin_memory=pin_memory,
-        # A generator of its own: each new iterator would else draw from the global
-        # one, and entering an epoch in the middle would shift all that follows.
+        # A generator of its own: otherwise each new iterator draws from the global one,
+        # and resuming an epoch in the middle would shift everything that follows.
         generator=torch.Generator(),
     )
 
@@ -238,7 +236,7 @@ def plain_batches(
 def epoch_order(
     labels: Sequence[int], *, seed: int, epoch: int, balanced: bool
 ) -> list[int]:
-    """Return which item comes when in an epoch.
+    """Return the items of an epoch in the order in which they are drawn.
 
     Example:
         >>> sorted(epoch_order([0, 1, 1], seed=42, epoch=1, balanced=False))
@@ -275,7 +273,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class _Streamed:
-    """Images that are decoded when they are asked for."""
+    """Images that are decoded at each access."""
 
     def __init__(self, files: Sequence[ImageFile], decoding: Decoding) -> None:
         self.files = files
@@ -286,13 +284,12 @@ class _Streamed:
 
     def __getitem__(self, position: int) -> NDArray[np.uint8]:
         image = self.decoding(self.files[position].path)
-        # Whether some other file is coloured is not known here, and a batch needs
-        # one shape.
+        # Another file may be coloured, and a batch needs one shape.
         return np.broadcast_to(image, (*image.shape[:2], self.decoding.in_chans))
 
 
 def _as_tensor(image: NDArray[np.uint8]) -> Tensor:
-    # A copy: the cache is read-only, and torch has no such tensors.
+    # A copy: the cache is read-only, and torch has no read-only tensors.
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
@@ -309,7 +306,7 @@ def _key(files: Sequence[ImageFile], decoding: Decoding) -> str:
 
 
 def _make_room(folder: Path, room_mib: float) -> None:
-    """Remove the sets that were used longest ago until the others fit."""
+    """Remove the least recently used sets until the others fit."""
     kept_mib = 0.0
     by_use = sorted(
         folder.glob("images-*.npy"), key=lambda path: path.stat().st_mtime, reverse=True
@@ -317,7 +314,7 @@ def _make_room(folder: Path, room_mib: float) -> None:
     for path in by_use:
         kept_mib += path.stat().st_size / 2**20
         if kept_mib > room_mib:
-            # A process that has it mapped keeps it until it ends.
+            # A process that has mapped the file keeps its content until it ends.
             path.unlink(missing_ok=True)
 
 
@@ -333,7 +330,7 @@ def _fill_cache(
         raise DataError(
             f"cannot write to the cache folder {path.parent}: {error.strerror}",
             hint="set data.cache_dir to a folder that can be written, or "
-            "data.cache_limit_mib=0 to do without a cache",
+            "data.cache_limit_mib=0 to switch the cache off",
         ) from None
     try:
         _decode_into(path, files, decoding, channels=1, progress=progress)
@@ -366,10 +363,10 @@ def _decode_into(
                 if progress is not None:
                     progress(done + 1, len(files))
         finally:
-            # Else Ctrl-C would wait until the pool has decoded all that is left.
+            # Otherwise Ctrl-C would wait until the pool has decoded the rest.
             pool.shutdown(cancel_futures=True)
         array.flush()
 
 
 class _ColourFoundError(Exception):
-    """A set that was taken for grey has a coloured image."""
+    """An image is coloured in a set that was assumed to be grey."""

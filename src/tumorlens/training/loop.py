@@ -1,7 +1,9 @@
-"""One pass over the training images: the loop, to be read from top to bottom.
+"""The training loop: batches, loss, and one pass over the training images.
 
-`train_epoch` and `models.infer` are the only two passes over data in the package.
-There are no hooks: what differs between settings comes in as a function or a value.
+`train_epoch` and `network.infer` are the only two passes over data in the package.
+There are no hooks: settings come in as functions and values, grouped in a `Step`.
+Augmentation of single images is `tumorlens.training.augment`; mixing and erasing need a
+whole batch and are here.
 """
 
 from __future__ import annotations
@@ -9,32 +11,63 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
 from tumorlens.errors import RunError
-from tumorlens.training.network import set_trainable
+from tumorlens.training.augment import make_policy
+from tumorlens.training.loading import TrainImages, train_batches
+from tumorlens.training.network import Preprocessing, normalize, set_trainable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.optim import Optimizer
 
+    from tumorlens.config import Config
+    from tumorlens.training.dataset import Subset
     from tumorlens.training.optim import Schedule
 
 PrepareBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
+class Step:
+    """One optimizer step: what it takes from a batch to changed weights."""
+
+    prepare_batch: PrepareBatch
+    """Maps decoded images (N, C, S, S), uint8, and labels (N,) to the network's input,
+    float32, and targets: labels, or class probabilities (N, C) after mixing."""
+    loss_fn: nn.Module
+    """Returns the mean loss over the images of a batch."""
+    optimizer: Optimizer
+    """Holds the parameters of the model."""
+    schedule: Schedule
+    """Stepped after each batch, after the optimizer."""
+    accelerator: Accelerator
+    """Runs the backward pass, and adds up over processes."""
+    use_bf16: bool
+    """Whether to compute under bf16 autocast."""
+    max_grad_norm: float | None = None
+    """Largest L2 norm of the gradient; a longer one is scaled down to it."""
+    num_parts: int = 1
+    """Parts into which a batch is split on its way through the network, to save memory.
+    Their gradients add up to that of the batch; only batch norm sees the parts."""
+
+
+@dataclass(frozen=True)
 class EpochStats:
-    """What one pass over the training subset produced."""
+    """Result of one pass over the training subset."""
 
     loss: float
     """Mean loss over images, not over batches."""
     accuracy: float
-    """Share of the augmented images that were predicted right, while learning. Under
-    mixup and cutmix the heavier of the two labels counts as the right one."""
+    """Accuracy on the augmented images while the network learns. Under mixup and cutmix
+    the heavier of the two labels counts as the right one."""
     num_images: int
     is_complete: bool
     """False when it was interrupted."""
@@ -43,16 +76,9 @@ class EpochStats:
 def train_epoch(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
+    step: Step,
     *,
     sums: Tensor,
-    prepare_batch: PrepareBatch,
-    loss_fn: nn.Module,
-    optimizer: Optimizer,
-    schedule: Schedule,
-    accelerator: Accelerator,
-    use_bf16: bool,
-    max_grad_norm: float | None = None,
-    num_parts: int = 1,
     frozen: Sequence[str] = (),
     head_only: bool = False,
     after_batch: Callable[[], None] = lambda: None,
@@ -63,42 +89,34 @@ def train_epoch(
     Args:
         model: Returns logits, shape (N, C).
         batches: Pairs of decoded images (N, C, S, S), uint8, and labels (N,), int64.
-        sums: Loss, right predictions and images of the batches of this epoch that came
-            before an interrupt, shape (3,), float64. Added to in place.
-        prepare_batch: Gives what the network takes, float32, and the targets: labels,
-            or class probabilities (N, C) after mixing.
-        loss_fn: Returns the mean loss over the images of a batch.
-        optimizer: Holds the parameters of `model`.
-        schedule: Moved on after each batch, after the optimizer.
-        accelerator: Runs the backward pass, and adds up over processes.
-        use_bf16: Whether to compute under bf16 autocast.
-        max_grad_norm: The gradient is scaled down to this L2 norm if it is longer.
-        num_parts: Parts into which a batch is split on its way through the network, to
-            save memory. Their gradients add up to that of the batch; only batch norm
-            sees the parts.
-        frozen: Names of submodules that do not learn, see `models.set_trainable`.
-        head_only: Train the last layer only.
+        step: The parts of an optimizer step.
+        sums: Loss, correct predictions and images of this epoch's batches before an
+            interrupt, shape (3,), float64. Added to in place.
+        frozen: Names of submodules that do not learn, see `network.set_trainable`.
+        head_only: Whether only the last layer is trained.
         after_batch: Called after each step.
-        should_stop: Asked after each batch.
+        should_stop: Called after each batch; true ends the pass early.
 
     Returns:
-        Mean loss and accuracy, of all processes together.
+        Mean loss and accuracy over all processes.
 
     Raises:
         RunError: The mean loss is not finite, so the weights are spoilt. The
             checkpoint of the epoch before is still on disk.
     """
+    accelerator, optimizer = step.accelerator, step.optimizer
     network = accelerator.unwrap_model(model)
     set_trainable(network, frozen=frozen, head_only=head_only)
     is_complete = True
     for decoded, numbers in batches:
-        images, targets = prepare_batch(decoded, numbers)
+        images, targets = step.prepare_batch(decoded, numbers)
+        device = images.device.type
         optimizer.zero_grad(set_to_none=True)
-        parts = zip(images.chunk(num_parts), targets.chunk(num_parts), strict=True)
-        for part, part_targets in parts:
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=use_bf16):
+        chunks = images.chunk(step.num_parts), targets.chunk(step.num_parts)
+        for part, part_targets in zip(*chunks, strict=True):
+            with torch.autocast(device, torch.bfloat16, enabled=step.use_bf16):
                 logits = model(part).float()  # (N, C)
-            loss = loss_fn(logits, part_targets)
+            loss = step.loss_fn(logits, part_targets)
             accelerator.backward(loss * (len(part) / len(images)))
             # Summed on the device, weighted by the number of images: reading a value
             # here would wait for a GPU, and the last batch can be short.
@@ -106,10 +124,10 @@ def train_epoch(
             correct = (logits.detach().argmax(1) == labels).sum()
             sums[:2] += torch.stack([loss.detach() * len(part), correct]).double()
             sums[2] += len(part)
-        if max_grad_norm is not None:
-            accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+        if step.max_grad_norm is not None:
+            accelerator.clip_grad_norm_(model.parameters(), step.max_grad_norm)
         optimizer.step()
-        schedule.after_batch()
+        step.schedule.after_batch()
         after_batch()
         if should_stop():
             is_complete = False
@@ -125,3 +143,91 @@ def train_epoch(
             "train.precision=fp32; the checkpoint of the epoch before is kept",
         )
     return EpochStats(mean_loss, num_correct / num_images, int(num_images), is_complete)
+
+
+class Batches:
+    """The batches of each epoch, and their preparation on the device."""
+
+    def __init__(
+        self,
+        subset: Subset,
+        config: Config,
+        preprocessing: Preprocessing,
+        accelerator: Accelerator,
+    ) -> None:
+        self._images = TrainImages(
+            subset.images,
+            subset.positions,
+            subset.labels.tolist(),
+            make_policy(config.augment, size_px=preprocessing.size_px),
+        )
+        self._config = config
+        self._preprocessing = preprocessing
+        self._accelerator = accelerator
+        self.per_epoch = len(self.epoch(1))
+        augment = config.augment
+        self._mixup = (
+            Mixup(
+                mixup_alpha=augment.mixup,
+                cutmix_alpha=augment.cutmix,
+                prob=augment.mix_probability,
+                label_smoothing=0.0,  # the loss smooths
+                num_classes=len(np.unique(subset.labels)),
+            )
+            if augment.mixup or augment.cutmix
+            else None
+        )
+        self._erasing = (
+            RandomErasing(augment.random_erasing, device=str(accelerator.device))
+            if augment.random_erasing
+            else None
+        )
+
+    def epoch(self, number: int, *, first: int = 0) -> Any:
+        """Return the batches of epoch `number`, from batch `first` on."""
+        train = self._config.train
+        return train_batches(
+            self._images,
+            batch_size=train.batch_size,
+            seed=train.seed,
+            epoch=number,
+            balanced=train.sampler == "balanced",
+            first_batch=first,
+            rank=self._accelerator.process_index,
+            num_ranks=self._accelerator.num_processes,
+            workers=train.workers,
+            pin_memory=self._accelerator.device.type == "cuda",
+        )
+
+    def prepare(self, decoded: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normalized, erased and mixed images and their targets."""
+        device = self._accelerator.device
+        images = normalize(
+            decoded.to(device, non_blocking=True),
+            mean=self._preprocessing.mean,
+            std=self._preprocessing.std,
+        )
+        targets = labels.to(device, non_blocking=True)
+        if self._erasing is not None:
+            images = self._erasing(images)
+        # timm mixes pairs: a last batch of an odd size stays as it is.
+        if self._mixup is not None and len(images) % 2 == 0:
+            images, targets = self._mixup(images, targets)
+        return images, targets
+
+
+def make_loss(subset: Subset, config: Config) -> nn.Module:
+    """Return the cross-entropy with the smoothing and class weights of the settings.
+
+    The weight of a class with n images is (1 / n) ** p, with p = 0.5 for 'sqrt' and 1
+    for 'balanced', scaled so that the mean over the images is 1: the learning rate then
+    means the same with and without.
+    """
+    power = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}[config.train.class_weights]
+    counts = np.bincount(subset.labels)
+    weights = (1 / counts) ** power  # (C,)
+    weights /= (weights * counts).sum() / counts.sum()
+    return nn.CrossEntropyLoss(
+        weight=torch.tensor(weights, dtype=torch.float32) if power else None,
+        label_smoothing=config.train.label_smoothing,
+    )

@@ -1,8 +1,8 @@
-"""The loss over the learning rate, and which rate it speaks for.
+"""The curve of loss over learning rate, and the learning rate that it suggests.
 
-Plain functions on numbers: what is measured is `tumorlens.training.lr_find`. What a
-newcomer would get wrong: a sweep in which the loss does not fall has a steepest place
-too. It is noise, so whether there is a descent at all is asked first.
+Plain functions on numbers; `tumorlens.training.lr_find` measures them. Every curve has
+a steepest point, also one that does not fall: there it is noise. So a descent is tested
+for first.
 """
 
 from __future__ import annotations
@@ -19,40 +19,42 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DIVERGED = 4.0
-"""A loss is taken to blow up when, smoothed, it is so many times the best one."""
+"""Ratio of the smoothed loss to the best one from which it counts as diverged."""
 
 _MEMORY = 20
-"""The smoothing forgets over a twentieth of the sweep, whatever its number of steps."""
+"""Inverse of the share of the sweep over which the smoothing averages."""
 
 _WINDOW = 10
-"""A tenth of the sweep is the start, and what a slope is measured over."""
+"""Inverse of the share of the sweep that is the start, and the span of a slope."""
 
 _MIN_FALL = 0.02
-"""Share of the first loss by which it must fall at least."""
+"""Smallest fall that counts, as a share of the first loss."""
 
 _MIN_ERRORS = 4.0
-"""So many standard errors must the fall have: the lowest of a hundred is looked for."""
+"""Smallest fall that counts, in standard errors: large, because the lowest of some
+hundred values is searched for."""
 
 
 @dataclass(frozen=True)
 class LrCurve:
-    """The loss over the learning rate, and what follows from it."""
+    """The loss over the learning rate, and the suggestion."""
 
     lrs: tuple[float, ...]
     """The learning rate of each step, growing."""
     losses: tuple[float, ...]
     """The training loss of each step's batch, before the step is taken."""
     smoothed: tuple[float, ...]
-    """The same, averaged over the steps before with weights that fade."""
+    """The losses as exponential moving averages."""
     is_diverged: bool
     """Whether the sweep ended early because the loss blew up."""
     suggestion: float | None
-    """Where the smoothed loss falls fastest, two digits; `None` where it does not."""
+    """Learning rate at which the smoothed loss falls fastest, rounded to two digits;
+    `None` where it does not fall."""
     tenth_of_minimum: float | None
     """A tenth of the rate with the lowest smoothed loss, the other usual rule. `None`
     where the loss does not fall, or was still falling when the sweep ended."""
-    words: str
-    """All of this in a sentence or two."""
+    summary: str
+    """The result in a sentence or two."""
 
 
 def read_curve(
@@ -62,26 +64,26 @@ def read_curve(
     num_steps: int,
     is_diverged: bool,
 ) -> LrCurve:
-    """Return what follows from the losses of a sweep.
+    """Return the curve of a sweep with its suggestion.
 
     The slope at a step is that of the straight line through the smoothed losses around
-    it, over a tenth of the sweep, against the logarithm of the rate. The steepest one
-    is looked for after the first tenth, where the smoothing has little to go by, and
-    before the lowest loss. Smoothing over the past delays the curve by a known number
-    of steps, and the suggestion is put back by as many.
+    it, over a tenth of the sweep, against the logarithm of the rate. The steepest slope
+    is searched for after the first tenth, where the average has few values, and before
+    the lowest loss. The average lags behind by a known number of steps, by which the
+    suggestion is moved back.
 
-    A loss that falls by less than 2 %, or by less than four standard errors of what is
-    compared, is taken for one that does not fall.
+    A loss that falls by less than 2 %, or by less than four standard errors of the
+    difference, counts as not falling.
 
     Args:
         lrs: The learning rates, growing evenly on the logarithmic axis.
-        losses: One for each rate; finite.
-        num_steps: Of the whole sweep, had it not ended early.
-        is_diverged: Whether it did.
+        losses: Loss at each rate; finite.
+        num_steps: Planned length of the sweep.
+        is_diverged: Whether it ended early.
 
     Example:
-        The loss drops at step 40 of 100 between 1e-6 and 1, which is 2.7e-4; a step
-        is a factor of 1.15, and the suggestion is two steps off.
+        The loss drops at step 40 of 100 between 1e-6 and 1, at the rate 2.7e-4. A step
+        is a factor of 1.15; the suggestion is two steps off.
 
         >>> lrs, losses = np.geomspace(1e-6, 1, 100).tolist(), [1.0] * 40 + [0.5] * 60
         >>> read_curve(lrs, losses, num_steps=100, is_diverged=False).suggestion
@@ -100,7 +102,7 @@ def read_curve(
         delay = fade / (1 - fade)
         step = math.log(lrs[1] / lrs[0])
         suggestion = _rounded(lrs[place] * math.exp(-delay * step))
-        # The lowest point is known only when the loss has risen after it.
+        # The minimum is known only when the loss has risen after it.
         if is_diverged or lowest_place < len(losses) - 1 - window:
             tenth = _rounded(lrs[lowest_place] / 10)
     return LrCurve(
@@ -110,18 +112,18 @@ def read_curve(
         is_diverged=is_diverged,
         suggestion=suggestion,
         tenth_of_minimum=tenth,
-        words=_words(lrs, suggestion, tenth, is_diverged=is_diverged),
+        summary=_summary(lrs, suggestion, tenth, is_diverged=is_diverged),
     )
 
 
 def smooth(losses: Sequence[float], *, fade: float) -> NDArray[np.float64]:
-    """Return the mean of each loss and those before, weighted by fade ** age.
+    """Return exponential moving averages: weights fade ** age, normalized to 1.
 
-    The sum of the weights is divided out, so that the first values are not drawn to 0.
+    The normalization keeps the first values from being drawn to 0.
 
     Args:
-        losses: Shape (N,).
-        fade: In [0, 1); 0 gives the losses back.
+        losses: Losses in order, shape (N,).
+        fade: Factor in [0, 1); 0 returns the losses unchanged.
 
     Example:
         By hand: (1 * 0.5 + 4) / (0.5 + 1) = 3.
@@ -139,7 +141,7 @@ def smooth(losses: Sequence[float], *, fade: float) -> NDArray[np.float64]:
 
 
 def fade_of(num_steps: int) -> float:
-    """Return the `fade` of `smooth` for a sweep of so many steps.
+    """Return the `fade` of `smooth` for a sweep of `num_steps`.
 
     Example:
         >>> fade_of(100), fade_of(20)
@@ -151,10 +153,10 @@ def fade_of(num_steps: int) -> float:
 def _falls(
     losses: NDArray[np.float64], lowest: float, fade: float, window: int
 ) -> bool:
-    """Whether the smoothed loss falls by more than chance would have it."""
+    """Return whether the smoothed loss falls by more than chance."""
     start = float(losses[:window].mean())
-    # The spread of a batch's loss, from neighbours, so that the trend does not count;
-    # 1.4826 makes a median deviation a standard deviation.
+    # The spread of a batch's loss from differences of neighbours, free of the trend;
+    # 1.4826 turns a median absolute deviation into a standard deviation.
     spread = 1.4826 * float(np.median(np.abs(np.diff(losses)))) / math.sqrt(2)
     error = spread * math.sqrt(1 / window + (1 - fade) / (1 + fade))
     return start - lowest > max(_MIN_ERRORS * error, _MIN_FALL * abs(start))
@@ -177,11 +179,11 @@ def _steepest(
 
 
 def _rounded(lr: float) -> float:
-    # More digits would claim more than a sweep can know.
+    # More digits would claim a precision that a sweep does not have.
     return float(f"{lr:.2g}")
 
 
-def _words(
+def _summary(
     lrs: Sequence[float],
     suggestion: float | None,
     tenth: float | None,
@@ -196,7 +198,7 @@ def _words(
     if suggestion is None:
         return (
             f"No suggestion: the loss does not fall between {lrs[0]:.2g} and "
-            f"{lrs[-1]:.2g}, or not by more than chance would have it. {end}. Try "
+            f"{lrs[-1]:.2g}, or by no more than chance. {end}. Try "
             "another range, more steps or larger batches."
         )
     more = (

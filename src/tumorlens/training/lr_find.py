@@ -1,16 +1,15 @@
-"""A learning-rate range test: which `optim.lr` is worth trying first.
+"""Learning-rate range test: a first value for `optim.lr`.
 
 A copy of the network is trained for some steps while the learning rate grows from very
 small to very large. Where the loss falls fastest, the rate is about right; where it
-blows up, it is too high. Only the train subset is used, and the network and all random
-generators are left as they were. What a newcomer would get wrong: the answer is a
-place to start, found in a few hundred steps, and not a measurement; what is best after
-all epochs is for val to say.
+diverges, it is too high. Only the train subset is used, and the network and all random
+generators stay unchanged. The result is a place to start, found in a few hundred steps;
+the best rate over all epochs is chosen on val.
 
 Source:
     Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, section
     3.3 (arXiv:1506.01186), with the exponential growth, the smoothing and the stop at
-    four times the best loss that are usual since.
+    four times the best loss that have become usual since.
 """
 
 from __future__ import annotations
@@ -27,15 +26,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from pydantic import BaseModel, ConfigDict, Field
 
+from tumorlens.config import Config
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.runs.folder import Run
 from tumorlens.system import describe_environment, keep_freed_memory
-from tumorlens.training.batches import Batches, make_loss
 from tumorlens.training.checkpoint import get_random_state, set_random_state
 from tumorlens.training.dataset import image_limits, load_subset, prepare_data
 from tumorlens.training.loading import Decoding
-from tumorlens.training.loop import train_epoch
+from tumorlens.training.loop import Batches, Step, make_loss, train_epoch
 from tumorlens.training.lr_curve import DIVERGED, LrCurve, fade_of, read_curve, smooth
 from tumorlens.training.network import (
     create_model,
@@ -46,21 +46,48 @@ from tumorlens.training.network import (
 from tumorlens.training.optim import Schedule, make_optimizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from tumorlens.config import Config, OptimConfig
+    from tumorlens.config import OptimConfig
+    from tumorlens.runs.progress import Progress
     from tumorlens.training.loop import PrepareBatch
 
-    Progress = Callable[[int, int], None]
-
-FORMAT = 1
-"""Number of the layout of `lr_find.json`."""
-
 MIN_STEPS = 20
-"""Fewer steps are too far apart to tell a descent from noise."""
+"""Fewest steps: with fewer, a descent cannot be told from noise."""
+
+
+class LrFindResult(BaseModel):
+    """`lr_find.json`: the curve, and the training for which it was measured."""
+
+    model_config = ConfigDict(
+        frozen=True, serialize_by_alias=True, validate_by_name=True
+    )
+
+    format: int = 1
+    model: str
+    """timm's name of the network."""
+    optimizer: str
+    batch_size: int
+    num_train: int
+    """Images in the train subset."""
+    lowest: float
+    """First learning rate."""
+    highest: float
+    """Last learning rate, unless the loss diverged before."""
+    num_steps: int
+    """Planned steps."""
+    lrs: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    is_diverged: bool
+    suggestion: float | None
+    tenth_of_minimum: float | None
+    summary: str = Field(alias="words")
+    settings: Config
+    environment: dict[str, Any]
 
 
 def find_lr(
@@ -71,18 +98,18 @@ def find_lr(
     num_steps: int = 100,
     command: str = "",
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> LrFindResult:
     """Return the curve for the network, optimizer and batches of some settings.
 
-    The network starts as in a training with these settings; of a k-fold one, as in its
-    first fold. `optim.lr` itself has no effect.
+    The network starts as in a training with these settings, or as in the first fold of
+    a k-fold training. `optim.lr` itself has no effect.
 
     Args:
-        config: The settings of the training to come.
+        config: Settings of the training.
         lowest: First learning rate.
-        highest: Last one, unless the loss diverges before.
-        num_steps: Steps between them; the batches are gone through again as needed.
-        command: What the user typed, for the record.
+        highest: Last learning rate, unless the loss diverges before.
+        num_steps: Number of steps; the batches are repeated as needed.
+        command: Command line of the user, for the record.
         progress: Called with files done and files in all while they are read, then
             with steps.
 
@@ -90,8 +117,8 @@ def find_lr(
         The content of `lr_find.json`.
 
     Raises:
-        ConfigError: The bounds are no range, the steps are too few, or a setting does
-            not fit the network.
+        ConfigError: The bounds are not in order, the steps are too few, or a setting
+            does not fit the network.
         DataError: The data cannot be used.
         RunError: The loss is not finite before anything was learnt.
     """
@@ -122,7 +149,7 @@ def find_lr(
         precision = resolve_precision(config.train.precision, accelerator.device)
         curve = sweep(
             network,
-            (batch for epoch in itertools.count(1) for batch in batches.of(epoch)),
+            (batch for epoch in itertools.count(1) for batch in batches.epoch(epoch)),
             prepare_batch=batches.prepare,
             loss_fn=make_loss(subset, config).to(accelerator.device),
             optim=config.optim,
@@ -136,19 +163,18 @@ def find_lr(
             head_only=config.train.freeze_backbone_epochs >= config.optim.epochs,
             progress=progress,
         )
-    return {
-        "format": FORMAT,
-        "model": config.model.name,
-        "optimizer": config.optim.name,
-        "batch_size": config.train.batch_size,
-        "num_train": len(subset.positions),
-        "lowest": lowest,
-        "highest": highest,
-        "num_steps": num_steps,
-        **{name: _as_json(value) for name, value in vars(curve).items()},
-        "settings": config.model_dump(mode="json"),
-        "environment": describe_environment(command=command, seed=config.train.seed),
-    }
+    return LrFindResult(
+        model=config.model.name,
+        optimizer=config.optim.name,
+        batch_size=config.train.batch_size,
+        num_train=len(subset.positions),
+        lowest=lowest,
+        highest=highest,
+        num_steps=num_steps,
+        **vars(curve),
+        settings=config,
+        environment=describe_environment(command=command, seed=config.train.seed),
+    )
 
 
 def sweep(
@@ -168,32 +194,31 @@ def sweep(
     head_only: bool = False,
     progress: Progress | None = None,
 ) -> LrCurve:
-    """Return the loss over a growing learning rate, without a trace in the model.
+    """Return the loss over a growing learning rate; the model stays unchanged.
 
     Step k of n has the rate lowest * (highest / lowest) ** (k / (n - 1)). The training
-    is `loop.train_epoch`, on a deep copy, and the random generators are put back.
+    is `loop.train_epoch` on a deep copy, and the random generators are restored.
 
     Args:
         model: Returns logits, shape (N, C), on the accelerator's device. Neither its
             weights nor its statistics, gradients or modes are changed.
-        batches: As for `train_epoch`; at least `num_steps` of them, or the sweep ends
-            early.
-        prepare_batch: As for `train_epoch`.
-        loss_fn: As for `train_epoch`.
-        optim: Names the optimizer and its settings. A part whose rate is a share of
-            `lr`, under `layer_decay`, keeps that share.
-        accelerator: As for `train_epoch`.
+        batches: As for `train_epoch`. The sweep ends early with fewer than `num_steps`.
+        prepare_batch: As in `loop.Step`.
+        loss_fn: As in `loop.Step`.
+        optim: The optimizer and its settings. Under `layer_decay`, each layer keeps its
+            share of the learning rate.
+        accelerator: As in `loop.Step`.
         lowest: First learning rate.
-        highest: Last one.
-        num_steps: How many, the first and the last included.
-        use_bf16: As for `train_epoch`.
-        num_parts: As for `train_epoch`.
+        highest: Last learning rate.
+        num_steps: Number of rates, the first and the last included.
+        use_bf16: As in `loop.Step`.
+        num_parts: As in `loop.Step`.
         frozen: As for `train_epoch`.
         head_only: As for `train_epoch`.
         progress: Called with steps done and steps in all.
 
     Raises:
-        ConfigError: The bounds are no range, or the steps are too few.
+        ConfigError: The bounds are not in order, or the steps are too few.
         RunError: The first loss is not finite.
     """
     _check_range(lowest, highest, num_steps)
@@ -206,20 +231,24 @@ def sweep(
         train_epoch(
             network,
             itertools.islice(batches, num_steps),
-            sums=ramp.sums,
-            prepare_batch=prepare_batch,
-            loss_fn=loss_fn,
-            optimizer=optimizer,
-            # It must not move: the ramp does.
-            schedule=Schedule(
-                optimizer,
-                optim.model_copy(update={"scheduler": "constant", "warmup_epochs": 0}),
-                batches_per_epoch=num_steps,
+            Step(
+                prepare_batch=prepare_batch,
+                loss_fn=loss_fn,
+                optimizer=optimizer,
+                # The ramp alone moves the learning rate.
+                schedule=Schedule(
+                    optimizer,
+                    optim.model_copy(
+                        update={"scheduler": "constant", "warmup_epochs": 0}
+                    ),
+                    batches_per_epoch=num_steps,
+                ),
+                accelerator=accelerator,
+                use_bf16=use_bf16,
+                max_grad_norm=optim.clip_grad_norm,
+                num_parts=num_parts,
             ),
-            accelerator=accelerator,
-            use_bf16=use_bf16,
-            max_grad_norm=optim.clip_grad_norm,
-            num_parts=num_parts,
+            sums=ramp.sums,
             frozen=frozen,
             head_only=head_only,
             after_batch=lambda: ramp.after_batch(progress),
@@ -234,7 +263,7 @@ def sweep(
 
 
 class _Ramp:
-    """Sets the learning rate of each step and notes the loss of its batch."""
+    """Sets the learning rate of each step and records the loss of its batch."""
 
     def __init__(
         self,
@@ -247,13 +276,13 @@ class _Ramp:
         self.losses: list[float] = []
         self.is_diverged = False
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)
-        """What `train_epoch` adds to."""
+        """Loss, correct predictions and images, to which `train_epoch` adds."""
         self._before = self.sums.clone()
         self._groups = [(group, group["lr"] / lr) for group in optimizer.param_groups]
         self._set_lr()
 
     def after_batch(self, progress: Progress | None) -> None:
-        """Take the loss of a batch out of the sums, and go on to the next rate.
+        """Record the loss of a batch from the sums, and set the next rate.
 
         Raises:
             RunError: The first loss is not finite.
@@ -263,10 +292,10 @@ class _Ramp:
         if not math.isfinite(loss):
             if not self.losses:
                 raise RunError(
-                    f"the first training loss is {loss}, before anything was learnt",
+                    f"the first training loss is {loss}, before the first step",
                     hint="use train.precision=fp32, or other weights",
                 )
-            # Else the mean over the sweep would be refused as that of a training.
+            # Otherwise `train_epoch` would refuse the mean over the sweep.
             self.sums.copy_(self._before)
             self.is_diverged = True
             return
@@ -304,7 +333,3 @@ def _check_range(lowest: float, highest: float, num_steps: int) -> None:
             f"expected at least {MIN_STEPS} steps, got {num_steps}",
             hint="100 is a good number: --steps 100",
         )
-
-
-def _as_json(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

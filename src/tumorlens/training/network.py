@@ -1,8 +1,8 @@
-"""A timm name becomes a network with its own preprocessing; weights go in and out.
+"""Networks: from a timm name to a model with weights and preprocessing; inference.
 
 `infer` is the only inference pass of the package: validation, evaluation and
-prediction call it, so the three cannot differ. It always computes in fp32: a
-probability must not depend on whether the processor at hand knows bf16.
+prediction call it, so the three cannot differ. It always computes in fp32, so that
+probabilities do not depend on whether the processor supports bf16.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _WAYS_OUT = (
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network expects of its input."""
+    """Input that a network expects."""
 
     size_px: int
     """Side of the square image."""
@@ -62,21 +62,20 @@ class Preprocessing:
 def create_model(
     config: ModelConfig, *, num_classes: int
 ) -> tuple[nn.Module, Preprocessing]:
-    """Return a network for so many classes, with the weights that `config` asks for.
+    """Return a network for `num_classes` classes with the weights of the settings.
 
     Args:
-        config: Names the network, its weights and its variations.
+        config: Settings of the network, its weights and its variations.
         num_classes: Size of the last layer. A last layer of another size in the
             weights is replaced by a new one.
 
     Returns:
-        The network on the CPU, and the preprocessing of its weights. Values that
-        `config` sets go before those in a weights file's metadata, and these before
-        timm's.
+        The network on the CPU, and the preprocessing of its weights. Values of `config`
+        take precedence over the metadata of a weights file, and these over timm's.
 
     Raises:
-        ConfigError: The network does not exist or does not take an argument, the
-            weights cannot be had, or do not fit.
+        ConfigError: The network does not exist or does not take an argument, or its
+            weights cannot be read or do not fit.
     """
     name = config.name
     if not timm.is_model(name):
@@ -99,10 +98,10 @@ def create_model(
 
 
 def model_arguments(config: ModelConfig) -> dict[str, Any]:
-    """Return what `config` changes in timm's defaults, as arguments for timm.
+    """Return the arguments for timm in which `config` differs from timm's defaults.
 
-    A weights file that was made for another `pad_type` says so in its metadata. That
-    is part of the answer, because a run must be rebuilt without the file.
+    They include a `pad_type` from the metadata of a weights file, because a run must be
+    rebuilt without the file.
 
     Raises:
         ConfigError: The weights file does not exist or is damaged.
@@ -146,7 +145,7 @@ def load_model(card: ModelCard, weights: Path) -> nn.Module:
 
 
 def classifier_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the last layers: those that depend on the number of classes."""
+    """Return the last layers, whose size depends on the number of classes."""
     names = classifier_names(model)
     return [model.get_submodule(name) for name in names]
 
@@ -154,15 +153,15 @@ def classifier_layers(model: nn.Module) -> list[nn.Module]:
 def set_trainable(
     model: nn.Module, *, frozen: Sequence[str] = (), head_only: bool = False
 ) -> None:
-    """Set which parts learn, and put them, and only them, into training mode.
+    """Set the trainable parts, and put them, and only them, into training mode.
 
-    A part that does not learn behaves as in evaluation: batch norm keeps its
-    statistics and dropout is off.
+    Frozen parts behave as in evaluation: batch norm keeps its statistics and dropout is
+    off.
 
     Args:
-        model: From `create_model`.
-        frozen: Names of submodules that do not learn.
-        head_only: Whether only the last layer learns.
+        model: Network from `create_model`.
+        frozen: Names of submodules to freeze.
+        head_only: Whether to freeze everything but the last layer.
 
     Raises:
         ConfigError: `model` has no submodule of such a name.
@@ -187,11 +186,11 @@ def set_trainable(
 def normalize(
     images: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
-    """Return what the network takes for decoded images.
+    """Return decoded images as the network's input.
 
     Args:
         images: Shape (N, 1, S, S) or (N, C, S, S), uint8, on any device.
-        mean: C values of the [0, 1] range. One-channel images are repeated to C.
+        mean: C values in [0, 1]. One-channel images are repeated to C.
         std: C values.
 
     Returns:
@@ -201,6 +200,11 @@ def normalize(
     scale = torch.tensor(std, device=images.device).view(1, -1, 1, 1)
     values = (images.float() / 255 - shift) / scale  # (N, C, S, S)
     return values.contiguous(memory_format=torch.channels_last)
+
+
+def as_batch(images: NDArray[np.uint8]) -> Tensor:
+    """Return decoded images (N, S, S, C) as a batch for `infer`, (N, C, S, S)."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 @torch.inference_mode()
@@ -215,20 +219,19 @@ def infer(
     tta: str = "none",
     temperature: float = 1.0,
 ) -> NDArray[np.float32]:
-    """Return the network's answer for every image: the one inference pass.
+    """Return the log-probabilities of every image: the one inference pass.
 
     Args:
         model: Returns logits. Set to evaluation mode; must be on `device`.
         batches: Decoded images, shape (N, 1 or C, S, S), uint8.
         mean: Per channel, of values in [0, 1].
-        std: Per channel.
-        device: Where to compute.
+        std: Per channel, likewise.
+        device: Device of the computation.
         mirror: Whether to average the probabilities with those of the left-right
             mirror image. The logarithm of the average is then returned.
-        tta: The policy of `tumorlens.training.views` to average over; unless it is
-        "none", it
-            goes before `mirror`.
-        temperature: What logits are divided by before softmax.
+        tta: Policy of `tumorlens.training.views` to average over; unless it is "none",
+            it takes precedence over `mirror`.
+        temperature: Divisor of the logits before softmax.
 
     Returns:
         Log-probabilities, shape (N, C), float32, in the order of the images. Their
@@ -248,7 +251,7 @@ def infer(
 
 
 def needs_model_hub(config: ModelConfig) -> bool:
-    """Whether the network's first weights are fetched, not read from a file."""
+    """Return whether the initial weights come from the model hub, not from a file."""
     return config.pretrained in _FROM_HUB
 
 
@@ -256,7 +259,7 @@ def resolve_device(name: str) -> torch.device:
     """Return the device for `train.device`.
 
     Raises:
-        ConfigError: A GPU is asked for and torch sees none.
+        ConfigError: The device is `cuda`, and torch finds no GPU.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
@@ -272,7 +275,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
     """Return 'bf16' or 'fp32' for `train.precision` on a device.
 
     'auto' is bf16 where the hardware multiplies it natively. A CPU that only emulates
-    it (AVX-512 without the bf16 instructions) is slower with it than without.
+    it (AVX-512 without the bf16 instructions) is slower in bf16 than in fp32.
     """
     if name != "auto":
         return name
@@ -285,7 +288,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 
 def _suggest(name: str) -> str:
-    # timm has 1,300 names: too many to answer with all of them.
+    # timm has 1,300 names: too many to list.
     known = timm.list_models()
     alike = [other for other in known if other.startswith(name)] or known
     close = get_close_matches(name, alike, n=5) or [n for n in known if name in n][:5]
@@ -315,8 +318,8 @@ def _build(
             raise
         raise _unreachable(name, error) from None
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
-        # timm passes arguments on to the network's own constructor, so what it does
-        # not know, or knows in another range, surfaces as one of these.
+        # timm passes arguments on to the network's own constructor, where unknown names
+        # and values out of range raise one of these.
         asked = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise ConfigError(
             f"{name} cannot be made with {asked or 'its defaults'}: {error}",
@@ -326,13 +329,13 @@ def _build(
 
 
 def _setting_of(argument: str) -> str:
-    """Return the setting that an argument of a network comes from."""
+    """Return the setting behind an argument of a network."""
     is_own = argument in ModelConfig.model_fields
     return f"model.{argument}" if is_own else f"{argument!r} from model.extra"
 
 
 def _check_hub(name: str) -> None:
-    # timm itself would try for a minute and then print a page.
+    # timm itself would retry for a minute and then print a long traceback.
     pretrained = timm.get_pretrained_cfg(name)
     if pretrained is None or not (pretrained.hf_hub_id or pretrained.url):
         raise ConfigError(
@@ -376,9 +379,9 @@ def _metadata(config: ModelConfig) -> dict[str, str]:
 
 
 def _start_head_small(model: nn.Module) -> None:
-    # A new last layer on pretrained features must begin near "all classes alike".
-    # timm draws that of mobilenetv2_100 from +-0.5: the first loss is then 16 instead
-    # of log(4) = 1.4, and its gradient wrecks the features before the layer has learnt.
+    # A new last layer on pretrained features must start near equal probabilities. timm
+    # draws that of mobilenetv2_100 from +-0.5: the first loss is then 16 instead of
+    # log(4) = 1.4, and its gradient destroys the features before the layer has learnt.
     for layer in classifier_layers(model):
         for name, parameter in layer.named_parameters():
             if name == "bias":

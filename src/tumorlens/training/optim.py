@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 _FUSED = ("adam", "adamw", "sgd", "momentum")
-"""torch's own optimizers that take one pass over the parameters when asked to."""
+"""Optimizers of torch that can update all parameters in one pass."""
 
 _WARMUP_START = 0.01
 """Share of the learning rate at the first step of a warm-up."""
@@ -56,7 +56,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
             hint="choose another optimizer or other values",
         ) from None
     for group in optimizer.param_groups:
-        # timm only notes the factor of a layer, for its own schedulers to apply.
+        # timm only records the factor of a layer, for its own schedulers.
         group["lr"] *= group.get("lr_scale", 1.0)
     return optimizer
 
@@ -66,8 +66,8 @@ class Schedule:
 
     `step`, `cosine`, `exponential` and `constant` are torch's StepLR,
     CosineAnnealingLR, ExponentialLR and ConstantLR and move once per epoch, after the
-    warm-up, which moves after each batch. `onecycle` is torch's OneCycleLR, moves after
-    each batch and brings its own warm-up.
+    warm-up, which moves after each batch. `onecycle` is torch's OneCycleLR: it moves
+    after each batch and has its own warm-up.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Schedule:
             if share * num_batches <= 1:
                 # torch divides by the warm-up's length less one batch.
                 share = min(2 / num_batches, 0.3)
-            # `lr` of a group, not of the config: layer decay has scaled it.
+            # The rate of each group, which layer decay has scaled.
             self._by_batch = lr_scheduler.OneCycleLR(
                 optimizer,
                 max_lr=[group["lr"] for group in optimizer.param_groups],
@@ -99,7 +99,7 @@ class Schedule:
             )
 
     def after_batch(self) -> None:
-        """Move on by one batch."""
+        """Advance by one batch."""
         self._batches += 1
         if self._by_batch is not None and (
             self._by_epoch is None or self._batches <= self._warmup_batches
@@ -107,12 +107,12 @@ class Schedule:
             self._by_batch.step()
 
     def after_epoch(self) -> None:
-        """Move on by one epoch."""
+        """Advance by one epoch."""
         if self._by_epoch is not None and self._batches > self._warmup_batches:
             self._by_epoch.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that `load_state_dict` needs."""
+        """Return the state for `load_state_dict`."""
         return {
             "batches": self._batches,
             "by_batch": self._by_batch and self._by_batch.state_dict(),
@@ -120,7 +120,7 @@ class Schedule:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was taken."""
+        """Restore a state from `state_dict`."""
         self._batches = state["batches"]
         for scheduler, name in (
             (self._by_batch, "by_batch"),
@@ -135,7 +135,7 @@ def _by_epoch(optimizer: Optimizer, config: OptimConfig) -> lr_scheduler.LRSched
         case "step":
             return lr_scheduler.StepLR(optimizer, config.step_size, config.gamma)
         case "cosine":
-            # Whole epochs that the warm-up leaves.
+            # Whole epochs after the warm-up.
             epochs = max(1, config.epochs - int(config.warmup_epochs))
             return lr_scheduler.CosineAnnealingLR(optimizer, epochs, config.min_lr)
         case "exponential":

@@ -1,10 +1,8 @@
-"""Views of an image: small variants over whose answers the probabilities are averaged.
+"""Views of an image for test-time augmentation, in fixed policies with names.
 
-Test-time augmentation: the network is asked about the image as it is, mirrored, shifted
-and zoomed, and its answers are averaged. The policies are fixed and have names, so that
-a run folder can say which one it wants. What the newcomer would get wrong: a policy
-that was chosen by test figures is fitted to them. `tumorlens.evaluation.tta` measures
-on val.
+The probabilities of an image are averaged over its views: the image unchanged,
+mirrored, shifted and zoomed. A model card names its policy. A policy chosen by test
+figures would be fitted to them, so `tumorlens.evaluation.tta` measures on val.
 """
 
 from __future__ import annotations
@@ -20,34 +18,34 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHIFT = 0.04
-"""Share of the side: 9 of 224 pixels, where the last feature map of most networks has
-cells of 32. The picture falls otherwise into the cells, and no anatomy is lost."""
+"""Shift as a share of the side: 9 of 224 pixels, while the last feature map of most
+networks has cells of 32. The alignment to the cells changes; no anatomy is lost."""
 
 ZOOM_MARGIN = 0.03
-"""Share of the side that a zoomed view leaves out at each edge."""
+"""Margin that a zoomed view cuts off at each edge, as a share of the side."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One variant. The parts are done in this order."""
+    """One variant. The operations are applied in this order."""
 
     mirror: bool = False
-    """Left becomes right."""
+    """Whether left and right are swapped."""
     right: int = 0
-    """In units of `SHIFT`, below 0 to the left. The edge is repeated."""
+    """Shift to the right in units of `SHIFT`; the edge is repeated."""
     down: int = 0
-    """In units of `SHIFT`, below 0 upwards."""
+    """Shift downwards in units of `SHIFT`."""
     zoom: bool = False
-    """The middle, enlarged to the whole."""
+    """Whether the middle is enlarged to the full size."""
 
 
-AS_IS = View()
+UNCHANGED = View()
 
 POLICIES = {
-    "none": (AS_IS,),
-    "mirror": (AS_IS, View(mirror=True)),
+    "none": (UNCHANGED,),
+    "mirror": (UNCHANGED, View(mirror=True)),
     "eight-views": (
-        AS_IS,
+        UNCHANGED,
         View(mirror=True),
         View(right=1),
         View(right=-1),
@@ -57,13 +55,13 @@ POLICIES = {
         View(mirror=True, zoom=True),
     ),
 }
-"""Names, and what is averaged. A policy never changes: another one gets a new name."""
+"""Name -> views. A policy never changes; another one gets a new name."""
 
 
 def policy_of(*, mirror: bool, tta: str) -> str:
     """Return the name of the policy for a card's `mirror` and `tta`.
 
-    `tta` comes first: the mirror image is among its views already.
+    `tta` takes precedence: the mirror image is among its views already.
     """
     if tta != "none":
         return tta
@@ -71,20 +69,20 @@ def policy_of(*, mirror: bool, tta: str) -> str:
 
 
 def views_of(images: Tensor, policy: str) -> Iterator[Tensor]:
-    """Yield the images in each view of a policy, as they are first.
+    """Yield the images in each view of a policy; the first view is unchanged.
 
     Args:
         images: Shape (N, C, S, S), float.
-        policy: A key of `POLICIES`.
+        policy: Key of `POLICIES`.
 
     Yields:
         Tensors of the same shape, which may share memory with `images`.
     """
     for view in POLICIES[policy]:
-        yield _as_seen(images, view)
+        yield _view(images, view)
 
 
-def _as_seen(images: Tensor, view: View) -> Tensor:
+def _view(images: Tensor, view: View) -> Tensor:
     if view.mirror:
         images = images.flip(3)
     if view.right or view.down:
@@ -95,7 +93,7 @@ def _as_seen(images: Tensor, view: View) -> Tensor:
 
 
 def _shifted(images: Tensor, *, right: int, down: int) -> Tensor:
-    """Move by whole pixels, at least one: nothing is interpolated."""
+    """Shift by whole pixels, at least one, without interpolation."""
     size = images.shape[-1]
     step = max(1, round(SHIFT * size))
     padded = functional.pad(images, (step,) * 4, mode="replicate")

@@ -1,8 +1,8 @@
-"""Weights files: named tensors in and out, checked before anything trusts them.
+"""Weights files: reading and writing named tensors, with checks.
 
 Only `.safetensors` is written. A `.pth` is read too, by torch's loader that runs no
-code. What is in a file decides nothing about the network: `tumorlens.training.network`
-builds it and asks here that the tensors fit.
+code. A file never determines the network: `tumorlens.training.network` builds it, and
+the tensors are checked against it here.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def load_weights(model: nn.Module, path: Path, *, in_chans: int) -> bool:
     Args:
         model: A timm network.
         path: A .safetensors file, or a .pth of named tensors.
-        in_chans: Of the network; the first layer's weights are summed or repeated to
-            fit, as timm does.
+        in_chans: Input channels of the network; the first layer's weights are summed or
+            repeated to fit, as in timm.
 
     Returns:
-        Whether the file's last layer had another size, so that the network keeps its
+        Whether the file's last layer has another size, so that the network keeps its
         own.
 
     Raises:
         ConfigError: The file cannot be read as named tensors, or any other tensor is
-            missing, too many or of another shape; the first three are named.
+            missing, unexpected or of another shape; the first three are named.
     """
     state = read_state(path)
     if in_chans != 3:
@@ -49,7 +49,7 @@ def load_weights(model: nn.Module, path: Path, *, in_chans: int) -> bool:
     expected = model.state_dict()
     for key in expected.keys() - state.keys():
         if key.endswith(".num_batches_tracked"):
-            # A counter that old and converted files lack, and that nothing reads.
+            # An unused counter that old and converted files lack.
             state[key] = expected[key]
     heads = tuple(f"{name}." for name in classifier_names(model))
     has_new_head = False
@@ -77,29 +77,29 @@ def load_weights(model: nn.Module, path: Path, *, in_chans: int) -> bool:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Return the named tensors of a weights file; code in a pickle is never run.
+    """Return the named tensors of a weights file; code in a pickle never runs.
 
     Args:
-        path: A .safetensors file, or a .pth that holds a state dict, bare or as
-            timm's checkpoints have it.
+        path: A .safetensors file, or a .pth with a state dict, bare or as in timm's
+            checkpoints.
 
     Raises:
         ConfigError: The file is damaged, or holds anything but named tensors.
     """
-    # The unpickler answers damaged bytes with KeyError, IndexError, struct.error,
-    # AttributeError and more: every kind that was tried ended in the last branch.
+    # On damaged bytes the unpickler raises KeyError, IndexError, struct.error,
+    # AttributeError and more: all of them end in the last branch.
     try:
         with warnings.catch_warnings():
-            # torch warns of a pickle's protocol before it refuses what is in it.
+            # torch warns of a pickle's protocol before it refuses the content.
             warnings.simplefilter("ignore", UserWarning)
             state = load_state_dict(str(path), device="cpu", weights_only=True)
     except Exception as error:
-        # timm wraps torch's refusal to run what is in a pickle.
+        # timm wraps torch's refusal of a pickle with code.
         if isinstance(error.__cause__ or error, pickle.UnpicklingError):
             raise ConfigError(
-                f"model.pretrained: {path} is a pickle with code in it, or no weights "
-                "file",
-                hint="it was not run; ask for a .safetensors file, or a .pth that "
+                f"model.pretrained: {path} is a pickle with code in it, or not a "
+                "weights file",
+                hint="the code was not run; get a .safetensors file, or a .pth that "
                 "holds tensors only",
             ) from None
         reason = str(error).splitlines() or [type(error).__name__]
@@ -119,11 +119,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def read_weights_metadata(path: Path, *, name: str) -> dict[str, str]:
-    """Return what a weights file says of itself, such as its mean and std.
+    """Return the metadata of a weights file, such as mean and std.
 
     Args:
-        path: A .safetensors file, or one of another kind, which can say nothing: {}.
-        name: timm's name of the network that the weights are wanted for.
+        path: A .safetensors file; other formats have no metadata.
+        name: timm's name of the network for the weights.
 
     Raises:
         ConfigError: There is no such file, it is damaged, or it names another network.
@@ -164,13 +164,13 @@ def weights_as_bytes(model: nn.Module) -> bytes:
 
 
 def classifier_names(model: nn.Module) -> list[str]:
-    """Return the names of a timm network's last layers: one, but for distilled ones."""
+    """Return the names of a timm network's last layers: one, or two if distilled."""
     names = pretrained_cfg(model).get("classifier")
     return [names] if isinstance(names, str) else list(names or [])
 
 
 def pretrained_cfg(model: nn.Module) -> dict[str, Any]:
-    """Return what timm knows of a network: input, mean, std, names of its ends."""
+    """Return timm's description of a network: input, mean, std, end layers."""
     # A plain attribute that timm sets; nn.Module's annotations hide it.
     config: Any = model.pretrained_cfg
     return dict(config)

@@ -1,4 +1,4 @@
-"""Ways of asking a network: that they agree, on the CPU; their times, on a GPU."""
+"""Ways to run a network: that they agree, on the CPU; their times, on a GPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_every_way_gives_the_same_labels(run: Run) -> None:
     images = torch.randint(256, (8, 32, 32, 3), dtype=torch.uint8)
     ways = ways_of(run, torch.device("cpu"))
     assert [way.precision for way in ways] == ["fp32", "bf16"]
-    plain, bf16 = (way.ask(images) for way in ways)
+    plain, bf16 = (way.predict(images) for way in ways)
     assert plain.sum(dim=1) == pytest.approx(torch.ones(8), abs=1e-5)
     assert plain.dtype == bf16.dtype == torch.float32
     assert 0 < float((plain - bf16).abs().max()) < 0.05
@@ -38,13 +38,13 @@ def test_every_way_gives_the_same_labels(run: Run) -> None:
 def test_each_call_of_a_turn_has_the_next_images() -> None:
     seen: list[list[int]] = []
 
-    def ask(images: torch.Tensor) -> torch.Tensor:
+    def predict(images: torch.Tensor) -> torch.Tensor:
         seen.append(images[:, 0, 0, 0].tolist())
         return images
 
     images = np.arange(3, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
     timer = Timer(
-        Way("run", "fp32", ask, 0), images, batch=2, device=torch.device("cpu")
+        Way("run", "fp32", predict, 0), images, batch=2, device=torch.device("cpu")
     )
     seen.clear()
     assert len(timer(0)) == NUM_CALLS
@@ -79,14 +79,14 @@ def test_a_gpu_is_named_and_graphs_answer_the_same(run: Run) -> None:
     images = torch.randint(256, (4, 32, 32, 3), dtype=torch.uint8, device=device)
     other = torch.randint(256, (4, 32, 32, 3), dtype=torch.uint8, device=device)
     for kind in ("run", "run bf16 channels-last"):
-        replayed = ways[f"{kind}, CUDA graph"].ask
+        replayed = ways[f"{kind}, CUDA graph"].predict
         replayed(other)
         # The second replay must see its own images, not those that were recorded.
-        assert torch.allclose(replayed(images), ways[kind].ask(images), atol=1e-5)
+        assert torch.allclose(replayed(images), ways[kind].predict(images), atol=1e-5)
     found = benchmark_gpu([run.path], batches=[4], seconds=0.5)
-    for row in found["artefacts"]:
-        assert row["device"] == torch.cuda.get_device_name()
-        assert row["latency_ms"]["value"] > 0
+    for row in found.rows:
+        assert row.device == torch.cuda.get_device_name()
+        assert row.latency_ms.value > 0
 
 
 @pytest.mark.gpu

@@ -20,12 +20,18 @@ from support.runs_on_images import make_run
 from tumorlens.cli import app
 from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.deploy.benchmark import session as stage
-from tumorlens.deploy.benchmark.session import benchmark
-from tumorlens.deploy.benchmark.subjects import find_files, find_subjects
+from tumorlens.deploy.benchmark.results import (
+    Benchmark,
+    Facts,
+    Row,
+    read_benchmark,
+    table_rows,
+)
+from tumorlens.deploy.benchmark.session import benchmark, find_artefacts, find_files
 from tumorlens.deploy.benchmark.worker import Worker
 from tumorlens.deploy.runtimes import num_processors
 from tumorlens.errors import ArtefactError, ConfigError, DataError, RunError
-from tumorlens.report.benchmark_tables import table_rows
+from tumorlens.files import write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,14 +69,14 @@ class FakeWorker:
         self.memory = 50_000_000
         return 0.5
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         self.memory *= 2  # a runtime may load the graph again to know its precision
-        return {
-            "runtime": "false 1.0",
-            "precision": "int8" if self.kind.endswith("int8") else "fp32",
-            "device": "cpu",
-            "threads": self.threads,
-        }
+        return Facts(
+            runtime="false 1.0",
+            precision="int8" if self.kind.endswith("int8") else "fp32",
+            device="cpu",
+            threads=self.threads,
+        )
 
     def time_calls(self, *, batch: int, num_calls: int) -> list[float]:
         # In batches an image takes half the time; one call of a turn is an outlier.
@@ -104,78 +110,86 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def found(run: Path, faked: None) -> dict[str, Any]:
+def found(run: Path, faked: None) -> Benchmark:
     """Return what is measured of `run` with `FakeWorker`."""
     return benchmark([run], batches=[8], seconds=1e-9, command="tumorlens benchmark r")
 
 
-def row_of(found: dict[str, Any], name: str) -> dict[str, Any]:
-    (row,) = [row for row in found["artefacts"] if row["name"] == name]
-    return dict(row)
+def row_of(found: Benchmark, name: str) -> Row:
+    (row,) = [row for row in found.rows if row.name == name]
+    return row
 
 
-def test_a_turn_counts_once_with_the_median_of_its_calls(found: dict[str, Any]) -> None:
-    latency = row_of(found, "torchscript")["latency_ms"]
-    assert len(latency["rounds"]) == 20
-    assert sorted(set(latency["rounds"])) == pytest.approx([10.0, 20.0])
-    assert latency["value"] == pytest.approx(15.0)
-    assert (latency["low"], latency["high"]) == pytest.approx((10.0, 20.0))
+def test_a_turn_counts_once_with_the_median_of_its_calls(found: Benchmark) -> None:
+    latency = row_of(found, "torchscript").latency_ms
+    assert len(latency.rounds) == 20
+    assert sorted(set(latency.rounds)) == pytest.approx([10.0, 20.0])
+    assert latency.value == pytest.approx(15.0)
+    assert (latency.low, latency.high) == pytest.approx((10.0, 20.0))
 
 
-def test_the_tail_is_of_single_calls(found: dict[str, Any]) -> None:
+def test_the_tail_is_of_single_calls(found: Benchmark) -> None:
     # One call of ten takes a hundred times as long, 1 or 2 s by turns.
-    latency = row_of(found, "torchscript")["latency_ms"]
-    assert latency["num_calls"] == 200
-    assert 1000 <= latency["p95"] <= 2000
-    assert latency["p99"] == pytest.approx(2000.0)
+    latency = row_of(found, "torchscript").latency_ms
+    assert latency.num_calls == 200
+    assert 1000 <= latency.p95 <= 2000
+    assert latency.p99 == pytest.approx(2000.0)
 
 
-def test_ratios_are_paired_by_rounds(found: dict[str, Any]) -> None:
+def test_ratios_are_paired_by_rounds(found: Benchmark) -> None:
     # Medians over rounds of 10 and 20 ms say nothing of it: each round has its ratio.
-    ratios = row_of(found, "openvino-int8")["ratios"]
-    assert ratios["latency"]["value"] == pytest.approx(5.0)
-    assert ratios["latency"]["low"] == pytest.approx(5.0)
-    assert ratios["latency"]["high"] == pytest.approx(5.0)
-    assert ratios["latency"]["num_rounds"] == 20
+    ratios = row_of(found, "openvino-int8").ratios
+    assert ratios is not None
+    assert ratios.end_to_end is not None
+    assert ratios.latency.value == pytest.approx(5.0)
+    assert ratios.latency.low == pytest.approx(5.0)
+    assert ratios.latency.high == pytest.approx(5.0)
+    assert ratios.latency.num_rounds == 20
     # 11 against 3 ms, and 21 against 5 ms.
-    assert ratios["end_to_end"]["value"] == pytest.approx((11 / 3 + 21 / 5) / 2)
+    assert ratios.end_to_end.value == pytest.approx((11 / 3 + 21 / 5) / 2)
 
 
-def test_throughput_is_images_over_the_median_of_a_batch(found: dict[str, Any]) -> None:
+def test_throughput_is_images_over_the_median_of_a_batch(found: Benchmark) -> None:
     row = row_of(found, "torchscript")
-    assert list(row["images_per_second"]) == ["1", "8"]
-    one, eight = row["images_per_second"]["1"], row["images_per_second"]["8"]
-    assert one["value"] == pytest.approx(1000 / 15)
-    assert eight["value"] == pytest.approx(8 / 0.06)
+    assert list(row.images_per_second) == [1, 8]
+    one, eight = row.images_per_second[1], row.images_per_second[8]
+    assert one.value == pytest.approx(1000 / 15)
+    assert eight.value == pytest.approx(8 / 0.06)
     # The longest time is the lowest speed.
-    assert (eight["low"], eight["high"]) == pytest.approx((8 / 0.08, 8 / 0.04))
-    assert row["best_batch"] == 8
+    assert (eight.low, eight.high) == pytest.approx((8 / 0.08, 8 / 0.04))
+    assert row.best_batch == 8
 
 
 def test_facts_come_from_the_runtime_and_accuracy_from_the_verdict(
-    found: dict[str, Any],
+    found: Benchmark,
 ) -> None:
     row = row_of(found, "openvino-int8")
-    assert (row["runtime"], row["precision"]) == ("false 1.0", "int8")
-    assert row["threads"] == num_processors()
-    assert row["accuracy"]["value"] == 0.625
-    assert row["accuracy"]["change"]["value"] == -0.125
-    assert row["size_bytes"] == 20
-    assert (row["load_ms"], row["peak_memory_bytes"]) == (500.0, 50_000_000)
+    assert (row.runtime, row.precision) == ("false 1.0", "int8")
+    assert row.threads == num_processors()
+    assert row.accuracy is not None
+    assert row.accuracy.value == 0.625
+    assert row.accuracy.change.value == -0.125
+    assert row.size_bytes == 20
+    assert (row.load_ms, row.peak_memory_bytes) == (500.0, 50_000_000)
 
 
-def test_the_record_says_where_and_how_it_was_measured(found: dict[str, Any]) -> None:
-    assert found["environment"]["command"] == "tumorlens benchmark r"
-    assert found["environment"]["processor"]
-    assert found["settings"]["batches"] == [1, 8]
-    assert found["settings"]["num_files"] == 8  # a quarter of 32 images is val
-    assert json.loads(json.dumps(found)) == found
+def test_the_record_says_where_and_how_it_was_measured(
+    found: Benchmark, tmp_path: Path
+) -> None:
+    assert found.environment.command == "tumorlens benchmark r"
+    assert found.environment.processor
+    assert found.settings.batches == (1, 8)
+    assert found.settings.num_files == 8  # a quarter of 32 images is val
+    write_model(tmp_path / "benchmark.json", found)
+    assert read_benchmark(tmp_path / "benchmark.json") == found
+    kept = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))
+    assert {"format", "artefacts", "words"} < set(kept)
 
 
 def test_it_says_in_words_what_is_faster_and_what_was_not_narrow(
-    found: dict[str, Any],
+    found: Benchmark,
 ) -> None:
-    words = " ".join(found["words"])
+    words = " ".join(found.sentences)
     assert (
         "openvino-int8 answers for one image 5.00 times as fast as torchscript "
         "(5.00 to 5.00 over 20 rounds), accuracy on val -12.50 points." in words
@@ -183,7 +197,7 @@ def test_it_says_in_words_what_is_faster_and_what_was_not_narrow(
     assert "2 % narrow for torchscript, openvino, openvino-int8: the machine" in words
 
 
-def test_every_process_is_closed(found: dict[str, Any]) -> None:
+def test_every_process_is_closed(found: Benchmark) -> None:
     assert FakeWorker.made == 0
 
 
@@ -193,16 +207,16 @@ def test_rounds_end_when_every_interval_is_narrow(
     # Five in a row at one speed: the median is sure after 20 rounds, and time is left.
     monkeypatch.setattr(FakeWorker, "_seconds", lambda self: 0.01)
     found = benchmark([run], batches=[1], seconds=1e6)
-    assert {len(row["latency_ms"]["rounds"]) for row in found["artefacts"]} == {20}
-    assert not [words for words in found["words"] if "narrow" in words]
+    assert {len(row.latency_ms.rounds) for row in found.rows} == {20}
+    assert not [words for words in found.sentences if "narrow" in words]
 
 
 def test_without_torchscript_there_is_no_ratio_and_it_says_so(
     run: Path, faked: None
 ) -> None:
     found = benchmark([run], kinds=["openvino"], seconds=1e-9)
-    assert found["artefacts"][0]["ratios"] is None
-    assert "one has no torchscript artefact here" in found["words"][0]
+    assert found.rows[0].ratios is None
+    assert "one has no torchscript artefact here" in found.sentences[0]
     heading, (row,) = table_rows(found)
     assert row[heading.index("times as fast")] == ""
 
@@ -213,8 +227,8 @@ def test_ratios_stay_inside_a_run(
     other = make_run(tmp_path / "runs" / "two", make_images(name="other"))
     make_artefact(other.path, "openvino")
     found = benchmark([run, other.path], seconds=1e-9)
-    assert row_of(found, "one openvino")["ratios"] is not None
-    assert row_of(found, "two openvino")["ratios"] is None
+    assert row_of(found, "one openvino").ratios is not None
+    assert row_of(found, "two openvino").ratios is None
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(
@@ -222,7 +236,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(
 ) -> None:
     make_run(tmp_path / "elsewhere" / "one", make_images(name="other"))
     make_artefact(tmp_path / "elsewhere" / "one", "onnx")
-    subjects = find_subjects([run, tmp_path / "elsewhere" / "one" / "export" / "onnx"])
+    subjects = find_artefacts([run, tmp_path / "elsewhere" / "one" / "export" / "onnx"])
     assert len({one.name for one in subjects}) == len(subjects) == 4
     assert len({one.run for one in subjects}) == 2
 
@@ -242,14 +256,14 @@ def test_artefacts_of_weights_that_the_run_no_longer_has_are_refused(
     make_artefact(run, "onnx")  # made since
     folders = [run / "export" / kind for kind in ("torchscript", "openvino")]
     with pytest.raises(ArtefactError) as caught:
-        find_subjects([run] if named == "run" else folders)
+        find_artefacts([run] if named == "run" else folders)
     stale = ["torchscript", "openvino"] + ["openvino-int8"] * (named == "run")
     assert caught.value.problem == (
         f"{run} has other weights by now than its {', '.join(stale)}"
     )
     formats = "".join(f" --format {kind}" for kind in stale)
     assert caught.value.hint == f"tumorlens export {run}{formats}"
-    assert [one.name for one in find_subjects([run], ["onnx"])] == ["onnx"]
+    assert [one.name for one in find_artefacts([run], ["onnx"])] == ["onnx"]
 
 
 def test_an_artefact_outside_a_run_is_measured_whatever_its_weights(
@@ -257,7 +271,7 @@ def test_an_artefact_outside_a_run_is_measured_whatever_its_weights(
 ) -> None:
     shutil.copytree(run / "export" / "openvino", tmp_path / "moved" / "openvino")
     retrain(run)
-    (subject,) = find_subjects([tmp_path / "moved" / "openvino"])
+    (subject,) = find_artefacts([tmp_path / "moved" / "openvino"])
     assert subject.name == "openvino"
 
 
@@ -266,29 +280,29 @@ def test_hints_can_be_pasted_whatever_the_folder_is_called(
 ) -> None:
     made = make_run(tmp_path / "my run", make_images())
     with pytest.raises(ArtefactError) as caught:
-        find_subjects([made.path])
+        find_artefacts([made.path])
     assert caught.value.hint == (
         f"make them with: tumorlens export '{made.path}' --format all"
     )
     make_artefact(made.path, "onnx")
     with pytest.raises(ArtefactError) as caught:
-        find_subjects([made.path], ["openvino"])
+        find_artefacts([made.path], ["openvino"])
     assert caught.value.hint.endswith(f"export '{made.path}' --format openvino")
     retrain(made.path)
     with pytest.raises(ArtefactError) as caught:
-        find_subjects([made.path])
+        find_artefacts([made.path])
     assert caught.value.hint == f"tumorlens export '{made.path}' --format onnx"
 
 
 def test_an_artefact_folder_is_a_subject_by_itself(run: Path) -> None:
-    (subject,) = find_subjects([run / "export" / "openvino"])
+    (subject,) = find_artefacts([run / "export" / "openvino"])
     assert (subject.name, subject.run) == ("openvino", "one")
 
 
 def test_files_are_val_images_or_those_below_a_folder(
     run: Path, make_images: Callable[..., Path]
 ) -> None:
-    subjects = find_subjects([run])
+    subjects = find_artefacts([run])
     files = find_files(subjects, data=None, num_files=100)
     assert [path.stem for path in files] == ["2", "6"] * 4
     assert len(find_files(subjects, data=None, num_files=3)) == 3
@@ -319,7 +333,7 @@ def test_a_run_without_artefacts_is_told_how_to_make_them(
 ) -> None:
     bare = make_run(tmp_path / "bare", make_images())
     with pytest.raises(ArtefactError, match=r"bare has no artefacts") as caught:
-        find_subjects([bare.path])
+        find_artefacts([bare.path])
     assert caught.value.hint == (
         f"make them with: tumorlens export {bare.path} --format all"
     )
@@ -327,7 +341,7 @@ def test_a_run_without_artefacts_is_told_how_to_make_them(
 
 def test_a_format_that_a_run_lacks_is_told_how_to_make_it(run: Path) -> None:
     with pytest.raises(ArtefactError, match="no artefact of the format onnx") as caught:
-        find_subjects([run], ["onnx", "openvino"])
+        find_artefacts([run], ["onnx", "openvino"])
     assert caught.value.hint.endswith("--format onnx")
 
 
@@ -340,7 +354,7 @@ def test_a_damaged_artefact_is_refused_before_anything_is_measured(run: Path) ->
 def test_what_is_only_called_an_image_is_not_measured_with(
     run: Path, make_images: Callable[..., Path], tmp_path: Path
 ) -> None:
-    subjects = find_subjects([run])
+    subjects = find_artefacts([run])
     elsewhere = make_images(name="elsewhere", num_each=1)
     (elsewhere / "link.png").symlink_to(tmp_path / "nothing.png")
     files = find_files(subjects, data=elsewhere, num_files=100)
@@ -362,16 +376,16 @@ def test_what_is_neither_run_nor_artefact_is_refused(tmp_path: Path) -> None:
 
 def test_an_artefact_that_is_named_twice_is_refused(run: Path) -> None:
     with pytest.raises(ConfigError, match="openvino is named twice"):
-        find_subjects([run, run / "export" / "openvino"])
+        find_artefacts([run, run / "export" / "openvino"])
 
 
 def test_without_images_it_asks_for_some(run: Path, tmp_path: Path) -> None:
     make_artefact(tmp_path / "alone", "onnx")
-    alone = find_subjects([tmp_path / "alone" / "export" / "onnx"])
+    alone = find_artefacts([tmp_path / "alone" / "export" / "onnx"])
     with pytest.raises(DataError, match="no image to measure with") as caught:
         find_files(alone, data=None, num_files=9)
     assert caught.value.hint == "give --data FOLDER"
-    subjects = find_subjects([run])
+    subjects = find_artefacts([run])
     for file in find_files(subjects, data=None, num_files=99):
         file.unlink()
     with pytest.raises(DataError, match=r"there is no .* which is a val image of"):
@@ -501,13 +515,15 @@ def test_a_real_benchmark_of_a_small_network(
     run = make_run(tmp_path / "run", make_images(num_each=4))
     export(run, ["onnx"])
     found = benchmark([run.path], batches=[4], threads=1, seconds=0.1)
-    (row,) = found["artefacts"]
-    assert row["runtime"].startswith("onnxruntime ")
-    assert (row["precision"], row["device"], row["threads"]) == ("fp32", "cpu", 1)
-    assert 0 < row["latency_ms"]["value"] <= row["latency_ms"]["p99"]
-    assert row["load_ms"] > 0
-    assert 20e6 < row["peak_memory_bytes"] < 2e9
-    assert row["end_to_end_ms"]["value"] > 0
-    assert statistics.median(row["latency_ms"]["rounds"]) == pytest.approx(
-        row["latency_ms"]["value"]
+    (row,) = found.rows
+    assert row.runtime.startswith("onnxruntime ")
+    assert (row.precision, row.device, row.threads) == ("fp32", "cpu", 1)
+    assert 0 < row.latency_ms.value <= row.latency_ms.p99
+    assert row.load_ms is not None
+    assert row.load_ms > 0
+    assert 20e6 < (row.peak_memory_bytes or 0) < 2e9
+    assert row.end_to_end_ms is not None
+    assert row.end_to_end_ms.value > 0
+    assert statistics.median(row.latency_ms.rounds) == pytest.approx(
+        row.latency_ms.value
     )

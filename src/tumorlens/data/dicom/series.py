@@ -94,7 +94,7 @@ class Found:
     damaged: dict[Path, str]
     """Copies of a slice that cannot be decoded -> why, in one line without the path."""
     skipped: dict[str, int]
-    """Copies, and kinds of instance that hold no image to ask about -> how many."""
+    """Duplicates, and kinds of instance that hold no image to ask about -> how many."""
 
 
 @dataclass

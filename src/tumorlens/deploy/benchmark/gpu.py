@@ -1,12 +1,12 @@
-"""The same questions to a GPU: a run's network in four ways, and its TorchScript.
+"""The benchmark on a GPU: a run's network in four ways, and its TorchScript.
 
 Times are those between two CUDA events: of the answer for images that are on the GPU
-already, without the way there and back. A network of many small kernels is held up by
-launching them one by one; replaying the whole pass as one CUDA graph does not launch
-them, and that is a row of its own. What the newcomer would get wrong: "fp32" on a
-recent GPU is TF32 in convolutions unless torch is told otherwise; rows say which.
+already, without the transfers. A network of many small kernels is held up by launching
+them one by one; a replay of the whole pass as one CUDA graph does not launch them, and
+that is a row of its own. "fp32" on a recent GPU is TF32 in convolutions unless torch is
+configured otherwise; rows show which.
 
-Nothing here runs without a GPU but what the tests ask of it on the CPU.
+The tests run parts of this on the CPU; all else needs a GPU.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ from tumorlens.deploy.benchmark.results import (
     BASELINE,
     SEED,
     WIDTH,
-    Measured,
-    measures_of,
-    summary,
+    Benchmark,
+    Facts,
+    Subject,
+    Times,
+    make_benchmark,
+    make_row,
 )
-from tumorlens.deploy.benchmark.subjects import check_weights, files_of
+from tumorlens.deploy.benchmark.session import check_weights, files_of
 from tumorlens.deploy.benchmark.timing import are_narrow, take_turns
 from tumorlens.deploy.graph import ServingGraph
 from tumorlens.errors import ConfigError
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NUM_CALLS = 10
-"""Of a turn."""
+"""Calls of a turn."""
 
 _NUM_WARM_UPS = 5
 _MIN_ROUNDS = 20
@@ -55,11 +58,11 @@ _SECONDS_EACH = 5.0
 
 @dataclass(frozen=True)
 class Way:
-    """One way of asking a network."""
+    """One way to run a network."""
 
     kind: str
     precision: str
-    ask: Callable[[Tensor], Tensor]
+    predict: Callable[[Tensor], Tensor]
     """Images (N, S, S, 3), uint8, to probabilities (N, C), both on the device."""
     size_bytes: int
 
@@ -72,16 +75,16 @@ def benchmark_gpu(
     data: Path | None = None,
     command: str = "",
     progress: Callable[[str, int], None] = lambda _words, _rounds: None,
-) -> dict[str, Any]:
-    """Measure runs on a GPU and return what `benchmark.json` says.
+) -> Benchmark:
+    """Measure runs on a GPU and return the content of `benchmark.json`.
 
     Args:
         paths: Run folders; their TorchScript is measured too where there is one.
-        batches: Numbers of images that are asked about together; 1 is always measured.
-        seconds: For all timed turns together; `None` is 5 for each way.
-        data: Images to ask about instead of the val images of the first run.
-        command: What the user typed.
-        progress: Is given what is measured now, and the rounds that are done.
+        batches: Batch sizes; 1 is always measured.
+        seconds: Budget for all timed turns together; `None` is 5 for each way.
+        data: Images instead of the val images of the first run.
+        command: Command line.
+        progress: Called with the name of the stage and the rounds that are done.
 
     Raises:
         ConfigError: There is no GPU, or a batch is not positive.
@@ -107,14 +110,14 @@ def benchmark_gpu(
     sides = [(run, way) for run in runs for way in ways_of(run, device)]
     images = {run.path: _images(run, files, max(batches)) for run in runs}
     budget = _SECONDS_EACH * len(sides) if seconds is None else seconds
-    measured = [
-        Measured(
-            {
-                "runtime": f"torch {torch.__version__}",
-                "precision": way.precision,
-                "device": torch.cuda.get_device_name(device),
-                "threads": None,
-            }
+    times = [
+        Times(
+            Facts(
+                runtime=f"torch {torch.__version__}",
+                precision=way.precision,
+                device=torch.cuda.get_device_name(device),
+                threads=None,
+            )
         )
         for _, way in sides
     ]
@@ -132,27 +135,30 @@ def benchmark_gpu(
             shuffle_seed=SEED,
             progress=partial(progress, f"batches of {batch}"),
         )
-        for one, rounds in zip(measured, found, strict=True):
+        for one, rounds in zip(times, found, strict=True):
             one.calls[batch] = rounds
     baselines = {
         run.path: one
-        for (run, way), one in zip(sides, measured, strict=True)
+        for (run, way), one in zip(sides, times, strict=True)
         if way.kind == BASELINE
     }
     rows = [
-        {
-            "name": f"{run.name} {way.kind}" if len(runs) > 1 else way.kind,
-            "run": run.name,
-            "kind": way.kind,
-            "networks": [one.config.model.name for one in run.networks()],
-            "size_px": images[run.path].shape[1],
-            "size_bytes": way.size_bytes,
-            "accuracy": None,
-            **measures_of(one, baselines.get(run.path)),
-        }
-        for (run, way), one in zip(sides, measured, strict=True)
+        make_row(
+            Subject(
+                name=f"{run.name} {way.kind}" if len(runs) > 1 else way.kind,
+                run=run.name,
+                kind=way.kind,
+                networks=tuple(one.config.model.name for one in run.networks()),
+                size_px=images[run.path].shape[1],
+                size_bytes=way.size_bytes,
+                accuracy=None,
+            ),
+            of_one,
+            baselines.get(run.path),
+        )
+        for (run, way), of_one in zip(sides, times, strict=True)
     ]
-    return summary(
+    return make_benchmark(
         rows,
         batches=batches,
         threads=torch.get_num_threads(),
@@ -163,7 +169,7 @@ def benchmark_gpu(
 
 
 def ways_of(run: Run, device: torch.device) -> list[Way]:
-    """Return the ways of asking a run's network, TorchScript first where it is there.
+    """Return the ways to run a run's network, TorchScript first where it is there.
 
     Raises:
         RunError: The run has no weights, or they were changed.
@@ -176,7 +182,9 @@ def ways_of(run: Run, device: torch.device) -> list[Way]:
         artefact = open_artefact(path)
         check_weights([artefact])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated, and the report's
+            warnings.simplefilter(
+                "ignore"
+            )  # deprecated, and that of the baseline study
             jit: Any = torch.jit
             script = jit.load(str(artefact.graph_path), map_location=device).eval()
         ways.append(
@@ -202,12 +210,12 @@ def ways_of(run: Run, device: torch.device) -> list[Way]:
 class Replayed:
     """A pass that is recorded as a CUDA graph at its first call for a batch size."""
 
-    def __init__(self, ask: Callable[[Tensor], Tensor]) -> None:
-        self._ask = ask
+    def __init__(self, predict: Callable[[Tensor], Tensor]) -> None:
+        self._predict = predict
         self._recorded: dict[int, tuple[Any, Tensor, Tensor]] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Answer; the result is overwritten by the next call."""
+        """Return probabilities, which the next call overwrites."""
         if len(images) not in self._recorded:
             self._recorded[len(images)] = self._record(images)
         graph, place, probs = self._recorded[len(images)]
@@ -217,18 +225,18 @@ class Replayed:
 
     def _record(self, images: Tensor) -> tuple[Any, Tensor, Tensor]:
         place = images.clone()
-        # torch asks for this: what is set up in a first pass cannot be recorded, and
-        # it must happen on another stream than the default one.
+        # torch requires a warm-up on another stream than the default one: allocations
+        # of a first pass cannot be recorded.
         cuda: Any = torch.cuda
         stream = cuda.Stream()
         stream.wait_stream(cuda.current_stream())
         with cuda.stream(stream):
             for _ in range(3):
-                self._ask(place)
+                self._predict(place)
         cuda.current_stream().wait_stream(stream)
         graph = cuda.CUDAGraph()
         with cuda.graph(graph):
-            probs = self._ask(place)
+            probs = self._predict(place)
         return graph, place, probs
 
 
@@ -236,10 +244,10 @@ class Timer:
     """One side of the turns: a way with a batch size, warmed up.
 
     Args:
-        way: What is asked.
+        way: The way to run the network.
         images: (M, S, S, 3), uint8; each call takes the next of them.
-        batch: So many at a time.
-        device: A CUDA device, or the CPU, whose clock is then the usual one.
+        batch: Batch size.
+        device: A CUDA device, or the CPU with its usual clock.
     """
 
     def __init__(
@@ -250,7 +258,7 @@ class Timer:
         batch: int,
         device: torch.device,
     ) -> None:
-        self._ask = way.ask
+        self._predict = way.predict
         self._batch = batch
         self._images = torch.from_numpy(images).to(device)
         self._is_cuda = device.type == "cuda"
@@ -268,12 +276,12 @@ class Timer:
         self._next += self._batch
         if not self._is_cuda:
             start = time.perf_counter()
-            self._ask(images)
+            self._predict(images)
             return time.perf_counter() - start
         cuda: Any = torch.cuda
         first, last = (cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
-        self._ask(images)
+        self._predict(images)
         last.record()
         last.synchronize()
         return float(first.elapsed_time(last)) / 1000
@@ -293,7 +301,7 @@ class _InBf16(nn.Module):
         )
 
     def forward_features(self, values: Tensor) -> Tensor:
-        """Answer for normalized images, (N, 3, S, S), fp32."""
+        """Return features of normalized images, (N, 3, S, S), fp32."""
         images = values.to(torch.bfloat16, memory_format=torch.channels_last)
         features: Tensor = self.module.forward_features(images)
         return features
@@ -326,7 +334,7 @@ def _graph(run: Run, device: torch.device) -> ServingGraph:
 
 
 def _fp32(device: torch.device) -> str:
-    """Return what convolutions in fp32 really compute in."""
+    """Return the number type that convolutions in fp32 really use."""
     cudnn: Any = torch.backends.cudnn
     if device.type == "cuda" and cudnn.conv.fp32_precision == "tf32":
         return "tf32"

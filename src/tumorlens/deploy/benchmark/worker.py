@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 import numpy as np
 
 from tumorlens.deploy.artefact import open_artefact
+from tumorlens.deploy.benchmark.results import Facts
 from tumorlens.deploy.runtimes import num_processors, open_session
 from tumorlens.errors import ArtefactError, DataError
 from tumorlens.system import (
@@ -79,13 +80,13 @@ class Worker:
         """
         return float(self._call("open_session", images=str(images))["seconds"])
 
-    def facts(self) -> dict[str, Any]:
-        """Return `runtime`, `precision`, `device` and `threads` as the session says.
+    def facts(self) -> Facts:
+        """Return what the runtime reports of the session.
 
-        To know its precision a runtime may load the graph once more, so the memory is
-        asked before.
+        To find its precision a runtime may load the graph once more, so read the peak
+        memory before.
         """
-        return self._call("facts")
+        return Facts(**self._call("facts"))
 
     def time_calls(self, *, batch: int, num_calls: int) -> list[float]:
         """Return the seconds of so many calls, each with other images."""
@@ -148,12 +149,7 @@ class _Served:
 
     def facts(self, _: dict[str, Any]) -> dict[str, Any]:
         assert self._session is not None
-        return {
-            "runtime": self._session.runtime,
-            "precision": self._session.precision,
-            "device": self._session.device,
-            "threads": self._session.threads,
-        }
+        return {name: getattr(self._session, name) for name in Facts.model_fields}
 
     def time_calls(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._session is not None

@@ -1,0 +1,279 @@
+"""The page of an audit: a hand-made file in, one self-contained page out."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from support.pages import Tags, assert_self_contained
+from tumorlens.data.audit import audit
+from tumorlens.data.duplicates import find_duplicates
+from tumorlens.data.index import read_index
+from tumorlens.errors import RunError
+from tumorlens.files import write_model
+from tumorlens.report import write_audit_page
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def file(path: str, label: str, subset: str | None) -> dict[str, Any]:
+    return {"path": path, "label": label, "subset": subset, "pixels": "0" * 12}
+
+
+def copy_set(files: list[dict[str, Any]], *, kind: str = "near") -> dict[str, Any]:
+    return {
+        "picture": files[0]["path"],
+        "kind": kind,
+        "labels": sorted({one["label"] for one in files}),
+        "subsets": sorted({one["subset"] for one in files if one["subset"]}),
+        "files": files,
+        "near_pairs": [
+            {
+                "a": files[0]["path"],
+                "b": files[1]["path"],
+                "correlation": 0.999,
+                "orientation": "mirrored",
+            }
+        ]
+        if kind == "near"
+        else [],
+    }
+
+
+def found() -> dict[str, Any]:
+    """Return an audit as `tumorlens.data.audit` writes it, made up."""
+    score = {"majority": 0.2871, "num_images": 1233}
+    to_test = {
+        "accuracy": 0.5047,
+        "accuracy_copied": 0.6849,
+        "accuracy_clean": None,
+        "majority": 0.1878,
+    }
+    return {
+        "format": 1,
+        "data": "scans",
+        "digest": "a" * 64,
+        "seed": 42,
+        "classes": ["glioma", "no_tumor"],
+        "num_files": 1234,
+        "num_unreadable": 1,
+        "subsets": {},
+        "distinct": {"bytes": 1200, "pixels": 1100, "pictures": 1050},
+        "num_groups": 400,
+        "unreadable": [
+            {**file("Testing/no_tumor/bad.jpg", "no_tumor", "test"), "reason": "cut"}
+        ],
+        "odd": [
+            {
+                **file("Training/glioma/thin.png", "glioma", "train"),
+                "reasons": ["only 20 x 300 pixels", "coloured"],
+            }
+        ],
+        "copy_sets": [
+            copy_set(
+                [
+                    file("Testing/glioma/a.png", "glioma", "test"),
+                    file("Training/no_tumor/b.png", "no_tumor", "train"),
+                ]
+            ),
+            copy_set(
+                [
+                    file(f"Testing/glioma/{number}.png", "glioma", "test")
+                    for number in range(8)
+                ]
+                + [file("Training/glioma/9.png", "glioma", "train")],
+                kind="pixels",
+            ),
+        ],
+        "near_pairs": [],
+        "across_subsets": [],
+        "groups": {},
+        "leak": {
+            "num_test": 40,
+            "test_files": 25,
+            "pixel_identical": 21,
+            "by_class": {
+                "glioma": {"test": 30, "copied": 15},
+                "no_tumor": {"test": 10, "copied": 10},
+            },
+            "clean_test_files": 15,
+            "clean_test_pictures": 13,
+            "clean_test_files_of_other_patients": 12,
+            "clean_test_files_with_patient_in_train": 3,
+            "patients_on_both_sides": 3,
+            "test_files_with_patient": 7,
+            "test_files_with_patient_in_train": 6,
+            "test_files_without_patient": 33,
+            "words": "Leak: 25 of 40.",
+        },
+        "patients": {"known": 55, "files_with_patient": 900},
+        "sources": {
+            "test": {"glioma": {"figshare": 18, "unknown": 12}},
+            "train": {"glioma": {"figshare": 500}, "no_tumor": {"unknown": 694}},
+        },
+        "label_conflicts": [],
+        "num_label_conflicts": 1,
+        "source_label_conflicts": [
+            {**file("Testing/glioma/c.png", "glioma", "test"), "source_label": "menin"}
+        ],
+        "shortcuts": {
+            "size": {
+                "features": ["width", "height"],
+                "accuracy": 0.6341,
+                "balanced_accuracy": 0.6,
+                "skipped": "",
+                **score,
+                "train_to_test": to_test,
+            },
+            "file": {
+                "features": ["num_bytes"],
+                "accuracy": None,
+                "balanced_accuracy": None,
+                **score,
+                "skipped": "too few groups",
+                "train_to_test": None,
+            },
+        },
+        "look_up": {**to_test, "accuracy": 0.8071},
+        "source_shift": {
+            "size": {"auroc": 0.8581, "skipped": ""},
+            "file": {"auroc": None, "skipped": "too few groups"},
+        },
+        "verdict": {
+            "believable": False,
+            "words": "A score on this test set cannot be believed. Leak: 25 of 40.",
+            "left": "Without the copies, 15 are left.",
+        },
+        "findings": ["1 pair of files shows one picture under two labels."],
+    }
+
+
+def audit_page(folder: Path, content: dict[str, Any]) -> str:
+    (folder / "audit.json").write_text(json.dumps(content), encoding="utf-8")
+    page = write_audit_page(
+        folder / "audit.json", data=folder / "data", out=folder / "out" / "audit.html"
+    )
+    assert page == folder / "out" / "audit.html"
+    return page.read_text(encoding="utf-8")
+
+
+def test_an_audit_page_opens_with_its_verdict_in_words(tmp_path: Path) -> None:
+    page = audit_page(tmp_path, found())
+    assert 'class="card verdict bad"' in page
+    top = Tags(page).text.partition("Distinct files")[0]
+    assert "✕ A score on this test set cannot be believed Leak: 25 of 40." in top
+    assert "What is left: Without the copies, 15 are left." in top
+    assert "Not a medical device; research use only" in top
+
+
+def test_an_audit_page_shows_every_figure(tmp_path: Path) -> None:
+    text = Tags(audit_page(tmp_path, found())).text
+    for words in (
+        "Files 1,234 1 cannot be read Distinct files 1,200",
+        "Distinct images 1,100",
+        "Distinct pictures 1,050",
+        "Test files with a copy 25 of 40, in training",
+        "Test files with equal pixels 21",
+        "Test files without a copy 15 13 distinct pictures",
+        "Patients on both sides 3 of 55 that are known",
+        "Groups 400",
+        "Pairs under two labels 1",
+        "Labels the source denies 1",
+        "Odd files 1",
+        "1 pair of files shows one picture under two labels.",
+        "glioma 30 15 50.0 % 15 no_tumor 10 10 100.0 % 0 all 40 25 62.5 % 15",
+        "width, height 63.4 % 28.7 % 50.5 % 68.5 % n/a 18.8 % 0.86",
+        "file size n/a 28.7 % n/a n/a n/a n/a n/a",
+        "label of the most similar training picture n/a n/a 80.7 % 68.5 %",
+        "glioma test 18 12 glioma train 500 0 no_tumor train 0 694",
+        "2 files: near copies (mirrored) in several subsets",
+        "9 files: equal pixels, different files in several subsets",
+        "glioma but the source says menin test",
+        "Testing/no_tumor/bad.jpg no_tumor cut",
+        "Training/glioma/thin.png glioma only 20 x 300 pixels; coloured",
+    ):
+        assert words in text, words
+
+
+def test_a_set_of_copies_shows_every_side_and_counts_the_rest(tmp_path: Path) -> None:
+    text = Tags(audit_page(tmp_path, found())).text
+    shown = text.partition("9 files: equal pixels")[2].partition("Files that")[0]
+    # The file in training would be the ninth of which six are shown.
+    assert shown.count(" test ") == 5
+    assert shown.count("Training/glioma/9.png glioma train") == 1
+    assert "and 3 more files" in shown
+
+
+def test_long_lists_of_an_audit_are_cut_and_say_so(tmp_path: Path) -> None:
+    content = found()
+    content["copy_sets"] *= 30
+    content["source_label_conflicts"] *= 25
+    content["odd"] *= 104
+    page = audit_page(tmp_path, content)
+    text = Tags(page).text
+    assert page.count('<section class="set">') == 2 * 24
+    assert page.count('<td class="text wrap">only 20 x 300 pixels') == 100
+    assert "Not shown here but in audit.json: 6 pictures." in text
+    assert "Not shown here but in audit.json: 6 pictures with copies." in text
+    assert "Not shown here but in audit.json: 1 files." in text
+    assert "Not shown here but in audit.json: 4 files." in text
+
+
+def test_an_audit_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
+    hostile = "<script>a_b</script>/<img src=x onerror=y>"
+    text = json.dumps(found()).replace("glioma", hostile)
+    page = audit_page(tmp_path, json.loads(text))
+    assert_self_contained(page)
+    tags = Tags(page)
+    assert hostile in tags.text
+    assert not [name for name, _ in tags.elements if name in ("script", "img")]
+    assert page == audit_page(tmp_path, json.loads(text))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('{"format": 7}', r"expected format 1 in .*audit\.json, got 7"),
+        ("3", r"expected format 1 in .*audit\.json, got 3"),
+        ("{", r"audit\.json is not JSON: Expecting property name"),
+        (None, r"there is no .*audit\.json"),
+        ('{"format": 1, "data": 5}', r"audit\.json is damaged at \w+: "),
+    ],
+)
+def test_an_audit_that_is_not_ours_is_refused(
+    tmp_path: Path, content: str | None, problem: str
+) -> None:
+    path = tmp_path / "audit.json"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(RunError, match=problem):
+        write_audit_page(path, data=tmp_path, out=tmp_path / "audit.html")
+    assert not (tmp_path / "audit.html").exists()
+
+
+@pytest.mark.parametrize("subsets", [{"Training": 4, "Testing": 2}, None])
+def test_a_real_audit_becomes_a_page_with_pictures(
+    make_images: Callable[..., Path], tmp_path: Path, subsets: dict[str, int] | None
+) -> None:
+    data = make_images(subsets=subsets, num_each=6)
+    first, *_ = sorted(data.rglob("glioma/*.png"))
+    folder = data / "Training" if subsets else data
+    (folder / "pituitary" / "copy.png").write_bytes(first.read_bytes())
+    (folder / "pituitary" / "cut.png").write_bytes(first.read_bytes()[:300])
+    index = read_index(data)
+    write_model(tmp_path / "audit.json", audit(index, find_duplicates(index)))
+    page = write_audit_page(
+        tmp_path / "audit.json", data=data, out=tmp_path / "audit.html"
+    ).read_text(encoding="utf-8")
+    assert_self_contained(page)
+    text = Tags(page).text
+    assert page.count("<img") == 2
+    assert "2 files: equal files" in text
+    assert "1 picture, 1 pair of files" in text
+    assert "1 cannot be read" in text
+    assert ("✕ A score on this test set cannot be believed" in text) == bool(subsets)
+    assert ("There are no training and test subsets" in text) != bool(subsets)
