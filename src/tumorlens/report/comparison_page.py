@@ -30,12 +30,14 @@ from tumorlens.report.comparison_figures import (
 from tumorlens.report.comparison_file import Comparison, read_comparison
 from tumorlens.report.drawing import Drawing, Heading
 from tumorlens.report.page import (
+    Picture,
+    data_root,
+    load_picture,
     render_page,
     write_decimal,
     write_megabytes,
     write_percent,
 )
-from tumorlens.report.pictures import Picture, data_root, load_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
