@@ -25,7 +25,7 @@ NUM_FOLDS = 2
 
 
 def deal(number: int) -> str:
-    """Return the subset of image `number` of a class: half train, the rest val and test."""
+    """Return the subset of image `number` of a class: two of four in train."""
     return ("train", "train", "val", "test")[number % 4]
 
 
