@@ -1,21 +1,475 @@
 """tumorlens: from a folder of brain MRI images to a classifier that can be trusted.
 
-Importing this package imports neither torch nor timm. Each stage is a module with
-one public function of the stage's name, and the command line calls nothing else.
-`Predictor` is the way in for programs that use a model; it is imported when asked for.
+The names below are the whole public interface; modules below this package are private.
+Each function is one stage of the command line. Its result shows itself in a notebook:
+verdict, table and figure. Importing tumorlens imports neither torch nor timm; a stage
+loads what it needs when it is called.
+
+    import tumorlens
+
+    tumorlens.audit("DATA")
+    run = tumorlens.train(data="DATA", out="runs/first")
+    tumorlens.evaluate(run)
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
-from tumorlens.extras import switch_off_usage_data
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tumorlens import errors, extras, text
+from tumorlens.errors import TumorlensError
 
 if TYPE_CHECKING:
-    from tumorlens.deploy.predictor import Predictor
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-switch_off_usage_data()
+    from tumorlens.config import Config
+    from tumorlens.data.audit import Audit
+    from tumorlens.data.split import Split
+    from tumorlens.deploy.artefact import Kind
+    from tumorlens.deploy.benchmark.results import Benchmark
+    from tumorlens.deploy.export import Exports
+    from tumorlens.deploy.predictor import Predictions, Predictor
+    from tumorlens.runs.folder import Run
+    from tumorlens.runs.measures import Metrics
+    from tumorlens.runs.progress import Listener, Progress, TqdmProgress
+    from tumorlens.study.comparison import Comparison
+
+_Given = TypeVar("_Given")
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "__version__"]
+__all__ = [
+    "Predictor",
+    "TumorlensError",
+    "audit",
+    "benchmark",
+    "compare",
+    "errors",
+    "evaluate",
+    "export",
+    "load_config",
+    "open_run",
+    "predict",
+    "split",
+    "train",
+    "write_report",
+]
+
+extras.switch_off_usage_data()
+
+
+def audit(
+    data: str | Path,
+    *,
+    metadata: str | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Audit:
+    """Return what is wrong with a set of images.
+
+    Args:
+        data: Folder of class folders, with or without Training and Testing above them,
+            or a CSV or Parquet table.
+        metadata: Table with `path` and any of `patient`, `source`, `source_label`.
+            Default: `metadata.csv` in `data` if it exists; `"none"` ignores that too.
+        out: Folder for `audit.json` and `audit.html`, the page with the pictures.
+        progress: Called with files done and files in all.
+
+    Raises:
+        DataError: The folder or table cannot be used, or no image in it can be read.
+
+    Example:
+        >>> found = tumorlens.audit("DATA")
+        >>> found.num_files, found.is_trainable
+        (24, True)
+    """
+    from pathlib import Path
+
+    from tumorlens.data.audit import audit as audit_index
+    from tumorlens.data.duplicates import find_duplicates
+    from tumorlens.data.index import read_index
+    from tumorlens.files import write_model
+
+    with extras.naming_missing_extras("audit"):
+        index = read_index(Path(data), metadata=metadata)
+        duplicates = find_duplicates(index, progress=_progress(progress))
+        found = audit_index(index, duplicates)
+        if out is not None:
+            from tumorlens.report import write_audit_page
+
+            json_path = Path(out) / "audit.json"
+            write_model(json_path, found)
+            write_audit_page(
+                json_path, data=Path(data), out=json_path.with_suffix(".html")
+            )
+        return found
+
+
+def split(
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Split:
+    """Return the subset of every file, split by patient and picture.
+
+    Args:
+        data: As for `audit`.
+        out: CSV file to write. `train` uses it with the setting `data.split`.
+        settings: Such as `{"data.protocol": "grouped-kfold", "train.seed": 1}`.
+        progress: Called with files done and files in all.
+
+    Raises:
+        ConfigError: A setting is unknown or out of range.
+        DataError: The data cannot be used, or a class has too few groups.
+
+    Example:
+        >>> made = tumorlens.split("DATA")
+        >>> sorted({row.subset for row in made.rows}), made.leak.leaks
+        (['test', 'train', 'val'], False)
+    """
+    from pathlib import Path
+
+    from tumorlens.data.index import write_split
+
+    config = load_config(settings={"data.path": str(data), **(settings or {})})
+    with extras.naming_missing_extras("split"):
+        from tumorlens.training.dataset import split_data
+
+        made = split_data(config, progress=_progress(progress))
+    if out is not None:
+        write_split(Path(out), made.rows)
+    return made
+
+
+def load_config(
+    start: str | Path | Config | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> Config:
+    """Return the settings of a training: where to start from, then single ones on top.
+
+    Args:
+        start: TOML file, or other settings. Default: good settings.
+        settings: Dotted names and values, as for `--set`; `None` unsets a setting.
+
+    Raises:
+        ConfigError: A setting is unknown, of the wrong type or out of range, or the
+            file cannot be read.
+
+    Example:
+        >>> tumorlens.load_config(settings={"optim.lr": 1e-4}).optim.lr
+        0.0001
+    """
+    import json
+    from pathlib import Path
+
+    from tumorlens.config import Config, assign, parse_config, read_toml
+
+    values: dict[str, Any] = {}
+    if isinstance(start, Config):
+        values = start.model_dump(mode="json", exclude_none=True)
+    elif start is not None:
+        values = read_toml(Path(start))
+    # JSON is TOML for texts, numbers, truth values and lists.
+    assign(
+        values,
+        [
+            f"{name}={'none' if value is None else json.dumps(value)}"
+            for name, value in (settings or {}).items()
+        ],
+    )
+    return parse_config(values)
+
+
+def train(
+    config: str | Path | Config | None = None,
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    listener: Listener | None = None,
+) -> Run:
+    """Train one network, or one for each fold, and return its run folder.
+
+    Args:
+        config: TOML file, or the result of `load_config`. Default: good settings.
+        out: The run folder to make.
+        data: Same as the setting `data.path`.
+        settings: Dotted names and values, as for `--set`; they go on top of `config`.
+        resume: Continue the interrupted run in `out` with its own settings.
+        listener: Receives the progress. Default: a bar in a notebook, nothing else.
+
+    Raises:
+        ConfigError: A setting is wrong or does not fit the data or the network.
+        DataError: The data cannot be used, or the disk is full.
+        RunError: `out` exists, or cannot be resumed, or the loss is not finite.
+        KeyboardInterrupt: Ctrl-C. Everything so far is kept; `resume=True` continues.
+
+    Example:
+        >>> run = tumorlens.train(
+        ...     data="DATA",
+        ...     out="runs/first",
+        ...     settings={
+        ...         "model.name": "test_resnet",
+        ...         "model.pretrained": "no",
+        ...         "model.size_px": 32,
+        ...         "optim.epochs": 1,
+        ...     },
+        ... )
+        >>> run.name
+        'first'
+    """
+    from pathlib import Path
+
+    with extras.naming_missing_extras("train"):
+        from tumorlens.training.fit import train as fit
+
+    if resume and (config or data or settings):
+        raise errors.ConfigError(
+            f"resume=True continues {out} with the settings it was started with",
+            hint="leave out config, data and settings, or start another run",
+        )
+    given = {} if data is None else {"data.path": str(data)}
+    result = fit(
+        None if resume else load_config(config, settings=given | dict(settings or {})),
+        out=Path(out),
+        resume=resume,
+        listener=_progress(listener),
+    )
+    if not result.is_finished:
+        raise KeyboardInterrupt
+    return result.run
+
+
+def open_run(path: str | Path) -> Run:
+    """Return a run folder that `train` made.
+
+    Raises:
+        RunError: The folder is no run, or from a version that this one cannot read.
+
+    Example:
+        >>> tumorlens.open_run("runs/first").config.model.name
+        'test_resnet'
+    """
+    from pathlib import Path
+
+    from tumorlens.runs.folder import open_run as open_folder
+
+    return open_folder(Path(path))
+
+
+def evaluate(
+    run: str | Path | Run,
+    *,
+    subset: str = "test",
+    data: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Metrics:
+    """Measure a run on images that it was not trained on; write and return the result.
+
+    Each look at the test subset is logged in the run.
+
+    Args:
+        run: The run or its folder, which gets `predictions.csv` and `metrics.json`.
+        subset: `"test"`, or `"val"` while choices are being made.
+        data: Where the images are, if they moved.
+        progress: Called with images done and images in all.
+
+    Raises:
+        RunError: The run is not finished, or a file of it is missing or damaged.
+        DataError: The images changed or cannot be read.
+
+    Example:
+        >>> measured = tumorlens.evaluate("runs/first")
+        >>> 0 <= measured.accuracy.value <= 1, measured.leak.leaks
+        (True, False)
+    """
+    with extras.naming_missing_extras("evaluate"):
+        from tumorlens.evaluation.measure import evaluate as measure
+
+        return measure(
+            _run(run), subset=subset, data=_path(data), progress=_progress(progress)
+        )
+
+
+def write_report(run: str | Path | Run, *, data: str | Path | None = None) -> Path:
+    """Write the page of an evaluated run and its figures; return the page's path.
+
+    Args:
+        run: The run or its folder.
+        data: Where the images are, if they moved.
+
+    Raises:
+        RunError: The run is not evaluated, or a file of it is damaged.
+
+    Example:
+        >>> tumorlens.write_report("runs/first").name
+        'report.html'
+    """
+    with extras.naming_missing_extras("write_report"):
+        from tumorlens.report import write_run_report
+
+        return write_run_report(_run(run), data=_path(data)).path
+
+
+def predict(
+    model: str | Path | Run | Predictor, images: Sequence[str | Path]
+) -> Predictions:
+    """Return the class probabilities of image files.
+
+    `Predictor.open(model)` loads a model once for many calls.
+
+    Args:
+        model: Run folder, artefact folder, or an open `Predictor`.
+        images: Files. One that cannot be read has an `error` in place of probabilities.
+
+    Raises:
+        RunError: The run has no weights, or they were changed.
+        ArtefactError: The artefact was changed, or no runtime here can load it.
+        MissingExtraError: The runtime or torch is not installed.
+
+    Example:
+        >>> [answer] = tumorlens.predict("runs/first", ["DATA/no_tumor/0.png"])
+        >>> answer.predicted in ("glioma", "meningioma", "no_tumor", "pituitary")
+        True
+    """
+    from pathlib import Path
+
+    from tumorlens.deploy.predictor import Predictions, Predictor
+
+    if not isinstance(model, Predictor):
+        model = Predictor.open(model if isinstance(model, str | Path) else model.path)
+    return Predictions(model.classes, model.predict_files(images))
+
+
+def export(
+    run: str | Path | Run,
+    formats: Sequence[Kind] = ("onnx", "openvino-int8"),
+    *,
+    data: str | Path | None = None,
+    max_drop: float = 0.01,
+) -> Exports:
+    """Write a run in other formats, each proven to answer as the run does.
+
+    Args:
+        run: The run or its folder; artefacts go to its folder `export`.
+        formats: `onnx`, `onnx-int8`, `openvino`, `openvino-bf16`, `openvino-int8`,
+            `torch-export`, `torchscript`.
+        data: Where the images are, if they moved.
+        max_drop: Accuracy that int8 may lose on val, a fraction.
+
+    Raises:
+        RunError: The run is not finished or its data changed.
+        DataError: An image cannot be read, or the folder cannot be written.
+        MissingExtraError: The extra `export` is not installed.
+
+    Example:
+        >>> [made] = tumorlens.export("runs/first", ["onnx"])
+        >>> made.kind, made.verdict.passed
+        ('onnx', True)
+    """
+    with extras.naming_missing_extras("export"):
+        from tumorlens.deploy.export import Exports
+        from tumorlens.deploy.export import export as export_run
+
+        return Exports(
+            export_run(_run(run), formats, data=_path(data), max_drop=max_drop)
+        )
+
+
+def benchmark(
+    paths: Sequence[str | Path],
+    *,
+    seconds: float | None = None,
+    threads: int | None = None,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+) -> Benchmark:
+    """Measure exported models side by side: time, memory, size and accuracy.
+
+    Args:
+        paths: Run folders with exports, and artefact folders.
+        seconds: Time for all timed turns together. Default: about 20 for each artefact.
+        threads: Threads of each runtime. Default: all processors.
+        data: Images to use in place of the val images of the first run.
+        out: Folder for `benchmark.json`, its page and its table.
+
+    Raises:
+        ArtefactError: There is no artefact, one is damaged, or its process died.
+        ConfigError: A number is out of range, or an artefact is named twice.
+
+    Example:
+        >>> measured = tumorlens.benchmark(["runs/first/export/onnx"], seconds=1)
+        >>> [row.kind for row in measured.rows]
+        ['onnx']
+    """
+    from pathlib import Path
+
+    from tumorlens.files import write_model
+
+    with extras.naming_missing_extras("benchmark"):
+        from tumorlens.deploy.benchmark.session import benchmark as measure
+
+        found = measure(
+            [Path(path) for path in paths],
+            seconds=seconds,
+            threads=threads,
+            data=_path(data),
+        )
+        if out is not None:
+            from tumorlens.deploy.benchmark.results import write_csv
+            from tumorlens.report import write_benchmark_page
+
+            json_path = Path(out) / "benchmark.json"
+            write_model(json_path, found)
+            write_csv(found, json_path.with_suffix(".csv"))
+            write_benchmark_page(json_path, out=json_path.with_suffix(".html"))
+    return found
+
+
+def compare(
+    paths: Sequence[str | Path],
+    *,
+    subset: str | None = None,
+    data: str | Path | None = None,
+    with_latency: bool = True,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare evaluated runs on the same images: figures, costs, and what is noise.
+
+    Args:
+        paths: Run folders, or one study folder.
+        subset: `"test"`, or `"val"` while choices are being made. Default: test, but
+            val for a study that never looks at test.
+        data: Where the images are, if they moved.
+        with_latency: Whether to time the networks, which takes a few seconds.
+        progress: Called with images done and images in all.
+
+    Raises:
+        ConfigError: No path is given, one is given twice, or the subset is unknown.
+        RunError: A path is no run, the runs have other classes or labels, or none is
+            evaluated.
+
+    Example:
+        >>> found = tumorlens.compare(["runs/first"], with_latency=False)
+        >>> [arm.name for arm in found.arms]
+        ['first']
+    """
+    from pathlib import Path
+
+    with extras.naming_missing_extras("compare"):
+        from tumorlens.study.compare import compare as compare_runs
+
+        return compare_runs(
+            [Path(path) for path in paths],
+            subset=subset,
+            data=_path(data),
+            with_latency=with_latency,
+            progress=_progress(progress),
+        )
 
 
 def __getattr__(name: str) -> Any:
@@ -24,3 +478,45 @@ def __getattr__(name: str) -> Any:
 
         return Predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _path(path: str | Path | None) -> Path | None:
+    from pathlib import Path
+
+    return None if path is None else Path(path)
+
+
+def _run(run: str | Path | Run) -> Run:
+    from tumorlens.runs.folder import Run
+
+    return run if isinstance(run, Run) else open_run(run)
+
+
+def _progress(given: _Given | None) -> _Given | TqdmProgress | None:
+    """Return the progress to show: by default bars in a notebook and nothing else."""
+    if given is not None or not _is_notebook():
+        return given
+    from tumorlens.runs.progress import TqdmProgress
+
+    return TqdmProgress()
+
+
+def _is_notebook() -> bool:
+    import sys
+
+    shell = sys.modules.get("IPython")
+    return shell is not None and type(shell.get_ipython()).__name__ == (
+        "ZMQInteractiveShell"
+    )
+
+
+def _view(result: object) -> str | None:
+    """Return a result as HTML for a notebook; `None` without the libraries to draw."""
+    try:
+        from tumorlens.report.notebook import view_of
+    except ModuleNotFoundError:
+        return None
+    return view_of(result)
+
+
+text.show_results_with(_view)

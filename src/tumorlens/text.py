@@ -1,7 +1,8 @@
 """Numbers, names and times as people read them: in a terminal, a table or a page.
 
 Fractions become percentages here and nowhere else. Spaces are plain ones; a page makes
-those between a number and its unit non-breaking.
+those between a number and its unit non-breaking. Results of stages that show themselves
+in a notebook inherit `NotebookView`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 NOT_DEFINED = "n/a"
 """Shown for a value that does not exist, such as the recall of an absent class."""
+
+_draw: Callable[[object], str | None] | None = None
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
@@ -165,3 +168,24 @@ def natural_key(text: str) -> list[tuple[int, str]]:
         (int(part), "") if place % 2 else (-1, part)
         for place, part in enumerate(re.split(r"(\d+)", text))
     ]
+
+
+class NotebookView:
+    """Base class of results that show themselves in a notebook.
+
+    How a result looks is drawn far above this module, in `report.notebook`, which the
+    package connects by `show_results_with` when it is imported.
+    """
+
+    def _repr_html_(self) -> str | None:
+        return _draw(self) if _draw else None
+
+
+def show_results_with(draw: Callable[[object], str | None]) -> None:
+    """Set the function that draws a `NotebookView` as HTML.
+
+    Args:
+        draw: Returns `None` for plain text instead.
+    """
+    global _draw
+    _draw = draw

@@ -86,33 +86,21 @@ def split(
     settings: SetOption = None,
 ) -> None:
     """Write the subset of every file, to look at or to edit."""
-    from tumorlens.data.duplicates import find_duplicates
-    from tumorlens.data.index import read_index, write_split
-    from tumorlens.data.leakage import judge_leak
-    from tumorlens.data.split import make_split
-    from tumorlens.training.dataset import image_limits
+    from tumorlens.data.index import write_split
+    from tumorlens.training.dataset import split_data
 
     config = config_of(
-        None, settings, ("data.protocol", protocol), ("data.metadata", metadata)
+        None,
+        settings,
+        ("data.path", data),
+        ("data.protocol", protocol),
+        ("data.metadata", metadata),
     )
-    index = read_index(data, metadata=config.data.metadata)
     with terminal.counting("reading") as progress:
-        duplicates = find_duplicates(
-            index, limits=image_limits(config.data), progress=progress
-        )
-    rows = make_split(
-        index,
-        duplicates,
-        protocol=config.data.protocol,
-        val_fraction=config.data.val_fraction,
-        test_fraction=config.data.test_fraction,
-        num_folds=config.data.num_folds,
-        seed=config.train.seed,
-    )
-    write_split(out, rows)
-    verdict = judge_leak(rows, index, duplicates)
-    terminal.print_split(rows, index.classes)
-    terminal.print_line(verdict.words)
+        made = split_data(config, progress=progress)
+    write_split(out, made.rows)
+    terminal.print_split(made)
+    terminal.print_line(made.leak.words)
     terminal.print_next(
         f"the split is in {out}",
         *train_words(data, f"data.protocol={protocol}", f"data.split={out}"),

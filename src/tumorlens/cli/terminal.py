@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from tumorlens.data.audit import Audit
-    from tumorlens.data.index import SplitRow
+    from tumorlens.data.split import Split
     from tumorlens.deploy.artefact import Verdict
     from tumorlens.deploy.predictor import Prediction
     from tumorlens.runs.listing import RunRow
@@ -102,30 +101,17 @@ def print_audit(found: Audit) -> None:
     print_table(("", "number"), [(name, f"{n:,}") for name, n in counts.items()])
 
 
-def print_split(rows: Iterable[SplitRow], classes: Sequence[str]) -> None:
+def print_split(split: Split) -> None:
     """Print how many images of each class are in each subset."""
-    counts: dict[str, Counter[str]] = {}
-    for row in rows:
-        counts.setdefault(row.subset, Counter())[row.label] += 1
-    order = ["train", "val", "test"]
-    names = sorted(
-        counts,
-        key=lambda name: (
-            name not in order,
-            name == "left-out",
-            order.index(name) if name in order else 0,
-            name,
-        ),
-    )
     print_table(
-        ("subset", *classes, "all"),
+        ("subset", *split.classes, "all"),
         [
             (
-                name,
-                *(str(counts[name][label]) for label in classes),
-                str(counts[name].total()),
+                subset,
+                *(str(counts[label]) for label in split.classes),
+                str(counts.total()),
             )
-            for name in names
+            for subset, counts in split.counts.items()
         ],
     )
 

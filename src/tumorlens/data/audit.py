@@ -24,7 +24,7 @@ from tumorlens.data import shortcuts
 from tumorlens.data.duplicates import NearPair, group_records
 from tumorlens.data.images import SUFFIXES
 from tumorlens.data.leakage import Sides, SplitLeak
-from tumorlens.text import counted, percent
+from tumorlens.text import NotebookView, counted, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -144,7 +144,7 @@ class Verdict(_Part):
     """What remains of the test set without the copies; empty without a leak."""
 
 
-class Audit(shortcuts.Shortcuts):
+class Audit(NotebookView, shortcuts.Shortcuts):
     """The content of `audit.json`. No patient is named in it."""
 
     format: Literal[1] = 1

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -23,7 +23,7 @@ import numpy as np
 from tumorlens.data.duplicates import group_records
 from tumorlens.data.index import SplitRow
 from tumorlens.errors import DataError, did_you_mean
-from tumorlens.text import natural_key
+from tumorlens.text import NotebookView, natural_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tumorlens.config import Protocol
     from tumorlens.data.duplicates import Duplicates
     from tumorlens.data.index import Index, Record
+    from tumorlens.data.leakage import LeakVerdict
 
 LEFT_OUT = "left-out"
 SUBSETS = ("train", "val", "test", LEFT_OUT)
@@ -43,6 +44,25 @@ _NUM_TRIES = 50
 that hold several classes can make the first one fail."""
 
 _FOLD = re.compile(r"fold-(0|[1-9]\d?)")
+
+
+@dataclass(frozen=True)
+class Split(NotebookView):
+    """Subset of every file, and whether the test subset leaks."""
+
+    rows: tuple[SplitRow, ...]
+    classes: tuple[str, ...]
+    leak: LeakVerdict
+    """Verdict on the test images; for k folds, on each fold against the others."""
+
+    @property
+    def counts(self) -> dict[str, Counter[str]]:
+        """Files by subset and class: train, val, test first, left-out last."""
+        order = [*SUBSETS[:-1], *sorted({row.subset for row in self.rows} - {*SUBSETS})]
+        counts = {subset: Counter[str]() for subset in [*order, LEFT_OUT]}
+        for row in self.rows:
+            counts[row.subset][row.label] += 1
+        return {subset: found for subset, found in counts.items() if found}
 
 
 def make_split(

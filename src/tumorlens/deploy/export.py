@@ -54,6 +54,7 @@ from tumorlens.deploy.runtimes import has_bf16, open_session
 from tumorlens.errors import DataError, RunError, TumorlensError
 from tumorlens.evaluation.inference import read_data
 from tumorlens.files import read_model, write_model
+from tumorlens.text import NotebookView
 from tumorlens.training.dataset import check_unchanged, image_limits
 from tumorlens.training.network import load_model
 from tumorlens.training.views import policy_of
@@ -85,6 +86,10 @@ class Exported:
     """A `Parity`, unless the format could not be made at all."""
     is_earlier_gone: bool = False
     """Whether a bad verdict has removed an earlier artefact of this format."""
+
+
+class Exports(list[Exported], NotebookView):
+    """Results of one export, one for each format."""
 
 
 class Verdicts(BaseModel):

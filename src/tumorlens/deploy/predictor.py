@@ -25,6 +25,7 @@ from tumorlens.deploy.runtimes import num_processors, open_session
 from tumorlens.errors import DataError, RunError
 from tumorlens.extras import naming_missing_extras
 from tumorlens.files import sha256_of, sha256_of_bytes
+from tumorlens.text import NotebookView
 
 if TYPE_CHECKING:
     from tumorlens.runs.folder import ModelCard, Run
@@ -46,6 +47,20 @@ class Prediction:
     """The most probable class."""
     error: str | None
     """Why the file could not be read, in one line and without the path."""
+
+
+class Predictions(list[Prediction], NotebookView):
+    """Answers for several files, in their order.
+
+    Attributes:
+        classes: Names of the classes, in the order of the probabilities.
+    """
+
+    def __init__(
+        self, classes: tuple[str, ...], answers: Iterable[Prediction] = ()
+    ) -> None:
+        super().__init__(answers)
+        self.classes = classes
 
 
 @dataclass(frozen=True)

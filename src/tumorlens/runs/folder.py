@@ -47,6 +47,7 @@ from tumorlens.files import (
     write_text,
 )
 from tumorlens.runs.measures import Metrics
+from tumorlens.text import NotebookView
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -103,7 +104,7 @@ class _EnsembleFile(BaseModel):
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(NotebookView):
     """A run folder on disk."""
 
     path: Path

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tumorlens.config import Fit
 from tumorlens.data.leakage import LeakVerdict
-from tumorlens.text import interval
+from tumorlens.text import NotebookView, interval
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """A finite number; `true` and texts that look like numbers are none."""
@@ -155,7 +155,7 @@ class Measures(_Content):
     """Name of a measure without an interval -> the reason."""
 
 
-class Metrics(Measures, _Header):
+class Metrics(NotebookView, Measures, _Header):
     """`metrics.json`."""
 
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tumorlens.config import DataConfig
+from tumorlens.config import Config, DataConfig
 from tumorlens.data.duplicates import find_duplicates, group_records
 from tumorlens.data.images import ImageLimits
 from tumorlens.data.index import Index, SplitRow, read_index, read_split
 from tumorlens.data.leakage import judge_leak
-from tumorlens.data.split import LEFT_OUT, check_split, fold_splits, make_split
+from tumorlens.data.split import LEFT_OUT, Split, check_split, fold_splits, make_split
 from tumorlens.errors import DataError, RunError
 from tumorlens.training.loading import (
     Decoding,
@@ -117,6 +117,24 @@ def read_configured_index(config: DataConfig) -> Index:
     if config.path is None:
         raise DataError("no data was named", hint="give --data DIR or set data.path")
     return read_index(Path(config.path), metadata=config.metadata)
+
+
+def split_data(config: Config, *, progress: Progress | None = None) -> Split:
+    """Return the split that a run with these settings would get.
+
+    Args:
+        config: Settings, of which `data.path` is set.
+        progress: Called with files done and files in all.
+
+    Raises:
+        DataError: The data cannot be used, as for `prepare_data`.
+    """
+    index = read_configured_index(config.data)
+    duplicates = find_duplicates(
+        index, limits=image_limits(config.data), progress=progress
+    )
+    rows = assign_subsets(index, duplicates, config.data, seed=config.train.seed)
+    return Split(rows, index.classes, judge_leak(rows, index, duplicates))
 
 
 def assign_subsets(

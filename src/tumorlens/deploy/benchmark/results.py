@@ -153,7 +153,7 @@ class Settings(_Part):
     """Number of different images."""
 
 
-class Benchmark(_Part):
+class Benchmark(text.NotebookView, _Part):
     """Content of `benchmark.json`."""
 
     # The keys of the file are those of its first layout.
