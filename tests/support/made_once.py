@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
@@ -35,6 +36,7 @@ def made_once(
     folder, done = base / name, base / f"{name}.made"
     with FileLock(base / f"{name}.lock"):
         if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what a failure left
             folder.mkdir()
             make(folder)
             done.touch()
