@@ -211,7 +211,7 @@ def train(
     Example:
         >>> run = tumorlens.train(
         ...     data="DATA",
-        ...     out="runs/first",
+        ...     out="runs/second",
         ...     settings={
         ...         "model.name": "test_resnet",
         ...         "model.pretrained": "no",
@@ -220,7 +220,7 @@ def train(
         ...     },
         ... )
         >>> run.name
-        'first'
+        'second'
     """
     from pathlib import Path
 
