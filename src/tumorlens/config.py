@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from tumorlens.errors import ConfigError, did_you_mean
 
@@ -33,6 +40,10 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
 
+_MACHINE: dict[str, JsonValue] = {"machine": True}
+"""Mark of a setting that says where and with what a run is computed, not what it is."""
+
+
 class _Section(BaseModel):
     # Strict: `epochs = true` or `lr = "1e-3"` is a mistake, not a number.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -42,7 +53,9 @@ class DataConfig(_Section):
     """The images, and their split into train, val and test."""
 
     path: str | None = Field(
-        None, description="Folder of class folders, or a CSV/Parquet table."
+        None,
+        description="Folder of class folders, or a CSV/Parquet table.",
+        json_schema_extra=_MACHINE,
     )
     metadata: str | None = Field(
         None,
@@ -92,11 +105,13 @@ class DataConfig(_Section):
         None,
         description="Folder for decoded images, which are kept between runs. Unset: "
         "tumorlens in the user's cache folder.",
+        json_schema_extra=_MACHINE,
     )
     cache_limit_mib: NotNegative = Field(
         8192.0,
         description="Largest size of the cache, in MiB. Sets that are larger when "
         "decoded are decoded anew in each epoch by the loader's workers.",
+        json_schema_extra=_MACHINE,
     )
 
     @model_validator(mode="after")
@@ -309,6 +324,7 @@ class TrainConfig(_Section):
         0,
         description="Number of loader processes. 0 decodes and augments in the main "
         "process, the fastest choice for a cached set on few cores.",
+        json_schema_extra=_MACHINE,
     )
     label_smoothing: Fraction = Field(
         0.0, description="Label smoothing of the cross-entropy."
@@ -351,6 +367,7 @@ class TrainConfig(_Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
         description="Device: 'auto' is the GPU if torch finds one, else the CPU.",
+        json_schema_extra=_MACHINE,
     )
     watch_test: bool = Field(
         default=False,
@@ -442,22 +459,64 @@ def load_config(path: Path | None = None, *, assignments: Iterable[str] = ()) ->
     settings: dict[str, Any] = {}
     if path is not None:
         settings = read_toml(path)
-    assign(settings, assignments)
+    for assignment in assignments:
+        assign(settings, *parse_assignment(assignment))
     return parse_config(settings)
 
 
-def assign(settings: dict[str, Any], assignments: Iterable[str]) -> None:
-    """Put `--set` assignments into nested settings, in place.
+def parse_assignment(assignment: str) -> tuple[str, Any]:
+    """Return name and value of a `--set` assignment.
+
+    Args:
+        assignment: As for `load_config`.
+
+    Raises:
+        ConfigError: It is not of the form `section.name=value`.
+
+    Example:
+        >>> parse_assignment("optim.lr=1e-4"), parse_assignment("data.path=2020")
+        (('optim.lr', 0.0001), ('data.path', '2020'))
+    """
+    key, equals, text = (part.strip() for part in assignment.partition("="))
+    section, dot, name = key.partition(".")
+    if not (equals and dot and section and name):
+        raise ConfigError(
+            f"expected --set section.name=value, got {assignment!r}",
+            hint="for example --set optim.lr=1e-4",
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, text
+    # A folder may be called 2020, but no text setting is a number.
+    is_text = _annotation(key) in (str, str | None)
+    return key, text if is_text and not isinstance(value, str) else value
+
+
+def assign(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Put one setting into nested settings, in place.
 
     Args:
         settings: As read from TOML.
-        assignments: As for `load_config`.
+        key: `section.name`; `model.extra.pad_type` is one key of a table.
+        value: 'none' unsets a setting that can be unset.
 
     Raises:
-        ConfigError: An assignment is not one, or what it goes into is no table.
+        ConfigError: Something that is not a table is where a table should be.
     """
-    for assignment in assignments:
-        _assign(settings, assignment)
+    *tables, name = key.split(".")
+    inner = settings
+    for depth, table in enumerate(tables, start=1):
+        inner = inner.setdefault(table, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(
+                f"expected a table for {'.'.join(tables[:depth])}, got {inner!r}",
+                hint="set the table, or settings in it, but not both",
+            )
+    if value == "none" and _can_be_unset(key):
+        inner.pop(name, None)
+    else:
+        inner[name] = value
 
 
 def parse_config(settings: Mapping[str, Any]) -> Config:
@@ -505,52 +564,26 @@ def setting_names() -> dict[str, str]:
     }
 
 
-def _assign(settings: dict[str, Any], assignment: str) -> None:
-    key, equals, text = assignment.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if not (equals and dot and name):
-        raise ConfigError(
-            f"expected --set section.name=value, got {assignment!r}",
-            hint="for example --set optim.lr=1e-4",
-        )
-    inner = settings.setdefault(section, {})
-    if not isinstance(inner, dict):
-        raise ConfigError(
-            f"expected a table for {section!r} in the config, got {inner!r}",
-            hint=f"write [{section}] and the settings below it",
-        )
-    # `model.extra.pad_type=same` sets one key of a table.
-    *tables, name = name.split(".")
-    for table in tables:
-        inner = inner.setdefault(table, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(
-                f"expected a table for {section}.{table}, got {inner!r}",
-                hint="set the table, or settings in it, but not both",
-            )
-    if text.strip() == "none" and _can_be_unset(section, name):
-        inner.pop(name, None)
-    else:
-        value = _toml_value(text.strip())
-        # A folder may be called 2020, but no text setting is a number.
-        is_text = _annotation(section, name) in (str, str | None)
-        inner[name] = text.strip() if is_text and not isinstance(value, str) else value
+def machine_settings() -> frozenset[str]:
+    """Return the settings, as `section.name`, that belong to a machine, not a run.
+
+    Two runs that differ in nothing else are the same training on two machines.
+    """
+    return frozenset(
+        f"{section}.{name}"
+        for section, outer in Config.model_fields.items()
+        for name, field in _section(outer.annotation).model_fields.items()
+        if field.json_schema_extra == _MACHINE
+    )
 
 
-def _toml_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _can_be_unset(section: str, name: str) -> bool:
+def _can_be_unset(key: str) -> bool:
     # data.metadata is the exception: 'none' is one of its values.
-    is_optional = type(None) in get_args(_annotation(section, name))
-    return is_optional and (section, name) != ("data", "metadata")
+    return type(None) in get_args(_annotation(key)) and key != "data.metadata"
 
 
-def _annotation(section: str, name: str) -> Any:
+def _annotation(key: str) -> Any:
+    section, _, name = key.partition(".")
     outer = Config.model_fields.get(section)
     field = outer and _section(outer.annotation).model_fields.get(name)
     return field.annotation if field else None

@@ -184,7 +184,7 @@ def test_runs_with_folds_are_joined_fold_by_fold(tmp_path: Path, data: Path) -> 
     members = [answers(run) for run in runs]
     assert not np.allclose(members[0], members[1], atol=0.01)
     assert np.allclose(answers(both), np.mean(members, axis=0), atol=1e-8)
-    assert len(Predictor.open(both.path, device="cpu")._voices) == 4
+    assert len(Predictor.open(both.path, device="cpu").members) == 4
 
 
 def _subset_of(run: Run) -> Callable[[int], str]:

@@ -80,12 +80,13 @@ def check_results(folder: Path, found: Found, *, resume: bool = False) -> None:
         resume: The results in the folder are those of the session that goes on.
 
     Raises:
-        MissingExtraError: highdicom is not installed.
+        MissingExtraError: highdicom or matplotlib is not installed.
         ConfigError: The folder holds results, and `resume` is not given.
         DataError: There is no series, a series says not which study it is of, or
             nothing can be written to the folder.
     """
     require("highdicom")
+    require("matplotlib")
     if not resume and any(
         next(folder.glob(f"series-*-{kind}.dcm"), None) for kind in _KINDS
     ):
@@ -256,11 +257,11 @@ def _heat(
     """Return the map of one class on the image, the mean over the networks."""
     maps = [
         place_on_image(
-            occlusion_map(voice.square(image), voice.ask, label=label),
-            box=square_box(image, fit=voice.look.fit),
+            occlusion_map(member.square(image), member.predict, label=label),
+            box=square_box(image, fit=member.spec.fit),
             shape=(image.shape[0], image.shape[1]),
         )
-        for voice in predictor.voices
+        for member in predictor.members
     ]
     mean: NDArray[np.float32] = np.mean(maps, axis=0, dtype=np.float32)
     return mean
