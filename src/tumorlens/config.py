@@ -533,6 +533,20 @@ def parse_config(settings: Mapping[str, Any]) -> Config:
         raise ConfigError(problem, hint=hint) from None
 
 
+def with_absolute_paths(config: Config) -> Config:
+    """Return the settings with absolute paths, so that they hold in any folder."""
+    paths = {
+        name: str(Path(value).resolve())
+        for name in ("path", "split", "cache_dir")
+        if (value := getattr(config.data, name)) is not None
+    }
+    data, model = config.data.model_copy(update=paths), config.model
+    if Path(model.pretrained).is_file():
+        weights = str(Path(model.pretrained).resolve())
+        model = model.model_copy(update={"pretrained": weights})
+    return config.model_copy(update={"data": data, "model": model})
+
+
 def dump_config(config: Config) -> str:
     """Return the settings as TOML that `load_config` reads back to an equal `Config`.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 

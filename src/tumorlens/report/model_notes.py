@@ -22,7 +22,7 @@ def notes_of(path: Path, predictor: Predictor) -> list[str]:
         predictor: For its name and the digests of its weights.
     """
     digests = [
-        digest[:12] for voice in predictor.voices for digest in voice.weights_sha256
+        digest[:12] for member in predictor.members for digest in member.weights_sha256
     ]
     shown = ", ".join(digests[:3]) + (", ..." if len(digests) > 3 else "")
     model = f"Model {predictor.name}, weights sha256 {shown}."

@@ -195,7 +195,7 @@ class Example(_Content):
     rows: tuple[ExampleRow, ...]
 
 
-class Comparison(_Content):
+class Comparison(text.NotebookView, _Content):
     """The content of `comparison.json`."""
 
     format: int = 2
