@@ -27,7 +27,7 @@ from tumorlens.errors import RunError, TumorlensError
 from tumorlens.files import write_text
 from tumorlens.runs.progress import Listener, Relay
 from tumorlens.study.folder import Study, Trial
-from tumorlens.system import interruptible
+from tumorlens.system import interruptible, start_python
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -380,23 +380,23 @@ def _sentence(trial: Trial) -> str:
 def _start_worker(
     study: Study, store_url: str | None, *, jobs: int, only: str, command: str
 ) -> subprocess.Popen[bytes]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    threads = str(max(1, (cores or 1) // jobs))
-    environment = os.environ | {"TUMORLENS_STUDY_COMMAND": command}
+    environment = {"TUMORLENS_STUDY_COMMAND": command}
     if store_url is not None:
         # Not on the command line, where every user of the machine could read it.
         environment["TUMORLENS_STUDY_STORE"] = store_url
     if jobs > 1:
+        has_affinity = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        threads = str(max(1, cores // jobs))
         environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     with study.log_path.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tumorlens.study.worker", str(study.path), only],
-            env=environment,
-            stdin=subprocess.DEVNULL,
+        return start_python(
+            "tumorlens.study.worker",
+            str(study.path),
+            only,
             stdout=log,
             stderr=log,
-            # Ctrl-C reaches the parent alone, which then asks its workers to stop.
-            start_new_session=True,
+            environment=environment,
         )
 
 
