@@ -471,7 +471,7 @@ def test_the_password_of_a_store_is_in_no_file_and_nothing_that_is_printed(
     assert "--store postgresql://tester@" in run.environment()["command"]
 
 
-def test_there_are_the_studies_of_the_report() -> None:
+def test_there_are_the_experiments_of_the_baseline_study() -> None:
     assert {path.stem for path in STUDIES} >= {
         "learning-rate",
         "regularization",
@@ -494,7 +494,7 @@ def test_a_shipped_study_can_be_planned(path: Path) -> None:
     )  # without images there is no time to tell
 
 
-def test_the_report_s_sgd_is_torch_s_with_classical_momentum() -> None:
+def test_the_sgd_of_the_baseline_study_is_torch_s_with_classical_momentum() -> None:
     plan = load_plan(REPOSITORY / "studies" / "optimizer-pooling.toml")
     (trial, _) = [one for one in plan.trials() if one.arm == "SGD, max"]
     config = plan.config_of(trial.settings, protocol="as-given", seed=42)
