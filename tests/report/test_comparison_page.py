@@ -26,8 +26,7 @@ from tumorlens.report.comparison_figures import (
     draw_front,
     wrap_name,
 )
-from tumorlens.report.drawing import Heading
-from tumorlens.report.palette import LIGHT
+from tumorlens.report.drawing import LIGHT, Heading
 from tumorlens.study.comparison import HistoryRow
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import RunError
 from tumorlens.files import write_json
 from tumorlens.report import write_run_report
-from tumorlens.report.palette import DARK, LIGHT, SERIES
-from tumorlens.report.pictures import data_root, load_picture
+from tumorlens.report.drawing import DARK, LIGHT, SERIES
+from tumorlens.report.page import data_root, load_picture
 from tumorlens.runs.folder import Run, create_run
 
 if TYPE_CHECKING:

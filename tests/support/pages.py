@@ -50,6 +50,13 @@ LOADING = {"src", "srcset", "href", "xlink:href", "data", "poster", "action", "p
 def assert_self_contained(page: str) -> None:
     """Fail if opening the page would fetch or run anything."""
     tags = Tags(page)
+    policies = [
+        attributes["content"]
+        for name, attributes in tags.elements
+        if name == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert len(policies) == 1
+    assert policies[0].startswith("default-src 'none'; img-src data:; ")
     assert not {name for name, _ in tags.elements} & {
         *("script", "link", "iframe", "object", "embed", "base", "form")
     }

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tumorlens.files import read_model, write_text
-from tumorlens.report.page import render_page
-from tumorlens.report.pictures import Picture, data_root, load_picture
+from tumorlens.report.page import Picture, data_root, load_picture, render_page
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

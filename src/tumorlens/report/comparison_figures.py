@@ -21,8 +21,14 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from tumorlens.report.drawing import PANEL_INCHES, Drawing, Heading, render
-from tumorlens.report.palette import LIGHT, SERIES
+from tumorlens.report.drawing import (
+    LIGHT,
+    PANEL_INCHES,
+    SERIES,
+    Drawing,
+    Heading,
+    render,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -29,12 +29,14 @@ from tumorlens.report.comparison_figures import (
 )
 from tumorlens.report.drawing import Drawing, Heading
 from tumorlens.report.page import (
+    Picture,
+    data_root,
+    load_picture,
     render_page,
     write_decimal,
     write_megabytes,
     write_percent,
 )
-from tumorlens.report.pictures import Picture, data_root, load_picture
 from tumorlens.study.comparison import read_comparison
 
 if TYPE_CHECKING:

@@ -1,39 +1,45 @@
-"""One picture that shows what a network answered for a series.
+"""The picture of a series' result: the slice, its heat map, and the probabilities.
 
-Drawn with Pillow and its built-in font, so that it needs no more than the small
-install. What a newcomer gets wrong: a picture travels without its caption, so what it
-is worth and that it is no diagnosis stand in it. No name of a patient does.
+A picture travels without its caption, so it carries in itself what the result is worth,
+and that it is no diagnosis. It has no name of a patient.
 """
 
 from __future__ import annotations
 
-import unicodedata
+import textwrap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-from tumorlens.text import one_line, percent
+from tumorlens.report.drawing import DARK, shortened, styled
+from tumorlens.text import one_line, percent, points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 WIDTH_PX, HEIGHT_PX = 1024, 896
+"""Size of the page; many lines of notes make it higher."""
 WARNING = "Research use only - not for diagnosis"
 
 MIN_DROP = 0.02
 """A map whose largest drop is smaller shows noise, and is drawn as nothing."""
 
-_BACKGROUND, _TEXT, _DIM = (12, 14, 18), (235, 235, 235), (165, 170, 178)
-_ALERT, _BAR, _OTHER_BAR = (255, 176, 32), (255, 140, 50), (88, 110, 140)
+_DPI = 100
 _MARGIN = 24
-_PICTURE_PX = (WIDTH_PX - 3 * _MARGIN) // 2
+_FRAME_PX = (WIDTH_PX - 3 * _MARGIN) // 2
 _TOP = 104
-_STRONGEST = 0.75
-"""Opacity of the heat where it is greatest: the anatomy stays visible."""
+_RIGHT = 2 * _MARGIN + _FRAME_PX
+_BARS_LEFT, _BARS_TOP, _BAR_STEP = 300, _TOP + _FRAME_PX + 42, 27
+_MAX_BARS = 6
+_NOTE_STEP, _NOTE_LETTERS = 19, 130
+_SMOOTH: Any = {"interpolation": "bicubic", "interpolation_stage": "rgba"}
+_HEAT = [(1.0, 0.9, 0.12, 0.0), (1.0, 0.0, 0.0, 0.75)]
+"""From clear over yellow to red. The anatomy stays visible below the strongest."""
 
 
 @dataclass(frozen=True)
@@ -55,165 +61,130 @@ class Page:
 
 
 def draw_page(page: Page) -> NDArray[np.uint8]:
-    """Return the page as (HEIGHT_PX, WIDTH_PX, 3).
+    """Return the page as (height, WIDTH_PX, 3), at least HEIGHT_PX high.
 
     The picture on the right is that on the left under its heat: from clear to yellow
-    and red, where only what speaks for the class is shown.
+    and red, where only what speaks for the class is shown. Letters that DejaVu Sans
+    lacks are drawn as boxes.
     """
-    sheet = Image.new("RGB", (WIDTH_PX, HEIGHT_PX), _BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
-    _text(draw, (_MARGIN, 18), page.title, size=26)
-    _text(draw, (_MARGIN, 54), page.subtitle, size=16, color=_DIM)
-    _text(draw, (WIDTH_PX - _MARGIN, 24), WARNING, size=18, color=_ALERT, anchor="ra")
-    peak = float(page.heat.max())
-    grey = page.image if page.image.ndim == 3 else np.stack([page.image] * 3, -1)
-    right = 2 * _MARGIN + _PICTURE_PX
-    sheet.paste(*_fitted(grey, _MARGIN))
-    sheet.paste(*_fitted(_heated(grey, page.heat, peak), right))
-    under = _TOP + _PICTURE_PX + 8
-    _text(draw, (_MARGIN, _TOP - 22), "The slice", size=15, color=_DIM)
-    _text(
-        draw,
-        (right, _TOP - 22),
-        f"What speaks for {page.label}",
-        size=15,
-        color=_DIM,
-        width=_PICTURE_PX,
-    )
-    _scale(sheet, draw, right, under, peak)
-    at = _bars(draw, page.probs, under + 34)
-    for note in page.notes:
-        for line in _wrapped(note):
-            _text(draw, (_MARGIN, at), line, size=14, color=_DIM)
-            at += 19
-    return np.array(sheet)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-
-def drawable(words: str) -> str:
-    r"""Return words in the letters that Pillow's built-in font has: ASCII.
-
-    Accents are dropped, and what remains unknown is a question mark: better than the
-    empty boxes of the font. The report beside the page has the names as they are.
-
-    Example:
-        >>> drawable("Hirntumor, gr\u00f6\u00dfer\n\u8133")
-        'Hirntumor, gro?er ?'
-    """
-    apart = unicodedata.normalize("NFKD", one_line(words))
-    return "".join(
-        letter if letter.isascii() else "?"
-        for letter in apart
-        if not unicodedata.combining(letter)
-    )
-
-
-def _fitted(image: NDArray[np.uint8], left: int) -> tuple[Image.Image, tuple[int, int]]:
-    """Return an image at the size of its frame, and where it belongs."""
-    picture = Image.fromarray(image)
-    scale = _PICTURE_PX / max(picture.size)
-    size = (
-        max(1, round(picture.width * scale)),
-        max(1, round(picture.height * scale)),
-    )
-    place = (
-        left + (_PICTURE_PX - size[0]) // 2,
-        _TOP + (_PICTURE_PX - size[1]) // 2,
-    )
-    return picture.resize(size, Image.Resampling.BICUBIC), place
-
-
-def _heated(
-    image: NDArray[np.uint8], heat: NDArray[np.float32], peak: float
-) -> NDArray[np.uint8]:
-    if peak < MIN_DROP:
-        return image
-    shares = np.clip(heat / peak, 0, 1)
-    opacity = (_STRONGEST * shares)[..., np.newaxis]
-    mixed = image * (1 - opacity) + _colors(shares) * opacity
-    picture: NDArray[np.uint8] = np.rint(mixed).astype(np.uint8)
-    return picture
-
-
-def _colors(shares: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return colours (..., 3) from yellow at 0 to red at 1."""
-    green = 230 * (1 - shares)
-    return np.stack([np.full(shares.shape, 255.0), green, 30 * (1 - shares)], axis=-1)
-
-
-def _scale(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int, peak: float
-) -> None:
-    if peak < MIN_DROP:
-        words = f"nothing stands out: {_points(peak)} at most when a patch covers it"
-        _text(draw, (left, top), words, size=13, color=_DIM, width=_PICTURE_PX)
-        return
-    shares = np.linspace(0, 1, 120)[np.newaxis].repeat(12, axis=0)
-    mixed = 40 * (1 - shares[..., np.newaxis]) + _colors(shares) * shares[..., None]
-    sheet.paste(Image.fromarray(np.rint(mixed).astype(np.uint8)), (left, top + 2))
-    words = f"0 to {_points(peak)} less probable when a patch covers it"
-    _text(draw, (left + 130, top), words, size=13, color=_DIM, width=_PICTURE_PX - 130)
-
-
-def _points(share: float) -> str:
-    return f"{100 * max(0.0, share):.1f} points"
-
-
-def _bars(
-    draw: ImageDraw.ImageDraw, probs: Sequence[tuple[str, float]], top: int
-) -> int:
-    """Draw a bar for each class, the six most probable ones, and return what is below.
-
-    The names have the left third, the figures the right end.
-    """
-    best = sorted(probs, key=lambda pair: -pair[1])
-    shown = probs if len(probs) <= 6 else best[:6]
-    left, length = 300, WIDTH_PX - 300 - _MARGIN - 90
-    for name, prob in shown:
-        is_best = name == best[0][0]
-        color = _TEXT if is_best else _DIM
-        _text(draw, (_MARGIN, top), name, size=17, color=color, width=left - 40)
-        draw.rectangle((left, top + 3, left + length, top + 19), fill=(34, 38, 46))
-        draw.rectangle(
-            (left, top + 3, left + round(prob * length), top + 19),
-            fill=_BAR if is_best else _OTHER_BAR,
+    grey = page.image.ndim == 2
+    rgb = np.repeat(page.image[..., np.newaxis], 3, axis=-1) if grey else page.image
+    notes = [
+        line
+        for note in page.notes
+        for line in textwrap.wrap(one_line(note), _NOTE_LETTERS)
+    ]
+    notes_top = _BARS_TOP + _BAR_STEP * min(len(page.probs), _MAX_BARS) + 10
+    notes_top += 22 if len(page.probs) > _MAX_BARS else 0
+    height = max(HEIGHT_PX, notes_top + _NOTE_STEP * len(notes) + 12)
+    with styled():
+        figure = Figure(
+            (WIDTH_PX / _DPI, height / _DPI), dpi=_DPI, facecolor=DARK["page"]
         )
-        share = percent(prob)
+        canvas = FigureCanvasAgg(figure)
+        _text(figure, (_MARGIN, 18), page.title, size=24, width=620, ink="ink")
+        _text(figure, (_MARGIN, 56), page.subtitle, size=15)
+        _text(
+            figure, (WIDTH_PX - _MARGIN, 22), WARNING, size=17, ink="doubt", ha="right"
+        )
+        _text(figure, (_MARGIN, _TOP - 22), "The slice", size=14)
+        words = f"What speaks for {page.label}"
+        _text(figure, (_RIGHT, _TOP - 22), words, size=14, width=_FRAME_PX)
+        for left in (_MARGIN, _RIGHT):
+            axes = _axes(figure, left, _TOP, _FRAME_PX, _FRAME_PX)
+            axes.imshow(rgb, **_SMOOTH)
+        _draw_heat(figure, axes, page.heat)
+        _draw_bars(figure, page.probs)
+        for number, line in enumerate(notes):
+            _text(figure, (_MARGIN, notes_top + number * _NOTE_STEP), line, size=13)
+        canvas.draw()
+        pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels
+
+
+def _draw_heat(figure: Figure, axes: Axes, heat: NDArray[np.float32]) -> None:
+    """Lay the heat over the slice in `axes`, with its scale below."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    peak = float(heat.max())
+    top = _TOP + _FRAME_PX + 8
+    drop = points(max(0.0, peak)).removeprefix("+")
+    if peak < MIN_DROP:
+        words = f"nothing stands out: {drop} points at most when a patch covers it"
+        _text(figure, (_RIGHT, top), words, size=13)
+        return
+    colors = LinearSegmentedColormap.from_list("heat", _HEAT)
+    axes.imshow(np.clip(heat / peak, 0, 1), cmap=colors, vmin=0, vmax=1, **_SMOOTH)
+    scale = _axes(figure, _RIGHT, top + 2, 120, 12)
+    scale.imshow(np.linspace(0, 1, 120)[np.newaxis], cmap=colors, aspect="auto")
+    words = f"0 to {drop} points less probable when a patch covers it"
+    _text(figure, (_RIGHT + 130, top), words, size=13)
+
+
+def _draw_bars(figure: Figure, probs: Sequence[tuple[str, float]]) -> None:
+    """Draw a bar for each class, or for the six most probable ones."""
+    best = sorted(probs, key=lambda pair: -pair[1])
+    shown = probs if len(probs) <= _MAX_BARS else best[:_MAX_BARS]
+    length = WIDTH_PX - _BARS_LEFT - _MARGIN - 90
+    height = _BAR_STEP * len(shown)
+    axes = _axes(figure, _BARS_LEFT, _BARS_TOP - 2, length, height)
+    axes.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.5))
+    is_best = [name == best[0][0] for name, _ in shown]
+    rows = range(len(shown))
+    colors = [DARK["series-2" if first else "heat"] for first in is_best]
+    axes.barh(rows, 1, height=0.6, color=DARK["line"])
+    axes.barh(rows, [prob for _, prob in shown], height=0.6, color=colors)
+    for row, (name, prob) in enumerate(shown):
+        top, ink = _BARS_TOP + 3 + row * _BAR_STEP, "ink" if is_best[row] else "muted"
+        _text(figure, (_MARGIN, top), name, size=16, width=_BARS_LEFT - 40, ink=ink)
         right = (WIDTH_PX - _MARGIN, top)
-        _text(draw, right, share, size=17, color=color, anchor="ra")
-        top += 27
-    if len(probs) > 6:
-        words = f"and {len(probs) - 6} less probable classes"
-        _text(draw, (_MARGIN, top), words, size=14, color=_DIM)
-        top += 22
-    return top + 10
+        _text(figure, right, percent(prob), size=16, ink=ink, ha="right")
+    if len(probs) > _MAX_BARS:
+        words = f"and {len(probs) - _MAX_BARS} less probable classes"
+        _text(figure, (_MARGIN, _BARS_TOP + height), words, size=14)
+
+
+def _axes(figure: Figure, left: int, top: int, width: int, height: int) -> Axes:
+    """Return axes without lines or labels, placed in pixels from the upper left."""
+    total = figure.bbox.height
+    axes = figure.add_axes(
+        (
+            left / WIDTH_PX,
+            1 - (top + height) / total,
+            width / WIDTH_PX,
+            height / total,
+        )
+    )
+    axes.set_axis_off()
+    return axes
 
 
 def _text(
-    draw: ImageDraw.ImageDraw,
+    figure: Figure,
     place: tuple[int, int],
     words: str,
     *,
     size: int,
-    color: tuple[int, int, int] = _TEXT,
-    anchor: str = "la",
-    width: int | None = None,
+    width: int = WIDTH_PX - 2 * _MARGIN,
+    ink: str = "muted",
+    ha: str = "left",
 ) -> None:
-    font = ImageFont.load_default(size)
-    words = drawable(words)
-    if width is not None and font.getlength(words) > width:
-        while words and font.getlength(words + "...") > width:
-            words = words[:-1]
-        words += "..."
-    draw.text(place, words, fill=color, font=font, anchor=anchor)
+    """Write one line, its upper corner and size in pixels; a longer one is cut."""
+    from matplotlib.transforms import Bbox
 
-
-def _wrapped(words: str) -> list[str]:
-    font = ImageFont.load_default(14)
-    lines = [""]
-    for word in drawable(words).split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > WIDTH_PX - 2 * _MARGIN:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
+    left, top = place
+    line = figure.text(
+        left / WIDTH_PX,
+        1 - top / figure.bbox.height,
+        shortened(one_line(words), num_letters=round(width / size / 0.58)),
+        fontsize=size * 72 / _DPI,
+        color=DARK[ink],
+        va="top",
+        ha=ha,
+    )
+    if ha == "left":
+        line.set_clip_box(Bbox.from_bounds(left, 0, width, figure.bbox.height))
+        line.set_clip_on(True)

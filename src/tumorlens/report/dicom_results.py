@@ -80,12 +80,13 @@ def check_results(folder: Path, found: Found, *, resume: bool = False) -> None:
         resume: The results in the folder are those of the session that goes on.
 
     Raises:
-        MissingExtraError: highdicom is not installed.
+        MissingExtraError: highdicom or matplotlib is not installed.
         ConfigError: The folder holds results, and `resume` is not given.
         DataError: There is no series, a series says not which study it is of, or
             nothing can be written to the folder.
     """
     require("highdicom")
+    require("matplotlib")
     if not resume and any(
         next(folder.glob(f"series-*-{kind}.dcm"), None) for kind in _KINDS
     ):

@@ -1,26 +1,60 @@
-"""Templates to pages: how numbers are written, and that every name is escaped.
+"""Templates to pages: how numbers are written, names escaped, images put inside.
 
-A page is one file. Styles are inside, pictures are data URIs, figures are inline SVG,
-and nothing is loaded from anywhere: it can be mailed and opened without a network.
+A page is one file. Styles are inside, images are data URIs, figures are inline SVG, and
+nothing is loaded from anywhere: it can be mailed and opened without a network.
+
+An image that is gone, or cannot be read, is a sentence in its place and never an error:
+a page about yesterday's run must not fail because a disk was unplugged.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import re
+from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import jinja2
 from markupsafe import Markup, escape
+from PIL import Image
 
 import tumorlens
 from tumorlens import text
-from tumorlens.report.palette import css_variables
+from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, read_image
+from tumorlens.errors import DataError, MissingExtraError
+from tumorlens.report.drawing import css_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import numpy as np
+    from numpy.typing import NDArray
+
 _P = ParamSpec("_P")
+
+SIDE_PX = 224
+"""Longer side of a picture in a page."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the data set, or the reason why it is not shown."""
+
+    path: str
+    """As the index names it, relative to the data."""
+
+    uri: str = ""
+    """A data URI; empty when the image cannot be shown."""
+
+    width: int = 0
+    height: int = 0
+    """Size of the small copy, in pixels."""
+
+    why_not: str = ""
+    """Why there is nothing to see."""
 
 
 def _typeset(write: Callable[_P, str]) -> Callable[_P, str]:
@@ -75,6 +109,44 @@ def render_page(template: str, content: Mapping[str, Any]) -> str:
     )
 
 
+def data_root(data: Path | None, configured: str | None) -> Path | None:
+    """Return the folder that the paths of records start from.
+
+    Args:
+        data: The folder or table named now; it wins.
+        configured: `data.path` of the run: a folder, or a table beside its images.
+    """
+    if data is None:
+        if configured is None:
+            return None
+        data = Path(configured)
+    return data.parent if data.is_file() else data
+
+
+def load_picture(
+    root: Path | None, path: str, *, limits: ImageLimits = DEFAULT_LIMITS
+) -> Picture:
+    """Return a small copy of one image, or the reason why there is none.
+
+    Args:
+        root: The folder that `path` starts from; `None` when it is not known.
+        path: As in `predictions.csv` or `audit.json`.
+        limits: What is not opened.
+    """
+    if root is None:
+        return Picture(path, why_not="not shown: the data folder is not known")
+    file = root / path
+    if not file.is_file():
+        return Picture(path, why_not="not shown: the file is gone")
+    try:
+        pixels = read_image(file, limits=limits)
+    except DataError:
+        return Picture(path, why_not="not shown: the file cannot be read as an image")
+    except MissingExtraError as error:
+        return Picture(path, why_not=f"not shown: {error.hint}")
+    return _small_copy(path, pixels)
+
+
 def _percent_bounds(low: float, high: float) -> str:
     """Return the bounds of an interval as percentages."""
     return f"{100 * low:.1f} to {write_percent(high)}"
@@ -99,3 +171,13 @@ def _style() -> Markup:
     sheet = resources.files("tumorlens.report") / "templates" / "style.css"
     # Ours, and free of "</style>": the one text here that needs no escaping.
     return Markup(css_variables() + sheet.read_text(encoding="utf-8"))
+
+
+def _small_copy(path: str, pixels: NDArray[np.uint8]) -> Picture:
+    image = Image.fromarray(pixels)
+    image.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    # A page may hold a hundred of these, and they are for recognising, not measuring.
+    image.save(content, "JPEG", quality=85, subsampling=0)
+    encoded = base64.b64encode(content.getvalue()).decode("ascii")
+    return Picture(path, f"data:image/jpeg;base64,{encoded}", image.width, image.height)

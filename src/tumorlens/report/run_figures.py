@@ -13,13 +13,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from tumorlens.files import write_bytes, write_text
 from tumorlens.report.drawing import (
+    LIGHT,
     PANEL_INCHES,
+    SERIES,
     Drawing,
     Heading,
     render,
     shortened,
 )
-from tumorlens.report.palette import LIGHT, SERIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -28,8 +28,13 @@ from tumorlens.data.leakage import (
 from tumorlens.evaluation.predictions import read_predictions
 from tumorlens.files import write_bytes, write_text
 from tumorlens.report.drawing import Drawing, Heading
-from tumorlens.report.page import render_page, write_percent
-from tumorlens.report.pictures import Picture, data_root, load_picture
+from tumorlens.report.page import (
+    Picture,
+    data_root,
+    load_picture,
+    render_page,
+    write_percent,
+)
 from tumorlens.report.run_figures import (
     draw_calibration,
     draw_confusion,
