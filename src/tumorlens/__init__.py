@@ -14,7 +14,7 @@ loads what it needs when it is called.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tumorlens import errors, extras, text
 from tumorlens.errors import TumorlensError
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from tumorlens.deploy.predictor import Predictions, Predictor
     from tumorlens.runs.folder import Run
     from tumorlens.runs.measures import Metrics
-    from tumorlens.runs.progress import Listener, Progress
+    from tumorlens.runs.progress import Listener, Progress, TqdmProgress
     from tumorlens.study.comparison import Comparison
+
+_Given = TypeVar("_Given")
 
 __version__ = "0.1.0"
 __all__ = [
@@ -90,7 +92,7 @@ def audit(
 
     with extras.naming_missing_extras("audit"):
         index = read_index(Path(data), metadata=metadata)
-        duplicates = find_duplicates(index, progress=progress)
+        duplicates = find_duplicates(index, progress=_progress(progress))
         found = audit_index(index, duplicates)
         if out is not None:
             from tumorlens.report import write_audit_page
@@ -130,24 +132,27 @@ def split(
     from pathlib import Path
 
     from tumorlens.data.index import write_split
-    from tumorlens.training.dataset import split_of
 
     config = load_config(settings={"data.path": str(data), **(settings or {})})
     with extras.naming_missing_extras("split"):
-        made = split_of(config, progress=progress)
+        from tumorlens.training.dataset import split_data
+
+        made = split_data(config, progress=_progress(progress))
     if out is not None:
         write_split(Path(out), made.rows)
     return made
 
 
 def load_config(
-    path: str | Path | None = None, *, settings: Mapping[str, Any] | None = None
+    start: str | Path | Config | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Return the settings of a training: defaults, then a file, then single ones.
+    """Return the settings of a training: where to start from, then single ones on top.
 
     Args:
-        path: TOML file. Default: none.
-        settings: Dotted names and values, as for `--set`.
+        start: TOML file, or other settings. Default: good settings.
+        settings: Dotted names and values, as for `--set`; `None` unsets a setting.
 
     Raises:
         ConfigError: A setting is unknown, of the wrong type or out of range, or the
@@ -157,11 +162,25 @@ def load_config(
         >>> tumorlens.load_config(settings={"optim.lr": 1e-4}).optim.lr
         0.0001
     """
+    import json
     from pathlib import Path
 
-    from tumorlens.config import load_config as load
+    from tumorlens.config import Config, assign, parse_config, read_toml
 
-    return load(None if path is None else Path(path), settings=settings)
+    values: dict[str, Any] = {}
+    if isinstance(start, Config):
+        values = start.model_dump(mode="json", exclude_none=True)
+    elif start is not None:
+        values = read_toml(Path(start))
+    # JSON is TOML for texts, numbers, truth values and lists.
+    assign(
+        values,
+        [
+            f"{name}={'none' if value is None else json.dumps(value)}"
+            for name, value in (settings or {}).items()
+        ],
+    )
+    return parse_config(values)
 
 
 def train(
@@ -176,7 +195,7 @@ def train(
     """Train one network, or one for each fold, and return its run folder.
 
     Args:
-        config: TOML file or the result of `load_config`. Default: good settings.
+        config: TOML file, or the result of `load_config`. Default: good settings.
         out: The run folder to make.
         data: Same as the setting `data.path`.
         settings: Dotted names and values, as for `--set`; they go on top of `config`.
@@ -192,7 +211,7 @@ def train(
     Example:
         >>> run = tumorlens.train(
         ...     data="DATA",
-        ...     out="runs/first",
+        ...     out="runs/second",
         ...     settings={
         ...         "model.name": "test_resnet",
         ...         "model.pretrained": "no",
@@ -201,26 +220,25 @@ def train(
         ...     },
         ... )
         >>> run.name
-        'first'
+        'second'
     """
     from pathlib import Path
-
-    from tumorlens.config import Config
 
     with extras.naming_missing_extras("train"):
         from tumorlens.training.fit import train as fit
 
-    if resume:
-        settled = None
-    else:
-        given = {"data.path": str(data)} if data is not None else {}
-        given |= settings or {}
-        settled = (
-            config.with_settings(given)
-            if isinstance(config, Config)
-            else load_config(config, settings=given)
+    if resume and (config or data or settings):
+        raise errors.ConfigError(
+            f"resume=True continues {out} with the settings it was started with",
+            hint="leave out config, data and settings, or start another run",
         )
-    result = fit(settled, out=Path(out), resume=resume, listener=_listener(listener))
+    given = {} if data is None else {"data.path": str(data)}
+    result = fit(
+        None if resume else load_config(config, settings=given | dict(settings or {})),
+        out=Path(out),
+        resume=resume,
+        listener=_progress(listener),
+    )
     if not result.is_finished:
         raise KeyboardInterrupt
     return result.run
@@ -318,10 +336,12 @@ def predict(
         >>> answer.predicted in ("glioma", "meningioma", "no_tumor", "pituitary")
         True
     """
+    from pathlib import Path
+
     from tumorlens.deploy.predictor import Predictions, Predictor
 
     if not isinstance(model, Predictor):
-        model = Predictor.open(getattr(model, "path", model))
+        model = Predictor.open(model if isinstance(model, str | Path) else model.path)
     return Predictions(model.classes, model.predict_files(images))
 
 
@@ -472,16 +492,8 @@ def _run(run: str | Path | Run) -> Run:
     return run if isinstance(run, Run) else open_run(run)
 
 
-def _progress(given: Progress | None) -> Progress | None:
-    """Return the progress to show: by default a bar in a notebook and nothing else."""
-    if given is not None or not _is_notebook():
-        return given
-    from tumorlens.runs.progress import TqdmProgress
-
-    return TqdmProgress()
-
-
-def _listener(given: Listener | None) -> Listener | None:
+def _progress(given: _Given | None) -> _Given | TqdmProgress | None:
+    """Return the progress to show: by default bars in a notebook and nothing else."""
     if given is not None or not _is_notebook():
         return given
     from tumorlens.runs.progress import TqdmProgress

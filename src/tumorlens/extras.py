@@ -48,6 +48,7 @@ _EXTRA_OF = {
     "scipy": "train",
     "sklearn": "train",
     "sqlalchemy": "study",
+    "tabulate": "train",
     "timm": "train",
     "torch": "train",
     "torchvision": "train",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 NOT_DEFINED = "n/a"
 """Shown for a value that does not exist, such as the recall of an absent class."""
 
+_draw: Callable[[object], str | None] | None = None
+
 
 def percent(fraction: float | None, digits: int = 1) -> str:
     """Return a fraction as a percentage.
@@ -176,7 +178,7 @@ class NotebookView:
     """
 
     def _repr_html_(self) -> str | None:
-        return _draw(self)
+        return _draw(self) if _draw else None
 
 
 def show_results_with(draw: Callable[[object], str | None]) -> None:
@@ -187,7 +189,3 @@ def show_results_with(draw: Callable[[object], str | None]) -> None:
     """
     global _draw
     _draw = draw
-
-
-def _draw(_result: object) -> str | None:
-    return None

@@ -27,6 +27,7 @@ from tumorlens.report.comparison_figures import (
     wrap_name,
 )
 from tumorlens.report.drawing import LIGHT, Heading
+from tumorlens.study.comparison import HistoryRow
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,7 +119,7 @@ def arm(name: str, number: int) -> dict[str, Any]:
 
 def comparison(names: tuple[str, ...] = ("plain", "dropout", "lr=0.01")) -> Any:
     return {
-        "format": 1,
+        "format": 2,
         "title": "Effect of dropout",
         "study": "runs/dropout",
         "subset": "test",
@@ -134,12 +135,11 @@ def comparison(names: tuple[str, ...] = ("plain", "dropout", "lr=0.01")) -> Any:
                 "p_bootstrap": 0.0312,
                 "p_holm": 0.0001 if number else 0.0624,
                 "is_noise": not number,
-                "words": f"{names[0]} against {second}: pair {number}",
             }
             for protocol in PROTOCOLS
             for number, second in enumerate(names[1:])
         ],
-        "words": ["dropout against plain is within noise."],
+        "summary": ["dropout against plain is within noise."],
         "pareto": [names[0], names[-1]],
         "headline_protocol": "grouped-kfold",
         "example": {
@@ -149,6 +149,7 @@ def comparison(names: tuple[str, ...] = ("plain", "dropout", "lr=0.01")) -> Any:
             "rows": [
                 {
                     "arm": name,
+                    "network": "grouped-kfold, seed 42",
                     "probs": dict(
                         zip(CLASSES, (0.9987, 0.0013, 0.0, 0.0), strict=True)
                     ),
@@ -384,7 +385,8 @@ def test_every_pair_has_its_tests_and_its_verdict(page: str) -> None:
         assert "2 pairs, 1 of them noise" in part
         assert (
             "plain dropout \u22122.1 \u22123.0 to +0.4 noise 0.062 0.031 n/a 2,870 "
-            "plain against dropout: pair 0"
+            "The difference between plain and dropout (-2.1 points, -3.0 to 0.4) is "
+            "noise, p = 0.062 after Holm."
         ) in part
         assert "plain lr=0.01 \u22122.1 \u22123.0 to +0.4 differs <0.001 0.031" in part
     assert page.count('<details class="pairs-of" open>') == 2
@@ -407,7 +409,8 @@ def test_a_long_list_of_pairs_is_folded(tmp_path: Path) -> None:
     content["pairs"] = content["pairs"][:1] * 16
     page = write(tmp_path, content)
     assert page.count('<details class="pairs-of">') == 1
-    assert page.count("plain against dropout: pair 0</td>") == 16
+    words = "The difference between plain and dropout (-2.1 points, -3.0 to 0.4)"
+    assert page.count(f"{words} is noise, p = 0.062 after Holm.</td>") == 16
 
 
 def test_the_example_has_a_picture_and_a_row_for_each_arm(page: str) -> None:
@@ -415,7 +418,7 @@ def test_the_example_has_a_picture_and_a_row_for_each_arm(page: str) -> None:
     words = text_of(part)
     (image,) = [a for name, a in _Tags(part).elements if name == "img"]
     assert image["alt"] == "Image glioma/0.png, label glioma"
-    probs = "99.87 % 0.13 % 0.00 % 0.00 %"
+    probs = "grouped-kfold, seed 42 99.87 % 0.13 % 0.00 % 0.00 %"
     assert f"plain {probs} ✕ meningioma dropout {probs} ✓ glioma" in words
     assert f"dropout {probs} ✓ glioma has learnt from it lr=0.01" in words
     assert words.count("has learnt from it") == 1
@@ -468,7 +471,7 @@ def test_what_was_not_measured_breaks_nothing(tmp_path: Path) -> None:
     first = content["arms"][0]["measures"]["grouped-kfold"]
     first["log_loss"] = {"value": 0.5, "low": None, "high": None}
     first["ece"] = None
-    content |= {"pairs": [], "words": [], "study": None, "example": None}
+    content |= {"pairs": [], "summary": [], "study": None, "example": None}
     page = write(tmp_path, content)
     words = text_of(section(page, "The arms"))
     assert words.count("n/a") == 5 + 6 + 1
@@ -486,7 +489,7 @@ def test_a_comparison_of_nothing_finished_is_still_a_page(tmp_path: Path) -> Non
     one |= {"latency_ms": None, "size_bytes": None, "measures": {}}
     for run in one["runs"]:
         run |= {"state": "waiting", "history": []}
-    content |= {"pairs": [], "words": [], "pareto": [], "headline_protocol": None}
+    content |= {"pairs": [], "summary": [], "pareto": [], "study": None}
     page = write(tmp_path, content)
     assert "Nothing can be said yet" in page
     assert "No arm was measured." in page
@@ -547,7 +550,7 @@ def test_long_names_of_many_arms_are_whole_in_every_figure(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"format": 2}, r"expected format 1 in .*comparison\.json, got 2"),
+        ({"format": 1}, r"expected format 2 in .*comparison\.json, got 1"),
         ({"arms": []}, r"damaged at arms: .*at least 1 item.*got \[\]"),
         ({"title": None}, r"damaged at title: Input should be a valid string"),
         (
@@ -569,8 +572,8 @@ def test_a_comparison_that_is_not_ours_is_refused(
     ("text", "problem"),
     [
         (None, r"there is no .*comparison\.json"),
-        ("{", r"cannot read .*comparison\.json: Expecting property name"),
-        ("[]", r"expected format 1 in .*comparison\.json, got \[\]"),
+        ("{", r"comparison\.json is not JSON: Expecting property name"),
+        ("[]", r"expected format 2 in .*comparison\.json, got \[\]"),
     ],
 )
 def test_a_comparison_that_cannot_be_read_is_refused(
@@ -584,12 +587,12 @@ def test_a_comparison_that_cannot_be_read_is_refused(
     assert caught.value.hint.startswith("make it again with: tumorlens compare")
 
 
-def rows(**columns: list[float | None]) -> list[dict[str, Any]]:
+def rows(**columns: list[float | None]) -> list[HistoryRow]:
     """Return history rows of these columns, and nothing in the others."""
     keys = [f"{s}_{m}" for s in ("train", "val", "test") for m in ("loss", "accuracy")]
     length = len(next(iter(columns.values())))
     return [
-        {key: columns.get(key, [None] * length)[epoch] for key in keys}
+        HistoryRow(**{key: columns.get(key, [None] * length)[epoch] for key in keys})
         for epoch in range(length)
     ]
 

@@ -64,7 +64,7 @@ def test_protocols_seeds_and_machines_make_no_other_arm(tmp_path: Path) -> None:
     assert [one.path.name for one in arms[0].members] == [
         str(number) for number in range(len(changes)) if number != 1
     ]
-    assert [one.path.name for one in arms[0].of("grouped")] == ["3"]
+    assert [one.path.name for one in arms[0].members_under("grouped")] == ["3"]
     assert {one.arm for one in arms[0].members} == {"lr=0.1"}
 
 

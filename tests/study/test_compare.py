@@ -27,6 +27,7 @@ from tumorlens.runs.folder import open_run
 from tumorlens.stats.paired import Difference, holm, paired_bootstrap
 from tumorlens.study import compare as stage
 from tumorlens.study.compare import compare
+from tumorlens.study.comparison import ComparedArm, Comparison
 from tumorlens.study.folder import Study, create_study
 from tumorlens.study.plan_file import load_plan
 from tumorlens.training.fit import train
@@ -41,8 +42,9 @@ WORSE = [0] * 12 + [1] * 2 + [1] * 26
 
 def compared(*paths: Path, **options: Any) -> dict[str, Any]:
     found = compare(paths, **{"with_latency": False, **options})
-    json.dumps(found, allow_nan=False)
-    return found
+    content: dict[str, Any] = json.loads(found.model_dump_json())
+    assert Comparison.model_validate(content) == found
+    return content
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def test_arms_have_the_figures_of_evaluate_and_their_settings(
     two: tuple[Path, Path],
 ) -> None:
     found = compared(*two)
-    assert (found["format"], found["subset"], found["study"]) == (1, "test", None)
+    assert (found["format"], found["subset"], found["study"]) == (2, "test", None)
     assert (found["title"], found["example"]) == ("better and worse", None)
     first, second = found["arms"]
     assert (first["name"], second["name"]) == ("better", "worse")
@@ -212,7 +214,7 @@ def test_a_pair_has_both_tests_on_the_images_of_both(two: tuple[Path, Path]) -> 
     assert pair["p_mcnemar"] == pytest.approx(2 * 106 / 2**14)
     assert pair["p_bootstrap"] == expected.p
     assert not pair["is_noise"]
-    assert pair["words"].startswith("better is better than worse by 25.0 points (")
+    assert pair["sentence"].startswith("better is better than worse by 25.0 points (")
 
 
 def test_a_difference_has_to_pass_both_tests(two: tuple[Path, Path]) -> None:
@@ -249,7 +251,7 @@ def test_only_images_of_both_are_compared(tmp_path: Path) -> None:
     assert (pair["first"], pair["second"], pair["num_images"]) == ("one", "other", 4)
     assert pair["difference"]["value"] == 0.5
     assert found["arms"][0]["measures"]["as-given"]["num_images"] == 8
-    assert any("2 of the pairs share no image" in words for words in found["words"])
+    assert any("2 of the pairs share no image" in words for words in found["summary"])
 
 
 def test_the_order_of_the_images_does_not_matter(tmp_path: Path) -> None:
@@ -397,12 +399,29 @@ def test_networks_are_timed_once_where_only_their_training_differs(
 
 
 def test_the_front_is_of_arms_that_none_beats_in_both() -> None:
-    def arm(name: str, accuracy: float, latency: float | None) -> dict[str, Any]:
-        return {
-            "name": name,
-            "measures": {"grouped": {"accuracy": {"value": accuracy}}},
-            "latency_ms": None if latency is None else {"value": latency},
+    def arm(name: str, accuracy: float | None, latency: float | None) -> ComparedArm:
+        estimate = {"value": accuracy, "low": None, "high": None}
+        measures = {
+            "num_seeds": 1,
+            "num_images": 1,
+            **dict.fromkeys(
+                ("accuracy", "balanced_accuracy", "macro_f1", "log_loss"), estimate
+            ),
+            "ece": 0.0,
+            "leak": {"words": "", "is_believable": True},
         }
+        nothing = ("num_parameters", "macs", "size_bytes", "train_seconds")
+        return ComparedArm.model_validate(
+            {
+                **dict.fromkeys((*nothing, "images_per_second")),
+                "name": name,
+                "settings": {},
+                "model": "resnet18",
+                "latency_ms": latency and {"value": latency, "low": None, "high": None},
+                "measures": {} if accuracy is None else {"grouped": measures},
+                "runs": [],
+            }
+        )
 
     arms = [
         arm("slow", 0.9, 30.0),
@@ -411,7 +430,7 @@ def test_the_front_is_of_arms_that_none_beats_in_both() -> None:
         arm("less accurate", 0.7, 10.0),
         arm("twin", 0.8, 10.0),
         arm("not timed", 0.95, None),
-        {"name": "not measured", "measures": {}, "latency_ms": {"value": 1.0}},
+        arm("not measured", None, 1.0),
     ]
     assert stage._pareto_front(arms, "grouped") == ["slow", "fast", "twin"]
 
@@ -454,7 +473,9 @@ def test_a_run_without_answers_is_listed_with_what_to_do(
     assert new["num_parameters"] is not None
     assert half["num_parameters"] is None
     assert len(found["pairs"]) == 1
-    assert any(words.startswith("new (as-given, seed 42)") for words in found["words"])
+    assert any(
+        words.startswith("new (as-given, seed 42)") for words in found["summary"]
+    )
 
 
 def test_without_any_answer_the_hint_is_how_to_get_that_of_each_run(
@@ -501,8 +522,8 @@ def test_what_is_missing_of_val_is_asked_for_and_of_test_is_not(
         progress=lambda done, total: told.append((done, total)),
     )
     # Both networks differ in their seed alone.
-    measures = found["arms"][0]["measures"]["grouped"]
-    assert (measures["num_seeds"], measures["num_images"]) == (2, 8)
+    measures = found.arms[0].measures["grouped"]
+    assert (measures.num_seeds, measures.num_images) == (2, 8)
     assert told[-1] == (8, 8)
     assert runs[0].predictions_of("val").stat().st_mtime_ns == before
     assert [run.looks() for run in runs] == [[], []]
@@ -578,7 +599,7 @@ def test_an_image_goes_through_every_arm(
         assert row["probs"] == dict(zip(TWO, map(float, expected.probs), strict=True))
         assert row["predicted"] == expected.predicted
     assert [row["in_training"] for row in example["rows"]] == [False, False, True]
-    assert any("in the training of seen" in words for words in found["words"])
+    assert any("in the training of seen" in words for words in found["summary"])
 
 
 @pytest.mark.parametrize(
@@ -728,7 +749,7 @@ def test_the_command_prints_what_it_writes(
     found = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     assert found["arms"][0]["latency_ms"] is None
     assert found["example"]["path"] == "glioma/1.png"
-    for sentence in found["words"]:
+    for sentence in found["summary"]:
         assert sentence in out
     assert "95.0 %" in out
     assert out.endswith(

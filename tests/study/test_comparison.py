@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tumorlens.study.comparison import say_all, say_pair
+from tumorlens.study.comparison import Comparison, Pair, summarize
 
 
 def pair(
@@ -20,17 +20,20 @@ def pair(
     is_noise: bool = True,
     protocol: str = "grouped",
     num_images: int = 1311,
-) -> dict[str, Any]:
-    found = {
-        "protocol": protocol,
-        "first": first,
-        "second": second,
-        "num_images": num_images,
-        "difference": {"value": value, "low": low, "high": high},
-        "p_holm": p_holm,
-        "is_noise": is_noise,
-    }
-    return found | {"words": say_pair(found)}
+) -> Pair:
+    return Pair.model_validate(
+        {
+            "protocol": protocol,
+            "first": first,
+            "second": second,
+            "num_images": num_images,
+            "difference": {"value": value, "low": low, "high": high},
+            "p_mcnemar": None,
+            "p_bootstrap": p_holm,
+            "p_holm": p_holm,
+            "is_noise": is_noise,
+        }
+    )
 
 
 def arm(
@@ -42,34 +45,49 @@ def arm(
     best_test_epoch_accuracy: float | None = None,
     runs: tuple[dict[str, Any], ...] = (),
 ) -> dict[str, Any]:
+    estimates = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
     measures = {
         "num_seeds": num_seeds,
+        "num_images": 1311,
+        **{key: {"value": 0.5, "low": None, "high": None} for key in estimates},
+        "ece": 0.1,
         "leak": {"words": leak, "is_believable": is_believable},
         "best_test_epoch_accuracy": best_test_epoch_accuracy,
     }
+    costs = ("num_parameters", "macs", "size_bytes", "latency_ms")
     return {
         "name": name,
+        "settings": {},
+        "model": "resnet18",
+        **dict.fromkeys((*costs, "train_seconds", "images_per_second")),
         "measures": dict.fromkeys(protocols, measures),
         "runs": list(runs),
     }
 
 
-def comparison(
+def summary(
     *arms: dict[str, Any],
-    pairs: tuple[dict[str, Any], ...] = (),
+    pairs: tuple[Pair, ...] = (),
     in_training: tuple[bool, ...] = (),
-) -> dict[str, Any]:
+    subset: str = "test",
+) -> list[str]:
+    answer = {"network": "", "probs": {}, "predicted": ""}
     rows = [
-        {"arm": one["name"], "in_training": is_in}
+        {"arm": one["name"], "in_training": is_in, **answer}
         for one, is_in in zip(arms, in_training, strict=False)
     ]
-    return {
+    example = {"path": "", "label": "", "classes": [], "rows": rows}
+    content: dict[str, Any] = {
+        "title": "",
+        "study": None,
         "headline_protocol": "grouped",
-        "subset": "test",
+        "subset": subset,
         "arms": arms,
         "pairs": pairs,
-        "example": {"rows": rows} if rows else None,
+        "pareto": [],
+        "example": example if rows else None,
     }
+    return list(summarize(Comparison.model_validate(content)))
 
 
 # pairs
@@ -113,8 +131,8 @@ def comparison(
         ),
     ],
 )
-def test_a_pair_is_said_with_its_interval(found: dict[str, Any], words: str) -> None:
-    assert found["words"] == words
+def test_a_pair_is_said_with_its_interval(found: Pair, words: str) -> None:
+    assert found.sentence == words
 
 
 def test_the_pairs_of_the_headline_are_said_with_what_they_are_of() -> None:
@@ -122,12 +140,12 @@ def test_the_pairs_of_the_headline_are_said_with_what_they_are_of() -> None:
     elsewhere = pair(protocol="as-given")
     arms = [arm(name, "grouped", "as-given") for name in "ABC"]
     noise = [pair("A", "B"), pair("B", "C", num_images=1200)]
-    words = say_all(comparison(*arms, pairs=(elsewhere, noise[0], real, noise[1])))
+    words = summary(*arms, pairs=(elsewhere, noise[0], real, noise[1]))
     assert words[:4] == [
         "Differences of accuracy on test under grouped, 1,200 to 1,311 images:",
-        real["words"],
-        noise[0]["words"],
-        noise[1]["words"],
+        real.sentence,
+        noise[0].sentence,
+        noise[1].sentence,
     ]
 
 
@@ -135,13 +153,13 @@ def test_much_noise_is_one_sentence() -> None:
     arms = [arm(name, "grouped", num_seeds=2) for name in "ABCDE"]
     names = [(a, b) for a in "ABCDE" for b in "ABCDE" if a < b]
     pairs = tuple(pair(*two) for two in names)
-    assert say_all(comparison(*arms, pairs=pairs)) == [
+    assert summary(*arms, pairs=pairs) == [
         "Differences of accuracy on test under grouped, 1,311 images:",
         "The 10 differences are noise.",
     ]
     real = pair("A", "B", value=0.1, p_holm=0.001, is_noise=False)
-    assert say_all(comparison(*arms, pairs=(real, *pairs[1:])))[1:] == [
-        real["words"],
+    assert summary(*arms, pairs=(real, *pairs[1:]))[1:] == [
+        real.sentence,
         "The 9 other differences are noise.",
     ]
 
@@ -152,15 +170,15 @@ def test_one_seed_each_is_said() -> None:
             arm(name, "grouped", num_seeds=number)
             for name, number in zip("AB", num_seeds, strict=True)
         ]
-        return say_all(comparison(*arms, pairs=(pair(),)))[-1]
+        return summary(*arms, pairs=(pair(),))[-1]
 
     assert last_words(1, 1).startswith("Each arm was trained with one seed.")
-    assert last_words(1, 2) == pair()["words"]
+    assert last_words(1, 2) == pair().sentence
 
 
 def test_arms_that_cannot_be_compared_are_named() -> None:
     arms = [arm("A", "grouped"), arm("B", "grouped"), arm("C", "as-given"), arm("D")]
-    assert say_all(comparison(*arms)) == [
+    assert summary(*arms) == [
         "1 of the pairs share no image and was not compared.",
         "Not evaluated under grouped: C.",
     ]
@@ -172,7 +190,7 @@ def test_arms_that_cannot_be_compared_are_named() -> None:
 def test_a_leak_is_said_first_and_once_for_a_protocol() -> None:
     leaking: dict[str, Any] = {"leak": "Leak: 9 of 10.", "is_believable": False}
     arms = [arm(name, "as-given", **leaking) for name in "AB"]
-    assert say_all(comparison(*arms))[0] == (
+    assert summary(*arms)[0] == (
         "The accuracy under as-given cannot be believed. Leak: 9 of 10."
     )
 
@@ -180,9 +198,9 @@ def test_a_leak_is_said_first_and_once_for_a_protocol() -> None:
 def test_a_leak_is_said_of_test_where_val_is_compared() -> None:
     leaking: dict[str, Any] = {"leak": "Leak: 9 of 10.", "is_believable": False}
     arms = [arm(name, "as-given", **leaking) for name in "AB"]
-    assert say_all(comparison(*arms) | {"subset": "val"})[0] == (
+    assert summary(*arms, subset="val")[0] == (
         "The accuracy on test under as-given cannot be believed. Leak: 9 of 10. "
-        "The figures here are of val, which that does not speak of."
+        "That is about test; the figures here are of val."
     )
 
 
@@ -192,44 +210,49 @@ def test_a_leak_of_some_arms_names_them() -> None:
         arm("B", "grouped", leak="Leak: 9 of 10.", is_believable=False),
         arm("C", "grouped", leak="Unknown.", is_believable=None),
     ]
-    assert say_all(comparison(*arms))[:2] == [
+    assert summary(*arms)[:2] == [
         "The accuracy of B under grouped cannot be believed. Leak: 9 of 10.",
         "The accuracy of C under grouped may be too high. Unknown.",
     ]
 
 
 def test_the_best_test_epoch_is_marked_as_chosen_on_test() -> None:
-    (words,) = say_all(comparison(arm("A", "grouped", best_test_epoch_accuracy=0.9)))
+    (words,) = summary(arm("A", "grouped", best_test_epoch_accuracy=0.9))
     assert words.startswith("The best test epoch (*) was chosen on the images")
-    assert say_all(comparison(arm("A", "grouped"))) == []
+    assert summary(arm("A", "grouped")) == []
 
 
 def test_runs_without_measures_are_said_with_the_reason() -> None:
     def run(seed: int, state: str, reason: str | None) -> dict[str, Any]:
-        return {"protocol": "grouped", "seed": seed, "state": state, "reason": reason}
+        return {
+            "path": "",
+            "protocol": "grouped",
+            "seed": seed,
+            "state": state,
+            "reason": reason,
+            "history": [],
+        }
 
     runs = (
         run(1, "finished", None),
         run(2, "failed", "out of memory"),
         run(3, "waiting", None),
     )
-    assert say_all(comparison(arm("A", "grouped", runs=runs))) == [
+    assert summary(arm("A", "grouped", runs=runs)) == [
         "A (grouped, seed 2) has no measures: out of memory.",
         "A (grouped, seed 3) has no measures: waiting.",
     ]
-    assert say_all(
-        comparison(
-            *(arm(name, "grouped", runs=(run(3, "waiting", None),)) for name in "AB")
-        )
+    assert summary(
+        *(arm(name, "grouped", runs=(run(3, "waiting", None),)) for name in "AB")
     )[-1:] == ["A; B (grouped, seed 3) have no measures: waiting."]
     many = tuple(run(seed, "waiting", None) for seed in range(9))
-    words = say_all(comparison(arm("A", runs=many)))
+    words = summary(arm("A", runs=many))
     assert len(words) == 7
     assert words[-1] == "Nor have 3 more runs."
 
 
 def test_an_example_that_training_has_seen_is_said_to_be() -> None:
     arms = [arm(name, num_seeds=1) for name in "ABC"]
-    words = say_all(comparison(*arms, in_training=(True, False, True)))
+    words = summary(*arms, in_training=(True, False, True))
     assert words == ["The example was in the training of A; C, and is no test there."]
-    assert say_all(comparison(*arms, in_training=(False,) * 3)) == []
+    assert summary(*arms, in_training=(False,) * 3) == []

@@ -37,6 +37,7 @@ HEAVY = {
     "scipy",
     "sklearn",
     "sqlalchemy",
+    "tabulate",
     "timm",
     "torch",
     "torchmetrics",

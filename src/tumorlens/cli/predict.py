@@ -411,8 +411,7 @@ def _writer(
     folder: Path, run: Path, predictor: Predictor
 ) -> Callable[[SeriesAnswer], bool]:
     """Return what writes the DICOM results of a series, and says whether it did."""
-    from tumorlens.report.dicom_results import write_results
-    from tumorlens.report.model_notes import notes_of
+    from tumorlens.report.dicom_results import notes_of, write_results
 
     notes = notes_of(run, predictor)
     return lambda answer: bool(write_results(folder, predictor, answer, notes=notes))

@@ -213,7 +213,7 @@ def compare(
     ] = False,
 ) -> None:
     """Put runs side by side, and say which differences are noise."""
-    from tumorlens.files import write_json
+    from tumorlens.files import write_model
     from tumorlens.report import tables, write_comparison_page
     from tumorlens.study import compare as stage
     from tumorlens.study.arms import is_study
@@ -233,13 +233,13 @@ def compare(
             command=context.obj,
             progress=progress,
         )
-    write_json(out / "comparison.json", found)
+    write_model(out / "comparison.json", found)
     tables.write_tables(found, out)
     page = write_comparison_page(
         out / "comparison.json", data=data, out=out / "comparison.html"
     )
     terminal.print_table(*tables.table_rows(found, is_short=True))
-    for sentence in found["words"]:
+    for sentence in found.summary:
         terminal.print_line(sentence)
     terminal.print_line(
         f"the page is {page}, its tables are beside it as .csv, .md and .tex"

@@ -57,7 +57,7 @@ class Split(NotebookView):
 
     @property
     def counts(self) -> dict[str, Counter[str]]:
-        """Number of files by subset and class; train, val, test first, left-out last."""
+        """Files by subset and class: train, val, test first, left-out last."""
         order = [*SUBSETS[:-1], *sorted({row.subset for row in self.rows} - {*SUBSETS})]
         counts = {subset: Counter[str]() for subset in [*order, LEFT_OUT]}
         for row in self.rows:

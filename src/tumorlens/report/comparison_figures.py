@@ -30,10 +30,10 @@ from tumorlens.report.drawing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
+
+    from tumorlens.study.comparison import HistoryRow
 
 MAX_LINES = 9
 """Beyond so many lines in one panel, every subset has a panel of its own."""
@@ -58,7 +58,7 @@ class ArmCurves:
     number: int
     """Its place among all arms: the same colour in every figure."""
 
-    histories: Sequence[Sequence[Mapping[str, Any]]]
+    histories: Sequence[Sequence[HistoryRow]]
     """One per seed."""
 
 
@@ -254,7 +254,8 @@ def draw_front(points: Sequence[Point], heading: Heading) -> Drawing:
 def _line(arm: ArmCurves, key: str) -> NDArray[np.float64] | None:
     """Return the mean over seeds; `None` where no seed has a value."""
     lines = [
-        np.array([np.nan if row[key] is None else row[key] for row in rows], float)
+        # What was not measured is None, and becomes nan.
+        np.array([getattr(row, key) for row in rows], float)
         for rows in arm.histories
     ]
     lines = [line for line in lines if np.isfinite(line).any()]

@@ -1,4 +1,4 @@
-"""The page of a comparison: what `comparison.json` says, and its figures.
+"""The page of a comparison: the content of `comparison.json` with figures.
 
 Nothing is measured or tested here: `tumorlens.study.compare` has done that. The page
 runs one small script of its own, which sorts the tables; its digest is in the page, and
@@ -27,7 +27,6 @@ from tumorlens.report.comparison_figures import (
     draw_bars,
     draw_front,
 )
-from tumorlens.report.comparison_file import Comparison, read_comparison
 from tumorlens.report.drawing import Drawing, Heading
 from tumorlens.report.page import (
     Picture,
@@ -38,11 +37,13 @@ from tumorlens.report.page import (
     write_megabytes,
     write_percent,
 )
+from tumorlens.study.comparison import read_comparison
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from tumorlens.report.comparison_file import Arm, Leak
+    from tumorlens.runs.measures import Estimate
+    from tumorlens.study.comparison import ArmLeak, ComparedArm, Comparison
 
 MAX_OPEN_PAIRS = 15
 """A longer list of pairs is folded."""
@@ -103,12 +104,11 @@ def write_comparison_page(
         write_bytes(out.parent / "figures" / f"{name}.png", drawing.png())
 
     script = _script()
-    content = found.model_dump()
     page = render_page(
         "comparison.html.j2",
         {
-            "found": content,
-            "headline": found.headline,
+            "found": found,
+            "headline": found.headline_protocol,
             "protocols": found.protocols,
             "verdicts": _verdicts(found),
             "marks": {name: _leak_mark(found, name) for name in found.protocols},
@@ -116,7 +116,7 @@ def write_comparison_page(
             "measured_under": {
                 name: arms
                 for name in found.protocols
-                if (arms := [a for a in content["arms"] if name in a["measures"]])
+                if (arms := found.measured_under(name))
             },
             "has_seeds": any(
                 one.num_seeds > 1 for arm in found.arms for one in arm.measures.values()
@@ -125,24 +125,19 @@ def write_comparison_page(
                 name
                 for arm in found.arms
                 for name, one in arm.measures.items()
-                if one.last_epoch_accuracy is not None
-                or one.best_val_epoch_accuracy is not None
-                or one.best_test_epoch_accuracy is not None
+                if one.has_epochs
             },
-            "pairs": {
-                name: [pair for pair in content["pairs"] if pair["protocol"] == name]
-                for name in found.protocols
-            },
+            "pairs": {name: found.pairs_under(name) for name in found.protocols},
             "max_open_pairs": MAX_OPEN_PAIRS,
             "curves": curves,
             "accuracy": accuracy,
             "others": others,
             "picture": _picture(found, data),
             "trials": [
-                {**run, "arm": arm["name"]}
-                for arm in content["arms"]
-                for run in arm["runs"]
-                if run["state"] != _FINISHED or run["reason"]
+                (arm.name, run)
+                for arm in found.arms
+                for run in arm.runs
+                if run.state != _FINISHED or run.reason
             ],
             "settings": {arm.name: _settings(arm) for arm in found.arms},
             "num_trials": sum(len(arm.runs) for arm in found.arms),
@@ -154,7 +149,7 @@ def write_comparison_page(
     return out
 
 
-def _settings(arm: Arm) -> list[tuple[str, str]]:
+def _settings(arm: ComparedArm) -> list[tuple[str, str]]:
     """Return what an arm differs in, but for what its name says already."""
     said = {*arm.name.split(", ")}
     settings = []
@@ -184,7 +179,7 @@ def _verdicts(found: Comparison) -> list[dict[str, Any]]:
             "leaks": any(leak.is_believable is False for leak in leaks),
             "passed": all(leak.is_believable for leak in leaks),
             "open": _open_question(leaks),
-            "words": [leak.words for leak in leaks if leak.words],
+            "sentences": [leak.words for leak in leaks if leak.words],
         }
         for protocol in found.protocols
         if (leaks := found.leaks(protocol))
@@ -192,7 +187,7 @@ def _verdicts(found: Comparison) -> list[dict[str, Any]]:
     return sorted(verdicts, key=lambda one: not one["leaks"])
 
 
-def _open_question(leaks: Iterable[Leak]) -> str:
+def _open_question(leaks: Iterable[ArmLeak]) -> str:
     """Return what is not known where no leak was found and the check has not passed."""
     states = {leak.state for leak in leaks if leak.is_believable is None}
     if not states or states - {NO_PATIENTS, SOME_PATIENTS}:
@@ -233,10 +228,7 @@ def _arm_curves(found: Comparison, protocol: str) -> list[ArmCurves]:
                 ArmCurves(
                     name=arm.name if finished else f"{arm.name} (unfinished)",
                     number=number,
-                    histories=[
-                        [row.model_dump() for row in run.history]
-                        for run in finished or runs
-                    ],
+                    histories=[run.history for run in finished or runs],
                 )
             )
     return arms
@@ -255,21 +247,22 @@ def _draw_curves(found: Comparison, protocol: str, measure: str = "") -> Drawing
 
 
 def _accuracy_bars(found: Comparison, protocol: str) -> list[Bar]:
-    bars = []
-    for arm in found.arms:
-        measures = arm.measures.get(protocol)
-        accuracy = measures.accuracy if measures else None
-        value = accuracy.value if accuracy else None
-        bars.append(
-            Bar(
-                arm.name,
-                value,
-                accuracy.low if accuracy else None,
-                accuracy.high if accuracy else None,
-                write_percent(value),
-            )
+    return [
+        _bar(
+            arm.name,
+            arm.measures[protocol].accuracy if protocol in arm.measures else None,
+            write_percent,
         )
-    return bars
+        for arm in found.arms
+    ]
+
+
+def _bar(
+    name: str, estimate: Estimate | None, write: Callable[[float | None], str]
+) -> Bar:
+    if estimate is None:
+        return Bar(name, None, None, None, write(None))
+    return Bar(name, estimate.value, estimate.low, estimate.high, write(estimate.value))
 
 
 def _draw_accuracy(found: Comparison, protocol: str, bars: Sequence[Bar]) -> Drawing:
@@ -285,13 +278,7 @@ def _draw_others(found: Comparison) -> dict[str, tuple[Drawing, str]]:
     """Return the figures that not every comparison has, each with its words."""
     drawings = {}
     latency = [
-        Bar(
-            arm.name,
-            arm.latency_ms.value,
-            arm.latency_ms.low,
-            arm.latency_ms.high,
-            f"{write_decimal(arm.latency_ms.value, 2)} ms",
-        )
+        _bar(arm.name, arm.latency_ms, lambda value: f"{write_decimal(value, 2)} ms")
         for arm in found.arms
     ]
     if any(bar.value is not None for bar in latency):
@@ -324,32 +311,32 @@ def _draw_others(found: Comparison) -> dict[str, tuple[Drawing, str]]:
         if (point := _point(found, number, arm)) is not None
     ]
     if points:
-        title = f"Accuracy against latency, {found.headline}"
+        title = f"Accuracy against latency, {found.headline_protocol}"
         front = ", ".join(point.name for point in points if point.is_on_front)
         drawings["front"] = (
-            draw_front(points, _heading(found, title, found.headline)),
+            draw_front(points, _heading(found, title, found.headline_protocol)),
             f"{title}. On the Pareto front: {front}.",
         )
     return drawings
 
 
-def _point(found: Comparison, number: int, arm: Arm) -> Point | None:
-    measures, latency = arm.measures.get(found.headline), arm.latency_ms
-    if measures is None or measures.accuracy.value is None or latency.value is None:
+def _point(found: Comparison, number: int, arm: ComparedArm) -> Point | None:
+    measures, latency = arm.measures.get(found.headline_protocol), arm.latency_ms
+    if measures is None or latency is None:
         return None
-    accuracy = measures.accuracy
     return Point(
         arm.name,
         number,
-        latency_ms=_with_ends(latency.value, latency.low, latency.high),
-        accuracy=_with_ends(measures.accuracy.value, accuracy.low, accuracy.high),
+        latency_ms=_with_bounds(latency),
+        accuracy=_with_bounds(measures.accuracy),
         is_on_front=arm.name in found.pareto,
     )
 
 
-def _with_ends(
-    value: float, low: float | None, high: float | None
-) -> tuple[float, float, float]:
+def _with_bounds(estimate: Estimate) -> tuple[float, float, float]:
+    """Return a value and its bounds; without an interval, the value for each."""
+    value, low, high = estimate.value, estimate.low, estimate.high
+    assert value is not None
     return value, value if low is None else low, value if high is None else high
 
 

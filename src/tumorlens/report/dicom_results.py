@@ -21,6 +21,7 @@ import tumorlens
 from tumorlens.data.dicom import pixels
 from tumorlens.data.dicom.series import MANUFACTURER
 from tumorlens.data.images import DEFAULT_LIMITS, read_image, square_box
+from tumorlens.deploy.artefact import is_artefact, open_artefact
 from tumorlens.errors import ConfigError, DataError
 from tumorlens.evaluation.occlusion import (
     PATCHES_PER_SIDE,
@@ -31,6 +32,7 @@ from tumorlens.extras import require
 from tumorlens.files import write_bytes
 from tumorlens.report.dicom_picture import WARNING, Page, draw_page
 from tumorlens.report.dicom_report import SCHEME, report_content
+from tumorlens.runs.folder import open_run
 from tumorlens.text import percent
 
 if TYPE_CHECKING:
@@ -154,6 +156,43 @@ def write_results(
             path.unlink(missing_ok=True)
         raise
     return written
+
+
+def notes_of(path: Path, predictor: Predictor) -> list[str]:
+    """Return what is known of the model behind a predictor.
+
+    Args:
+        path: The run folder or the artefact that it was opened from.
+        predictor: For its name and the digests of its weights.
+    """
+    digests = [
+        digest[:12] for voice in predictor.voices for digest in voice.weights_sha256
+    ]
+    shown = ", ".join(digests[:3]) + (", ..." if len(digests) > 3 else "")
+    model = f"Model {predictor.name}, weights sha256 {shown}."
+    return [model, _worth_of_artefact(path) if is_artefact(path) else _worth(path)]
+
+
+def _worth_of_artefact(path: Path) -> str:
+    parity = open_artefact(path).parity()
+    num_flips = len(parity.flips)
+    return (
+        f"Accuracy on {parity.num_images} validation images: "
+        f"{percent(parity.accuracy.artefact)}, its run {percent(parity.accuracy.run)}; "
+        f"{num_flips or 'no'} label{'' if num_flips == 1 else 's'} differ"
+        f"{'s' if num_flips == 1 else ''}."
+    )
+
+
+def _worth(path: Path) -> str:
+    run = open_run(path)
+    if not run.metrics_path.is_file():
+        return "It was never evaluated on a test subset: how good it is is not known."
+    metrics = run.metrics()
+    return (
+        f"Accuracy on {metrics.num_images} test images, 95 %: "
+        f"{metrics.accuracy.percentage}. {metrics.leak.words}"
+    )
 
 
 def _as_file(dataset: Dataset) -> bytes:

@@ -22,6 +22,7 @@ from tumorlens.deploy.predictor import Predictions
 from tumorlens.report.drawing import Drawing, Heading
 from tumorlens.report.page import render_page
 from tumorlens.report.run_figures import draw_confusion, draw_curves
+from tumorlens.report.tables import table_rows
 from tumorlens.runs.folder import Run
 from tumorlens.runs.measures import Metrics
 from tumorlens.text import counted, megabytes, percent
@@ -81,7 +82,7 @@ def _(found: Audit) -> _View:
     return _View(
         f"Audit of {found.data}",
         found.verdict.words,
-        is_warning=not found.verdict.is_believable,
+        is_warning=found.verdict.believable is False,
         sentences=[sentence for sentence in (found.verdict.left,) if sentence]
         + list(found.findings),
         tables=[
@@ -218,6 +219,15 @@ def _(measured: Benchmark) -> _View:
         "Exported models side by side",
         sentences=measured.sentences,
         tables=[_table(*benchmark_rows(measured))],
+    )
+
+
+@_view.register
+def _(found: Comparison) -> _View:
+    return _View(
+        found.title or "Runs side by side",
+        sentences=found.summary,
+        tables=[_table(*table_rows(found, is_short=True))],
     )
 
 

@@ -1,8 +1,8 @@
 """A comparison as tables: CSV for programs, Markdown and LaTeX for people.
 
-Everything is taken from the content of `comparison.json`; nothing is measured here.
-The CSV has every number as it is, fractions among them; the tables for people have
-percentages, and no winner in bold: which arm is first is often chance.
+All of it is in `comparison.json`; nothing is measured here. The CSV has every number
+as it is, fractions among them; the tables for people have percentages, and no winner in
+bold: which arm is first is often chance.
 """
 
 from __future__ import annotations
@@ -11,101 +11,111 @@ import csv
 import io
 from typing import TYPE_CHECKING, Any
 
+from tabulate import tabulate
+
 from tumorlens.files import write_text
-from tumorlens.text import duration, interval, large_number, one_line, p_value, percent
+from tumorlens.text import (
+    NOT_DEFINED,
+    decimal,
+    duration,
+    large_number,
+    megabytes,
+    one_line,
+    p_value,
+    percent,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
-_NOT_KNOWN = "n/a"
-_WITH_INTERVAL = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
-_OF_EPOCHS = (
+    from tumorlens.runs.measures import Estimate
+    from tumorlens.study.comparison import ArmMeasures, ComparedArm, Comparison
+
+Rows = tuple[list[str], list[list[str]]]
+"""The heading of a table, and its rows."""
+
+_ESTIMATES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+_EPOCHS = (
     ("last epoch", "last_epoch_accuracy"),
     ("best val epoch", "best_val_epoch_accuracy"),
     ("best test epoch*", "best_test_epoch_accuracy"),
 )
 _LONG_ONLY = (
-    *(name for name, _ in _OF_EPOCHS),
+    *(name for name, _ in _EPOCHS),
     *("macro F1", "log loss", "ECE", "MACs", "size", "images/s"),
 )
 
 
-def table_rows(
-    comparison: Mapping[str, Any], *, is_short: bool = False
-) -> tuple[list[str], list[list[str]]]:
-    """Return the table of the arms for people: its heading, and a row for each arm.
+def table_rows(comparison: Comparison, *, is_short: bool = False) -> Rows:
+    """Return the table of the arms for people.
 
     Args:
-        comparison: The content of `comparison.json`.
+        comparison: The comparison.
         is_short: Whether to keep to what fits a terminal: the accuracies and costs.
 
     Returns:
-        Columns that would be empty are left out.
+        A row for each arm. Columns that would be empty are left out.
     """
-    arms = comparison["arms"]
+    arms = comparison.arms
     columns = [
         (name, write)
         for name, write in _columns(comparison)
-        if any(write(arm) for arm in arms)
+        if any(write(arm) != NOT_DEFINED for arm in arms)
         and not (is_short and name.startswith(_LONG_ONLY))
     ]
     heading = ["arm", *(name for name, _ in columns)]
-    return heading, [
-        [arm["name"], *(write(arm) or _NOT_KNOWN for _, write in columns)]
-        for arm in arms
-    ]
+    return heading, [[arm.name, *(write(arm) for _, write in columns)] for arm in arms]
 
 
-def pair_rows(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return the table of the pairs for people: its heading, and a row for each."""
+def pair_rows(comparison: Comparison) -> Rows:
+    """Return the table of the pairs for people, a row for each."""
     heading = [
         *("protocol", "first", "second", "images", "points (95 %)"),
         *("p, McNemar", "p, bootstrap", "p, Holm", ""),
     ]
     return heading, [
         [
-            *(pair["protocol"], pair["first"], pair["second"]),
-            f"{pair['num_images']:,}",
-            interval(pair["difference"]).replace(" %", ""),
-            *(p_value(pair[name]) for name in ("p_mcnemar", "p_bootstrap", "p_holm")),
-            "noise" if pair["is_noise"] else "real",
+            *(pair.protocol, pair.first, pair.second),
+            f"{pair.num_images:,}",
+            pair.difference.percentage.replace(" %", ""),
+            *map(p_value, (pair.p_mcnemar, pair.p_bootstrap, pair.p_holm)),
+            "noise" if pair.is_noise else "real",
         ]
-        for pair in comparison["pairs"]
+        for pair in comparison.pairs
     ]
 
 
-def write_tables(comparison: Mapping[str, Any], folder: Path) -> None:
+def write_tables(comparison: Comparison, folder: Path) -> None:
     """Write `comparison.csv`, `.md` and `.tex`. Raises what `write_text` raises."""
     write_text(folder / "comparison.csv", as_csv(comparison))
     write_text(folder / "comparison.md", as_markdown(comparison))
     write_text(folder / "comparison.tex", as_latex(comparison))
 
 
-def as_csv(comparison: Mapping[str, Any]) -> str:
+def as_csv(comparison: Comparison) -> str:
     """Return one line per arm and protocol, every number as it is in the JSON.
 
     Arms without measures have one line with an empty protocol.
     """
-    keys = list(
-        dict.fromkeys(key for arm in comparison["arms"] for key in arm["settings"])
-    )
+    keys = list(dict.fromkeys(key for arm in comparison.arms for key in arm.settings))
     rows = []
-    for arm in comparison["arms"]:
-        of_arm = {
-            "arm": arm["name"],
-            **{key: arm["settings"].get(key) for key in keys},
-            "model": arm["model"],
+    for arm in comparison.arms:
+        settings = {key: arm.settings.get(key) for key in keys}
+        costs = {
+            "num_parameters": arm.num_parameters,
+            "macs": arm.macs,
+            "size_bytes": arm.size_bytes,
+            **_bounds("latency_ms", arm.latency_ms),
+            "train_seconds": arm.train_seconds,
+            "images_per_second": arm.images_per_second,
         }
-        of_network = {
-            **{name: arm[name] for name in ("num_parameters", "macs", "size_bytes")},
-            **_spread("latency_ms", arm["latency_ms"]),
-            **{name: arm[name] for name in ("train_seconds", "images_per_second")},
-        }
-        for protocol, measures in (arm["measures"] or {"": None}).items():
-            rows.append(
-                of_arm | {"protocol": protocol} | _csv_measures(measures) | of_network
-            )
+        rows += [
+            {"arm": arm.name, **settings, "model": arm.model, "protocol": protocol}
+            | _csv_measures(arm.measures.get(protocol))
+            | costs
+            for protocol in arm.measures or ("",)
+        ]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -113,129 +123,130 @@ def as_csv(comparison: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def as_markdown(comparison: Mapping[str, Any]) -> str:
+def as_markdown(comparison: Comparison) -> str:
     """Return the sentences, the table of the arms and that of the pairs."""
-    parts = [f"# {_markdown(comparison['title'])}"]
-    parts += [_markdown(sentence) for sentence in comparison["words"]]
-    parts.append(_markdown_table(*table_rows(comparison)))
-    if comparison["pairs"]:
-        parts.append(_markdown_table(*pair_rows(comparison)))
+    parts = [f"# {_markdown(comparison.title)}"]
+    parts += [_markdown(sentence) for sentence in comparison.summary]
+    parts += [_table(rows, _markdown, "pipe") for rows in _tables(comparison)]
     return "\n\n".join(parts) + "\n"
 
 
-def as_latex(comparison: Mapping[str, Any]) -> str:
+def as_latex(comparison: Comparison) -> str:
     """Return the two tables as plain `tabular`s, which need no package."""
     parts = [
-        f"% {one_line(comparison['title'])}",
-        *(f"% {one_line(sentence)}" for sentence in comparison["words"]),
-        _latex_table(*table_rows(comparison)),
+        f"% {one_line(comparison.title)}",
+        *(f"% {one_line(sentence)}" for sentence in comparison.summary),
+        *(_table(rows, _latex, "latex_raw") for rows in _tables(comparison)),
     ]
-    if comparison["pairs"]:
-        parts.append(_latex_table(*pair_rows(comparison)))
     return "\n".join(parts) + "\n"
 
 
-def _columns(
-    comparison: Mapping[str, Any],
-) -> list[tuple[str, Callable[[Mapping[str, Any]], str]]]:
-    """Return the heading of each column, and what writes its cell for an arm.
+def _tables(comparison: Comparison) -> list[Rows]:
+    arms, pairs = table_rows(comparison), pair_rows(comparison)
+    return [arms, pairs] if comparison.pairs else [arms]
 
-    An empty cell is something that is not known.
-    """
-    headline = comparison["headline_protocol"]
+
+def _columns(
+    comparison: Comparison,
+) -> list[tuple[str, Callable[[ComparedArm], str]]]:
+    """Return the heading of each column, and what writes its cell for an arm."""
+    headline = comparison.headline_protocol
     protocols = dict.fromkeys(
-        [headline, *(name for arm in comparison["arms"] for name in arm["measures"])]
+        [headline, *(name for arm in comparison.arms for name in arm.measures)]
     )
     marked = {name: f"{name}{_mark(comparison, name)}" for name in protocols}
     columns = [
-        (f"accuracy, {marked[protocol]}", _measure(protocol, "accuracy", interval))
+        (f"accuracy, {marked[protocol]}", _measure(protocol, "accuracy", _percentage))
         for protocol in protocols
     ]
     columns += [
         (f"{name}, {marked[protocol]}", _measure(protocol, key, percent))
         for protocol in protocols
-        for name, key in _OF_EPOCHS
+        for name, key in _EPOCHS
     ]
     return [
         *columns,
-        (f"macro F1, {marked[headline]}", _measure(headline, "macro_f1", interval)),
+        (f"macro F1, {marked[headline]}", _measure(headline, "macro_f1", _percentage)),
         (f"log loss, {marked[headline]}", _measure(headline, "log_loss", _decimals)),
-        (
-            f"ECE, {marked[headline]}",
-            _measure(headline, "ece", lambda value: f"{value:.3f}"),
-        ),
-        ("parameters", _cell("num_parameters", large_number)),
-        ("MACs", _cell("macs", large_number)),
-        ("size", _cell("size_bytes", lambda size: f"{size / 10**6:.1f} MB")),
-        ("latency", _cell("latency_ms", _milliseconds)),
-        ("training", _cell("train_seconds", duration)),
-        ("images/s", _cell("images_per_second", lambda speed: f"{speed:.0f}")),
+        (f"ECE, {marked[headline]}", _measure(headline, "ece", decimal)),
+        ("parameters", lambda arm: large_number(arm.num_parameters)),
+        ("MACs", lambda arm: large_number(arm.macs)),
+        ("size", lambda arm: megabytes(arm.size_bytes)),
+        ("latency", lambda arm: _milliseconds(arm.latency_ms)),
+        ("training", lambda arm: duration(arm.train_seconds)),
+        ("images/s", lambda arm: decimal(arm.images_per_second, 0)),
     ]
 
 
-def _mark(comparison: Mapping[str, Any], protocol: str) -> str:
-    """Return what a heading says of a protocol whose test images training has seen."""
-    leaks = (
-        arm["measures"][protocol]["leak"]["is_believable"] is False
-        for arm in comparison["arms"]
-        if protocol in arm["measures"]
-    )
-    return " (leaks)" if any(leaks) else ""
-
-
-def _cell(key: str, write: Callable[[Any], str]) -> Callable[[Mapping[str, Any]], str]:
-    return lambda arm: "" if arm[key] is None else write(arm[key])
+def _mark(comparison: Comparison, protocol: str) -> str:
+    """Return the note in a heading on a protocol that trains on test images."""
+    leaks = comparison.leaks(protocol)
+    return " (leaks)" if any(leak.is_believable is False for leak in leaks) else ""
 
 
 def _measure(
-    protocol: str, key: str, write: Callable[[Any], str]
-) -> Callable[[Mapping[str, Any]], str]:
-    def cell(arm: Mapping[str, Any]) -> str:
-        value = arm["measures"].get(protocol, {}).get(key)
-        return "" if value is None else write(value)
+    protocol: str, name: str, write: Callable[[Any], str]
+) -> Callable[[ComparedArm], str]:
+    def cell(arm: ComparedArm) -> str:
+        measures = arm.measures.get(protocol)
+        return write(None if measures is None else getattr(measures, name))
 
     return cell
 
 
-def _decimals(measure: Mapping[str, float | None]) -> str:
+def _percentage(estimate: Estimate | None) -> str:
+    return NOT_DEFINED if estimate is None else estimate.percentage
+
+
+def _decimals(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return NOT_DEFINED
     bounds = ""
-    if measure["low"] is not None:
-        bounds = f" ({measure['low']:.3f} to {measure['high']:.3f})"
-    return f"{measure['value']:.3f}{bounds}"
+    if estimate.low is not None:
+        bounds = f" ({decimal(estimate.low)} to {decimal(estimate.high)})"
+    return decimal(estimate.value) + bounds
 
 
-def _milliseconds(measure: Mapping[str, float]) -> str:
-    return f"{measure['value']:.1f} ms ({measure['low']:.1f} to {measure['high']:.1f})"
+def _milliseconds(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return NOT_DEFINED
+    low, high = decimal(estimate.low, 1), decimal(estimate.high, 1)
+    return f"{decimal(estimate.value, 1)} ms ({low} to {high})"
 
 
-def _spread(name: str, measure: Mapping[str, Any] | None) -> dict[str, Any]:
-    measure = measure or {}
+def _bounds(name: str, estimate: Estimate | None) -> dict[str, float | None]:
     return {
-        name: measure.get("value"),
-        f"{name}_low": measure.get("low"),
-        f"{name}_high": measure.get("high"),
+        name: estimate.value if estimate else None,
+        f"{name}_low": estimate.low if estimate else None,
+        f"{name}_high": estimate.high if estimate else None,
     }
 
 
-def _csv_measures(measures: Mapping[str, Any] | None) -> dict[str, Any]:
-    found = measures or {}
-    row = {name: found.get(name) for name in ("num_seeds", "num_images")}
-    for name in _WITH_INTERVAL:
-        row |= _spread(name, found.get(name))
-    row |= {
-        name: found.get(name)
-        for name in ("ece", *(key for _, key in _OF_EPOCHS), "best_test_epoch")
+def _csv_measures(measures: ArmMeasures | None) -> dict[str, Any]:
+    plain = ("ece", *(key for _, key in _EPOCHS), "best_test_epoch")
+    row: dict[str, Any] = {
+        name: getattr(measures, name, None) for name in ("num_seeds", "num_images")
     }
-    leak = found.get("leak", {})
-    return row | {"is_believable": leak.get("is_believable"), "leak": leak.get("words")}
+    for name in _ESTIMATES:
+        row |= _bounds(name, getattr(measures, name, None))
+    row |= {name: getattr(measures, name, None) for name in plain}
+    leak = measures.leak if measures else None
+    return row | {
+        "is_believable": leak.is_believable if leak else None,
+        "leak": leak.words if leak else None,
+    }
 
 
-def _markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(_markdown(cell) for cell in cells)} |"
-
-    marks = ["---", *("---:" for _ in heading[1:])]
-    return "\n".join([line(heading), f"| {' | '.join(marks)} |", *map(line, rows)])
+def _table(rows: Rows, escape: Callable[[str], str], kind: str) -> str:
+    heading, body = rows
+    table: str = tabulate(
+        [list(map(escape, row)) for row in body],
+        headers=list(map(escape, heading)),
+        tablefmt=kind,
+        colalign=["left", *["right"] * (len(heading) - 1)],
+        disable_numparse=True,
+    )
+    return table
 
 
 def _markdown(text: str) -> str:
@@ -255,24 +266,7 @@ _LATEX = {
 }
 
 
-def _latex_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    def line(cells: Iterable[str]) -> str:
-        row = " & ".join(_latex(cell) for cell in cells)
-        # After the end of a row, a bracket or star would be an option of that end.
-        return f"{'{}' if row.startswith(('[', '*')) else ''}{row} \\\\"
-
-    return "\n".join(
-        [
-            f"\\begin{{tabular}}{{l{'r' * (len(heading) - 1)}}}",
-            "\\hline",
-            line(heading),
-            "\\hline",
-            *map(line, rows),
-            "\\hline",
-            "\\end{tabular}",
-        ]
-    )
-
-
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(sign, sign) for sign in one_line(text))
+    escaped = "".join(_LATEX.get(sign, sign) for sign in one_line(text))
+    # After the end of a row, a bracket or star would be an option of that end.
+    return f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped

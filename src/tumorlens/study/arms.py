@@ -76,7 +76,7 @@ class Arm:
     members: tuple[Member, ...]
     """In the order given."""
 
-    def of(self, protocol: str) -> tuple[Member, ...]:
+    def members_under(self, protocol: str) -> tuple[Member, ...]:
         """Return the members under a protocol."""
         return tuple(one for one in self.members if one.protocol == protocol)
 

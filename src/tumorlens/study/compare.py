@@ -1,11 +1,11 @@
 """Runs side by side: what each reached and costs, and which differences are real.
 
-Everything about accuracy comes from the runs' `predictions.csv`. Where those of val are
-missing the networks are asked for them; for test never, since each look at test is
-somebody's decision. Two arms are compared on the images that both were asked about,
-under the same protocol. What the newcomer would get wrong: the arm with the highest
-figure has not won. Of ten equal arms one is best by luck, so p-values are corrected for
-the number of pairs, and a difference that may be luck is called noise.
+All accuracies come from the runs' `predictions.csv`. Where that of val is missing, the
+run is evaluated on val; never on test, since each look at test is a decision of the
+user. Two arms are compared on the images that both have predictions for, under the same
+protocol. The arm with the highest figure has not won: of ten equal arms one is best by
+luck. So p-values are corrected for the number of pairs, and a difference that may be
+luck is called noise.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tumorlens.deploy import costs
-from tumorlens.errors import ConfigError, RunError, did_you_mean
+from tumorlens.deploy.predictor import Predictor
+from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
 from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.predictions import pool_predictions, read_predictions
+from tumorlens.files import sha256_of
+from tumorlens.runs.measures import Estimate
 from tumorlens.stats.paired import exact_mcnemar, holm, paired_bootstrap
 from tumorlens.study.arm_measures import (
     epoch_accuracies,
@@ -32,8 +35,17 @@ from tumorlens.study.arm_measures import (
     worst_leak,
 )
 from tumorlens.study.arms import find_arms, is_study
-from tumorlens.study.comparison import say_all, say_pair
-from tumorlens.study.comparison_example import ask_about
+from tumorlens.study.comparison import (
+    ArmMeasures,
+    ComparedArm,
+    ComparedRun,
+    Comparison,
+    Example,
+    ExampleRow,
+    HistoryRow,
+    Pair,
+    summarize,
+)
 from tumorlens.training.network import resolve_device
 
 if TYPE_CHECKING:
@@ -44,12 +56,9 @@ if TYPE_CHECKING:
     from tumorlens.runs.progress import Progress
     from tumorlens.study.arms import Arm, Member
 
-FORMAT = 1
-"""Number of the layout of `comparison.json`."""
-
 SUBSETS = ("test", "val")
 PROTOCOLS = ("grouped-kfold", "grouped", "as-given")
-"""The one that says most about new patients first."""
+"""The most telling about new patients first."""
 
 SIGNIFICANCE = 0.05
 
@@ -65,8 +74,8 @@ def compare(
     store_url: str | None = None,
     command: str = "",
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Return everything that can be said about some runs side by side.
+) -> Comparison:
+    """Compare runs: measures and costs of each arm, and which differences are real.
 
     Args:
         paths: Run folders, or one study folder. A run that is not finished, or not
@@ -76,13 +85,10 @@ def compare(
         image: A file to put through every arm.
         data: Where the images are now, if they moved. `image` may be relative to it.
         with_latency: Whether to time the networks, which takes a few seconds.
-        device: Where to time and to ask them: `auto`, `cpu` or `cuda`.
-        store_url: The address of the study's store, where a password belongs to it.
-        command: What the user typed, for the record of what is asked of val.
-        progress: Called with images done and images in all of a run asked for val.
-
-    Returns:
-        The content of `comparison.json`.
+        device: Where to run the networks: `auto`, `cpu` or `cuda`.
+        store_url: Address of the study's store, if it needs a password.
+        command: Command line of the user, for the record of evaluations on val.
+        progress: Called with images done and images in all of an evaluation on val.
 
     Raises:
         ConfigError: The subset is unknown, no path is given or one twice, or a study
@@ -98,10 +104,16 @@ def compare(
         )
     found = find_arms(paths, store_url=store_url)
     if subset == "val":
-        asking: dict[str, Any] = {"device": device, "progress": progress}
-        for run in _lacking(found, subset):
-            evaluate(run, subset=subset, data=data, command=command, **asking)
-    entries = [_Entry(arm, _answers(arm, subset)) for arm in found]
+        for run in _without_predictions(found, subset):
+            evaluate(
+                run,
+                subset=subset,
+                data=data,
+                device=device,
+                command=command,
+                progress=progress,
+            )
+    entries = [_Entry(arm, _predictions_of(arm, subset)) for arm in found]
     _check_comparable(entries, subset)
     headline = _headline_protocol(entries)
     root = paths[0] if is_study(paths[0]) else None
@@ -112,21 +124,20 @@ def compare(
     ]
     of_networks = _costs(entries, headline, device=device if with_latency else None)
     arms = [
-        _arm(entry, headline, subset=subset, root=root) | cost
+        _compared_arm(entry, headline, cost, subset=subset, root=root)
         for entry, cost in zip(entries, of_networks, strict=True)
     ]
-    comparison = {
-        "format": FORMAT,
-        "title": _title(entries, root),
-        "study": None if root is None else str(root.resolve()),
-        "subset": subset,
-        "headline_protocol": headline,
-        "arms": arms,
-        "pairs": _pairs(entries),
-        "pareto": _pareto_front(arms, headline),
-        "example": ask_about(image, data, networks) if image else None,
-    }
-    return comparison | {"words": say_all(comparison)}
+    comparison = Comparison(
+        title=_title(entries, root),
+        study=None if root is None else str(root.resolve()),
+        subset=subset,
+        headline_protocol=headline,
+        arms=tuple(arms),
+        pairs=tuple(_pairs(entries)),
+        pareto=tuple(_pareto_front(arms, headline)),
+        example=_example(image, data, networks) if image else None,
+    )
+    return comparison.model_copy(update={"summary": summarize(comparison)})
 
 
 def _default_subset(paths: Sequence[Path]) -> str:
@@ -138,8 +149,8 @@ def _default_subset(paths: Sequence[Path]) -> str:
     return "test" if plan.test else "val"
 
 
-def _lacking(arms: Iterable[Arm], subset: str) -> list[Run]:
-    """Return the finished runs that could answer for a subset and have not yet."""
+def _without_predictions(arms: Iterable[Arm], subset: str) -> list[Run]:
+    """Return the finished runs that have a subset and were not evaluated on it yet."""
     return [
         member.run
         for arm in arms
@@ -154,11 +165,11 @@ def _lacking(arms: Iterable[Arm], subset: str) -> list[Run]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """An arm and what its networks answered."""
+    """An arm and the predictions of its networks."""
 
     arm: Arm
-    answers: Mapping[str, Mapping[int, Predictions]]
-    """Protocol -> seed -> table. Only what is evaluated."""
+    predictions: Mapping[str, Mapping[int, Predictions]]
+    """Protocol -> seed -> table, of the evaluated runs."""
 
     def finished(self, protocol: str) -> list[Run]:
         """Return the finished runs under a protocol; all, where it has none."""
@@ -171,7 +182,7 @@ class _Entry:
         return next(filter(costs.has_networks, self.finished(protocol)), None)
 
 
-def _answers(arm: Arm, subset: str) -> dict[str, dict[int, Predictions]]:
+def _predictions_of(arm: Arm, subset: str) -> dict[str, dict[int, Predictions]]:
     parts: dict[str, dict[int, list[Predictions]]] = defaultdict(
         lambda: defaultdict(list)
     )
@@ -200,7 +211,7 @@ def _evaluated(members: Iterable[Member], subset: str) -> list[Run]:
 
 
 def _check_comparable(entries: Sequence[_Entry], subset: str) -> None:
-    """Refuse runs without answers, or with answers to other questions.
+    """Refuse runs without predictions, or of other classes or labels.
 
     Raises:
         RunError: See `compare`.
@@ -208,13 +219,13 @@ def _check_comparable(entries: Sequence[_Entry], subset: str) -> None:
     tables = [
         (entry.arm.name, table)
         for entry in entries
-        for by_seed in entry.answers.values()
+        for by_seed in entry.predictions.values()
         for table in by_seed.values()
     ]
     if not tables:
         raise RunError(
-            f"none of the runs has answers for the subset {subset!r}",
-            hint=_how_to_get_answers([entry.arm for entry in entries], subset),
+            f"none of the runs has predictions for the subset {subset!r}",
+            hint=_how_to_evaluate([entry.arm for entry in entries], subset),
         )
     first_name, first = tables[0]
     labels: dict[str, int] = {}
@@ -235,12 +246,14 @@ def _check_comparable(entries: Sequence[_Entry], subset: str) -> None:
                 )
 
 
-def _how_to_get_answers(arms: Sequence[Arm], subset: str) -> str:
-    """Return the commands that give the answers, or why there can be none."""
-    commands = [f"tumorlens evaluate {run.path}" for run in _lacking(arms, subset)]
+def _how_to_evaluate(arms: Sequence[Arm], subset: str) -> str:
+    """Return the commands that make the predictions, or why there can be none."""
+    commands = [
+        f"tumorlens evaluate {run.path}" for run in _without_predictions(arms, subset)
+    ]
     if commands:
-        asked = "; ".join(commands)
-        return f"{asked}; or compare on val, with --subset val and no look at test"
+        on_val = "or compare on val, with --subset val and no look at test"
+        return "; ".join([*commands, on_val])
     member = arms[0].members[0]
     return f"{member.path}: {_reason(member, subset) or member.state}"
 
@@ -258,7 +271,7 @@ def _reason(member: Member, subset: str) -> str | None:
 
 def _headline_protocol(entries: Sequence[_Entry]) -> str:
     """Return the most telling protocol that all evaluated arms have, or else any."""
-    evaluated = [set(entry.answers) for entry in entries if entry.answers]
+    evaluated = [set(entry.predictions) for entry in entries if entry.predictions]
     common = set.intersection(*evaluated) or set.union(*evaluated)
     return next(protocol for protocol in PROTOCOLS if protocol in common)
 
@@ -273,39 +286,47 @@ def _title(entries: Sequence[_Entry], root: Path | None) -> str:
     return " and ".join(names) if len(names) < 3 else f"{len(names)} arms"
 
 
-def _arm(
-    entry: _Entry, headline: str, *, subset: str, root: Path | None
-) -> dict[str, Any]:
+def _compared_arm(
+    entry: _Entry,
+    headline: str,
+    cost: Mapping[str, Any],
+    *,
+    subset: str,
+    root: Path | None,
+) -> ComparedArm:
     measures = {}
-    for protocol, by_seed in entry.answers.items():
-        runs = _evaluated(entry.arm.of(protocol), subset)
+    for protocol, by_seed in entry.predictions.items():
+        runs = _evaluated(entry.arm.members_under(protocol), subset)
         tables = list(by_seed.values())
-        measures[protocol] = {
-            "num_seeds": len(tables),
-            "num_images": len({path for table in tables for path in table.paths}),
+        measures[protocol] = ArmMeasures(
+            num_seeds=len(tables),
+            num_images=len({path for table in tables for path in table.paths}),
             **mean_measures(tables),
-            # Who is still choosing by val must not be shown test.
+            # A comparison on val, where choices are still made, must not show test.
             **epoch_accuracies(runs if subset == "test" else ()),
-            "leak": worst_leak(runs),
-        }
-    return {
-        "name": entry.arm.name,
-        "settings": entry.arm.settings,
-        "model": str(entry.arm.members[0].settings["model.name"]),
+            leak=worst_leak(runs),
+        )
+    return ComparedArm(
+        name=entry.arm.name,
+        settings=entry.arm.settings,
+        model=str(entry.arm.members[0].settings["model.name"]),
         **training_speed(entry.finished(headline)),
-        "measures": measures,
-        "runs": [
-            {
-                "path": _path_of(one, root),
-                "protocol": one.protocol,
-                "seed": one.seed,
-                "state": one.state,
-                "reason": _reason(one, subset),
-                "history": [] if one.run is None else joined_history(one.run),
-            }
-            for one in entry.arm.members
-        ],
-    }
+        **cost,
+        measures=measures,
+        runs=tuple(_compared_run(one, subset, root) for one in entry.arm.members),
+    )
+
+
+def _compared_run(member: Member, subset: str, root: Path | None) -> ComparedRun:
+    history = [] if member.run is None else joined_history(member.run)
+    return ComparedRun(
+        path=_path_of(member, root),
+        protocol=member.protocol,
+        seed=member.seed,
+        state=member.state,
+        reason=_reason(member, subset),
+        history=tuple(HistoryRow.model_validate(row) for row in history),
+    )
 
 
 def _path_of(member: Member, root: Path | None) -> str:
@@ -339,22 +360,20 @@ def _costs(
             list(answerers.values()), device=resolve_device(device)
         )
         for of_network, time in zip(found.values(), times, strict=True):
-            of_network["latency_ms"] = {
-                "value": time.p50,
-                "low": time.p5,
-                "high": time.p95,
-            }
+            of_network["latency_ms"] = Estimate(
+                value=time.p50, low=time.p5, high=time.p95
+            )
     unknown = dict.fromkeys(("num_parameters", "macs", "size_bytes", "latency_ms"))
     return [found[costs.architecture_of(run)] if run else unknown for run in runs]
 
 
-def _pairs(entries: Sequence[_Entry]) -> list[dict[str, Any]]:
-    judged = []
+def _pairs(entries: Sequence[_Entry]) -> list[Pair]:
+    judged: list[Pair] = []
     for protocol in PROTOCOLS:
         sides = [
-            (entry.arm.name, entry.answers[protocol])
+            (entry.arm.name, entry.predictions[protocol])
             for entry in entries
-            if protocol in entry.answers
+            if protocol in entry.predictions
         ]
         pairs = [
             {"protocol": protocol, "first": first, "second": second, **found}
@@ -366,20 +385,17 @@ def _pairs(entries: Sequence[_Entry]) -> list[dict[str, Any]]:
             [max(pair["p_mcnemar"] or 0.0, pair["p_bootstrap"]) for pair in pairs]
         )
         for pair, p_holm in zip(pairs, corrected, strict=True):
-            low, high = pair["difference"]["low"], pair["difference"]["high"]
+            low, high = pair["difference"].low, pair["difference"].high
             holds_zero = low is not None and low <= 0 <= high
-            pair |= {
-                "p_holm": p_holm,
-                "is_noise": holds_zero or p_holm >= SIGNIFICANCE,
-            }
-            judged.append(pair | {"words": say_pair(pair)})
+            is_noise = holds_zero or p_holm >= SIGNIFICANCE
+            judged.append(Pair(**pair, p_holm=p_holm, is_noise=is_noise))
     return judged
 
 
 def _difference(
     first: Mapping[int, Predictions], second: Mapping[int, Predictions]
 ) -> dict[str, Any] | None:
-    """Return two arms' difference on the images that both were asked about.
+    """Return two arms' difference on the images that both have predictions for.
 
     Seed by seed where they have the same seeds: another seed can mean other test
     images. `None` where there is no such image.
@@ -406,7 +422,7 @@ def _difference(
         p_mcnemar = exact_mcnemar(right_of_one > 0, right_of_other > 0)
     return {
         "num_images": len(set(paths)),
-        "difference": {"value": found.value, "low": found.low, "high": found.high},
+        "difference": Estimate(value=found.value, low=found.low, high=found.high),
         "p_mcnemar": p_mcnemar,
         "p_bootstrap": found.p,
     }
@@ -422,15 +438,12 @@ def _right(tables: Iterable[Predictions]) -> dict[str, tuple[str, list[bool]]]:
     return found
 
 
-def _pareto_front(arms: Sequence[Mapping[str, Any]], headline: str) -> list[str]:
+def _pareto_front(arms: Sequence[ComparedArm], headline: str) -> list[str]:
     """Return the arms than which no other is both as accurate and as fast, or more."""
     points = {
-        arm["name"]: (
-            arm["measures"][headline]["accuracy"]["value"],
-            -arm["latency_ms"]["value"],
-        )
+        arm.name: (arm.measures[headline].accuracy.value or 0, -arm.latency_ms.value)
         for arm in arms
-        if headline in arm["measures"] and arm["latency_ms"] is not None
+        if headline in arm.measures and arm.latency_ms and arm.latency_ms.value
     }
     return [
         name
@@ -440,3 +453,83 @@ def _pareto_front(arms: Sequence[Mapping[str, Any]], headline: str) -> list[str]
             for other in points.values()
         )
     ]
+
+
+def _example(
+    image: Path, data: Path | None, networks: Iterable[tuple[str, Run]]
+) -> Example:
+    """Put an image through one network of each arm.
+
+    Args:
+        image: A file, which may be relative to `data`.
+        data: Where the images of the runs are; `None` if not known.
+        networks: Arm and the run that stands for it. Of a k-fold run, the network that
+            has not learnt from the image is used.
+
+    Raises:
+        DataError: It is no file or cannot be read.
+    """
+    file, path = _find_image(image, data)
+    sha256 = sha256_of(file)
+    rows = []
+    classes: tuple[str, ...] = ()
+    for arm, run in networks:
+        protocol, seed = run.config.data.protocol, run.config.train.seed
+        network = f"{protocol}, seed {seed}"
+        fold = _fold_that_tests(run, sha256)
+        one = run if fold is None else run.folds()[fold]
+        if fold is not None:
+            network += f", fold {fold}: the one that did not learn from it"
+        predictor = Predictor.open(one.path)
+        (answer,) = predictor.predict_files([file])
+        if answer.probs is None:
+            raise DataError(
+                f"cannot read {file}: {answer.error}", hint="give another --image"
+            )
+        classes = predictor.classes
+        rows_of_run = one.split() if one.split_path.is_file() else ()
+        subsets = {row.subset for row in rows_of_run if row.sha256 == sha256}
+        rows.append(
+            ExampleRow(
+                arm=arm,
+                network=network,
+                probs=dict(zip(classes, map(float, answer.probs), strict=True)),
+                predicted=answer.predicted,
+                in_training=bool(subsets - {"test", "left-out"}),
+            )
+        )
+    label = file.resolve().parent.name
+    return Example(
+        path=path,
+        label=label if label in classes else "",
+        classes=classes,
+        rows=tuple(rows),
+    )
+
+
+def _fold_that_tests(run: Run, sha256: str) -> int | None:
+    """Return the fold whose network has not learnt from an image, if there is one."""
+    if not run.is_kfold:
+        return None
+    for row in run.split():
+        if row.sha256 == sha256 and row.subset.startswith("fold-"):
+            return int(row.subset.removeprefix("fold-"))
+    return None
+
+
+def _find_image(image: Path, data: Path | None) -> tuple[Path, str]:
+    """Return where an image is, and its path as it is written down.
+
+    Raises:
+        DataError: It is no file.
+    """
+    root = data.parent if data is not None and data.is_file() else data
+    places = [image] if root is None else [image, root / image]
+    for place in filter(Path.is_file, places):
+        file = place.resolve()
+        if root is not None and file.is_relative_to(root.resolve()):
+            return file, file.relative_to(root.resolve()).as_posix()
+        return file, str(file)
+    raise DataError(
+        f"no such image: {image}", hint="give --image one file, not a folder"
+    )

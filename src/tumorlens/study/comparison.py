@@ -1,158 +1,332 @@
-"""What a comparison means, in sentences.
+"""The content of `comparison.json`, and what it means in sentences.
 
-Everything is taken from the content of `comparison.json`; nothing is measured here.
-What a newcomer would expect is the name of the winner: which arm is first is often
-chance, and saying where it is not is all that these sentences do.
+`tumorlens.study.compare` makes it; the page and the tables read it. Nothing is measured
+here. The sentences name no winner by its place in a table: which arm is first is often
+chance, and they say where it is not.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from tumorlens import text
+from tumorlens.files import read_model
+from tumorlens.runs.measures import Estimate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
-_ON_VAL = "The figures here are of val, which that does not speak of."
+_HINT = "make it again with: tumorlens compare RUN... (or a study's folder)"
+_ON_VAL = "That is about test; the figures here are of val."
 
 _MAX_SENTENCES = 6
-"""Of pairs that are noise, and of runs without measures."""
+"""Sentences on pairs that are noise, and on runs without measures."""
+
+ProtocolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$")]
+"""Part of the names of figure files, and so not a path."""
 
 
-def say_pair(pair: Mapping[str, Any]) -> str:
-    """Return a pair of `comparison.json` as a sentence.
+class _Content(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    Example:
-        >>> say_pair(
-        ...     {
-        ...         "first": "A",
-        ...         "second": "B",
-        ...         "difference": {"value": -0.041, "low": -0.07, "high": -0.012},
-        ...         "p_holm": 0.003,
-        ...         "is_noise": False,
-        ...     }
-        ... )
-        'B is better than A by 4.1 points (1.2 to 7.0), p = 0.003 after Holm.'
+
+class ArmLeak(_Content):
+    """The worst leak verdict of an arm's runs under one protocol."""
+
+    words: str
+    is_believable: bool | None
+    """`False`: figures under this protocol say little about new patients. `None`: what
+    training has seen is not known, as with weights from elsewhere."""
+    state: str | None = None
+    """`LeakVerdict.state`."""
+
+
+class ArmMeasures(_Content):
+    """Measures of one arm under one protocol, means over its seeds."""
+
+    num_seeds: int
+    num_images: int
+    accuracy: Estimate
+    balanced_accuracy: Estimate
+    macro_f1: Estimate
+    log_loss: Estimate
+    ece: float | None
+    """Expected calibration error."""
+    last_epoch_accuracy: float | None = None
+    """`None` unless test was watched, as the next three."""
+    best_val_epoch_accuracy: float | None = None
+    best_test_epoch_accuracy: float | None = None
+    """Chosen on test, and for that not to be believed."""
+    best_test_epoch: int | None = None
+    leak: ArmLeak
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether test was watched after each epoch."""
+        return self.last_epoch_accuracy is not None
+
+
+class HistoryRow(_Content):
+    """One epoch, with the other columns of `history.jsonl`; `None`: not measured."""
+
+    model_config = ConfigDict(extra="allow")
+
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+
+
+class ComparedRun(_Content):
+    """One training of an arm: one protocol, one seed."""
+
+    path: str
+    """Run folder, relative to the study's folder if it is in it."""
+    protocol: ProtocolName
+    seed: int
+    state: str
+    """waiting, running, finished, failed or pruned."""
+    reason: str | None
+    """Why there are no measures of it; `None` where there are."""
+    history: tuple[HistoryRow, ...]
+
+
+class ComparedArm(_Content):
+    """One way of training: what it reached and what it costs."""
+
+    name: str
+    settings: dict[str, Any]
+    """Settings in which the arms differ."""
+    model: str
+    """timm's name of the network."""
+    num_parameters: int | None
+    """`None` without a network on this machine, as the next three."""
+    macs: int | None
+    size_bytes: int | None
+    latency_ms: Estimate | None
+    """Median with the 5th and 95th percentile."""
+    train_seconds: float | None
+    images_per_second: float | None
+    measures: dict[ProtocolName, ArmMeasures]
+    """By protocol; empty where no run was evaluated."""
+    runs: tuple[ComparedRun, ...]
+
+
+class Pair(_Content):
+    """Two arms on the same images; the difference is first minus second."""
+
+    protocol: ProtocolName
+    first: str
+    second: str
+    num_images: int
+    difference: Estimate
+    p_mcnemar: float | None
+    """`None` where an arm has several seeds."""
+    p_bootstrap: float
+    p_holm: float
+    """Corrected for the number of pairs under the protocol."""
+    is_noise: bool
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def sentence(self) -> str:
+        """The verdict on the pair.
+
+        Example:
+            >>> Pair(
+            ...     protocol="grouped",
+            ...     first="A",
+            ...     second="B",
+            ...     num_images=1311,
+            ...     difference={"value": -0.041, "low": -0.07, "high": -0.012},
+            ...     p_mcnemar=None,
+            ...     p_bootstrap=0.003,
+            ...     p_holm=0.003,
+            ...     is_noise=False,
+            ... ).sentence
+            'B is better than A by 4.1 points (1.2 to 7.0), p = 0.003 after Holm.'
+        """
+        first, second, found = self.first, self.second, self.difference
+        assert found.value is not None
+        value, low, high = found.value, found.low, found.high
+        if value < 0 and not self.is_noise:
+            first, second, value = second, first, -value
+            low, high = (None if end is None else -end for end in (high, low))
+        points = f"{_points(value)} points"
+        bounds = ""
+        if low is not None and high is not None:
+            bounds = f"{_points(low)} to {_points(high)}"
+        p = "< 0.001" if self.p_holm < 0.001 else f"= {self.p_holm:.3f}"
+        if self.is_noise:
+            inside = f"{points}, {bounds}" if bounds else points
+            return (
+                f"The difference between {first} and {second} ({inside}) is noise, p "
+                f"{p} after Holm."
+            )
+        inside = f" ({bounds})" if bounds else ""
+        return f"{first} is better than {second} by {points}{inside}, p {p} after Holm."
+
+
+class ExampleRow(_Content):
+    """The answer of one arm's network to the example."""
+
+    arm: str
+    network: str
+    """Which of the arm's networks: protocol, seed, fold."""
+    probs: dict[str, float]
+    predicted: str
+    in_training: bool
+    """Whether the network has learnt from this very image."""
+
+
+class Example(_Content):
+    """One image through one network of every arm."""
+
+    path: str
+    label: str
+    """Empty where it is not known."""
+    classes: tuple[str, ...]
+    rows: tuple[ExampleRow, ...]
+
+
+class Comparison(text.NotebookView, _Content):
+    """The content of `comparison.json`."""
+
+    format: int = 2
+    title: str
+    study: str | None
+    """The study's folder; `None` for run folders given by hand."""
+    subset: str
+    headline_protocol: ProtocolName
+    """The protocol under which the arms are compared first."""
+    arms: tuple[ComparedArm, ...] = Field(min_length=1)
+    pairs: tuple[Pair, ...]
+    pareto: tuple[str, ...]
+    """Arms than which no other is both as accurate and as fast, or more."""
+    example: Example | None
+    summary: tuple[str, ...] = ()
+    """What the comparison means, in sentences."""
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Every protocol that an arm was measured or run under, headline first."""
+        names = [name for arm in self.arms for name in arm.measures]
+        names += [run.protocol for arm in self.arms for run in arm.runs]
+        headline = self.headline_protocol
+        return tuple(sorted(dict.fromkeys(names), key=lambda name: name != headline))
+
+    def measured_under(self, protocol: str) -> tuple[ComparedArm, ...]:
+        """Return the arms that were evaluated under a protocol."""
+        return tuple(arm for arm in self.arms if protocol in arm.measures)
+
+    def pairs_under(self, protocol: str) -> tuple[Pair, ...]:
+        """Return the pairs under a protocol."""
+        return tuple(pair for pair in self.pairs if pair.protocol == protocol)
+
+    def leaks(self, protocol: str) -> tuple[ArmLeak, ...]:
+        """Return the verdicts on a protocol, each once: arms may differ in data."""
+        measured = self.measured_under(protocol)
+        return tuple(dict.fromkeys(arm.measures[protocol].leak for arm in measured))
+
+
+def read_comparison(path: Path) -> Comparison:
+    """Return the content of `comparison.json`.
+
+    Raises:
+        RunError: It is missing, damaged or of another format.
     """
-    first, second, found = pair["first"], pair["second"], dict(pair["difference"])
-    if found["value"] < 0 and not pair["is_noise"]:
-        first, second = second, first
-        ends = (found["low"], found["high"])
-        low, high = (None if end is None else -end for end in reversed(ends))
-        found = {"value": -found["value"], "low": low, "high": high}
-    points = f"{_points(found['value'])} points"
-    bounds = ""
-    if found["low"] is not None:
-        bounds = f"{_points(found['low'])} to {_points(found['high'])}"
-    p = pair["p_holm"]
-    after = f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'} after Holm."
-    if pair["is_noise"]:
-        inside = f"{points}, {bounds}" if bounds else points
-        return f"The difference between {first} and {second} ({inside}) is noise, " + (
-            after
-        )
-    return f"{first} is better than {second} by {points}" + (
-        f" ({bounds}), {after}" if bounds else f", {after}"
-    )
+    return read_model(path, Comparison, hint=_HINT)
 
 
-def say_all(comparison: Mapping[str, Any]) -> list[str]:
+def summarize(comparison: Comparison) -> tuple[str, ...]:
     """Return what a comparison means, in sentences.
-
-    Args:
-        comparison: The content of `comparison.json` but for its `words`.
 
     Returns:
         Warnings of leaks first, then the differences under the headline protocol, then
-        what the figures do not say.
+        what the figures do not show.
     """
-    headline = comparison["headline_protocol"]
-    pairs = [pair for pair in comparison["pairs"] if pair["protocol"] == headline]
-    words = _say_leaks(comparison)
+    headline = comparison.headline_protocol
+    pairs = comparison.pairs_under(headline)
+    sentences = _on_leaks(comparison)
     if pairs:
-        words.append(
-            f"Differences of accuracy on {comparison['subset']} under {headline}, "
+        sentences.append(
+            f"Differences of accuracy on {comparison.subset} under {headline}, "
             f"{_images(pairs)}:"
         )
-    words += _say_pairs(pairs)
-    words += _say_missing_pairs(comparison, pairs)
-    measured = [
-        arm["measures"][headline]
-        for arm in comparison["arms"]
-        if headline in arm["measures"]
-    ]
-    if pairs and all(measures["num_seeds"] == 1 for measures in measured):
-        words.append(
-            "Each arm was trained with one seed. The intervals say how far other "
+    sentences += _on_pairs(pairs)
+    sentences += _on_missing_pairs(comparison, pairs)
+    measured = [arm.measures[headline] for arm in comparison.measured_under(headline)]
+    if pairs and all(measures.num_seeds == 1 for measures in measured):
+        sentences.append(
+            "Each arm was trained with one seed. The intervals show how far other "
             "images would have moved a difference, not how far another seed would."
         )
-    words += _say_best_test_epoch(comparison)
-    words += _say_unmeasured(comparison)
-    return words + _say_example(comparison)
+    sentences += _on_best_test_epoch(comparison)
+    sentences += _on_runs_without_measures(comparison)
+    return tuple(sentences + _on_example(comparison))
 
 
-def _say_leaks(comparison: Mapping[str, Any]) -> list[str]:
+def _on_leaks(comparison: Comparison) -> list[str]:
     arms: dict[tuple[str, bool | None, str], list[str]] = defaultdict(list)
     num_arms: Counter[str] = Counter()
-    for arm in comparison["arms"]:
-        for protocol, measures in arm["measures"].items():
-            leak = measures["leak"]
+    for arm in comparison.arms:
+        for protocol, measures in arm.measures.items():
+            leak = measures.leak
             num_arms[protocol] += 1
-            arms[protocol, leak["is_believable"], leak["words"]].append(arm["name"])
-    words = []
-    for (protocol, is_believable, said), names in arms.items():
+            arms[protocol, leak.is_believable, leak.words].append(arm.name)
+    sentences = []
+    for (protocol, is_believable, words), names in arms.items():
         if is_believable:
             continue
         whose = f" of {'; '.join(names)}" if len(names) < num_arms[protocol] else ""
         cannot = "cannot be believed" if is_believable is False else "may be too high"
         # The check compares test with training, whatever is compared here.
-        on = "" if comparison["subset"] == "test" else " on test"
+        on = "" if comparison.subset == "test" else " on test"
         below = f" {_ON_VAL}" if on else ""
-        words.append(
-            f"The accuracy{on}{whose} under {protocol} {cannot}. {said}{below}"
+        sentences.append(
+            f"The accuracy{on}{whose} under {protocol} {cannot}. {words}{below}"
         )
-    return words
+    return sentences
 
 
-def _say_pairs(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
-    words = [pair["words"] for pair in pairs if not pair["is_noise"]]
-    noise = [pair["words"] for pair in pairs if pair["is_noise"]]
+def _on_pairs(pairs: Sequence[Pair]) -> list[str]:
+    sentences = [pair.sentence for pair in pairs if not pair.is_noise]
+    noise = [pair.sentence for pair in pairs if pair.is_noise]
     if len(noise) <= _MAX_SENTENCES:
-        return words + noise
-    others = "other " if words else ""
-    return [*words, f"The {len(noise)} {others}differences are noise."]
+        return sentences + noise
+    others = "other " if sentences else ""
+    return [*sentences, f"The {len(noise)} {others}differences are noise."]
 
 
-def _say_missing_pairs(
-    comparison: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    headline = comparison["headline_protocol"]
-    num_arms = sum(headline in arm["measures"] for arm in comparison["arms"])
+def _on_missing_pairs(comparison: Comparison, pairs: Sequence[Pair]) -> list[str]:
+    headline = comparison.headline_protocol
+    num_arms = len(comparison.measured_under(headline))
     num_missing = num_arms * (num_arms - 1) // 2 - len(pairs)
-    words = []
+    sentences = []
     if num_missing:
-        words.append(
+        sentences.append(
             f"{num_missing} of the pairs share no image and "
             f"{'was' if num_missing == 1 else 'were'} not compared."
         )
     without = [
-        arm["name"]
-        for arm in comparison["arms"]
-        if arm["measures"] and headline not in arm["measures"]
+        arm.name
+        for arm in comparison.arms
+        if arm.measures and headline not in arm.measures
     ]
     if without:
-        words.append(f"Not evaluated under {headline}: {'; '.join(without)}.")
-    return words
+        sentences.append(f"Not evaluated under {headline}: {'; '.join(without)}.")
+    return sentences
 
 
-def _say_best_test_epoch(comparison: Mapping[str, Any]) -> list[str]:
-    if not any(
-        measures["best_test_epoch_accuracy"] is not None
-        for arm in comparison["arms"]
-        for measures in arm["measures"].values()
-    ):
+def _on_best_test_epoch(comparison: Comparison) -> list[str]:
+    measures = [one for arm in comparison.arms for one in arm.measures.values()]
+    if all(one.best_test_epoch_accuracy is None for one in measures):
         return []
     sentence = (
         "The best test epoch (*) was chosen on the images that it is measured on, as "
@@ -161,31 +335,27 @@ def _say_best_test_epoch(comparison: Mapping[str, Any]) -> list[str]:
     return [sentence]
 
 
-def _say_unmeasured(comparison: Mapping[str, Any]) -> list[str]:
+def _on_runs_without_measures(comparison: Comparison) -> list[str]:
     arms: dict[tuple[str, int, str], list[str]] = {}
-    for arm in comparison["arms"]:
-        for run in arm["runs"]:
-            if run["reason"] or run["state"] != "finished":
-                why = run["reason"] or run["state"]
-                arms.setdefault((run["protocol"], run["seed"], why), []).append(
-                    arm["name"]
-                )
-    words = [
+    for arm in comparison.arms:
+        for run in arm.runs:
+            if run.reason or run.state != "finished":
+                why = run.reason or run.state
+                arms.setdefault((run.protocol, run.seed, why), []).append(arm.name)
+    sentences = [
         f"{'; '.join(names)} ({protocol}, seed {seed}) "
         f"{'has' if len(names) == 1 else 'have'} no measures: {why}."
         for (protocol, seed, why), names in arms.items()
     ]
     num_more = sum(len(names) for names in [*arms.values()][_MAX_SENTENCES:])
     if not num_more:
-        return words
-    return [*words[:_MAX_SENTENCES], f"Nor have {num_more} more runs."]
+        return sentences
+    return [*sentences[:_MAX_SENTENCES], f"Nor have {num_more} more runs."]
 
 
-def _say_example(comparison: Mapping[str, Any]) -> list[str]:
-    example = comparison["example"]
-    seen = [
-        row["arm"] for row in (example or {"rows": []})["rows"] if row["in_training"]
-    ]
+def _on_example(comparison: Comparison) -> list[str]:
+    rows = comparison.example.rows if comparison.example else ()
+    seen = [row.arm for row in rows if row.in_training]
     if not seen:
         return []
     return [
@@ -193,8 +363,8 @@ def _say_example(comparison: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _images(pairs: Sequence[Mapping[str, Any]]) -> str:
-    counts = sorted({pair["num_images"] for pair in pairs})
+def _images(pairs: Sequence[Pair]) -> str:
+    counts = sorted({pair.num_images for pair in pairs})
     if len(counts) == 1:
         return f"{counts[0]:,} images"
     return f"{counts[0]:,} to {counts[-1]:,} images"

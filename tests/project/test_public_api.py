@@ -1,0 +1,138 @@
+"""The public names, their documentation, and how results look in a notebook."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import tumorlens
+from support.public_examples import TINY, folder_of_examples
+from tumorlens.config import Config
+from tumorlens.errors import ConfigError
+from tumorlens.report.notebook import view_of
+from tumorlens.text import NotebookView
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REPOSITORY = Path(__file__).parents[2]
+PAGE = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
+FUNCTIONS = [
+    name for name in tumorlens.__all__ if inspect.isfunction(getattr(tumorlens, name))
+]
+
+__all__ = ["folder_of_examples"]
+
+
+@pytest.fixture
+def folder(folder_of_examples: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder_of_examples)
+    return folder_of_examples
+
+
+def test_the_public_names_are_sorted_and_can_be_imported() -> None:
+    assert tumorlens.__all__ == sorted(tumorlens.__all__)
+    assert 10 <= len(tumorlens.__all__) <= 14
+    for name in tumorlens.__all__:
+        assert getattr(tumorlens, name).__doc__, name
+
+
+def test_the_page_documents_every_public_name_and_no_other() -> None:
+    assert re.findall(r"^### `(\w+)`", PAGE, re.MULTILINE) == tumorlens.__all__
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_each_public_function_has_an_example_and_says_what_it_raises(name: str) -> None:
+    documentation = inspect.getdoc(getattr(tumorlens, name)) or ""
+    for section in ("Raises:", "Example:", ">>> "):
+        assert section in documentation
+    assert f"tumorlens.{name}(" in documentation
+
+
+def test_an_unknown_name_is_no_attribute() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nosuch'"):
+        tumorlens.nosuch  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("make", "shown"),
+    [
+        (lambda: tumorlens.audit("DATA"), ("Audit of DATA", "distinct pictures")),
+        (lambda: tumorlens.split("DATA"), ("Split by patient", "<td", "train")),
+        (
+            lambda: tumorlens.open_run("runs/first"),
+            ("Run first: test_resnet", "Accuracy on test", "<svg"),
+        ),
+        (
+            lambda: tumorlens.open_run("runs/first").metrics(),
+            ("balanced accuracy", "No leak found", "<svg"),
+        ),
+        (
+            lambda: tumorlens.predict("runs/first", ["DATA/glioma/0.png", "none.png"]),
+            ("2 images", "DATA/glioma/0.png", "unreadable: "),
+        ),
+        (
+            lambda: tumorlens.compare(["runs/first"], with_latency=False),
+            ("first", "accuracy"),
+        ),
+    ],
+    ids=["audit", "split", "run", "metrics", "predictions", "comparison"],
+)
+def test_a_result_shows_itself_in_a_notebook(
+    folder: Path, make: Callable[[], Any], shown: tuple[str, ...]
+) -> None:
+    result = make()
+    assert isinstance(result, NotebookView)
+    html = result._repr_html_()
+    assert html is not None
+    for words in shown:
+        assert words in html
+
+
+def test_a_notebook_view_escapes_names(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree("DATA", tmp_path / "<b>DATA")
+    html = view_of(tumorlens.audit(tmp_path / "<b>DATA"))
+    assert "&lt;b&gt;DATA" in html
+    assert "<b>" not in html
+
+
+def test_there_is_no_view_of_what_is_no_result() -> None:
+    with pytest.raises(TypeError, match="no view of int"):
+        view_of(3)
+
+
+def test_audit_writes_the_page_when_a_folder_is_given(
+    folder: Path, tmp_path: Path
+) -> None:
+    tumorlens.audit("DATA", out=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"audit.json", "audit.html"}
+
+
+def test_settings_go_on_top_of_other_settings() -> None:
+    start = tumorlens.load_config(settings={"optim.lr": 0.5, "data.path": "2020"})
+    assert isinstance(start, Config)
+    config = tumorlens.load_config(
+        start, settings={"optim.epochs": 3, "data.path": None}
+    )
+    assert (config.optim.lr, config.optim.epochs) == (0.5, 3)
+    assert (start.data.path, config.data.path) == ("2020", None)
+
+
+def test_resuming_takes_no_settings(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="resume=True continues runs/first"):
+        tumorlens.train(out="runs/first", resume=True, settings=TINY)
+
+
+def test_importing_the_package_sets_no_hook_of_a_notebook_and_loads_little() -> None:
+    code = (
+        "import sys, tumorlens;"
+        "assert not {'torch', 'numpy', 'pydantic', 'IPython'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
