@@ -16,7 +16,7 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 BIN := .venv/bin
 WITH_DEMO := .venv/.installed-demo
 WITH_TEST := .venv/.installed-test
-CODE := src tests examples benchmarks docs
+CODE := conftest.py src tests examples benchmarks docs
 # Processes of the tests. Each takes about 2 GB.
 WORKERS ?= 2
 # Tests that need what this machine may not have run only where they are named. Each

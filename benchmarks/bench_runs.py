@@ -1,8 +1,7 @@
-"""What the benchmarks of speed share: runs with artefacts, and blocks to paste.
+"""Shared parts of the benchmarks of speed: runs with artefacts, and blocks to paste.
 
-No script by itself. Runs are those that are named, or small ones that are trained here
-and kept in the folder `bench`: their accuracy means nothing, their speed is that of the
-network.
+This is no script. Runs are given by --runs, or small ones are trained here and kept in
+the folder `bench`: their accuracy means nothing, their speed is that of the network.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ PHANTOM_PATIENTS = 24
 
 @dataclass(frozen=True)
 class Options:
-    """What all these scripts take."""
+    """Options of all these scripts."""
 
     data: Path
     runs: tuple[Run, ...]
@@ -39,12 +38,12 @@ class Options:
 def read_options(
     parser: argparse.ArgumentParser, *, models: tuple[str, ...], kinds: tuple[Kind, ...]
 ) -> Options:
-    """Parse the command line and make what is missing.
+    """Parse the command line, and make data, runs and artefacts that are missing.
 
     Args:
-        parser: With the script's own options.
-        models: Networks to train where no runs are named.
-        kinds: Artefacts that each run must have.
+        parser: Parser with the options of the script.
+        models: Networks to train if no runs are given.
+        kinds: Formats that each run must have.
     """
     parser.add_argument("--data", type=Path, help="default: the phantom's images")
     parser.add_argument("--runs", nargs="*", type=Path, help="finished runs")
@@ -55,12 +54,12 @@ def read_options(
         metavar="MODEL=FILE",
         help="pretrained weights of the runs that are trained here",
     )
-    parser.add_argument("--epochs", type=int, default=1, help="of those runs")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs of those runs")
     parser.add_argument("--work", type=Path, default=Path("bench"))
     parsed = parser.parse_args()
     data = parsed.data or parsed.work / "phantom"
     if parsed.data is None and not data.is_dir():
-        say(f"drawing {PHANTOM_PATIENTS} synthetic patients into {data}")
+        print_step(f"drawing {PHANTOM_PATIENTS} synthetic patients into {data}")
         make_phantom(data, patients=PHANTOM_PATIENTS)
     weights = dict(word.split("=", 1) for word in parsed.weights)
     folders = parsed.runs or [
@@ -69,13 +68,13 @@ def read_options(
     ]
     runs = tuple(open_run(folder) for folder in folders)
     for run in runs:
-        # Of a network that has learnt next to nothing int8 may flip anything.
+        # int8 may flip any label of a network that has learnt next to nothing.
         _export(run, kinds, "0.01" if parsed.runs else "1")
     return Options(data, runs, parsed.work, parsed)
 
 
 def write_block(work: Path, name: str, lines: list[str]) -> None:
-    """Print lines of Markdown, and keep them in a file of their own."""
+    """Print lines of Markdown, and write them to a file."""
     head = f"Processor: {processor_name()}, {num_processors()} of them in use."
     text = "\n".join([head, "", *lines]) + "\n"
     write_text(work / f"{name}.md", text)
@@ -93,8 +92,8 @@ def times(ratio: Ratio) -> str:
     return f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
-def say(words: str) -> None:
-    """Say what is done now, beside the figures."""
+def print_step(words: str) -> None:
+    """Print the current step to standard error, apart from the figures."""
     print(f"==> {words}", file=sys.stderr, flush=True)
 
 
@@ -108,7 +107,7 @@ def _trained(name: str, data: Path, work: Path, weights: str, epochs: int) -> Pa
     # Another set of images must not get the run of the last one.
     run = work / "runs" / f"{name}-{data.resolve().name}-{epochs}"
     if not (run / "finished").is_file():
-        say(f"training {name} for {epochs} epoch(s) into {run}")
+        print_step(f"training {name} for {epochs} epoch(s) into {run}")
         settings = {
             "model.name": name,
             "model.pretrained": weights,
@@ -132,7 +131,7 @@ def _export(run: Run, kinds: tuple[Kind, ...], max_drop: str) -> None:
     ]
     if not missing:
         return
-    say(f"exporting {run.path} as {', '.join(missing)}")
+    print_step(f"exporting {run.path} as {', '.join(missing)}")
     words = [word for kind in missing for word in ("--format", kind)]
     if tumorlens("export", run.path, *words, "--max-drop", max_drop):
-        say("not every format passed; going on with those that did")
+        print_step("not every format passed; going on with those that did")

@@ -12,7 +12,7 @@ difference.
 
 `--faiss` adds faiss' multi-index hash (IndexBinaryMultiHash with 3 x 21 bits and one
 bit flipped, its fastest setting that finds all within 4 bits, as ours does), on one
-core, asked with 20,000 of the hashes and extrapolated.
+core, queried with 20,000 of the hashes and extrapolated.
 
 A figure for random hashes is the best case: hashes of heads resemble each other, so
 that each is compared with some 40 of the 2,870 pictures of the Bhuvaji set instead of
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 PLANTED_BITS = (0, 2, 4, 6)
 PLANTED_SHARE = 0.01
-NUM_ASKED = 20_000
+NUM_QUERIES = 20_000
 
 
 def main() -> None:
@@ -97,11 +97,11 @@ def measure_faiss(num: int, *, seed: int) -> float:
     index.nflip = 1
     index.add(as_bytes[0])
     built = time.process_time() - started
-    asked = as_bytes[1, :NUM_ASKED]
+    queries = as_bytes[1, :NUM_QUERIES]
     started = time.process_time()
-    index.range_search(asked, MAX_HASH_BITS + 1)
+    index.range_search(queries, MAX_HASH_BITS + 1)
     took = time.process_time() - started
-    return built + took * len(ORIENTATIONS) * num / len(asked)
+    return built + took * len(ORIENTATIONS) * num / len(queries)
 
 
 def make_hashes(

@@ -1,9 +1,9 @@
-"""From JPEG bytes on disk to a label, against the report's path.
+"""From JPEG bytes on disk to a label, against the baseline study's path.
 
-The report's path, image by image: Pillow opens and converts, torchvision resizes, makes
-a tensor and normalizes, and the network answers as TorchScript in fp32. The other side
-is `Predictor` with the artefact, as `tumorlens predict` uses it. Both have a process of
-their own, take turns, and are asked about the same files in each round.
+The baseline study's path, image by image: Pillow opens and converts, torchvision
+resizes, makes a tensor and normalizes, and the network runs as TorchScript in fp32. The
+other side is `Predictor` with the artefact, as `tumorlens predict` uses it. Both have a
+process of their own, take turns, and predict the same files in each round.
 
     python benchmarks/end_to_end.py --data DATA --runs runs/resnet18
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_runs import read_options, say, table, times, write_block
+from bench_runs import print_step, read_options, table, times, write_block
 from PIL import Image
 from torchvision import transforms
 from train_speed import Side
@@ -45,13 +45,13 @@ def main() -> None:
     options = read_options(parser, models=("resnet18",), kinds=KINDS)
     run, parsed = options.runs[0], options.parsed
     files = list(walk_images([options.data]))
-    say(f"decoding and answering for {len(files)} files")
+    print_step(f"decoding and predicting {len(files)} files")
     for file in files:
-        file.read_bytes()  # from the disk's own cache for both
+        file.read_bytes()  # into the cache of the system, for both
     artefact = run.path / "export" / parsed.artefact
     rounds = parsed.rounds or max(6, -(-len(files) // parsed.files))
     sides = [
-        Side(report_path, run.path, files, parsed.files),
+        Side(baseline_path, run.path, files, parsed.files),
         Side(our_path, artefact, files, parsed.files),
     ]
     for side in sides:
@@ -68,7 +68,7 @@ def main() -> None:
     # Speeds, not times: the slower side is the one with the smaller number.
     ratio = ratio_by_rounds(fast, slow)
     heading = [
-        *("network", "the report's path", parsed.artefact, "ratio"),
+        *("network", "the baseline study's path", parsed.artefact, "ratio"),
         f"rounds of {parsed.files} files",
     ]
     row = [
@@ -86,13 +86,13 @@ def speed_of(side: Side, _round: int) -> float:
     return side.speed()
 
 
-def report_path(run: Path, files: list[Path], num: int) -> Callable[[], int]:
-    """Return the report's way through the next `num` files."""
+def baseline_path(run: Path, files: list[Path], num: int) -> Callable[[], int]:
+    """Return the baseline study's way through the next `num` files."""
     torch.set_num_threads(num_processors())
     card = open_run(run).card()
     model = load_model(card, open_run(run).weights_path)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated, and the report's
+        warnings.simplefilter("ignore")  # deprecated, and that of the baseline study
         example = torch.zeros(1, 3, card.size_px, card.size_px)
         jit: Any = torch.jit
         network = jit.freeze(jit.trace(model, example))
@@ -105,7 +105,7 @@ def report_path(run: Path, files: list[Path], num: int) -> Callable[[], int]:
     )
     chunks = in_chunks(files, num)
 
-    def answer() -> int:
+    def predict() -> int:
         chunk = next(chunks)
         with torch.inference_mode():
             for file in chunk:
@@ -113,7 +113,7 @@ def report_path(run: Path, files: list[Path], num: int) -> Callable[[], int]:
                 card.classes[int(network(image[None]).argmax())]
         return len(chunk)
 
-    return answer
+    return predict
 
 
 def our_path(artefact: Path, files: list[Path], num: int) -> Callable[[], int]:
@@ -121,11 +121,11 @@ def our_path(artefact: Path, files: list[Path], num: int) -> Callable[[], int]:
     predictor = Predictor.open(artefact)
     chunks = in_chunks(files, num)
 
-    def answer() -> int:
+    def predict() -> int:
         chunk = next(chunks)
         return sum(one.predicted is not None for one in predictor.predict_files(chunk))
 
-    return answer
+    return predict
 
 
 def in_chunks(files: list[Path], num: int) -> Iterator[list[Path]]:

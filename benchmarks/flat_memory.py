@@ -18,7 +18,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from bench_runs import read_options, say, table, write_block
+from bench_runs import print_step, read_options, table, write_block
 
 from tumorlens.data.files import walk_images
 from tumorlens.deploy.artefact import Kind
@@ -40,9 +40,9 @@ def main() -> None:
     options = read_options(parser, models=("resnet18",), kinds=KINDS)
     num, kind = options.parsed.images, options.parsed.artefact
     with tempfile.TemporaryDirectory(prefix="tumorlens-bench-") as folder:
-        say(f"linking {num:,} names to {options.data}")
+        print_step(f"linking {num:,} names to {options.data}")
         link_many(list(walk_images([options.data])), num, Path(folder) / "images")
-        say("predicting")
+        print_step("predicting")
         start = time.perf_counter()
         out = Path(folder) / "predictions.csv"
         command = ["predict", options.runs[0].path / "export" / kind]
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def link_many(files: list[Path], num: int, folder: Path) -> None:
-    """Make so many links to the files, a thousand in a folder."""
+    """Make `num` links to the files, a thousand in a folder."""
     for number in range(num):
         file = files[number % len(files)]
         place = folder / f"{number // FILES_IN_A_FOLDER:04d}"
@@ -100,7 +100,7 @@ def watch(words: list[str]) -> list[int]:
 
 
 def resident_bytes(pid: int) -> int | None:
-    """Return what a process has in memory now; `None` when it is gone."""
+    """Return the resident memory of a process; `None` when it has ended."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     except OSError:
@@ -115,10 +115,10 @@ def in_tenths(samples: list[int]) -> list[float]:
     """Return the mean of each tenth of the samples.
 
     Raises:
-        SystemExit: There are too few to say anything.
+        SystemExit: There are too few samples.
     """
     if len(samples) < 20:
-        raise SystemExit("it was over too soon to say anything: more --images")
+        raise SystemExit("it was over too soon for a result: more --images")
     ends = [round(number * len(samples) / 10) for number in range(11)]
     return [statistics.mean(samples[first:last]) for first, last in pairwise(ends)]
 

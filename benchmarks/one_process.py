@@ -1,8 +1,7 @@
 """Is it fair to time several runtimes in one process, one call each in turn?
 
-Their thread pools spin for a while after an answer, and so take processor time from
-whoever is asked next. Three ways of asking the same artefacts, in turn and in a
-shuffled order:
+Their thread pools spin for a while after a call, and so take processor time from the
+next one. Three ways to call the same artefacts, in turn and in a shuffled order:
 
     together, one call     all in one process, one call each: A B C, A B C, ...
     together, turns        all in one process, turns of some calls after a pause
@@ -80,7 +79,7 @@ def main() -> None:
 
 
 def in_turn(sides: Sequence[Callable[[], float]], number: int) -> list[float]:
-    """Return what each side says, asked in another order in every round."""
+    """Return the seconds of each side; every round has another order."""
     order = np.random.default_rng(number).permutation(len(sides))
     seconds = {place: sides[place]() for place in order.tolist()}
     return [seconds[place] for place in range(len(sides))]

@@ -4,7 +4,7 @@
 
 Without --runs it trains resnet18, resnet50 and densenet121 on --data, or on the images
 of `tumorlens phantom`, for one epoch. All artefacts of all runs are measured in turn in
-one session, by `tumorlens benchmark` itself.
+one session, by the code of `tumorlens benchmark`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench_runs import MODELS, Options, read_options, say, table, times, write_block
+from bench_runs import (
+    MODELS,
+    Options,
+    print_step,
+    read_options,
+    table,
+    times,
+    write_block,
+)
 
 from tumorlens.deploy.artefact import Kind, open_artefact
 from tumorlens.deploy.benchmark.results import Benchmark, Row, write_csv
@@ -34,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, help="default: 20 an artefact")
     options = read_options(parser, models=MODELS, kinds=KINDS)
-    say("measuring")
+    print_step("measuring")
     found = benchmark(
         [run.path for run in options.runs], batches=[1], seconds=options.parsed.seconds
     )

@@ -1,7 +1,7 @@
-"""Seconds from a command to its answer: `predict` on one image, and `--help`.
+"""Seconds from the start of a command to its end: `predict` on one image, `--help`.
 
 Each call is a process of its own, and the commands take turns. The files are in the
-disk's cache, as they are for everybody but the first user of a day.
+cache of the system, as they are after the first use.
 
     python benchmarks/start.py --runs runs/resnet18
 """
@@ -14,7 +14,7 @@ import sys
 import time
 from functools import partial
 
-from bench_runs import read_options, say, table, write_block
+from bench_runs import print_step, read_options, table, write_block
 
 from tumorlens.data.files import walk_images
 from tumorlens.deploy.artefact import Kind
@@ -36,7 +36,7 @@ def main() -> None:
         if (folder / kind).is_dir()
     }
     commands["`--help`"] = ["--help"]
-    say("starting commands")
+    print_step("starting commands")
     calls = [
         partial(seconds_of, [sys.executable, "-m", "tumorlens", *map(str, words)])
         for words in commands.values()
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def seconds_of(command: list[str], _round: int) -> float:
-    """Return how long a command takes that must succeed."""
+    """Return the seconds of a command, which must succeed."""
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start

@@ -1,7 +1,7 @@
-"""Training speed against the plain loop that everybody writes.
+"""Training speed against a plain loop.
 
-The plain loop is the report's: ImageFolder and DataLoader decode and resize each JPEG
-in every epoch, the network computes in fp32 with channels first. The other side is
+The plain loop is that of the baseline study: ImageFolder and DataLoader decode and
+resize each JPEG in every epoch, in fp32 with channels first. The other side is
 `tumorlens.training.loop.train_epoch` as `tumorlens train` calls it. Both train the same
 network on the same files with the same batch size and no augmentation; both count the
 loading of data. Rounds alternate, so that a machine whose speed drifts slows both.
@@ -131,7 +131,7 @@ def _serve(
 
 
 def some_files(data: Path, num_images: int) -> Index:
-    """Return an index of so many files, taken evenly from all of `data`."""
+    """Return an index of `num_images` files, taken evenly from all of `data`."""
     index = read_index(data)
     # One folder of class folders is all that ImageFolder can take.
     train = tuple(record for record in index.records if record.subset == "train")
@@ -141,7 +141,7 @@ def some_files(data: Path, num_images: int) -> Index:
 
 
 def plain_loop(name: str, files: Index, workers: int) -> Callable[[], int]:
-    """Return one epoch of the report's loop as a function that gives its images."""
+    """Return one epoch of the plain loop, as a function that returns its images."""
     dataset = ImageFolder(
         str(common_folder(files)),
         transforms.Compose(
@@ -184,13 +184,13 @@ def plain_loop(name: str, files: Index, workers: int) -> Callable[[], int]:
 
 
 def common_folder(files: Index) -> Path:
-    """Return the folder of the class folders: that of a subset, where there are any."""
+    """Return the folder of the class folders, which may be that of a subset."""
     first = Path(files.records[0].path)
     return files.root / first.parents[1]
 
 
 def our_loop(name: str, files: Index) -> Callable[[], int]:
-    """Return one epoch of `tumorlens train` as a function that gives its images."""
+    """Return one epoch of `tumorlens train`, as a function that returns its images."""
     keep_freed_memory()
     config = load_config(
         assignments=[

@@ -10,6 +10,7 @@ from tumorlens.config import (
     Config,
     dump_config,
     load_config,
+    machine_settings,
     parse_config,
     setting_names,
 )
@@ -140,7 +141,7 @@ def test_the_settings_of_the_contract_exist() -> None:
         (
             "train.seed=-1",
             "train.seed: input should be greater than or equal",
-            "change train.seed (Of the",
+            "change train.seed (Seed of the",
         ),
         ("data.protocol=all", "data.protocol: input should be 'as-given', 'gro", "ch"),
         ("augment.policy=mri+bsic", "unknown augment.policy 'bsic'; did you mean", "c"),
@@ -187,7 +188,7 @@ def test_a_section_that_is_no_table_is_named(tmp_path: Path) -> None:
     path.write_text("optim = 3\n")
     assert "optim" in error_of(path=path).problem
     error = error_of("optim.lr=1", path=path)
-    assert error.problem == "expected a table for 'optim' in the config, got 3"
+    assert error.problem == "expected a table for optim, got 3"
 
 
 @pytest.mark.parametrize(
@@ -216,3 +217,16 @@ def test_parsing_takes_what_toml_gives() -> None:
     assert parse_config({"optim": {"lr": 0.5}}).optim.lr == 0.5
     with pytest.raises(ConfigError, match=r"unknown setting 'model\.nam'"):
         parse_config({"model": {"nam": "x"}})
+
+
+def test_settings_of_the_machine_are_those_that_change_no_result() -> None:
+    assert machine_settings() == {
+        *("data.path", "data.cache_dir", "data.cache_limit_mib"),
+        *("train.workers", "train.device"),
+    }
+    assert machine_settings() < setting_names().keys()
+
+
+def test_a_key_of_a_table_does_not_take_the_type_of_a_setting_of_its_name() -> None:
+    config = load_config(assignments=["model.extra.name=123", "model.extra.path=none"])
+    assert config.model.extra == {"name": 123, "path": "none"}

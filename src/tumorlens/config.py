@@ -1,9 +1,9 @@
-"""The settings of a run: what can be set, within which bounds, and what it means.
+"""The settings of a run, with their bounds, defaults and descriptions.
 
 A `Config` is frozen and complete. It is read from TOML, changed by `--set key=value`
-(default < file < `--set`) and written back in full before the first step, so a run
-folder always says what made it. Nothing here reads images or imports torch; whether a
-model name exists is checked by `tumorlens.training.network`.
+(default < file < `--set`) and written back in full before the first step, so that every
+run folder has its complete settings. Nothing here reads images or imports torch;
+`tumorlens.training.network` checks whether a model name exists.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from tumorlens.errors import ConfigError, did_you_mean
 
@@ -33,69 +40,78 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
 
+_MACHINE: dict[str, JsonValue] = {"machine": True}
+"""Mark of a setting that says where and with what a run is computed, not what it is."""
+
+
 class _Section(BaseModel):
     # Strict: `epochs = true` or `lr = "1e-3"` is a mistake, not a number.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class DataConfig(_Section):
-    """Which images, and how they become train, val and test."""
+    """The images, and their split into train, val and test."""
 
     path: str | None = Field(
-        None, description="Folder of class folders, or a CSV/Parquet table."
+        None,
+        description="Folder of class folders, or a CSV/Parquet table.",
+        json_schema_extra=_MACHINE,
     )
     metadata: str | None = Field(
         None,
-        description="CSV with path, patient, source and source_label columns. Unset: "
-        "DATA/metadata.csv where it exists; 'none' ignores that file too.",
+        description="CSV with the columns path, patient, source and source_label. "
+        "Unset: DATA/metadata.csv if it exists; 'none' ignores that file too.",
     )
     protocol: Protocol = Field(
         "grouped",
-        description="How the subsets are made: 'as-given' keeps the folders' own "
-        "Training and Testing, the others keep patients and copies together.",
+        description="Way to make the subsets: 'as-given' keeps the folders Training "
+        "and Testing, the others keep patients and copies together.",
     )
     split: str | None = Field(
         None,
-        description="A split.csv to use as it stands instead of making one; refused "
-        "when it puts a group on two sides, unless protocol is 'as-given'.",
+        description="Existing split.csv to use instead of making one; refused if it "
+        "puts a group on two sides, unless protocol is 'as-given'.",
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.15, description="Share of the training images kept back as val, by group."
+        0.15, description="Share of the training images that become val, by group."
     )
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="Share of all images that become test under 'grouped'."
     )
     num_folds: Annotated[int, Field(ge=2, le=20)] = Field(
-        5, description="Folds under 'grouped-kfold'; each image is tested once."
+        5,
+        description="Number of folds under 'grouped-kfold'; each image is tested once.",
     )
     fold: Annotated[int, Field(ge=0)] | None = Field(
         None,
-        description="Under 'grouped-kfold': train this fold only, from 0; unset: all "
-        "of them.",
+        description="Single fold to train under 'grouped-kfold', from 0; unset: all "
+        "folds.",
     )
     fit: Fit = Field(
         "pad",
-        description="How an image becomes square: 'squash' resizes it as it is, 'pad' "
-        "crops the black border, pads to a square and keeps proportions.",
+        description="Way to make an image square: 'squash' resizes it as it is, 'pad' "
+        "crops the black border, pads to a square and keeps the proportions.",
     )
     max_unreadable: Fraction = Field(
-        0.05, description="Stop when a larger share of the files cannot be read."
+        0.05, description="Largest share of unreadable files; more stop the run."
     )
     max_file_mib: Positive = Field(
-        64.0, description="Files larger than this are not opened, in MiB."
+        64.0, description="Largest size of a file that is opened, in MiB."
     )
     max_pixels: Annotated[int, Field(gt=0)] = Field(
-        100_000_000, description="Images with more pixels are not decoded."
+        100_000_000, description="Largest number of pixels of an image that is decoded."
     )
     cache_dir: str | None = Field(
         None,
-        description="Where decoded images are kept between runs. Unset: tumorlens in "
-        "the user's cache folder.",
+        description="Folder for decoded images, which are kept between runs. Unset: "
+        "tumorlens in the user's cache folder.",
+        json_schema_extra=_MACHINE,
     )
     cache_limit_mib: NotNegative = Field(
         8192.0,
-        description="Sets whose decoded size is larger, in MiB, are decoded anew in "
-        "each epoch by the loader's workers.",
+        description="Largest size of the cache, in MiB. Sets that are larger when "
+        "decoded are decoded anew in each epoch by the loader's workers.",
+        json_schema_extra=_MACHINE,
     )
 
     @model_validator(mode="after")
@@ -114,39 +130,47 @@ class DataConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """The network, its weights, and what it sees."""
+    """The network, its weights and its input."""
 
     name: str = Field("resnet18", description="Any image classifier of timm.")
     pretrained: str = Field(
         "auto",
-        description="'auto' and 'yes' fetch the weights of the model hub, 'no' starts "
-        "from random ones; anything else is a .safetensors or .pth file.",
+        description="Initial weights: 'auto' and 'yes' fetch those of the model hub, "
+        "'no' draws random ones; anything else is a .safetensors or .pth file.",
     )
     drop_rate: Fraction = Field(0.0, description="Dropout before the last layer.")
     drop_path_rate: Fraction = Field(
-        0.0, description="Stochastic depth, for the networks that have it."
+        0.0, description="Rate of stochastic depth, for the networks that have it."
     )
     global_pool: str | None = Field(
-        None, description="'avg', 'max' or another of timm's; unset: the model's own."
+        None,
+        description="Global pooling: 'avg', 'max' or another of timm's; unset: the "
+        "network's own.",
     )
-    in_chans: Literal[1, 3] = Field(3, description="1 for grey input, 3 for RGB.")
+    in_chans: Literal[1, 3] = Field(
+        3, description="Input channels: 1 for grey, 3 for RGB."
+    )
     size_px: Annotated[int, Field(ge=16, le=2048)] | None = Field(
-        None, description="Side of the square input, in pixels; unset: the weights'."
+        None,
+        description="Side of the square input, in pixels; unset: that of the weights.",
     )
     mean: list[float] | None = Field(
-        None, description="Per channel, of values in [0, 1]; unset: the weights'."
+        None,
+        description="Mean per channel of values in [0, 1]; unset: that of the weights.",
     )
     std: list[Positive] | None = Field(
-        None, description="Per channel, of values in [0, 1]; unset: the weights'."
+        None,
+        description="Standard deviation per channel of values in [0, 1]; unset: that "
+        "of the weights.",
     )
     mirror: bool = Field(
         default=False,
-        description="Average the probabilities of each image and its left-right "
-        "mirror image wherever the model is evaluated or used. Doubles the cost.",
+        description="Whether to average the probabilities of each image and its "
+        "left-right mirror image in every evaluation and prediction. Doubles the cost.",
     )
     extra: dict[str, Any] = Field(
         default_factory=dict,
-        description="More arguments for timm.create_model, such as pad_type.",
+        description="Further arguments of timm.create_model, such as pad_type.",
     )
 
     @model_validator(mode="after")
@@ -164,11 +188,11 @@ class ModelConfig(_Section):
 
 
 class AugmentConfig(_Section):
-    """What is done to training images, and to them only."""
+    """Augmentation, of training images only."""
 
     policy: str = Field(
         "mri",
-        description="A named policy, or several joined by '+': none, basic, "
+        description="Named policy, or several joined by '+': none, basic, "
         "random-resized-crop, auto-augment, mri.",
     )
     crop_scale: list[Positive] = Field(
@@ -182,15 +206,15 @@ class AugmentConfig(_Section):
         "'v0', '3a', or a RandAugment such as 'rand-m9-n2'.",
     )
     strength: Positive = Field(
-        1.0, description="Scales every range of the 'mri' policy; 1 is as documented."
+        1.0, description="Factor on every range of the 'mri' policy."
     )
     random_erasing: Fraction = Field(
-        0.0, description="Probability that a rectangle of an image is blanked."
+        0.0, description="Probability of erasing a rectangle of an image."
     )
     mixup: NotNegative = Field(0.0, description="Mixup alpha; 0 is off.")
     cutmix: NotNegative = Field(0.0, description="CutMix alpha; 0 is off.")
     mix_probability: Annotated[float, Field(ge=0, le=1)] = Field(
-        1.0, description="Share of the batches that are mixed, where mixing is on."
+        1.0, description="Share of the batches that are mixed, if mixing is on."
     )
 
     @model_validator(mode="after")
@@ -220,36 +244,44 @@ class OptimConfig(_Section):
     """The optimizer and its learning rate over time."""
 
     name: str = Field(
-        "adamw", description="Any optimizer of timm's factory: adam, adamw, sgd, ..."
+        "adamw", description="Any optimizer of timm: adam, adamw, sgd, ..."
     )
     lr: Positive = Field(1e-3, description="Highest learning rate.")
-    weight_decay: NotNegative = Field(0.05, description="Not applied to biases.")
-    momentum: Fraction = Field(0.9, description="For the optimizers that have one.")
+    weight_decay: NotNegative = Field(
+        0.05, description="Weight decay; not applied to biases and normalization."
+    )
+    momentum: Fraction = Field(
+        0.9, description="Momentum, for the optimizers that have one."
+    )
     epochs: Annotated[int, Field(gt=0, le=100_000)] = Field(
         12, description="Passes over the training images."
     )
     scheduler: Literal["constant", "step", "cosine", "exponential", "onecycle"] = Field(
         "cosine",
-        description="StepLR, CosineAnnealingLR and ExponentialLR step after each "
-        "epoch as in the torch tutorials when warmup_epochs is 0; OneCycle steps "
-        "after each batch.",
+        description="Learning-rate schedule. 'step', 'cosine' and 'exponential' are "
+        "torch's StepLR, CosineAnnealingLR and ExponentialLR and step after each "
+        "epoch; 'onecycle' is OneCycleLR and steps after each batch.",
     )
     step_size: Annotated[int, Field(gt=0)] = Field(
         5, description="Epochs between two steps of 'step'."
     )
     gamma: Annotated[float, Field(gt=0, le=1)] = Field(
         0.1,
-        description="Factor of one step of 'step', or of one epoch of 'exponential'.",
+        description="Factor per step of 'step', or per epoch of 'exponential'.",
     )
-    min_lr: NotNegative = Field(0.0, description="Where 'cosine' ends.")
+    min_lr: NotNegative = Field(
+        0.0, description="Learning rate at the end of 'cosine'."
+    )
     warmup_epochs: NotNegative = Field(
-        0.0, description="Epochs in which the learning rate grows linearly from 1 %."
+        0.0, description="Epochs of linear warm-up from 1 % of the learning rate."
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Factor on the learning rate per layer towards the input."
+        None,
+        description="Factor on the learning rate per layer towards the input; off if "
+        "unset.",
     )
     clip_grad_norm: Positive | None = Field(
-        None, description="Longest L2 norm of the gradient; unset: not clipped."
+        None, description="Largest L2 norm of the gradient; unset: not clipped."
     )
 
     @model_validator(mode="after")
@@ -267,7 +299,7 @@ class OptimConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """The loop: batches, loss, precision, and which epoch is kept."""
+    """The loop: batches, loss, precision, and the choice of the kept epoch."""
 
     batch_size: Annotated[int, Field(gt=0, le=65_536)] = Field(
         32, description="Images per step and per process."
@@ -275,60 +307,73 @@ class TrainConfig(_Section):
     accumulate: Annotated[int, Field(gt=0, le=1024)] = Field(
         1,
         description="Parts into which each batch is split on its way through the "
-        "network, their gradients added up: less memory for the same steps, but batch "
-        "norm sees the parts.",
+        "network; their gradients are added up. Less memory for the same steps, but "
+        "batch norm works on the parts.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
-        42, description="Of the split, the weights, the order and the augmentation."
+        42,
+        description="Seed of the split, the initial weights, the order of the images "
+        "and the augmentation.",
     )
     precision: Precision = Field(
         "auto",
-        description="'auto' is bf16 where the device is fast at it (CUDA from Ampere "
-        "on, CPUs with AVX-512 bf16 or AMX), else fp32.",
+        description="Precision of training: 'auto' is bf16 where the device is fast "
+        "at it (CUDA from Ampere on, CPUs with AVX-512 bf16 or AMX), else fp32.",
     )
     workers: Count = Field(
         0,
-        description="Loader processes. 0 decodes and augments in the main one, the "
-        "fastest choice for a cached set on few cores.",
+        description="Number of loader processes. 0 decodes and augments in the main "
+        "process, the fastest choice for a cached set on few cores.",
+        json_schema_extra=_MACHINE,
     )
-    label_smoothing: Fraction = Field(0.0, description="Of the cross-entropy.")
+    label_smoothing: Fraction = Field(
+        0.0, description="Label smoothing of the cross-entropy."
+    )
     class_weights: Literal["none", "sqrt", "balanced"] = Field(
         "none",
-        description="Weight of a class in the loss: equal, or the inverse of its "
-        "(square root of) frequency, mean 1 over the images.",
+        description="Weights of the classes in the loss: 'none' for equal ones, "
+        "'balanced' for the inverse of the frequency, 'sqrt' for its square root; "
+        "mean 1 over the images.",
     )
     sampler: Literal["shuffle", "balanced"] = Field(
-        "shuffle", description="'balanced' draws every class equally often."
+        "shuffle",
+        description="Order of the images: 'shuffle' draws each once, 'balanced' draws "
+        "every class equally often.",
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="Keep and use an average of the weights; unset: off."
+        None,
+        description="Decay of the exponential moving average of the weights, which is "
+        "then evaluated and kept; unset: off.",
     )
     freeze_backbone_epochs: Count = Field(
-        0, description="First epochs in which only the last layer is trained."
+        0, description="Number of first epochs in which only the last layer is trained."
     )
     freeze: list[str] = Field(
         [],
-        description="Parts of the network that are never trained, by timm's names for "
-        "them, such as ['conv_stem', 'blocks.0']. Their batch norm stands still too. "
-        "Early layers are the slowest to train and gain least from it.",
+        description="Parts of the network that are never trained, by timm's names, "
+        "such as ['conv_stem', 'blocks.0']. Their batch norm statistics are kept "
+        "too. Early layers are the slowest to train and gain least from it.",
     )
     early_stop_epochs: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="Stop after so many epochs without a better val measure."
+        None, description="Epochs without a better val measure until training stops."
     )
     best_by: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss", "last"] = (
         Field(
             "accuracy",
-            description="The val measure that picks the epoch whose weights are kept; "
+            description="Val measure that chooses the epoch whose weights are kept; "
             "'last' keeps those of the last epoch.",
         )
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="'auto' is the GPU where torch sees one."
+        "auto",
+        description="Device: 'auto' is the GPU if torch finds one, else the CPU.",
+        json_schema_extra=_MACHINE,
     )
     watch_test: bool = Field(
         default=False,
-        description="Measure test after every epoch too, as published curves do. It "
-        "chooses nothing, is logged as a look and needs the protocol 'as-given'.",
+        description="Whether to measure test after every epoch too, as in published "
+        "curves. It chooses nothing, is logged as a look and needs the protocol "
+        "'as-given'.",
     )
 
     @model_validator(mode="after")
@@ -367,16 +412,16 @@ def read_toml(
     hint: str = "give the path of a TOML file, or leave it out and use --data",
     examples: str = "configs/",
 ) -> dict[str, Any]:
-    """Return what a TOML file holds.
+    """Return the content of a TOML file.
 
     Args:
         path: The file.
-        kind: What it is called where it cannot be read.
-        hint: What to do then.
-        examples: Where there are files that work.
+        kind: Name of the kind of file in the error message.
+        hint: Hint of the error message if the file cannot be read.
+        examples: Folder of examples, named in the hint for invalid TOML.
 
     Raises:
-        ConfigError: It cannot be read, or is not TOML.
+        ConfigError: The file cannot be read, or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -395,9 +440,9 @@ def load_config(path: Path | None = None, *, assignments: Iterable[str] = ()) ->
 
     Args:
         path: A TOML file; `None` starts from the defaults.
-        assignments: Texts such as `optim.lr=1e-4`. The value is read as TOML where it
-            is TOML, else as plain text, so that `model.name=resnet50` needs no quotes;
-            `none` unsets a setting that can be unset.
+        assignments: Texts such as `optim.lr=1e-4`. A value that is not TOML is plain
+            text, so that `model.name=resnet50` needs no quotes; `none` unsets a setting
+            that can be unset.
 
     Returns:
         The complete settings.
@@ -414,22 +459,64 @@ def load_config(path: Path | None = None, *, assignments: Iterable[str] = ()) ->
     settings: dict[str, Any] = {}
     if path is not None:
         settings = read_toml(path)
-    assign(settings, assignments)
+    for assignment in assignments:
+        assign(settings, *parse_assignment(assignment))
     return parse_config(settings)
 
 
-def assign(settings: dict[str, Any], assignments: Iterable[str]) -> None:
-    """Put `--set` assignments into nested settings, in place.
+def parse_assignment(assignment: str) -> tuple[str, Any]:
+    """Return name and value of a `--set` assignment.
+
+    Args:
+        assignment: As for `load_config`.
+
+    Raises:
+        ConfigError: It is not of the form `section.name=value`.
+
+    Example:
+        >>> parse_assignment("optim.lr=1e-4"), parse_assignment("data.path=2020")
+        (('optim.lr', 0.0001), ('data.path', '2020'))
+    """
+    key, equals, text = (part.strip() for part in assignment.partition("="))
+    section, dot, name = key.partition(".")
+    if not (equals and dot and section and name):
+        raise ConfigError(
+            f"expected --set section.name=value, got {assignment!r}",
+            hint="for example --set optim.lr=1e-4",
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, text
+    # A folder may be called 2020, but no text setting is a number.
+    is_text = _annotation(key) in (str, str | None)
+    return key, text if is_text and not isinstance(value, str) else value
+
+
+def assign(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Put one setting into nested settings, in place.
 
     Args:
         settings: As read from TOML.
-        assignments: As for `load_config`.
+        key: `section.name`; `model.extra.pad_type` is one key of a table.
+        value: 'none' unsets a setting that can be unset.
 
     Raises:
-        ConfigError: An assignment is not one, or what it goes into is no table.
+        ConfigError: Something that is not a table is where a table should be.
     """
-    for assignment in assignments:
-        _assign(settings, assignment)
+    *tables, name = key.split(".")
+    inner = settings
+    for depth, table in enumerate(tables, start=1):
+        inner = inner.setdefault(table, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(
+                f"expected a table for {'.'.join(tables[:depth])}, got {inner!r}",
+                hint="set the table, or settings in it, but not both",
+            )
+    if value == "none" and _can_be_unset(key):
+        inner.pop(name, None)
+    else:
+        inner[name] = value
 
 
 def parse_config(settings: Mapping[str, Any]) -> Config:
@@ -446,10 +533,24 @@ def parse_config(settings: Mapping[str, Any]) -> Config:
         raise ConfigError(problem, hint=hint) from None
 
 
+def with_absolute_paths(config: Config) -> Config:
+    """Return the settings with absolute paths, so that they hold in any folder."""
+    paths = {
+        name: str(Path(value).resolve())
+        for name in ("path", "split", "cache_dir")
+        if (value := getattr(config.data, name)) is not None
+    }
+    data, model = config.data.model_copy(update=paths), config.model
+    if Path(model.pretrained).is_file():
+        weights = str(Path(model.pretrained).resolve())
+        model = model.model_copy(update={"pretrained": weights})
+    return config.model_copy(update={"data": data, "model": model})
+
+
 def dump_config(config: Config) -> str:
     """Return the settings as TOML that `load_config` reads back to an equal `Config`.
 
-    TOML has no null: a setting that is unset is left out.
+    TOML has no null: unset settings are left out.
     """
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
@@ -463,52 +564,26 @@ def setting_names() -> dict[str, str]:
     }
 
 
-def _assign(settings: dict[str, Any], assignment: str) -> None:
-    key, equals, text = assignment.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if not (equals and dot and name):
-        raise ConfigError(
-            f"expected --set section.name=value, got {assignment!r}",
-            hint="for example --set optim.lr=1e-4",
-        )
-    inner = settings.setdefault(section, {})
-    if not isinstance(inner, dict):
-        raise ConfigError(
-            f"expected a table for {section!r} in the config, got {inner!r}",
-            hint=f"write [{section}] and the settings below it",
-        )
-    # `model.extra.pad_type=same` sets one key of a table.
-    *tables, name = name.split(".")
-    for table in tables:
-        inner = inner.setdefault(table, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(
-                f"expected a table for {section}.{table}, got {inner!r}",
-                hint="set the table, or settings in it, but not both",
-            )
-    if text.strip() == "none" and _can_be_unset(section, name):
-        inner.pop(name, None)
-    else:
-        value = _toml_value(text.strip())
-        # A folder may be called 2020, but no text setting is a number.
-        is_text = _annotation(section, name) in (str, str | None)
-        inner[name] = text.strip() if is_text and not isinstance(value, str) else value
+def machine_settings() -> frozenset[str]:
+    """Return the settings, as `section.name`, that belong to a machine, not a run.
+
+    Two runs that differ in nothing else are the same training on two machines.
+    """
+    return frozenset(
+        f"{section}.{name}"
+        for section, outer in Config.model_fields.items()
+        for name, field in _section(outer.annotation).model_fields.items()
+        if field.json_schema_extra == _MACHINE
+    )
 
 
-def _toml_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _can_be_unset(section: str, name: str) -> bool:
+def _can_be_unset(key: str) -> bool:
     # data.metadata is the exception: 'none' is one of its values.
-    is_optional = type(None) in get_args(_annotation(section, name))
-    return is_optional and (section, name) != ("data", "metadata")
+    return type(None) in get_args(_annotation(key)) and key != "data.metadata"
 
 
-def _annotation(section: str, name: str) -> Any:
+def _annotation(key: str) -> Any:
+    section, _, name = key.partition(".")
     outer = Config.model_fields.get(section)
     field = outer and _section(outer.annotation).model_fields.get(name)
     return field.annotation if field else None

@@ -29,7 +29,7 @@ _EXTRA_OF = {
     "gdcm": "dicom",
     "highdicom": "dicom",
     "jinja2": "train",
-    "filelock": "study",
+    "filelock": "train",
     "matplotlib": "train",
     "mlflow": "track",
     "nibabel": "demo",

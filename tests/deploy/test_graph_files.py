@@ -18,8 +18,8 @@ from tumorlens.deploy import graph_files
 from tumorlens.deploy.artefact import Kind, open_artefact
 from tumorlens.deploy.graph import ServingGraph
 from tumorlens.deploy.graph_files import (
+    Node,
     Source,
-    Step,
     libraries_of,
     outside_network,
     shares_of,
@@ -46,8 +46,8 @@ def ops_of(run: Run, kind: Kind) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
-def step(name: str, takes: str, *, is_layer: bool = False) -> Step:
-    return Step(name, set(takes.split()), {name}, is_layer=is_layer)
+def step(name: str, takes: str, *, is_layer: bool = False) -> Node:
+    return Node(name, set(takes.split()), {name}, is_layer=is_layer)
 
 
 def test_what_comes_before_the_first_layer_or_after_the_last_is_outside() -> None:

@@ -12,14 +12,14 @@ from pydicom import uid
 from support.mr_volumes import mr_slice, write
 from tumorlens.data.decoding import InputSpec
 from tumorlens.data.dicom.series import Series, Slice, find_series
-from tumorlens.deploy.predictor import Predictor, Voice
+from tumorlens.deploy.predictor import Member, Predictor
 from tumorlens.deploy.series import (
     RULES,
     SliceAnswer,
     answer_series,
     check_rule,
     no_tumor_class,
-    summed_up,
+    summarise,
 )
 from tumorlens.errors import ConfigError
 
@@ -36,11 +36,11 @@ def brightness(squares: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def by_hand(*sizes_px: int) -> Predictor:
-    voices = [
-        Voice(InputSpec(size, "squash", 3), brightness, ("0" * 64,))
+    members = [
+        Member(InputSpec(size, "squash", 3), brightness, ("0" * 64,))
         for size in sizes_px
     ]
-    return Predictor("hand", CLASSES, "digest", voices)
+    return Predictor("hand", CLASSES, "digest", members)
 
 
 def summary(rows: list[list[float] | None], **options: Any) -> Any:
@@ -51,7 +51,7 @@ def summary(rows: list[list[float] | None], **options: Any) -> Any:
         else SliceAnswer(np.array(row, np.float32))
         for row in rows
     ]
-    return summed_up(series, answers, **{"rule": "mean", "no_tumor": 1, **options})
+    return summarise(series, answers, **{"rule": "mean", "no_tumor": 1, **options})
 
 
 def test_the_mean_is_over_the_slices_and_shown_by_the_surest_one() -> None:

@@ -24,7 +24,7 @@ from support.images import draw_image
 from support.mr_volumes import IDENTITY, mr_slice, write, write_study
 from tumorlens.data.decoding import InputSpec
 from tumorlens.data.dicom.series import find_series
-from tumorlens.deploy.predictor import Predictor, Voice
+from tumorlens.deploy.predictor import Member, Predictor
 from tumorlens.deploy.series import SeriesAnswer, answer_series
 from tumorlens.errors import ConfigError, DataError
 from tumorlens.report.dicom_picture import HEIGHT_PX, WIDTH_PX
@@ -48,7 +48,7 @@ def corner(squares: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 PREDICTOR = Predictor(
-    "hand", CLASSES, "cd" * 32, [Voice(InputSpec(32, "pad", 3), corner, (DIGEST,))]
+    "hand", CLASSES, "cd" * 32, [Member(InputSpec(32, "pad", 3), corner, (DIGEST,))]
 )
 
 

@@ -170,7 +170,7 @@ def test_a_run_that_was_never_trained_says_so(tmp_path: Path) -> None:
 
 def test_a_run_without_a_split_says_where_one_comes_from(run: Run) -> None:
     with pytest.raises(
-        RunError, match=r"run has no split\.csv: nothing says"
+        RunError, match=r"run has no split\.csv, and so no subsets"
     ) as caught:
         run.split()
     assert "tumorlens import" in caught.value.hint

@@ -82,6 +82,7 @@ def test_arms_have_the_figures_of_evaluate_and_their_settings(
     }
     assert measures["best_test_epoch"] is None
     assert (first["train_seconds"], first["images_per_second"]) == (4.0, 100.0)
+    unwatched = {"test_loss": None, "test_accuracy": None}
     assert first["runs"] == [
         {
             "path": str(two[0]),
@@ -89,7 +90,7 @@ def test_arms_have_the_figures_of_evaluate_and_their_settings(
             "seed": 42,
             "state": "finished",
             "reason": None,
-            "history": history(0.5, 0.6),
+            "history": [row | unwatched for row in history(0.5, 0.6)],
         }
     ]
     assert second["runs"][0]["history"] == []
@@ -484,7 +485,7 @@ def test_without_any_answer_the_hint_is_how_to_get_that_of_each_run(
     one, other = tmp_path / "one", tmp_path / "other"
     make_run(one)
     make_run(other, optim__lr=0.5)
-    with pytest.raises(RunError, match=r"answers for the subset 'test'") as caught:
+    with pytest.raises(RunError, match=r"predictions for the subset 'test'") as caught:
         compared(one, other)
     assert caught.value.hint == (
         f"tumorlens evaluate {one}; tumorlens evaluate {other}; or compare on val, "
@@ -494,7 +495,7 @@ def test_without_any_answer_the_hint_is_how_to_get_that_of_each_run(
 
 def test_runs_that_cannot_answer_say_why(tmp_path: Path) -> None:
     make_run(tmp_path / "folds", [answers({"a.png": 1}), answers({"b.png": 1})])
-    with pytest.raises(RunError, match=r"answers for the subset 'val'") as caught:
+    with pytest.raises(RunError, match=r"predictions for the subset 'val'") as caught:
         compared(tmp_path / "folds", subset="val")
     assert caught.value.hint == (
         f"{tmp_path / 'folds'}: a run with folds has no subset 'val' of its own"
@@ -528,7 +529,7 @@ def test_what_is_missing_of_val_is_asked_for_and_of_test_is_not(
     assert runs[0].predictions_of("val").stat().st_mtime_ns == before
     assert [run.looks() for run in runs] == [[], []]
     with pytest.raises(
-        RunError, match="none of the runs has answers for the subset 'test'"
+        RunError, match="none of the runs has predictions for the subset 'test'"
     ):
         compare([run.path for run in runs], with_latency=False)
 

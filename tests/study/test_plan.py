@@ -130,11 +130,22 @@ def test_paths_hold_from_any_folder(
 
 def test_the_digest_is_of_what_is_compared_and_not_of_the_machine(study: Path) -> None:
     first = plan_of(study, AXES).digest()
-    assert plan_of(study, AXES, "data.path=elsewhere", "train.workers=3").digest() == (
-        first
-    )
+    machine = ("data.path=elsewhere", "train.workers=3", "data.cache_limit_mib=1")
+    assert plan_of(study, AXES, *machine).digest() == first
     assert plan_of(study, AXES, "optim.epochs=5").digest() != first
     assert plan_of(study, AXES.replace("1e-2", "1e-4")).digest() != first
+    for other in ("model.pretrained=no", "train.precision=fp32"):
+        assert plan_of(study, AXES, other).digest() != first
+
+
+def test_weights_in_another_folder_are_the_same_study(study: Path) -> None:
+    digests = []
+    for folder in ("here", "there"):
+        weights = study.parent / folder / "w.safetensors"
+        weights.parent.mkdir()
+        weights.touch()
+        digests.append(plan_of(study, AXES, f"model.pretrained={weights}").digest())
+    assert digests[0] == digests[1] != plan_of(study, AXES).digest()
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
-"""A folder with what the examples of the public functions name: DATA and runs/first."""
+"""What the examples of the public functions name: the folders DATA and runs/first."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
 from PIL import Image
 
 import tumorlens
@@ -22,18 +21,15 @@ TINY = {
 """Settings of a run that trains in seconds."""
 
 
-@pytest.fixture(scope="session")
-def folder_of_examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with 24 images in DATA and an exported run in runs/first."""
-    folder = tmp_path_factory.mktemp("examples")
+def make_examples(folder: Path) -> None:
+    """Write 24 images to DATA and an evaluated and exported run to runs/first."""
     for place, label in enumerate(CLASSES):
         (folder / "DATA" / label).mkdir(parents=True)
         for number in range(6):
             image = Image.fromarray(draw_image(label, 100 * place + number))
             image.save(folder / "DATA" / label / f"{number}.png")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        run = tumorlens.train(data="DATA", out="runs/first", settings=TINY)
-        tumorlens.evaluate(run)
-        tumorlens.export(run, ["onnx"])
-    return folder
+    run = tumorlens.train(
+        data=folder / "DATA", out=folder / "runs/first", settings=TINY
+    )
+    tumorlens.evaluate(run)
+    tumorlens.export(run, ["onnx"])

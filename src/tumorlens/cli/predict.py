@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from tumorlens.data.dicom.series import Found
+    from tumorlens.deploy.prediction_file import Row, RowFile
     from tumorlens.deploy.predictor import Predictor
-    from tumorlens.deploy.row_files import Row, RowFile
     from tumorlens.deploy.series import SeriesAnswer
 
 STATUS_UNREADABLE = 3
@@ -137,7 +137,7 @@ def _check_output(out: Path | None, *, resume: bool) -> None:
         ConfigError: Of the two options, or of the file's suffix.
     """
     if out:
-        from tumorlens.deploy.row_files import check_output
+        from tumorlens.deploy.prediction_file import check_output
 
         check_output(out)
     elif resume:
@@ -155,7 +155,7 @@ def _open(paths: list[Path], *, best: bool) -> list[tuple[Path, Predictor]]:
         from tumorlens.deploy.benchmark.fastest import choose_fastest
 
         choice = choose_fastest(paths[0])
-        print(one_line(choice.words), file=sys.stderr)
+        print(one_line(choice.summary), file=sys.stderr)
         paths = [choice.path, *paths[1:]]
     for path in paths:
         _warn_of_unfinished(path)
@@ -224,7 +224,7 @@ def _write(
         KeyboardInterrupt: Ctrl-C; what is there stays.
     """
     from tumorlens.data.files import count_images, walk_images
-    from tumorlens.deploy.prediction_files import PredictionFile
+    from tumorlens.deploy.prediction_file import PredictionFile
 
     file = PredictionFile(out, predictors, resume=resume)
     with file, resumable(file), terminal.counting("predicting") as progress:
@@ -298,9 +298,8 @@ def predict_series(
         KeyboardInterrupt: Ctrl-C; what is there stays.
     """
     from tumorlens.data.dicom.series import described, find_series
-    from tumorlens.deploy.row_files import RowFile
-    from tumorlens.deploy.series import check_rule
-    from tumorlens.deploy.series_tables import columns_of
+    from tumorlens.deploy.prediction_file import RowFile
+    from tumorlens.deploy.series import check_rule, columns_of
 
     found = find_series(images, identify=options.identify)
     if options.dicom_out:
@@ -351,7 +350,7 @@ def predict_series(
 
 @contextmanager
 def resumable(file: RowFile) -> Iterator[None]:
-    """Say after Ctrl-C how to go on with a `tumorlens.deploy.row_files.RowFile`.
+    """Say after Ctrl-C how to go on with a `tumorlens.deploy.prediction_file.RowFile`.
 
     Raises:
         KeyboardInterrupt: Again, when that is said.
@@ -373,7 +372,7 @@ class _Way(NamedTuple):
 
 
 class _Shown:
-    """Rows for the terminal, with the methods of `deploy.row_files.RowFile`."""
+    """Rows for the terminal, with the methods of `deploy.prediction_file.RowFile`."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -428,11 +427,11 @@ def _answer(
 
     What an earlier session has left in the table is passed over, and counts as written.
     """
-    from tumorlens.deploy import series_tables
+    from tumorlens.deploy import series as stage
     from tumorlens.deploy.predictor import Prediction
     from tumorlens.deploy.series import answer_series
 
-    rows_of = partial(series_tables.rows_of, predictor.name, predictor.classes)
+    rows_of = partial(stage.rows_of, predictor.name, predictor.classes)
     total = sum(len(series.slices) for series in found.series)
     total += len(found.others) + len(found.damaged)
     done = num_written = 0

@@ -87,7 +87,7 @@ class DuplicateSet(_Part):
     """First path of the set."""
 
     kind: Literal["bytes", "pixels", "near"]
-    """What is equal: the files, their pixels, or neither."""
+    """Whether the files, only their pixels, or neither are equal."""
 
     labels: tuple[str, ...]
     subsets: tuple[str, ...]
@@ -191,7 +191,7 @@ class Audit(NotebookView, shortcuts.Shortcuts):
 
     verdict: Verdict
     findings: tuple[str, ...]
-    """What else a reader must know, one sentence each, the worst first."""
+    """Further findings, one sentence each, the worst first."""
 
     @property
     def is_trainable(self) -> bool:

@@ -3,13 +3,13 @@
 Every file is decoded once. Two files with equal pixels show the same picture; so do
 two that are equal but for re-encoding, resizing, mirroring or turning by quarters.
 Such near copies are proposed by a perceptual hash in eight orientations and confirmed
-by the correlation of two small grey images, so that a chance equality of hashes joins
-nothing. Copies from which a visible part was cut off are not looked for.
+by the correlation of two small grey images, so that files with equal hashes by chance
+are not joined. Copies from which a visible part was cut off are not searched for.
 
-What a newcomer gets wrong: neighbouring slices of one head look very much alike (their
-correlation reaches 0.988) and are different pictures all the same. They belong in one
-*group*, through their patient, but keeping one of them and dropping the other would
-throw data away. `Duplicates.pictures` and `group_records` answer these two questions.
+Neighbouring slices of one head look very much alike (their correlation reaches 0.988)
+and are different pictures all the same. They belong in one *group*, through their
+patient, but keeping one of them and dropping the other would throw data away. So there
+are two results: `Duplicates.pictures` and `group_records`.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What can be told about a file without looking at the picture."""
+    """Facts about a file apart from the picture."""
 
     width: int
-    """In pixels, after EXIF orientation."""
+    """Width in pixels, after EXIF orientation."""
 
     height: int
-    """In pixels, after EXIF orientation."""
+    """Height in pixels, after EXIF orientation."""
 
     num_bytes: int
     """Size of the file."""
@@ -77,18 +77,19 @@ class NearPair:
     b: str
 
     correlation: float
-    """Of the two thumbnails, `a` turned and, where needed, shifted; in [0.99, 1]."""
+    """Correlation of the thumbnails, `a` turned and, where needed, shifted; in
+    [0.99, 1]."""
 
     orientation: str
-    """One of `ORIENTATIONS`: what to do to `a`."""
+    """Turn of `a`: one of `ORIENTATIONS`."""
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What one pass over all files of an index found."""
+    """Result of one pass over all files of an index."""
 
     unreadable: Mapping[str, str]
-    """Path -> why, in one line that does not name the file."""
+    """Path -> reason, in one line that does not name the file."""
 
     facts: Mapping[str, FileFacts]
     """Path -> facts, for the readable files only."""
@@ -100,8 +101,8 @@ class Duplicates:
     """Path -> the first path that shows the same picture, for the readable files."""
 
     near_pairs: tuple[NearPair, ...]
-    """Confirmed pairs, sorted. Of files with equal pixels, the first one stands for
-    all; of very many copies in one, each is paired with the first only."""
+    """Confirmed pairs, sorted. The first of several files with equal pixels represents
+    all; of very many copies of one picture, each is paired with the first only."""
 
     thumbnails: Mapping[str, NDArray[np.uint8]] = field(
         default_factory=dict, repr=False, compare=False
@@ -118,34 +119,34 @@ def find_duplicates(
 ) -> Duplicates:
     """Decode every file of an index once and find those that show the same picture.
 
-    A picture is its first path and everything that is a direct copy of that: copies of
-    copies do not chain on, so that a film of slowly changing images is never one
-    picture. Nothing depends on the order of the records.
+    A picture is its first path and all direct copies of it. Copies of copies do not
+    chain, so that a film of slowly changing images is never one picture. The result
+    does not depend on the order of the records.
 
     Args:
         index: The files. Those with equal bytes are decoded once.
-        limits: What is refused before it is decoded.
-        workers: Threads that decode; `None` is one for each core.
-        progress: Called after each file with the number done and the number of all.
+        limits: Limits above which a file is refused.
+        workers: Number of decoding threads; `None` for one per core.
+        progress: Called after each file with the number done and the number in all.
 
     Returns:
-        What was found. Files that cannot be read are in `unreadable` and nowhere else.
+        The duplicates. Files that cannot be read are in `unreadable` and nowhere else.
 
     Raises:
         MissingExtraError: A DICOM file is compressed in a way that needs the extra
-            `dicom`: that is for the user to mend, not a fault of the file.
+            `dicom`: the user has to install it, the file is not at fault.
     """
     unreadable: dict[str, str] = {}
     facts: dict[str, FileFacts] = {}
     pixels: dict[str, str] = {}
     thumbnails: dict[str, NDArray[np.uint8]] = {}
     num_done = 0
-    for records, look in _looks(index, limits, workers):
+    for records, found in _decode_all(index, limits, workers):
         for record in records:
-            if isinstance(look, str):
-                unreadable[record.path] = look
+            if isinstance(found, str):
+                unreadable[record.path] = found
             else:
-                facts[record.path], pixels[record.path], thumbnails[record.path] = look
+                facts[record.path], pixels[record.path], thumbnails[record.path] = found
         num_done += len(records)
         if progress is not None:
             progress(num_done, len(index.records))
@@ -181,7 +182,7 @@ def find_duplicates(
 
 
 def group_records(index: Index, duplicates: Duplicates) -> dict[str, str]:
-    """Return the group of every file: what must be in one subset with what.
+    """Return the group of every file: files of one group must be in one subset.
 
     Groups are the connected components of "same patient", "same picture" and
     "confirmed near copy". An unreadable file is alone, or with its patient.
@@ -199,7 +200,7 @@ def group_records(index: Index, duplicates: Duplicates) -> dict[str, str]:
         >>> index = Index(Path("data"), ("a", "b"), tuple(
         ...     Record(path, path[0], None, patient, None, None, "0" * 64, 1)
         ...     for path, patient in zip(paths, patients)))
-        >>> copies = Duplicates(
+        >>> duplicates = Duplicates(
         ...     unreadable={}, facts={}, pixels={}, near_pairs=(),
         ...     pictures=dict(zip(paths, (paths[0], paths[1], paths[1], paths[3]))))
         >>> group_records(index, duplicates)
@@ -220,20 +221,20 @@ def group_records(index: Index, duplicates: Duplicates) -> dict[str, str]:
     return {path: first_of[int(component_of[n])] for path, n in number_of.items()}
 
 
-def _looks(
+def _decode_all(
     index: Index, limits: ImageLimits, workers: int | None
 ) -> Iterator[tuple[list[Record], str | tuple[FileFacts, str, NDArray[np.uint8]]]]:
-    """Yield the records of each distinct file and what was seen, or why nothing was."""
+    """Yield the records of each distinct file with its content or error."""
     same_bytes: dict[str, list[Record]] = defaultdict(list)
     for record in index.records:
         same_bytes[record.sha256].append(record)
     lots = list(same_bytes.values())
     with ThreadPoolExecutor(max_workers=workers or os.cpu_count() or 1) as pool:
-        looks = pool.map(lambda lot: _look(index, lot[0], limits), lots)
-        yield from zip(lots, looks, strict=True)
+        decoded = pool.map(lambda lot: _decode(index, lot[0], limits), lots)
+        yield from zip(lots, decoded, strict=True)
 
 
-def _look(
+def _decode(
     index: Index, record: Record, limits: ImageLimits
 ) -> str | tuple[FileFacts, str, NDArray[np.uint8]]:
     file = index.file_of(record)

@@ -1,7 +1,7 @@
-"""Paths that a user names -> the image files behind them, one after the other.
+"""Paths from the user -> the image files behind them, one after the other.
 
-Folders are walked as the files are needed: of a tree of any size only the names of the
-folders on the way to the present file are held. Nothing is opened here.
+Folders are walked as the files are needed: for a tree of any size, memory holds only
+the names in the folders on the way to the current file. No file is opened.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def walk_images(paths: Iterable[Path]) -> Iterator[Path]:
-    """Give files as they are, and folders as the images below them, sorted.
+    """Yield files as they are, and for folders the images below them, sorted.
 
-    In a folder, images are known by their suffix and hidden names are passed over;
-    links to folders are not followed. A link to nothing, a pipe, a socket or a device
-    is given like a file: whoever reads it will say what is wrong. A file that is named
-    itself is taken whatever it is called. That every path exists, and that every folder
-    has an image, is looked at before the first file is given.
+    In a folder, images are recognised by their suffix, hidden names are skipped, and
+    links to folders are not followed. A broken link, a pipe, a socket or a device is
+    yielded like a file: reading it reports the fault. A file that is named itself is
+    yielded whatever its suffix. Before the first file, every path is checked to exist
+    and every folder to contain an image.
 
     Raises:
         DataError: A path does not exist, a folder has no image below it, or a folder
@@ -37,7 +37,7 @@ def walk_images(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def count_images(paths: Iterable[Path]) -> int:
-    """Return how many files `walk_images` gives, without keeping them.
+    """Return the number of files that `walk_images` yields, without keeping them.
 
     Raises:
         DataError: See `walk_images`.
@@ -72,12 +72,12 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def files_below(folder: Path, is_wanted: Callable[[Path], bool]) -> Iterator[Path]:
-    """Give the files below a folder that are wanted, sorted, without hidden names.
+    """Yield the files below a folder that pass a test, sorted, without hidden names.
 
     Args:
         folder: Walked as the files are needed.
-        is_wanted: Asked before it is looked whether a path is a link to a folder. It
-            may be one to nothing, or a pipe.
+        is_wanted: The test. It is called before links to folders are sorted out, so a
+            path may also be one of those, a broken link or a pipe.
 
     Raises:
         DataError: A folder cannot be read.
@@ -106,5 +106,5 @@ def files_below(folder: Path, is_wanted: Callable[[Path], bool]) -> Iterator[Pat
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # a link to where nobody may look: reported when it is read
+    except OSError:  # a link into a locked folder: reported when it is read
         return False

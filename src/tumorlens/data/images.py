@@ -43,7 +43,7 @@ SUFFIXES = frozenset(
 """Usual suffixes of the formats that are read, in lower case. Only for finding files in
 a folder: the content decides what a file is."""
 
-# Pillow knows some fifty formats more; none of their decoders is ever reached.
+# Pillow has some fifty formats more; none of their decoders is ever reached.
 _PILLOW_FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
 
 _BLACK_BORDER = 12
@@ -84,7 +84,7 @@ def read_image(
 
     Args:
         path: A JPEG, PNG, TIFF, BMP or DICOM file, whatever its suffix.
-        limits: What is refused before it is decoded.
+        limits: Limits above which a file is refused.
         frame: Which frame of a multi-frame DICOM file or page of a TIFF, from 0.
             `None` is the middle one, `num_frames // 2`: the ends of a head volume show
             little of the brain.

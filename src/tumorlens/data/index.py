@@ -1,12 +1,12 @@
 """A folder or a table to one record per file.
 
-The index says what is there: path, label, subset, patient, source and SHA-256. It
-decodes nothing, so a file that is not an image is a record like any other and is found
-unreadable later, by `tumorlens.data.duplicates`. The CSV that holds a split is written
-and read here too, because its rows are the index's records with a group and a subset.
+A record holds path, label, subset, patient, source and SHA-256. Nothing is decoded, so
+a file that is not an image is a record like any other and is found unreadable later, by
+`tumorlens.data.duplicates`. The CSV that holds a split is written and read here too,
+because its rows are the index's records with a group and a subset.
 
-What a newcomer gets wrong: a record's identity is its path relative to the root of the
-index, in POSIX spelling, and never its name: `image(1).jpg` exists in every class.
+A record is identified by its path relative to the root of the index, in POSIX spelling,
+and never by its name: `image(1).jpg` exists in every class.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SUBSET_WORDS = {
     "test": "test",
     "testing": "test",
 }
-"""What a folder or a table may call a subset, in lower case -> what we call it."""
+"""Accepted name of a subset in a folder or table, in lower case -> our name."""
 
 SPLIT_COLUMNS = ("path", "sha256", "label", "group", "subset", "reason")
 
@@ -63,7 +63,7 @@ class Record:
     """Name of its class."""
 
     subset: str | None
-    """`train`, `val` or `test`, `None` if neither folders nor table say which."""
+    """`train`, `val` or `test`, `None` if neither folders nor table name one."""
 
     patient: str | None
     """Key of the patient, `None` if not known. Never part of a message or a log."""
@@ -75,7 +75,7 @@ class Record:
     """The class that the source gives the image, `None` if not known."""
 
     sha256: str
-    """Of the file's bytes, 64 hexadecimal digits."""
+    """SHA-256 of the file's bytes, 64 hexadecimal digits."""
 
     num_bytes: int
     """Size of the file; 0 is possible."""
@@ -116,7 +116,7 @@ class SplitRow:
     """As in `Record`."""
 
     sha256: str
-    """As in `Record`: tells when a file was changed after the split."""
+    """As in `Record`: shows whether a file was changed after the split."""
 
     label: str
     """As in `Record`."""
@@ -133,7 +133,7 @@ class SplitRow:
 
 @dataclass(frozen=True)
 class _Row:
-    """What a folder or a table says about one file, before the file is opened."""
+    """The facts about one file from a folder or a table, before it is opened."""
 
     path: str
     label: str
@@ -153,8 +153,8 @@ def read_index(data: Path, *, metadata: str | None = None) -> Index:
             Subsets are named as in `SUBSET_WORDS`, in any case.
         metadata: A table with the column path, relative to the root of the index, and
             any of patient, source and source_label, which then hold for the files it
-            names; its other rows are passed over. `None` is `metadata.csv` in the
-            folder if there is one, `"none"` is none at all.
+            names; its other rows are ignored. `None` is `metadata.csv` in the folder
+            if there is one, `"none"` is none at all.
 
     Returns:
         One record for every regular file in a class folder, whatever its suffix and
@@ -205,7 +205,7 @@ def write_split(path: Path, rows: Iterable[SplitRow]) -> None:
 def read_split(path: Path) -> tuple[SplitRow, ...]:
     """Return the rows of a split that `write_split` or a hand wrote, in their order.
 
-    Whether the groups are kept together is for `tumorlens.data.split` to say.
+    `tumorlens.data.split` checks whether the groups are kept together.
 
     Raises:
         DataError: The file cannot be read, has no rows, lacks a column other than
@@ -299,7 +299,7 @@ def _check_same_classes(data: Path, classes: dict[str, list[str]]) -> None:
 
 
 def _same_classes_hint(label: str, its: list[str], theirs: list[str]) -> str:
-    """Return what to do about a class folder that another subset lacks."""
+    """Return the hint for a class folder that another subset lacks."""
     near = get_close_matches(label, sorted(set(theirs) - set(its)), n=1)
     if near:
         return f"did you mean {near[0]!r}?"

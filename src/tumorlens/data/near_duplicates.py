@@ -1,12 +1,12 @@
-"""Which of many small grey images show the same picture.
+"""Near duplicates: which of many small grey images show the same picture.
 
 Perceptual hashes in eight orientations propose pairs; the correlation of the images,
-brought into register where it is close, confirms them. What it costs grows with the
-number of images and not with its square, whatever the images are. Nothing here knows
-about files; `tumorlens.data.duplicates` does.
+brought into register where it is close, confirms them. The cost grows with the number
+of images and not with its square, whatever the images are. Files are the subject of
+`tumorlens.data.duplicates`.
 
-What a newcomer gets wrong: equal hashes prove nothing. Neighbouring slices of one head
-have equal hashes, and so has everything that is nearly plain.
+Equal hashes prove nothing: neighbouring slices of one head have equal hashes, and so
+have images that are nearly plain.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ORIENTATIONS = (
     "mirrored-rotated-180",
     "mirrored-rotated-270",
 )
-"""How `a` must be turned to look like `b`: anticlockwise, then mirrored left to right.
+"""The turn that makes `a` look like `b`: anticlockwise, then mirrored left to right.
 The position of a name is the argument of `turned`."""
 
 THUMBNAIL_PX = 64
@@ -61,16 +61,16 @@ one patient end at 0.986 and copies begin at 0.992."""
 # ten thousand re-encodings of one picture cost ten thousand comparisons.
 _ALL_BUT_EQUAL = 0.999
 
-# A thumbnail with a smaller standard deviation (in grey levels) shows nothing: its hash
-# is noise. Plain images are copies of each other only when their pixels are equal.
+# A thumbnail with a smaller standard deviation (in grey levels) is empty: its hash is
+# noise. Plain images are copies of each other only when their pixels are equal.
 _MIN_CONTRAST = 1.0
 
-# A key that more images share than this says nothing about any of them. It bounds the
-# candidates of one image, whatever somebody put into the folder.
+# A key that more images share than this does not tell them apart. It bounds the
+# candidates of one image, whatever is in the folder.
 _MAX_BUCKET = 2000
 
-# Neighbouring bits of a hash of a head say much the same, so blocks of neighbours are
-# poor keys: on the Bhuvaji set they propose 74 images for each one, shuffled bits 41.
+# Neighbouring bits of a hash of a head are correlated, so blocks of neighbours are poor
+# keys: on the Bhuvaji set they propose 74 images for each one, shuffled bits 41.
 _SHUFFLED_BITS = np.random.default_rng(21).permutation(64)
 
 # Different pictures with one hash that are told apart; as a bound on hostile folders.
@@ -92,14 +92,14 @@ class NearDuplicate:
     b: int
 
     correlation: float
-    """Of the two, `a` turned and, where needed, shifted; in [0.99, 1]."""
+    """Correlation of the two, `a` turned and, where needed, shifted; in [0.99, 1]."""
 
     orientation: int
-    """What to do to `a`: an index into `ORIENTATIONS`."""
+    """Turn of `a`: an index into `ORIENTATIONS`."""
 
     is_settled: bool = False
-    """`b` has the hash of `a` and is so much like it that it was compared with no other
-    image: whatever `a` looks like, `b` does."""
+    """`b` has the hash of `a` and is so similar that it was compared with no other
+    image: its other duplicates are those of `a`."""
 
 
 def make_thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -115,9 +115,9 @@ def make_thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def find_near_duplicates(thumbnails: NDArray[np.uint8]) -> list[NearDuplicate]:
     """Return the pairs of thumbnails that show one picture.
 
-    Plain and nearly plain images look like nothing: that two of them are alike says
-    nothing. Of many images with one hash that are all but equal, each is paired with
-    the first only (`is_settled`).
+    Plain and nearly plain images are left out: any two of them are alike. Of many
+    images with one hash that are all but equal, each is paired with the first only
+    (`is_settled`).
 
     Args:
         thumbnails: As from `make_thumbnail`, shape (N, 64, 64).
@@ -146,7 +146,7 @@ def find_near_duplicates(thumbnails: NDArray[np.uint8]) -> list[NearDuplicate]:
 
 
 def turned(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Return images (..., H, W) turned as `ORIENTATIONS[orientation]` says."""
+    """Return images (..., H, W) turned by `ORIENTATIONS[orientation]`."""
     image = np.rot90(image, orientation % 4, axes=(-2, -1))
     return image[..., ::-1] if orientation >= 4 else image
 
@@ -155,10 +155,10 @@ def hash_thumbnails(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Return the perceptual hashes of thumbnails in eight orientations.
 
     One bit for each of the 8 x 8 lowest frequencies of the cosine transform of the
-    image at 32 x 32: whether it is above their median. Turning an image changes signs
-    and order of its frequencies only, so that one transform serves eight hashes.
+    image at 32 x 32: whether it is above their median. Turning an image changes only
+    signs and order of its frequencies, so that one transform serves eight hashes.
     `imagehash.phash` of the turned image gives the same, 200 times slower: 26,000
-    calls for the Bhuvaji set, a fifth of the time that its whole audit may take.
+    calls for the Bhuvaji set, a fifth of the time limit of its whole audit.
 
     Args:
         thumbnails: Grey images, shape (N, 64, 64).
@@ -199,12 +199,12 @@ def propose_pairs(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return the pairs of images whose hashes agree in some orientation.
 
     Each hash is cut into blocks, and two images are compared when they agree in any
-    two blocks, so that what is compared grows with the number of images and not with
-    its square. Up to 20,000 images, no pair within `MAX_HASH_BITS` is missed. Above,
-    fewer and longer blocks are used: all pairs within 4 bits are still found and of
-    those with 6 bits some 95 % up to 200,000 images, 70 % above.
+    two blocks, so that the number of comparisons grows with the number of images and
+    not with its square. Up to 20,000 images, no pair within `MAX_HASH_BITS` is missed.
+    Above, fewer and longer blocks are used: all pairs within 4 bits are still found,
+    and some 95 % of those with 6 bits up to 200,000 images, 70 % above.
 
-    A product of two sparse matrices (image x key, key x image) does the look-up. It
+    The look-up is a product of two sparse matrices (image x key, key x image). It
     takes 22 s of one core for 8 x 1,000,000 hashes and grows by 10 to 11 for ten times
     as many; faiss' IndexBinaryMultiHash at its best takes 208 s and grows by 24 to 29
     (`benchmarks/copies.py`).

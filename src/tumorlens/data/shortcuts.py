@@ -104,7 +104,7 @@ class SourceShift(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     auroc: float | None
-    """Of the pooled predictions: 0.5 is chance, 1.0 means another kind of file."""
+    """AUROC of the pooled predictions: 0.5 is chance, 1.0 means other kinds of file."""
 
     skipped: str
     """Why there is no AUROC; empty when there is one."""

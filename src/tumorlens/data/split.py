@@ -2,13 +2,12 @@
 
 A split is one `SplitRow` per file of the index, in the order of the paths: the subset
 that the file is in, or `left-out` with the reason. A file and its group go to one side
-together; only the given folders of `as-given` can put a group on two. What the
-newcomer would get wrong: the unit is the group, never the file, so the fractions are
-met as nearly as whole groups allow and no nearer.
+together; only the given folders of `as-given` can put a group on two. The unit is the
+group, never the file, so the fractions are met only as nearly as whole groups allow.
 
-The groups are dealt by a loop of our own rather than by scikit-learn's
-`StratifiedGroupKFold`: that one makes equal folds only, and it does not promise every
-class in every fold when there are groups enough.
+The groups are assigned by a loop of our own rather than by scikit-learn's
+`StratifiedGroupKFold`: that one makes equal folds only, and it does not guarantee every
+class in every fold even when there are enough groups.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import numpy as np
 from tumorlens.data.duplicates import group_records
 from tumorlens.data.index import SplitRow
 from tumorlens.errors import DataError, did_you_mean
-from tumorlens.text import NotebookView, natural_key
+from tumorlens.text import NotebookView, counted, natural_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -40,8 +39,8 @@ SUBSETS = ("train", "val", "test", LEFT_OUT)
 """The subsets of an ordinary split. Those of k folds are `fold-0`, `fold-1`, ..."""
 
 _NUM_TRIES = 50
-"""Deals that are tried before a split without every class is given up on. Only groups
-that hold several classes can make the first one fail."""
+"""Number of attempts at a split with every class in every subset. Only groups that hold
+several classes can make the first one fail."""
 
 _FOLD = re.compile(r"fold-(0|[1-9]\d?)")
 
@@ -84,27 +83,27 @@ def make_split(
       out. `test_fraction`, `num_folds` and `seed` have no effect.
     - `grouped`: all files pooled. Left out are unreadable files, every copy of a
       picture but the first path, and all files of a picture that is found under two
-      labels. The rest is dealt to train, val and test by group, stratified by class.
-    - `grouped-kfold`: the same files dealt to `fold-0` ... ; see `fold_splits`.
+      labels. The rest is assigned to train, val and test by group, stratified by class.
+    - `grouped-kfold`: the same files assigned to `fold-0` ... ; see `fold_splits`.
 
-    A label that the metadata's `source_label` contradicts leaves nothing out: which
-    of the two is right is not known here, and the audit reports it.
+    A file whose label contradicts the metadata's `source_label` stays in: which of the
+    two is right is not known here, and the audit reports it.
 
     Args:
         index: The files; the order of its records does not matter.
         duplicates: What `find_duplicates` found for this index.
-        protocol: How the subsets are made.
-        val_fraction: Share of the images that are not test which become val.
-        test_fraction: Share of all images that become test, under `grouped`.
+        protocol: Rule by which the subsets are made.
+        val_fraction: Share of the other images that becomes val.
+        test_fraction: Share of all images that becomes test, under `grouped`.
         num_folds: Number of folds, under `grouped-kfold`.
-        seed: Another seed deals other groups to the subsets.
+        seed: Seed of the assignment of groups to subsets.
 
     Returns:
         One row per file of the index, sorted by path.
 
     Raises:
         DataError: A class has too few groups for every subset to get one, or
-            `as-given` data does not say what train and test are.
+            `as-given` data has no given train and test.
     """
     groups = group_records(index, duplicates)
     records = sorted(index.records, key=lambda record: record.path)
@@ -138,7 +137,7 @@ def fold_splits(
     """Return an ordinary split for each fold of a `grouped-kfold` split.
 
     In the split of fold k, the files of `fold-k` are test and those of the other folds
-    are dealt to train and val. Files left out stay left out, with their reason.
+    are assigned to train and val. Files left out stay left out, with their reason.
 
     Args:
         rows: What `make_split` returned, or a checked split made by hand.
@@ -192,7 +191,7 @@ def check_split(
     Args:
         rows: The split, in any order.
         index: The files that it must account for, each exactly once.
-        protocol: `grouped-kfold` wants folds as subsets, the others train, val and
+        protocol: `grouped-kfold` has folds as subsets, the others train, val and
             test. `as-given` alone lets a group be on two sides.
         groups: Path -> group, from `group_records`. `None` believes the column `group`
             of the rows, which can have been edited too.
@@ -329,7 +328,7 @@ def _assign_groups(
     *,
     seed: int,
 ) -> tuple[SplitRow, ...]:
-    """Give each row without a subset one of `shares`, whole groups at a time.
+    """Assign a subset of `shares` to each row without one, whole groups at a time.
 
     Raises what `_refuse_few_groups` raises when a class cannot be in every subset.
     """
@@ -411,7 +410,7 @@ def _choose_subsets(
 def _refuse_few_groups(label: str, number: int, shares: Iterable[str]) -> NoReturn:
     names = list(shares)
     raise DataError(
-        f"class {label!r} has {number} group{'s' * (number != 1)} of images that must "
+        f"class {label!r} has {counted(number, 'group')} of images that must "
         f"stay together, too few for {len(names)} subsets ({', '.join(names)}) with "
         "the class in each",
         hint="add images of other patients to the class, lower data.num_folds where "
@@ -469,7 +468,7 @@ def _check_groups(rows: Sequence[SplitRow], groups: Mapping[str, str]) -> None:
     if torn:
         name, (first, row) = min(torn.items())
         raise DataError(
-            f"{len(torn)} group{'s' * (len(torn) != 1)} of the split "
+            f"{counted(len(torn), 'group')} of the split "
             f"{'is' if len(torn) == 1 else 'are'} on two sides: the first is group "
             f"{name!r}, with {first.path} in {first.subset} and {row.path} in "
             f"{row.subset}",

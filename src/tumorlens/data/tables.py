@@ -1,10 +1,11 @@
-"""CSV and Parquet tables, as people hand them in.
+"""CSV and Parquet tables from users.
 
 A table is hostile until read: its size is bounded, every line must have as many fields
-as the header, and what cannot be read ends as a `DataError` that names the line. Only
-the columns that were asked for leave this module. What a newcomer gets wrong: a table
-beside medical images can hold names, so no message repeats a cell, nor the header,
-which is the first patient where somebody forgot to write one.
+as the header, and any fault becomes a `DataError` that names the line. Only the
+requested columns leave this module.
+
+A table beside medical images can hold names of patients, so no message quotes a cell.
+Nor does any quote the header: in a table without one, the first line is a patient.
 """
 
 from __future__ import annotations

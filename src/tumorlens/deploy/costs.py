@@ -1,10 +1,9 @@
-"""What an answer of a network costs: parameters, MACs, bytes and milliseconds.
+"""Costs of a prediction: parameters, MACs, bytes and milliseconds.
 
-All of it is for one image, decoded and resized already, through `models.infer`, as
-everybody who uses a run pays it: with `mirror` a network answers twice, and an ensemble
-with every member. What the newcomer would get wrong: a machine gets slower as it warms
-up, so networks that are timed one after the other are not compared. Here they take
-turns.
+All costs are for one image, decoded and resized already, through `network.infer`, as
+in use: with `mirror` a network runs twice, and an ensemble runs every member. A machine
+gets slower as it warms up, so times of networks that ran one after the other do not
+compare. Here they take turns.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
     from tumorlens.runs.folder import ModelCard, Run
 
 SECONDS = 4.0
-"""For timing all networks together, unless they are so slow that `_MIN_ROUNDS` take
-longer."""
+"""Budget for timing all networks together, unless `_MIN_ROUNDS` take longer."""
 
 _NUM_WARM_UPS = 3
 _MIN_ROUNDS = 10
@@ -42,7 +40,7 @@ _MAX_ROUNDS = 300
 
 @dataclass(frozen=True)
 class Network:
-    """A network and what is known of it."""
+    """A network with its card and weights file."""
 
     card: ModelCard
     module: nn.Module
@@ -52,7 +50,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one answer, in milliseconds."""
+    """Time of one prediction, in milliseconds."""
 
     p50: float
     p5: float
@@ -60,7 +58,7 @@ class Latency:
 
 
 Networks = tuple[Network, ...]
-"""Those that answer together: one, or as many as an ensemble has members."""
+"""Networks whose probabilities are averaged: one, or the members of an ensemble."""
 
 
 def has_networks(run: Run) -> bool:
@@ -72,7 +70,7 @@ def has_networks(run: Run) -> bool:
 
 
 def architecture_of(run: Run) -> str:
-    """Return a text that two runs share when an answer costs them the same.
+    """Return a text that is equal for runs whose predictions cost the same.
 
     Raises:
         RunError: The run has no weights yet.
@@ -87,10 +85,10 @@ def architecture_of(run: Run) -> str:
 
 
 def open_networks(run: Run) -> Networks:
-    """Return what answers for a run; of one with folds, what answers for the first.
+    """Return the networks of a run, or of its first fold.
 
     Raises:
-        RunError: There are no weights, or they are not those that were saved.
+        RunError: There are no weights, or they were changed.
     """
     networks = []
     for part in _parts(run):
@@ -101,7 +99,7 @@ def open_networks(run: Run) -> Networks:
 
 
 def count_parameters(networks: Networks) -> int:
-    """Return how many numbers were learnt; the means of batch norm are not."""
+    """Return the number of learnt values, which the means of batch norm are not."""
     return sum(
         parameter.numel()
         for network in networks
@@ -110,10 +108,10 @@ def count_parameters(networks: Networks) -> int:
 
 
 def count_macs(networks: Networks) -> int:
-    """Return the multiply-accumulate operations of one answer.
+    """Return the multiply-accumulate operations of one prediction.
 
-    Those of convolutions and matrix products, which are nearly all there are: half of
-    what torch counts as floating-point operations.
+    Counted are convolutions and matrix products, nearly all there are: half of the
+    floating-point operations that torch counts.
     """
     total = 0
     for network in networks:
@@ -132,19 +130,16 @@ def size_on_disk(networks: Networks) -> int:
 
 
 def measure_latencies(
-    answerers: Sequence[Networks], *, device: torch.device, seconds: float | None = None
+    models: Sequence[Networks], *, device: torch.device, seconds: float | None = None
 ) -> list[Latency]:
-    """Return how long each takes for one image, in fp32.
+    """Return the time of each model for one image, in fp32, in their order.
 
     Args:
-        answerers: Moved to `device`, all at once, and left there.
-        device: Where to compute.
-        seconds: For all together, without warm-up; `SECONDS` by default.
-
-    Returns:
-        One for each, in order.
+        models: Moved to `device`, all at once, and left there.
+        device: Device to compute on.
+        seconds: Budget for all together, without warm-up; `SECONDS` by default.
     """
-    calls = [_answer(networks, device) for networks in answerers]
+    calls = [_prediction_of(networks, device) for networks in models]
     return time_in_turns(calls, seconds=SECONDS if seconds is None else seconds)
 
 
@@ -154,12 +149,12 @@ def time_in_turns(
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Latency]:
-    """Return how long each call takes, timed in rounds: A B C, A B C, ...
+    """Return the time of each call, measured in rounds: A B C, A B C, ...
 
     Args:
-        calls: Each is made a few times before the first is timed.
-        seconds: No round starts after so many, but for the first ten.
-        clock: Seconds, from any start.
+        calls: Functions to time, after a few untimed calls of each.
+        seconds: Time after which no round starts, except the first ten.
+        clock: Clock in seconds, with any start.
     """
     for call in calls:
         for _ in range(_NUM_WARM_UPS):
@@ -183,7 +178,7 @@ def _parts(run: Run) -> tuple[Run, ...]:
     return (run.folds() or (run,))[0].networks()
 
 
-def _answer(networks: Networks, device: torch.device) -> Callable[[], None]:
+def _prediction_of(networks: Networks, device: torch.device) -> Callable[[], None]:
     images = []
     for network in networks:
         network.module.to(device)
@@ -191,9 +186,9 @@ def _answer(networks: Networks, device: torch.device) -> Callable[[], None]:
         shape = (1, card.in_chans, card.size_px, card.size_px)
         images.append(torch.randint(256, shape, dtype=torch.uint8))
 
-    def answer() -> None:
+    def predict() -> None:
         for network, image in zip(networks, images, strict=True):
-            # It brings the answer back to the CPU, and so waits for a GPU.
+            # The result is copied to the CPU, so this waits for a GPU.
             infer(
                 network.module,
                 [image],
@@ -205,7 +200,7 @@ def _answer(networks: Networks, device: torch.device) -> Callable[[], None]:
                 temperature=network.card.temperature,
             )
 
-    return answer
+    return predict
 
 
 def _seconds_of(

@@ -126,7 +126,7 @@ class _Proof:
     def judge(self, artefact: Artefact, bounds: Bounds) -> Parity:
         """Return the verdict on an artefact."""
         with self.stage(f"{artefact.card.kind}: predicting") as progress:
-            answers = _probs_of(
+            probs = _probs_of(
                 Predictor.of_artefact(artefact), self.index, self.val, progress
             )
         labels = [self.classes.index(row.label) for row in self.val]
@@ -136,7 +136,7 @@ class _Proof:
             np.array(labels, dtype=np.int64),
             np.unique(groups, return_inverse=True)[1],
             self.reference,
-            answers,
+            probs,
             classes=self.classes,
             bounds=bounds,
             subject=self.failed(artefact.card, ""),
@@ -263,7 +263,7 @@ def _proof(
     if not val:
         raise RunError(
             f"{run.path} has no image in subset 'val' to prove an export on",
-            hint=f"{run.split_path} says which image is in which subset",
+            hint=f"{run.split_path} has the subset of every image",
         )
     unknown = sorted({row.label for row in val} - set(classes))
     if unknown:
@@ -337,8 +337,8 @@ def _judge(
     verdict = proof.judge(artefact, bounds)
     drop = -verdict.accuracy.change.value
     if card.kind == "openvino-int8" and drop > bounds.max_drop:
-        # Val says how much too far off the plain one is, and nothing else: half of
-        # what the bound leaves, for a flip is not in proportion to a distance.
+        # Val decides nothing but how much nearer it must be: half of what the bound
+        # leaves, since flips are not proportional to distances.
         nearness = bounds.max_drop / drop / 2
         return _with_care(artefact, verdict, nearness, source, proof, bounds)
     return verdict
@@ -466,7 +466,7 @@ def _training_images(
         if not chosen:
             raise RunError(
                 f"int8 takes its ranges from training images, and {run.path} has none",
-                hint=f"{run.split_path} says which image is in which subset",
+                hint=f"{run.split_path} has the subset of every image",
             )
         return np.stack(
             [
@@ -497,11 +497,11 @@ def _probs_of(
     """
     paths = [index.root / row.path for row in rows]
     probs = []
-    for answer in predictor.predict_files(paths, progress=progress):
-        if answer.probs is None:
+    for one in predictor.predict_files(paths, progress=progress):
+        if one.probs is None:
             raise RunError(
-                f"a val image cannot be read any more: {answer.path}: {answer.error}",
+                f"a val image cannot be read any more: {one.path}: {one.error}",
                 hint="restore the data",
             )
-        probs.append(answer.probs)
+        probs.append(one.probs)
     return np.stack(probs)

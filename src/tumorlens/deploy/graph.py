@@ -1,9 +1,8 @@
 """The network as it is exported: uint8 images in, probabilities out, nothing left out.
 
 Normalization, views, temperature and the averaging of an ensemble are inside, so that
-no caller can get them wrong. What the newcomer would get wrong: this is not the pass
-that measures a run, which is `models.infer`; `tumorlens.deploy.parity` shows that both
-give the same answers.
+no caller can get them wrong. A run is not measured by this graph but by
+`network.infer`; `tumorlens.deploy.parity` checks that both give the same probabilities.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ LUMA = (19595.0, 38470.0, 7471.0)
 
 
 class ServingGraph(nn.Module):
-    """One network, or those of an ensemble, with everything around them.
+    """One network, or those of an ensemble, with pre- and postprocessing.
 
     Args:
-        networks: Each with its card, in evaluation mode. They take images of one size.
+        networks: Networks with their cards, in evaluation mode, of one input size.
 
     Raises:
         RunError: The networks differ in the size or fit of their input, or in their
@@ -49,7 +48,7 @@ class ServingGraph(nn.Module):
         self.members = nn.ModuleList(_Member(card, module) for card, module in networks)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Answer for images that are decoded and resized.
+        """Return the outputs for images that are decoded and resized.
 
         Args:
             images: Shape (N, S, S, 3), uint8, RGB; grey images repeat their values.
@@ -57,8 +56,8 @@ class ServingGraph(nn.Module):
         Returns:
             probs: (N, C), each row sums to 1; averaged over views and members.
             logits: (N, C), before temperature; means over views and members.
-            embedding: (N, E), what the last layer is given; the mean over views, and
-                the members' side by side.
+            embedding: (N, E), the input of the last layer; the mean over views, and
+                those of the members side by side.
         """
         pixels = images.permute(0, 3, 1, 2).float()  # (N, 3, S, S), 0 to 255
         if len(self.members) == 1:
@@ -92,7 +91,7 @@ class _Member(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.is_grey:
-            # Whole numbers below 2**24, so that every step is exact, as in Pillow.
+            # Whole numbers below 2**24: every step is exact, as in Pillow.
             weighted = (pixels * self.luma).sum(dim=1, keepdim=True)
             pixels = torch.floor((weighted + 32768) / 65536)  # (N, 1, S, S)
         values = (pixels / 255 - self.mean) / self.std
@@ -101,8 +100,8 @@ class _Member(nn.Module):
         # network once, and a quantized file does not repeat its weights.
         together = torch.cat(views) if len(views) > 1 else values  # (V * N, C, S, S)
         features = self.module.forward_features(together)
-        # Not `module(values)`: one pass gives both. That the logits are the same, a
-        # test of many networks shows.
+        # Not `module(values)`: one pass gives both. A test shows for many networks that
+        # the logits are the same.
         logits = self.module.forward_head(features)
         embedding = self.module.forward_head(features, pre_logits=True).flatten(1)
         probs = (logits / self.temperature).softmax(dim=1)

@@ -1,9 +1,8 @@
 """A network becomes the files of a graph, one function for each format.
 
-The graph is `serving_graph.ServingGraph`; the quantized formats come of those before
-them and of training images. Whether a file is any good, `tumorlens.deploy.parity` says.
-What the newcomer would get wrong: the exporters talk. Whatever they would print is
-silenced in `_quiet`, and nowhere else.
+The graph is `graph.ServingGraph`; the quantized formats are made from earlier ones and
+from training images. Whether a file is good is decided in `tumorlens.deploy.parity`.
+The exporters print and warn a lot: `_quiet`, and nothing else, silences them.
 """
 
 from __future__ import annotations
@@ -35,22 +34,21 @@ if TYPE_CHECKING:
     from tumorlens.deploy.graph import ServingGraph
 
 OPSET = 20
-"""Of ONNX: what the exporter writes by itself, and every runtime of the last two years
-reads."""
-
+"""Operator set of ONNX: the exporter's default, and every runtime of the last two years
+reads it."""
 
 NUM_CALIBRATION = 300
-"""Training images from which quantization takes its ranges: NNCF's own default."""
+"""Number of training images for the ranges of quantization: the default of NNCF."""
 
 NUM_HELD_OUT = 128
-"""Training images, others than those, on which careful quantization ranks the layers.
-Each layer asks for all of them once: more take minutes and change the order little."""
+"""Number of other training images on which careful quantization ranks the layers. Each
+layer needs a pass over all of them: more take minutes and change the order little."""
 
 MIN_HELD_OUT = 10
-"""With fewer the order of the layers would be chance."""
+"""With fewer images the order of the layers would be chance."""
 
 _FREE_MIB = 64
-"""With less, what fails is taken to have failed for it."""
+"""With less free disk space, a failure is blamed on it."""
 
 _LIBRARIES: dict[str, tuple[str, ...]] = {
     "torchscript": ("torch", "timm"),
@@ -63,40 +61,40 @@ _ONNX_QUANTIZED = (
     *("Conv", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "Concat"),
     *("MaxPool", "AveragePool", "GlobalAveragePool"),
 )
-"""With their activations: left out, a Relu would be computed in fp32 between two
-conversions, and the range of what goes into it would waste a bit on the negatives."""
+"""Operators to quantize. Activations are among them: otherwise a Relu would run in fp32
+between two conversions, and the range of its input would waste a bit on negatives."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the files are made of."""
+    """What all formats are made from."""
 
     graph: ServingGraph
     """On the CPU, in evaluation mode."""
     size_px: int
     training_images: Callable[[int, int], NDArray[np.uint8]]
-    """From one number to another, in an order that deals the classes in turn: (N, S, S,
-    3), fewer where there are no more. For quantization only."""
+    """Images from one number to another, in an order that deals the classes in turn:
+    shape (N, S, S, 3), fewer at the end. For quantization only."""
     num_training: int
-    """How many training images there are."""
+    """Number of training images."""
     scratch: Path
-    """A folder for what is between: the ONNX file that OpenVINO's comes of."""
+    """Folder for intermediate files, such as the ONNX file that OpenVINO converts."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """A node of a graph, whatever library it is from."""
+class Node:
+    """A node of a graph of either library."""
 
     name: str
-    takes: set[str]
+    inputs: set[str]
     """Names of values."""
-    gives: set[str]
+    outputs: set[str]
     is_layer: bool = False
     """Whether it multiplies with weights."""
 
 
 def libraries_of(kind: Kind) -> dict[str, str]:
-    """Return the versions of what makes and proves a graph of a kind.
+    """Return the versions of the libraries that make and prove a graph of a kind.
 
     Raises:
         MissingExtraError: One of them is not installed.
@@ -110,13 +108,13 @@ def libraries_of(kind: Kind) -> dict[str, str]:
 
 
 def shares_of(num_training: int) -> tuple[int, int] | None:
-    """Return how many training images careful quantization takes for what.
+    """Return how careful quantization divides the training images.
 
     Args:
-        num_training: How many there are.
+        num_training: Number of training images.
 
     Returns:
-        Those for calibration, the first ones, and those after them that are held out:
+        The number for calibration, which come first, and the number held out:
         `NUM_CALIBRATION` and `NUM_HELD_OUT`, or the same shares of fewer; `None` where
         fewer than `MIN_HELD_OUT` could be held out.
 
@@ -138,12 +136,12 @@ def write_graph(
 
     Args:
         kind: The format.
-        source: What they are made of.
-        folder: Exists.
-        nearness: For int8: quantize with care, so that on training images that were not
-            used for calibration the mean distance from the floating graph shrinks to
-            this share of what plain quantization leaves. Layers stay floating for it.
-            Not where `shares_of` gives `None`.
+        source: What it is made from.
+        folder: Existing folder.
+        nearness: For int8: quantize with care, so that on training images outside the
+            calibration the mean distance from the floating graph shrinks to this share
+            of that of plain quantization. Some layers stay floating for it. Requires
+            that `shares_of` is not `None`.
 
     Raises:
         ArtefactError: The network cannot be written in this format.
@@ -211,7 +209,7 @@ def _write_onnx_int8(source: Source, path: Path) -> None:
     )
     images = iter(source.training_images(0, NUM_CALIBRATION))
 
-    # The base class is only known when the library is there.
+    # The base class is only known after the import.
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
         def get_next(self) -> dict[str, Any] | None:
             image = next(images, None)
@@ -224,15 +222,15 @@ def _write_onnx_int8(source: Source, path: Path) -> None:
         quant_format=quantization.QuantFormat.QDQ,
         per_channel=True,
         op_types_to_quantize=list(_ONNX_QUANTIZED),
-        nodes_to_exclude=outside_network(_onnx_steps(onnx.load(prepared))),
+        nodes_to_exclude=outside_network(_onnx_nodes(onnx.load(prepared))),
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
     )
 
 
-def _onnx_steps(model: Any) -> list[Step]:
+def _onnx_nodes(model: Any) -> list[Node]:
     return [
-        Step(
+        Node(
             node.name,
             set(node.input),
             set(node.output),
@@ -242,10 +240,10 @@ def _onnx_steps(model: Any) -> list[Step]:
     ]
 
 
-def _openvino_steps(model: Any) -> list[Step]:
+def _openvino_nodes(model: Any) -> list[Node]:
     layers = ("Convolution", "GroupConvolution", "MatMul")
     return [
-        Step(
+        Node(
             op.get_friendly_name(),
             {value.get_node().get_friendly_name() for value in op.input_values()},
             {op.get_friendly_name()},
@@ -256,45 +254,47 @@ def _openvino_steps(model: Any) -> list[Step]:
     ]
 
 
-def outside_network(steps: Sequence[Step]) -> list[str]:
-    """Return the names of a graph's steps before or after the network itself.
+def outside_network(nodes: Sequence[Node]) -> list[str]:
+    """Return the names of a graph's nodes before or after the network itself.
 
     Normalization comes before every layer that multiplies, softmax and averages after
-    the last: neither costs time, and in 8 bits either would cost accuracy. Left to
-    itself NNCF quantizes an average of probabilities, which then no longer sum to 1.
+    the last: neither costs time, and in 8 bits either would cost accuracy. By default
+    NNCF quantizes an average of probabilities, which then no longer sum to 1.
 
     Args:
-        steps: In an order in which each comes after those that it uses.
+        nodes: Nodes in topological order.
 
     Example:
         >>> outside_network([
-        ...     Step("scale", {"x"}, {"a"}), Step("conv", {"a"}, {"b"}, is_layer=True),
-        ...     Step("relu", {"b"}, {"c"}), Step("fc", {"c"}, {"d"}, is_layer=True),
-        ...     Step("softmax", {"d"}, {"e"}),
+        ...     Node("scale", {"x"}, {"a"}), Node("conv", {"a"}, {"b"}, is_layer=True),
+        ...     Node("relu", {"b"}, {"c"}), Node("fc", {"c"}, {"d"}, is_layer=True),
+        ...     Node("softmax", {"d"}, {"e"}),
         ... ])
         ['scale', 'softmax']
     """
-    is_layer = [step.is_layer for step in steps]
-    ways = [(step.takes, step.gives) for step in steps]
-    is_after = _reached(ways, is_layer)
-    back = [(gives, takes) for takes, gives in reversed(ways)]
+    is_layer = [node.is_layer for node in nodes]
+    edges = [(node.inputs, node.outputs) for node in nodes]
+    is_after = _reached(edges, is_layer)
+    back = [(outputs, inputs) for inputs, outputs in reversed(edges)]
     is_before = _reached(back, is_layer[::-1])[::-1]
-    both = zip(steps, is_after, is_before, strict=True)
+    both = zip(nodes, is_after, is_before, strict=True)
     return [
-        step.name
-        for step, after, before in both
-        if not (step.is_layer or (after and before))
+        node.name
+        for node, after, before in both
+        if not (node.is_layer or (after and before))
     ]
 
 
-def _reached(ways: list[tuple[set[str], set[str]]], is_start: list[bool]) -> list[bool]:
-    """Return which steps use what one of the starts has led to; steps are in order."""
+def _reached(
+    edges: list[tuple[set[str], set[str]]], is_start: list[bool]
+) -> list[bool]:
+    """Return which nodes depend on a start node; nodes are in topological order."""
     values: set[str] = set()
     found = []
-    for (taken, given), starts in zip(ways, is_start, strict=True):
-        found.append(not values.isdisjoint(taken))
+    for (inputs, outputs), starts in zip(edges, is_start, strict=True):
+        found.append(not values.isdisjoint(inputs))
         if found[-1] or starts:
-            values |= given
+            values |= outputs
     return found
 
 
@@ -313,11 +313,11 @@ def _write_openvino_int8(source: Source, path: Path) -> None:
 
 
 def _write_openvino_int8_with_care(source: Source, path: Path, nearness: float) -> None:
-    """Leave floating what moves the answers most, until they are near enough.
+    """Leave the most sensitive layers floating, until the graph is near enough.
 
-    Accuracy on training images would not do: a network knows them by heart, and keeps
-    their labels while it loses others. The distance of its answers moves on any image.
-    Where there are few images the plain one was calibrated on all of them: it is then
+    Accuracy on training images does not serve as criterion: a network has learnt them
+    by heart, and keeps their labels while it loses others. Probabilities move on any
+    image. With few images the plain version was calibrated on all of them: it is then
     nearer on those held out than on others, and the bound only gets narrower.
     """
     openvino, nncf = require("openvino"), require("nncf")
@@ -335,23 +335,23 @@ def _write_openvino_int8_with_care(source: Source, path: Path, nearness: float) 
 
     reference = probs_of(core.compile_model(model, "CPU", hint))
 
-    def likeness(compiled: Any, some: Any) -> tuple[float, list[float]]:
-        # NNCF asks for parts of the images; the position tells which.
+    def agreement(compiled: Any, some: Any) -> tuple[float, list[float]]:
+        # NNCF passes subsets of the images, each with its position.
         numbers = [number for number, _ in some]
         found = np.concatenate(
             [np.array(compiled([images[number]])[0]) for number in numbers]
         )
-        likely = 1 - np.abs(found - reference[numbers]).sum(axis=1) / 2  # (N,)
-        return float(likely.mean()), likely.tolist()
+        agreed = 1 - np.abs(found - reference[numbers]).sum(axis=1) / 2  # (N,)
+        return float(agreed.mean()), agreed.tolist()
 
     plain = core.compile_model(path, "CPU", hint)
-    distance = 1 - likeness(plain, enumerate(images))[0]
+    distance = 1 - agreement(plain, enumerate(images))[0]
     quantized = _in_a_thread(
         lambda: nncf.quantize_with_accuracy_control(
             model,
             _calibration(source, num_calibration),
             nncf.Dataset(list(enumerate(images))),
-            likeness,
+            agreement,
             max_drop=nearness * distance,
             subset_size=num_calibration,
             ignored_scope=_around(model),
@@ -361,9 +361,10 @@ def _write_openvino_int8_with_care(source: Source, path: Path, nearness: float) 
 
 
 def _in_a_thread(quantize: Callable[[], Any]) -> Any:
-    """Return what a call of NNCF gives, which makes cores as it likes.
+    """Run an NNCF call in a worker thread.
 
-    Why not here, `runtimes.openvino_core` tells: it would cost this thread its signals.
+    NNCF creates OpenVINO Cores of its own; see `runtimes.openvino_core` for why that
+    must not happen on the main thread.
     """
     with ThreadPoolExecutor(max_workers=1) as pool:
         return pool.submit(quantize).result()
@@ -375,7 +376,7 @@ def _calibration(source: Source, num: int) -> Any:
 
 
 def _around(model: Any) -> Any:
-    names = outside_network(_openvino_steps(model))
+    names = outside_network(_openvino_nodes(model))
     return require("nncf").IgnoredScope(names=names, validate=False)
 
 
@@ -387,7 +388,7 @@ def _exported(source: Source) -> Any:
 
 
 def _example(source: Source) -> torch.Tensor:
-    # Two images: an axis of one is taken for one that is always one.
+    # Two images: the exporter would take an axis of length 1 for constant.
     shape = (2, source.size_px, source.size_px, 3)
     return torch.zeros(shape, dtype=torch.uint8)
 
@@ -409,7 +410,7 @@ def _name_batch_axis(model: Any, old: str) -> None:
 
 @contextmanager
 def _as_our_errors(kind: Kind, folder: Path) -> Iterator[None]:
-    """Say what a failed export means.
+    """Turn the error of a failed export into one of ours.
 
     Raises:
         ArtefactError: The exporter does not take the network.
@@ -421,8 +422,8 @@ def _as_our_errors(kind: Kind, folder: Path) -> Iterator[None]:
     except TumorlensError:
         raise
     except Exception as error:
-        # Broad on purpose, and only around the exporters: they raise whatever a network
-        # that they do not know makes them trip over, and RuntimeError for a full disk.
+        # Broad on purpose, and only around the exporters: an unsupported network makes
+        # them raise anything, and a full disk RuntimeError.
         first = (str(error).strip().splitlines() or ["nothing more is known"])[0]
         why = f"{first[:200]} ({type(error).__name__})"
         free_mib = shutil.disk_usage(folder).free >> 20
@@ -433,24 +434,24 @@ def _as_our_errors(kind: Kind, folder: Path) -> Iterator[None]:
             ) from error
         raise ArtefactError(
             f"the network cannot be written as {kind}: {why}",
-            hint="try another --format: not every network can be had in every one",
+            hint="try another --format: not every network can be written in every one",
         ) from error
 
 
 def _forget_sources(model: Any) -> None:
-    # The exporter notes where in whose folders every node was programmed.
+    # The exporter stores the source file of every node, with the path on this machine.
     for part in (*model.graph.node, *model.graph.value_info):
         del part.metadata_props[:]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the exporters say of themselves, in this one place."""
+    """Silence the output of the exporters, in this one place."""
     rich = require("rich")
     names = ("nncf", "torch.onnx", "onnxscript", "onnx_ir", "torch.utils", "root")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
-    # NNCF draws its bars on rich's own console; ours are on another.
+    # NNCF draws its bars on rich's global console; ours are on another.
     console = rich.get_console()
     was_quiet, console.quiet = console.quiet, True
     try:

@@ -1,7 +1,7 @@
 """Does an exported model answer as the run does? The verdict, from two tables.
 
 `judge_parity` turns arrays into the content of `parity.json`; nothing here runs a
-network. The largest difference of a probability says little by itself. What matters is
+network. The largest difference of a probability means little by itself. What matters is
 whether a label flips, so a flip is only forgiven where the run's two best classes were
 closer than what rounding can move.
 """

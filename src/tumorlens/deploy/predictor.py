@@ -1,9 +1,9 @@
-"""Files become probabilities: `Predictor`, the way in for everyone who uses a model.
+"""Files become probabilities: `Predictor`, the entry point for using a model.
 
-An image goes through `images.load_square` and then through `models.infer`, exactly as
-validation's images did, or through an artefact's graph, which has the same inside. A
-file that cannot be read is an answer too: a `Prediction` with its error. What the
-newcomer would get wrong: torch is only imported for a run, or an artefact of torch.
+An image goes through `images.load_square` and then through `network.infer`, exactly as
+the images of validation do, or through an artefact's graph, which contains the same. A
+file that cannot be read gives a `Prediction` too, with its error. torch is only
+imported for a run, or for an artefact of torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -38,7 +39,7 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one file."""
+    """Class probabilities of one file, or why it has none."""
 
     path: Path
     probs: NDArray[np.float32] | None
@@ -64,20 +65,20 @@ class Predictions(list[Prediction], NotebookView):
 
 
 @dataclass(frozen=True)
-class Voice:
-    """Something that answers: a network of a run, or an artefact."""
+class Member:
+    """One model whose probabilities are averaged: a network or an artefact."""
 
-    look: InputSpec
-    ask: Callable[[NDArray[np.uint8]], NDArray[np.floating]]
+    spec: InputSpec
+    predict: Callable[[NDArray[np.uint8]], NDArray[np.floating]]
     """Images (N, S, S, C) to probabilities (N, classes)."""
     weights_sha256: tuple[str, ...]
-    """Digests of the weights files behind it."""
+    """Digests of its weights files."""
 
     def square(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a decoded image as this network sees it, (S, S, C)."""
-        look = self.look
+        """Return a decoded image as input of this model, shape (S, S, C)."""
+        spec = self.spec
         return to_square(
-            image, size_px=look.size_px, fit=look.fit, in_chans=look.in_chans
+            image, size_px=spec.size_px, fit=spec.fit, in_chans=spec.in_chans
         )
 
 
@@ -93,13 +94,14 @@ class Predictor:
             from tumorlens import Predictor
 
             predictor = Predictor.open("runs/first/export/onnx")
-            for answer in predictor.predict_files(["a.png", "b.dcm"]):
-                print(answer.path, answer.predicted or answer.error, answer.probs)
+            for one in predictor.predict_files(["a.png", "b.dcm"]):
+                print(one.path, one.predicted or one.error, one.probs)
 
     Attributes:
-        name: Of the run folder.
-        classes: Names, in the order of the probabilities.
-        digest: SHA-256 of all that decides an answer; equal digests answer the same.
+        name: Name of the run folder.
+        classes: Class names, in the order of the probabilities.
+        digest: SHA-256 of everything that determines the probabilities; models with
+            equal digests give equal ones.
     """
 
     def __init__(
@@ -107,32 +109,31 @@ class Predictor:
         name: str,
         classes: tuple[str, ...],
         digest: str,
-        voices: Sequence[Voice],
+        members: Sequence[Member],
     ) -> None:
         self.name = name
         self.classes = classes
         self.digest = digest
-        self._voices = tuple(voices)
+        self._members = tuple(members)
 
     @property
-    def voices(self) -> tuple[Voice, ...]:
-        """The networks, or the artefact, that answer."""
-        return self._voices
+    def members(self) -> tuple[Member, ...]:
+        """The networks, or the artefact, whose probabilities are averaged."""
+        return self._members
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "auto") -> Self:
         """Load a run folder or an artefact.
 
         Args:
-            path: Of an ordinary run, finished or with weights, a k-fold run or an
-                ensemble; or of an artefact that `export` has made, or its graph's
-                file.
+            path: Folder of a run (an ordinary one with weights, a k-fold run or an
+                ensemble) or of an artefact; or the graph's file of an artefact.
             device: 'auto', 'cpu' or 'cuda'; artefacts run on the CPU.
 
         Raises:
             RunError: The folder is no run, has no weights, or they were changed.
             ArtefactError: The artefact was changed, or its runtime does not take it.
-            ConfigError: A GPU is asked for and there is none.
+            ConfigError: `device` is 'cuda' and there is no GPU.
             MissingExtraError: torch, or the artefact's runtime, is not installed.
         """
         path = Path(path)
@@ -142,12 +143,22 @@ class Predictor:
 
         run = open_run(path)
         with naming_missing_extras():
-            return cls(run.name, *_voices_of(run, device=device))
+            return cls(run.name, *_members_of(run, device=device))
 
     @classmethod
     def of_artefact(cls, artefact: Artefact) -> Self:
-        """Load an artefact that is checked already; `export` has one to prove."""
-        return cls(*_voice_of(artefact))
+        """Load an artefact that is checked already, or that `export` still proves."""
+        card = artefact.card
+        # Without a manifest, its export is still being proved.
+        seal = artefact.path / "manifest.json"
+        digest = sha256_of(seal) if seal.is_file() else ""
+        session = open_session(artefact)
+        member = Member(
+            InputSpec(card.size_px, card.fit, 3),
+            lambda images: session(images).probs,
+            card.weights_sha256,
+        )
+        return cls(f"{card.run} ({card.kind})", card.classes, digest, [member])
 
     def predict_files(
         self,
@@ -157,17 +168,18 @@ class Predictor:
         limits: ImageLimits = DEFAULT_LIMITS,
         progress: Progress | None = None,
     ) -> Iterator[Prediction]:
-        """Give the answer for each file, in order, as they come.
+        """Yield a prediction for each file, in order.
 
-        Files are decoded in threads while the network works on those before, two
+        Files are decoded in threads while the network works on earlier ones, two
         batches ahead at most: memory does not grow with their number.
 
         Args:
-            paths: Files, not folders: see `image_files.walk_images`. They may come from
-                a generator, which is asked as there is room.
-            batch_size: Images that go through the network together.
-            limits: What is refused before it is decoded.
-            progress: Called with files done and files in all, if `paths` has a length.
+            paths: Files, not folders: see `data.files.walk_images`. A generator is
+                consumed no faster than the network works.
+            batch_size: Number of images that go through the network together.
+            limits: Limits above which a file is refused.
+            progress: Called with the number of files done, and of all files if `paths`
+                has a length.
 
         Yields:
             One `Prediction` per path. Unreadable files do not stop the others.
@@ -184,7 +196,7 @@ class Predictor:
         done = 0
         decoded = decode_ahead(
             map(Path, paths),
-            [voice.look for voice in self._voices],
+            [member.spec for member in self._members],
             num_ahead=2 * batch_size,
             num_threads=num_processors(),
             limits=limits,
@@ -200,28 +212,28 @@ class Predictor:
         """Return the probabilities (N, C) of decoded images, one batch.
 
         Args:
-            images: At least one, as `images.read_image` gives them: uint8, (H, W) grey
-                or (H, W, 3) in colour, of any sizes.
+            images: At least one image of `images.read_image`: uint8, (H, W) grey or
+                (H, W, 3) colour, of any sizes.
 
         Raises:
             DataError: An image has another shape or type, or there is none.
         """
         _check_images(images)
-        answers = [
-            voice.ask(np.stack([voice.square(image) for image in images]))
-            for voice in self._voices
+        probs = [  # (N, C) of each member
+            member.predict(np.stack([member.square(image) for image in images]))
+            for member in self._members
         ]
-        mean: NDArray[np.float32] = np.mean(answers, axis=0).astype(np.float32)
+        mean: NDArray[np.float32] = np.mean(probs, axis=0).astype(np.float32)
         return mean
 
     def _predict_batch(self, batch: Sequence[Decoded]) -> list[Prediction]:
         readable = [one for one in batch if one.error is None]
-        answers = [  # (N, C) of each network
-            voice.ask(np.stack([one.squares[voice.look] for one in readable]))
-            for voice in self._voices
+        probs = [  # (N, C) of each member
+            member.predict(np.stack([one.squares[member.spec] for one in readable]))
+            for member in self._members
             if readable
         ]
-        mean = iter(np.mean(answers, axis=0).astype(np.float32) if answers else ())
+        mean = iter(np.mean(probs, axis=0).astype(np.float32) if probs else ())
         return [
             Prediction(one.path, None, None, one.error)
             if one.error is not None
@@ -234,7 +246,7 @@ class Predictor:
 
 
 def _check_images(images: Images) -> None:
-    """Refuse what would be answered, but wrongly: fractions, one image for many.
+    """Refuse arrays that would give wrong probabilities: fractions, a bare image.
 
     Raises:
         DataError: An image has another shape or type, or there is none.
@@ -261,29 +273,27 @@ def _check_images(images: Images) -> None:
             )
 
 
-def _voice_of(artefact: Artefact) -> tuple[str, tuple[str, ...], str, list[Voice]]:
-    card = artefact.card
-    session = open_session(artefact)
-    look = InputSpec(card.size_px, card.fit, 3)
-    # The manifest has the digests of the graph and of its card; while an export is
-    # being proven there is none yet.
-    seal = artefact.path / "manifest.json"
-    digest = sha256_of(seal) if seal.is_file() else ""
-    voice = Voice(look, lambda images: session(images).probs, card.weights_sha256)
-    return f"{card.run} ({card.kind})", card.classes, digest, [voice]
+def _members_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Member]]:
+    """Return the classes, the digest and the members of a run.
 
+    Raises:
+        RunError: A fold is missing, or the networks have different classes.
+    """
+    from tumorlens.training import network
 
-def _voices_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Voice]]:
-    from tumorlens.training import network as models
-
-    target = models.resolve_device(device)
-    cards, voices = [], []
+    target = network.resolve_device(device)
+    cards, members = [], []
     for part in _parts(run):
         card = part.card()
-        module = models.load_model(card, part.weights_path).to(target)
+        module = network.load_model(card, part.weights_path).to(target)
         cards.append(card)
-        look = InputSpec(card.size_px, card.fit, card.in_chans)
-        voices.append(Voice(look, _asker(card, module, target), (card.weights_sha256,)))
+        members.append(
+            Member(
+                InputSpec(card.size_px, card.fit, card.in_chans),
+                partial(_probs_of, card, module, target),
+                (card.weights_sha256,),
+            )
+        )
     if len({card.classes for card in cards}) > 1:
         raise RunError(
             f"the networks of {run.path} do not have the same classes",
@@ -291,29 +301,26 @@ def _voices_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Voi
         )
     # The cards have the digests of the weights.
     digest = sha256_of_bytes("".join(card.model_dump_json() for card in cards).encode())
-    return cards[0].classes, digest, voices
+    return cards[0].classes, digest, members
 
 
-def _asker(
-    card: ModelCard, module: Any, device: Any
-) -> Callable[[NDArray[np.uint8]], NDArray[np.floating]]:
-    from tumorlens.training import network as models
+def _probs_of(
+    card: ModelCard, module: Any, device: Any, images: NDArray[np.uint8]
+) -> NDArray[np.floating]:
+    from tumorlens.training import network
 
-    def ask(images: NDArray[np.uint8]) -> NDArray[np.floating]:
-        log_probs = models.infer(
-            module,
-            [models.as_batch(images)],
-            mean=card.mean,
-            std=card.std,
-            device=device,
-            mirror=card.mirror,
-            tta=card.tta,
-            temperature=card.temperature,
-        )
-        probs: NDArray[np.float64] = np.exp(log_probs.astype(np.float64))
-        return probs
-
-    return ask
+    log_probs = network.infer(
+        module,
+        [network.as_batch(images)],
+        mean=card.mean,
+        std=card.std,
+        device=device,
+        mirror=card.mirror,
+        tta=card.tta,
+        temperature=card.temperature,
+    )
+    probs: NDArray[np.float64] = np.exp(log_probs.astype(np.float64))
+    return probs
 
 
 def _parts(run: Run) -> tuple[Run, ...]:

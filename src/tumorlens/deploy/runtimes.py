@@ -1,10 +1,10 @@
 """An artefact in the runtime that it was made for: arrays in, arrays out.
 
 Each runtime is imported when an artefact needs it and not before; ONNX Runtime and
-OpenVINO need no torch. What the newcomer would get wrong: a runtime chooses its own
-precision. OpenVINO computes in bf16 wherever the processor can, unless it is told, and
-in fp32 where it was told bf16 and the processor cannot. So every session is told, and
-`Session.precision` is what the runtime then says of the layers that it really runs.
+OpenVINO need no torch. A runtime chooses its own precision: by default OpenVINO uses
+bf16 wherever the processor can, and it uses fp32 if bf16 is set and the processor lacks
+it. So every session sets its precision, and `Session.precision` is what the runtime
+reports of the layers that it really runs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PRECISION_OF = {
     "int8": "int8",
     "uint8": "int8",
 }
-"""How the runtimes name number types -> our word."""
+"""Name of a number type in a runtime -> our name."""
 
 _OPENVINO_LAYERS = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul")
 
@@ -60,78 +60,78 @@ _ONNX_LAYERS = {
         "int8",
     ),
 }
-"""Operators of ONNX Runtime that multiply -> what in. On a CPU there is no bf16."""
+"""Multiplying operators of ONNX Runtime -> precision. On a CPU there is no bf16."""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a graph gives for N images."""
+class Outputs:
+    """Outputs of a graph for N images."""
 
     probs: NDArray[np.float32]
-    """(N, C), each row sums to 1."""
+    """Shape (N, C), each row sums to 1."""
     logits: NDArray[np.float32]
-    """(N, C)."""
+    """Shape (N, C)."""
     embedding: NDArray[np.float32]
-    """(N, E)."""
+    """Shape (N, E)."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """A graph that is loaded and can be asked."""
+    """A graph that is loaded into its runtime."""
 
-    ask: Callable[[NDArray[np.uint8]], Answers]
-    """Without checks; see `__call__`."""
+    infer: Callable[[NDArray[np.uint8]], Outputs]
+    """Runs the graph without checks; see `__call__`."""
     size_px: int
-    """Side of the images that it takes."""
+    """Side of the input images."""
 
     find_precision: Callable[[], str]
-    """Asks the runtime; see `precision`."""
+    """Reads the precision from the runtime; see `precision`."""
 
     runtime: str
     """Name and version, such as "onnxruntime 1.32.0"."""
     device: str
     """Such as "cpu" or "cuda"."""
     threads: int
-    """How many it computes with."""
+    """Number of threads that it computes with."""
 
     @cached_property
     def precision(self) -> str:
-        """What most layers that multiply compute in: "fp32", "bf16", "int8" ...
+        """Number type of most multiplying layers: "fp32", "bf16", "int8" ...
 
-        The runtime says so of the graph as it runs it: OpenVINO of its compiled model,
-        ONNX Runtime in a profile of one image (a moment, and only when asked), torch by
-        the numbers that the graph holds. "unknown" where it says nothing.
+        The source is the graph as the runtime executes it: the compiled model of
+        OpenVINO, a profile of one image in ONNX Runtime (made at the first use), the
+        weights of a torch graph. "unknown" where there is no such layer.
         """
         return self.find_precision()
 
-    def __call__(self, images: NDArray[np.uint8]) -> Answers:
-        """Answer for images.
+    def __call__(self, images: NDArray[np.uint8]) -> Outputs:
+        """Run the graph.
 
         Args:
             images: Shape (N, S, S, 3), N > 0, uint8; in any order in memory.
 
         Raises:
-            ValueError: Another shape or type.
+            ValueError: The shape or type is another one.
         """
         check_images(images, self.size_px)
-        return self.ask(np.ascontiguousarray(images))
+        return self.infer(np.ascontiguousarray(images))
 
 
 def open_session(artefact: Artefact, *, threads: int | None = None) -> Session:
     """Load an artefact's graph into its runtime, on the CPU.
 
-    What the graph takes and gives is compared with the card: as the runtime states it,
-    or for torch, which does not, with what comes of one empty image.
+    Inputs and outputs of the graph are compared with the card: as the runtime reports
+    them, or, for torch, as one empty image shows them.
 
     Args:
-        artefact: From `artefacts.open_artefact`, whose files are checked.
-        threads: To compute with; `None` takes as many as there are processors. For the
-            formats of torch this sets the number of the whole process: torch has no
-            other, and the last session that was opened wins.
+        artefact: From `open_artefact`, which has checked its files.
+        threads: Number of threads; `None` takes one per processor. For the formats of
+            torch this is the number of the whole process, so the last session that was
+            opened wins.
 
     Raises:
-        ArtefactError: The runtime does not take the graph, or it is not the one that
-            the card describes.
+        ArtefactError: The runtime does not take the graph, or the card describes
+            another graph.
         MissingExtraError: The runtime is not installed.
         ConfigError: `threads` is not positive.
     """
@@ -153,10 +153,9 @@ def open_session(artefact: Artefact, *, threads: int | None = None) -> Session:
 def openvino_core() -> Any:
     """Return the one `openvino.Core` of this process.
 
-    Each core that reaches the CPU gives the thread that does so another stack to handle
-    signals on, and takes it away when the core goes. With several cores what is left is
-    a stack that is gone, and the next Ctrl-C ends the process with a crash. So there is
-    one, it stays, and a thread that is over takes the stack with it.
+    Loading the CPU plugin installs a `sigaltstack` on the calling thread and frees it
+    with the Core. A second Core leaves the main thread with a freed stack, and the next
+    SIGINT segfaults. So: one Core per process, created in a throw-away thread.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
@@ -168,12 +167,12 @@ def openvino_core() -> Any:
 
 
 def num_processors() -> int:
-    """Return how many processors this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def check_images(images: NDArray[np.uint8], size_px: int) -> None:
-    """Refuse an array that a graph does not take, before a runtime does it obscurely.
+    """Refuse an array of another shape, with a clearer message than a runtime gives.
 
     Raises:
         ValueError: The shape is not (N, S, S, 3) with N > 0, or the type not uint8.
@@ -196,7 +195,7 @@ def _open_onnx(artefact: Artefact, threads: int) -> Session:
         session = onnxruntime.InferenceSession(
             str(artefact.graph_path), options, providers=["CPUExecutionProvider"]
         )
-    except Exception as error:  # ONNX Runtime has a dozen kinds of its own
+    except Exception as error:  # ONNX Runtime has a dozen classes of errors
         raise _refused(artefact, "ONNX Runtime", error) from None
     _check_card(
         artefact,
@@ -204,7 +203,7 @@ def _open_onnx(artefact: Artefact, threads: int) -> Session:
         [value.shape for value in session.get_outputs()],
     )
     return Session(
-        ask=lambda images: Answers(*session.run(None, {"images": images})),
+        infer=lambda images: Outputs(*session.run(None, {"images": images})),
         size_px=artefact.card.size_px,
         find_precision=lambda: _onnx_precision(artefact),
         runtime=f"onnxruntime {onnxruntime.__version__}",
@@ -235,12 +234,12 @@ def _open_openvino(artefact: Artefact, threads: int) -> Session:
     )
     request = compiled.create_infer_request()
 
-    def ask(images: NDArray[np.uint8]) -> Answers:
+    def infer(images: NDArray[np.uint8]) -> Outputs:
         found = request.infer([images], share_inputs=True)
-        return Answers(*(np.array(found[number]) for number in range(3)))
+        return Outputs(*(np.array(found[number]) for number in range(3)))
 
     return Session(
-        ask=ask,
+        infer=infer,
         size_px=artefact.card.size_px,
         find_precision=lambda: openvino_precision(compiled),
         runtime=f"openvino {openvino.__version__.partition('-')[0]}",
@@ -257,12 +256,12 @@ def _open_torch(artefact: Artefact, threads: int) -> Session:
     except Exception as error:  # zip, pickle and torch errors
         raise _refused(artefact, "torch", error) from None
 
-    def ask(images: NDArray[np.uint8]) -> Answers:
-        # torch warns of an array that it could not write to, as of a memory map.
+    def infer(images: NDArray[np.uint8]) -> Outputs:
+        # torch warns of arrays that are read-only, such as a memory map.
         given = images if images.flags.writeable else images.copy()
         with torch.inference_mode():
             parts = graph(torch.from_numpy(given))
-        return Answers(*(part.numpy() for part in parts))
+        return Outputs(*(part.numpy() for part in parts))
 
     size_px = artefact.card.size_px
     empty = torch.zeros(1, size_px, size_px, 3, dtype=torch.uint8)
@@ -273,7 +272,7 @@ def _open_torch(artefact: Artefact, threads: int) -> Session:
         raise _refused(artefact, "torch", error) from None
     _check_card(artefact, [tuple(empty.shape)], given)
     return Session(
-        ask=ask,
+        infer=infer,
         size_px=artefact.card.size_px,
         find_precision=lambda: _torch_precision(graph),
         runtime=f"torch {torch.__version__}",
@@ -293,7 +292,7 @@ def _load_torch(artefact: Artefact) -> Any:
     import warnings
 
     with warnings.catch_warnings():
-        # Deprecated since torch 2.11; it is here as the legacy format that it is.
+        # Deprecated since torch 2.11; supported here as a legacy format.
         warnings.simplefilter("ignore")
         return torch.jit.load(str(artefact.graph_path), map_location="cpu").eval()
 
@@ -303,12 +302,12 @@ def _check_card(
     taken: Sequence[Sequence[object]],
     given: Sequence[Sequence[object]],
 ) -> None:
-    """Refuse a graph that is not the one that `model.json` describes.
+    """Refuse a graph other than that which `model.json` describes.
 
     Args:
-        artefact: With its card.
-        taken: Shapes of what the graph takes; an axis that is no number is free.
-        given: Shapes of what it gives.
+        artefact: The artefact.
+        taken: Shapes of the graph's inputs; an axis that is no number is free.
+        given: Shapes of its outputs.
 
     Raises:
         ArtefactError: An axis differs.
@@ -349,7 +348,7 @@ def _openvino_shape(value: Any) -> tuple[object, ...]:
 
 
 def openvino_precision(compiled: Any) -> str:
-    """Return what most multiplying layers of a compiled model compute in."""
+    """Return the number type of most multiplying layers of a compiled model."""
     layers = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
     return _most_frequent(
         str(layer["runtimePrecision"].value)
@@ -359,7 +358,7 @@ def openvino_precision(compiled: Any) -> str:
 
 
 def has_bf16() -> bool:
-    """Whether OpenVINO computes in bf16 on this processor.
+    """Whether OpenVINO can compute in bf16 on this processor.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
@@ -369,8 +368,8 @@ def has_bf16() -> bool:
 
 
 def _onnx_precision(artefact: Artefact) -> str:
-    # The graph that runs is not the one in the file: what was fused, and what was left
-    # floating for want of an int8 kernel, only a profile says.
+    # The graph that runs is not the one in the file: only a profile shows which nodes
+    # were fused, or left floating for lack of an int8 kernel.
     onnxruntime = require("onnxruntime")
     size_px = artefact.card.size_px
     with tempfile.TemporaryDirectory() as folder:
@@ -399,7 +398,7 @@ def _tensors_of(graph: Any) -> Iterator[Any]:
     yield from graph.parameters()
     if not hasattr(graph, "inlined_graph"):
         return
-    # Freezing has made constants of the parameters of TorchScript.
+    # Freezing turns the parameters of TorchScript into constants.
     for node in graph.inlined_graph.nodes():
         if node.kind() == "prim::Constant" and str(node.output().type()) == "Tensor":
             yield node.t("value")
@@ -411,7 +410,7 @@ def _most_frequent(names: Iterable[str]) -> str:
 
 
 def _refused(artefact: Artefact, runtime: str, error: Exception) -> ArtefactError:
-    # All of it in one line: the first names a place in the runtime's own source.
+    # All lines, joined: the first one only names a place in the runtime's source.
     why = " ".join(str(error).split())[:600] or type(error).__name__
     return ArtefactError(
         f"{runtime} does not take {artefact.graph_path}: {why}",

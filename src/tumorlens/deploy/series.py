@@ -1,8 +1,12 @@
-"""Series -> an answer for each slice and one for the series, by a rule that is stated.
+"""Series -> predictions for each slice and one for the series, by a stated rule.
 
-The network sees one slice at a time; what a series as a whole means is a rule on top of
-it, not something that was learnt. What a newcomer gets wrong: the most suspicious slice
-of many is suspicious by chance alone, the more so the more slices there are.
+The network sees one slice at a time; the prediction for a whole series is a rule on top
+of it, not something that was learnt. The most suspicious slice of many is suspicious by
+chance alone, the more so the more slices there are.
+
+As rows of a table they have one row per slice, then one for the series, which has no
+path. The columns that tables of ordinary images have are there under the same names.
+Only on request is the patient among them: a series is otherwise a number.
 """
 
 from __future__ import annotations
@@ -18,18 +22,19 @@ from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, read_image, witho
 from tumorlens.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from tumorlens.data.dicom.series import Series, Slice
-    from tumorlens.deploy.predictor import Predictor
+    from tumorlens.deploy.prediction_file import Row
+    from tumorlens.deploy.predictor import Prediction, Predictor
 
 Rule = Literal["mean", "most-suspicious"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 _NO_TUMOR = {"notumor", "notumour", "nontumor", "nontumour", "normal", "healthy"}
-"""Names of the class without a tumour, without case, blanks and marks."""
+"""Names of the class without a tumour, in lower case, letters and digits only."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class SliceAnswer:
     """The answer for one slice."""
 
     probs: NDArray[np.float32] | None
-    """(C,); `None` for a slice that cannot be read."""
+    """Shape (C,); `None` for a slice that cannot be read."""
     error: str | None = None
 
 
@@ -48,38 +53,38 @@ class SeriesAnswer:
     series: Series
     slices: tuple[SliceAnswer, ...]
     probs: NDArray[np.float32] | None
-    """(C,), of the series by the rule; `None` where no slice could be read."""
+    """Shape (C,), by the rule; `None` where no slice could be read."""
     key: int | None
     """Index of the slice that stands for the series: the most suspicious one, or by
     the rule `mean` the one with the highest probability of the predicted class."""
     rule: str
-    """What was done, in words."""
+    """The rule with its numbers, in words."""
 
 
-def no_tumor_class(classes: Sequence[str], asked: str | None = None) -> int | None:
+def no_tumor_class(classes: Sequence[str], name: str | None = None) -> int | None:
     """Return the index of the class that means no tumour, or `None`.
 
     Args:
         classes: Names.
-        asked: What the user says it is. Without, it is known by its name: 'no_tumor',
+        name: One of them. By default the class is recognised by its name: 'no_tumor',
             'no tumour', 'notumor', 'normal', 'healthy' and the like.
 
     Raises:
-        ConfigError: `asked` is no class.
+        ConfigError: `name` is no class.
 
     Example:
         >>> no_tumor_class(["glioma", "No_Tumour"]), no_tumor_class(["a", "b"])
         (1, None)
     """
-    if asked is not None:
-        if asked not in classes:
+    if name is not None:
+        if name not in classes:
             raise ConfigError(
-                f"--no-tumor-class: there is no class {asked!r}",
-                hint=did_you_mean(asked, classes),
+                f"--no-tumor-class: there is no class {name!r}",
+                hint=did_you_mean(name, classes),
             )
-        return classes.index(asked)
-    for number, name in enumerate(classes):
-        if "".join(filter(str.isalnum, name)).lower() in _NO_TUMOR:
+        return classes.index(name)
+    for number, known in enumerate(classes):
+        if "".join(filter(str.isalnum, known)).lower() in _NO_TUMOR:
             return number
     return None
 
@@ -87,7 +92,7 @@ def no_tumor_class(classes: Sequence[str], asked: str | None = None) -> int | No
 def check_rule(
     rule: Rule, classes: Sequence[str], *, no_tumor: str | None = None
 ) -> int | None:
-    """Return the index of the no-tumour class, which `most-suspicious` cannot lack.
+    """Return the index of the no-tumour class, which `most-suspicious` requires.
 
     Raises:
         ConfigError: It is not known, or `no_tumor` is no class.
@@ -113,19 +118,19 @@ def answer_series(
     limits: ImageLimits = DEFAULT_LIMITS,
     progress: Callable[[int], None] | None = None,
 ) -> SeriesAnswer:
-    """Ask about every slice of a series, and sum the answers up.
+    """Predict every slice of a series, and summarise by a rule.
 
     `mean` is the mean of the slices' probabilities. `most-suspicious` is the slice with
     the highest probability of any one class other than no tumour, the first of equals.
     Slices that cannot be read are left out of both.
 
     Args:
-        predictor: Who answers.
-        series: As `series.find_series` gives it.
+        predictor: The model.
+        series: One of `find_series`.
         rule: One of `RULES`.
         no_tumor: Index of that class, see `check_rule`; needed by `most-suspicious`.
         batch_size: Slices that go through the network together.
-        limits: What is refused before it is decoded.
+        limits: Limits that an image must keep to before it is decoded.
         progress: Called with the number of slices that were just done.
     """
     slices: list[SliceAnswer] = []
@@ -135,17 +140,17 @@ def answer_series(
             slices += _answers(predictor, pool, some, limits)
             if progress is not None:
                 progress(len(some))
-    return summed_up(series, slices, rule=rule, no_tumor=no_tumor)
+    return summarise(series, slices, rule=rule, no_tumor=no_tumor)
 
 
-def summed_up(
+def summarise(
     series: Series,
     slices: Sequence[SliceAnswer],
     *,
     rule: Rule,
     no_tumor: int | None,
 ) -> SeriesAnswer:
-    """Return slices' answers with the series' own, see `answer_series`."""
+    """Return the slices' predictions with that of the series, see `answer_series`."""
     readable = [number for number, one in enumerate(slices) if one.probs is not None]
     if not readable:
         return SeriesAnswer(series, tuple(slices), None, None, rule)
@@ -161,6 +166,50 @@ def summed_up(
     of = _counted(len(readable), len(slices))
     words = f"most suspicious of {of}: slice {key + 1}"
     return SeriesAnswer(series, tuple(slices), probs[at], key, words)
+
+
+def columns_of(classes: Iterable[str], *, identify: bool) -> list[str]:
+    """Return the names of the columns, in their order.
+
+    `kind` is 'image' for a file without a series, 'slice' or 'series'. `slice` counts
+    from 1 in the order of the series, `frame` from 1 in a multi-frame file; in the row
+    of a series, `slice` is the one that stands for it. `rule` has the rule behind the
+    row of a series.
+    """
+    return [
+        *("path", "run", "predicted", *map("prob_{}".format, classes), "error"),
+        *("kind", "series", "slice", "frame", "order", "rule"),
+        *(["patient"] if identify else []),
+    ]
+
+
+def rows_of(
+    run: str,
+    classes: Sequence[str],
+    answers: Iterable[SeriesAnswer],
+    others: Iterable[Prediction] = (),
+) -> list[Row]:
+    """Return the rows of one run: ordinary images, then series by series."""
+    rows: list[Row] = [
+        {"path": str(image.path), "run": run, "kind": "image", "error": image.error}
+        | _prob_columns(classes, image.probs)
+        for image in others
+    ]
+    for answer in answers:
+        series = answer.series
+        common = {"run": run, "series": series.number, "patient": series.patient}
+        for number, (place, one) in enumerate(
+            zip(series.slices, answer.slices, strict=True), start=1
+        ):
+            rows.append(
+                common
+                | {"path": str(place.path), "kind": "slice", "slice": number}
+                | {"frame": None if place.frame is None else place.frame + 1}
+                | {"error": one.error}
+                | _prob_columns(classes, one.probs)
+            )
+        rows.append(common | _series_row(classes, answer))
+    return rows
 
 
 def _counted(num_readable: int, num_slices: int) -> str:
@@ -188,3 +237,25 @@ def _answers(
             yield SliceAnswer(None, image)
         else:
             yield SliceAnswer(next(probs))
+
+
+def _series_row(classes: Sequence[str], answer: SeriesAnswer) -> Row:
+    error = None
+    if answer.probs is None:
+        error = f"none of its {len(answer.slices)} slices could be read"
+    return {
+        "kind": "series",
+        "slice": None if answer.key is None else answer.key + 1,
+        "order": answer.series.order,
+        "rule": answer.rule,
+        "error": error,
+    } | _prob_columns(classes, answer.probs)
+
+
+def _prob_columns(classes: Sequence[str], probs: NDArray[np.float32] | None) -> Row:
+    if probs is None:
+        return {}
+    row: Row = {"predicted": classes[int(probs.argmax())]}
+    for name, prob in zip(classes, probs, strict=True):
+        row[f"prob_{name}"] = float(prob)
+    return row

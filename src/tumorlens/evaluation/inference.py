@@ -114,7 +114,7 @@ def predict_subset(
     Raises:
         DataError: An image cannot be read any more.
         RunError: No image is in the subset, a network has no weights or other classes,
-            or the data is not what the run was made with.
+            or the data has changed.
     """
     if run.is_kfold:
         return pool_folds(

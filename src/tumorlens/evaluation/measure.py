@@ -106,7 +106,7 @@ def evaluate(
         DataError: There is no data, or an image cannot be read any more. Images that
             were readable when the split was made are never skipped.
         RunError: The run is not finished, has no weights or no image in the subset, or
-            the data is not what it was made with.
+            the data has changed.
     """
     check_subset(run, subset)
     predict = partial(

@@ -59,7 +59,7 @@ def measure_tta(
         ConfigError: The subset is unknown, or not one of a k-fold run.
         DataError: There is no data, or an image cannot be read any more.
         RunError: The run has no weights or no image in the subset, or is not finished
-            and the subset is test, or the data is not what it was made with.
+            and the subset is test, or the data has changed.
     """
     check_subset(run, subset)
     index = read_data(run, data)

@@ -153,7 +153,7 @@ def report_content(
 
 
 def _weights(predictor: Predictor) -> list[str]:
-    return [digest for voice in predictor.voices for digest in voice.weights_sha256]
+    return [digest for member in predictor.members for digest in member.weights_sha256]
 
 
 def _class_code(kind: str, name: str) -> tuple[str, str, str]:

@@ -166,7 +166,7 @@ def notes_of(path: Path, predictor: Predictor) -> list[str]:
         predictor: For its name and the digests of its weights.
     """
     digests = [
-        digest[:12] for voice in predictor.voices for digest in voice.weights_sha256
+        digest[:12] for member in predictor.members for digest in member.weights_sha256
     ]
     shown = ", ".join(digests[:3]) + (", ..." if len(digests) > 3 else "")
     model = f"Model {predictor.name}, weights sha256 {shown}."
@@ -296,11 +296,11 @@ def _heat(
     """Return the map of one class on the image, the mean over the networks."""
     maps = [
         place_on_image(
-            occlusion_map(voice.square(image), voice.ask, label=label),
-            box=square_box(image, fit=voice.look.fit),
+            occlusion_map(member.square(image), member.predict, label=label),
+            box=square_box(image, fit=member.spec.fit),
             shape=(image.shape[0], image.shape[1]),
         )
-        for voice in predictor.voices
+        for member in predictor.members
     ]
     mean: NDArray[np.float32] = np.mean(maps, axis=0, dtype=np.float32)
     return mean

@@ -25,6 +25,7 @@ from tumorlens.report.run_figures import draw_confusion, draw_curves
 from tumorlens.report.tables import table_rows
 from tumorlens.runs.folder import Run
 from tumorlens.runs.measures import Metrics
+from tumorlens.study.comparison import Comparison
 from tumorlens.text import counted, megabytes, percent
 
 if TYPE_CHECKING:

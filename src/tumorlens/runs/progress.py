@@ -75,7 +75,7 @@ class TqdmProgress(Listener):
     def __init__(self) -> None:
         self._bar: Any = None
         self._work = ("", 0)
-        """What the bar shows, and how much of it there is."""
+        """Description and total of the current bar."""
         self._stage = "images"
         self._fold = ""
 

@@ -207,7 +207,7 @@ def auroc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
         A fraction, or `nan` when there is no positive or no negative image.
 
     Example:
-        Of the four pairs, one is a tie, one is the wrong way round.
+        One of the four pairs is a tie, one is the wrong way round.
 
         >>> auroc(np.array([0.9, 0.4, 0.5, 0.4]), np.array([True, True, False, False]))
         0.625
@@ -416,7 +416,7 @@ def calibration_bins(
 
 
 def _check(probs: NDArray[np.floating], labels: NDArray[np.integer]) -> None:
-    """Refuse what is not a distribution per image with a label that has a column.
+    """Check that each image has a distribution and a label with a column.
 
     Raises:
         ValueError: See `expected_calibration_error`.
@@ -454,7 +454,7 @@ def _divide(
 
 
 def _mean_of_defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean over the last axis of what is not `nan`."""
+    """Return the mean over the last axis, without `nan` values."""
     defined = ~np.isnan(values)
     return _divide(
         np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1).astype(float)

@@ -13,8 +13,10 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tumorlens.config import machine_settings
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.runs.folder import open_run
+from tumorlens.study.plan import PER_TRIAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,24 +27,6 @@ if TYPE_CHECKING:
 
 STUDY_FILE = "study.toml"
 """What makes a folder a study."""
-
-_NOT_OF_AN_ARM = frozenset(
-    {
-        "data.protocol",
-        "data.fold",
-        "train.seed",
-        # Where and with what it was computed.
-        "data.path",
-        "data.cache_dir",
-        "data.cache_limit_mib",
-        "train.workers",
-        "train.device",
-        # Set when memory ran out; the steps stay the same.
-        "train.accumulate",
-        # Chooses nothing, and only `as-given` can have it.
-        "train.watch_test",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -112,13 +96,15 @@ def is_study(path: Path) -> bool:
 def settings_of(config: Config) -> dict[str, Any]:
     """Return `section.name` -> value for all settings that make an arm.
 
-    Protocol, fold, seed and what is of the machine make none.
+    Protocol, fold and seed make none, nor do settings of the machine. Batches are split
+    when memory runs out, and the steps stay the same.
     """
+    ignored = {*machine_settings(), *PER_TRIAL, "train.accumulate"}
     return {
         f"{section}.{name}": value
         for section, values in config.model_dump(mode="json").items()
         for name, value in values.items()
-        if f"{section}.{name}" not in _NOT_OF_AN_ARM
+        if f"{section}.{name}" not in ignored
     }
 
 

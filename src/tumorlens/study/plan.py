@@ -14,13 +14,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal, Self, get_args
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tumorlens.config import (
     Config,
     Protocol,
+    assign,
+    machine_settings,
     parse_config,
 )
 from tumorlens.errors import ConfigError
@@ -32,11 +35,8 @@ OBJECTIVES = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
 _MAX_TRIALS = 10_000
 _NUM_NAMED = 3
 
-_OF_THE_MACHINE = (
-    *(("data", "path"), ("data", "cache_dir"), ("data", "cache_mib")),
-    *(("train", "device"), ("train", "workers"), ("train", "precision")),
-    ("model", "pretrained"),
-)
+PER_TRIAL = ("data.protocol", "data.fold", "train.seed", "train.watch_test")
+"""Settings that a study chooses for each trial; no arm and no `--set` can have them."""
 
 
 class _Part(BaseModel):
@@ -198,11 +198,15 @@ class StudyPlan(_Part):
     def digest(self) -> str:
         """Return a fingerprint of what is compared, the same on every machine.
 
-        Where the files lie and what computes is left out of it.
+        Settings of the machine are left out, and of weights in a file the name counts,
+        not the folder.
         """
         content = self.model_dump(mode="json", exclude={"title"})
-        for section, name in _OF_THE_MACHINE:
-            content["base"][section].pop(name, None)
+        for key in machine_settings():
+            section, _, name = key.partition(".")
+            del content["base"][section][name]
+        weights = content["base"]["model"]["pretrained"]
+        content["base"]["model"]["pretrained"] = PurePath(weights).name
         return sha256_of_bytes(json.dumps(content, sort_keys=True).encode())
 
     def config_of(
@@ -215,12 +219,12 @@ class StudyPlan(_Part):
         """
         content = self.base.model_dump(mode="json", exclude_none=True)
         for key, value in settings.items():
-            put_setting(content, key, value)
-        put_setting(content, "data.protocol", protocol)
-        put_setting(content, "train.seed", seed)
+            assign(content, key, value)
+        assign(content, "data.protocol", protocol)
+        assign(content, "train.seed", seed)
         # What only reproduces published curves has no place in honest figures.
         watches = self.watch_test and protocol == "as-given"
-        put_setting(content, "train.watch_test", watches)
+        assign(content, "train.watch_test", watches)
         return parse_config(content)
 
 
@@ -269,31 +273,6 @@ def check_only(plan: StudyPlan, only: str) -> None:
         f"no trial of the study {plan.name!r} matches --only {only!r}",
         hint=f"its trials are {', '.join(names[:_NUM_NAMED])}{more}",
     )
-
-
-def put_setting(content: dict[str, Any], key: str, value: Any) -> None:
-    """Put a setting into nested tables, in place.
-
-    Args:
-        content: Tables as in TOML.
-        key: `section.name`, or deeper.
-        value: 'none' takes a setting out that may be unset.
-    """
-    *tables, name = key.split(".")
-    inner = content
-    for table in tables:
-        inner = inner.setdefault(table, {})
-    if value == "none" and name != "metadata" and _can_be_none(key):
-        inner.pop(name, None)
-    else:
-        inner[name] = value
-
-
-def _can_be_none(key: str) -> bool:
-    section, _, name = key.partition(".")
-    outer: Any = Config.model_fields[section].annotation
-    field = outer.model_fields.get(name)
-    return field is not None and type(None) in get_args(field.annotation)
 
 
 def _slug(name: str) -> str:

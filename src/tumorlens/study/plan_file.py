@@ -34,14 +34,13 @@ from tumorlens.config import (
     assign,
     dump_config,
     load_config,
+    parse_assignment,
     parse_config,
     read_toml,
     setting_names,
 )
 from tumorlens.errors import ConfigError, did_you_mean
-from tumorlens.study.plan import Range, StudyPlan, put_setting
-
-_CHOSEN_PER_TRIAL = ("train.seed", "data.protocol", "data.fold", "train.watch_test")
+from tumorlens.study.plan import PER_TRIAL, Range, StudyPlan
 
 
 def load_plan(
@@ -137,10 +136,11 @@ def _base_of(
         config = load_config(path.parent / str(below))
         settings = config.model_dump(mode="json", exclude_none=True)
     for key, value in _flat(content.get("base", {}), path=path).items():
-        put_setting(settings, key, value)
+        assign(settings, key, value)
     if data is not None:
-        put_setting(settings, "data.path", str(data))
-    assign(settings, assignments)
+        assign(settings, "data.path", str(data))
+    for assignment in assignments:
+        assign(settings, *parse_assignment(assignment))
     config = parse_config(settings)
     # The study must find its files from any folder.
     places = {
@@ -200,7 +200,7 @@ def _arms_of(path: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _check_varied(path: Path, varied: set[str], assignments: Sequence[str]) -> None:
     for key in sorted(varied):
-        if key in _CHOSEN_PER_TRIAL:
+        if key in PER_TRIAL:
             raise ConfigError(
                 f"{key} cannot be an axis of {path}",
                 hint="use protocols = [...] and seeds = [...] at the top of the file",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tumorlens.data.duplicates import Duplicates
     from tumorlens.runs.folder import Run
     from tumorlens.runs.progress import Progress
+    from tumorlens.training.network import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,16 @@ def image_limits(config: DataConfig) -> ImageLimits:
     """Return the limits of the settings on the size of a file."""
     return ImageLimits(
         max_bytes=int(config.max_file_mib * 2**20), max_pixels=config.max_pixels
+    )
+
+
+def make_decoding(config: Config, preprocessing: Preprocessing) -> Decoding:
+    """Return the decoding of a network's input."""
+    return Decoding(
+        preprocessing.size_px,
+        config.data.fit,
+        config.model.in_chans,
+        image_limits(config.data),
     )
 
 
@@ -224,7 +235,7 @@ def check_unchanged(rows: Sequence[SplitRow], index: Index) -> None:
     changed += [path for path in now if path not in then]
     if changed:
         raise RunError(
-            f"the data in {index.root} is not what the run was made with: "
+            f"the data in {index.root} has changed since the run was made: "
             f"{len(changed)} file(s) differ, the first is {changed[0]}",
             hint="restore the data, or start a new run",
         )

@@ -24,11 +24,9 @@ from accelerate.utils import broadcast_object_list, set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
 
-import tumorlens
-from tumorlens.config import Config
+from tumorlens.config import Config, with_absolute_paths
 from tumorlens.errors import ConfigError
-from tumorlens.files import sha256_of_bytes
-from tumorlens.runs.folder import FORMAT, ModelCard, Run, create_run, open_run
+from tumorlens.runs.folder import Run, create_run, open_run
 from tumorlens.runs.progress import Listener
 from tumorlens.stats import metrics
 from tumorlens.system import describe_environment, interruptible, keep_freed_memory
@@ -36,18 +34,18 @@ from tumorlens.training.checkpoint import TrainState, get_random_state
 from tumorlens.training.dataset import (
     PreparedData,
     Subset,
-    image_limits,
     load_subset,
+    make_decoding,
     prepare_data,
     rows_of_fold,
 )
-from tumorlens.training.loading import Decoding, plain_batches
+from tumorlens.training.loading import plain_batches
 from tumorlens.training.loop import Batches, EpochStats, Step, make_loss, train_epoch
 from tumorlens.training.network import (
     Preprocessing,
     create_model,
     infer,
-    model_arguments,
+    make_card,
     resolve_device,
     resolve_precision,
     set_trainable,
@@ -319,20 +317,7 @@ def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str)
         raise ConfigError(
             "no data was named", hint="give --data DIR, or set data.path in the config"
         )
-    # A run must find its data from any folder.
-    paths = {
-        name: str(Path(value).resolve())
-        for name in ("path", "split", "cache_dir")
-        if (value := getattr(config.data, name)) is not None
-    }
-    model = config.model
-    if Path(model.pretrained).is_file():
-        weights = str(Path(model.pretrained).resolve())
-        model = model.model_copy(update={"pretrained": weights})
-    config = config.model_copy(
-        update={"data": config.data.model_copy(update=paths), "model": model}
-    )
-    run = create_run(out, config)
+    run = create_run(out, with_absolute_paths(config))
     run.write_environment(
         {
             **describe_environment(command=command, seed=config.train.seed),
@@ -399,12 +384,7 @@ def _load_subsets(
     *,
     listener: Listener,
 ) -> dict[str, Subset]:
-    decoding = Decoding(
-        preprocessing.size_px,
-        config.data.fit,
-        config.model.in_chans,
-        image_limits(config.data),
-    )
+    decoding = make_decoding(config, preprocessing)
     listener.stage("decoding")
     return {
         subset: load_subset(
@@ -465,21 +445,12 @@ def _keep(
     epoch: int,
 ) -> None:
     weights = weights_as_bytes(model)
-    config = run.config
-    card = ModelCard(
-        format=FORMAT,
-        tumorlens=tumorlens.__version__,
-        name=config.model.name,
-        arguments=model_arguments(config.model),
+    card = make_card(
+        run.config,
+        preprocessing,
         classes=data.index.classes,
-        in_chans=config.model.in_chans,
-        size_px=preprocessing.size_px,
-        fit=config.data.fit,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        mirror=config.model.mirror,
         epoch=epoch,
-        weights_sha256=sha256_of_bytes(weights),
+        weights=weights,
     )
     run.write_weights(weights, card)
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-import tumorlens
+from tumorlens.config import with_absolute_paths
 from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import ConfigError, DataError
-from tumorlens.files import sha256_of, sha256_of_bytes
-from tumorlens.runs.folder import FORMAT, ModelCard, Run, create_run
+from tumorlens.files import sha256_of
+from tumorlens.runs.folder import ModelCard, Run, create_run
 from tumorlens.system import describe_environment
 from tumorlens.training.dataset import prepare_data
-from tumorlens.training.network import classifier_layers, create_model, model_arguments
+from tumorlens.training.network import classifier_layers, create_model, make_card
 from tumorlens.training.weights import classifier_names, read_state, weights_as_bytes
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ def import_weights(
             "imported weights are one network, and folds need several",
             hint="set data.protocol=grouped",
         )
-    config = _found_from_anywhere(config, weights)
+    model = config.model.model_copy(update={"pretrained": str(weights)})
+    config = with_absolute_paths(config.model_copy(update={"model": model}))
     card, content = _build(weights, config, classes)
     run = create_run(out, config)
     try:
@@ -123,21 +124,6 @@ def _check_classes(classes: Sequence[str]) -> None:
         )
 
 
-def _found_from_anywhere(config: Config, weights: Path) -> Config:
-    paths = {
-        name: str(Path(value).resolve())
-        for name in ("path", "split", "cache_dir")
-        if (value := getattr(config.data, name)) is not None
-    }
-    pretrained = {"pretrained": str(weights.resolve())}
-    return config.model_copy(
-        update={
-            "data": config.data.model_copy(update=paths),
-            "model": config.model.model_copy(update=pretrained),
-        }
-    )
-
-
 def _build(
     weights: Path, config: Config, classes: Sequence[str]
 ) -> tuple[ModelCard, bytes]:
@@ -168,20 +154,8 @@ def _build(
             for parameter in layer.parameters():
                 parameter.copy_(parameter[order])
     content = weights_as_bytes(model)
-    card = ModelCard(
-        format=FORMAT,
-        tumorlens=tumorlens.__version__,
-        name=config.model.name,
-        arguments=model_arguments(config.model),
-        classes=tuple(sorted(classes)),
-        in_chans=config.model.in_chans,
-        size_px=preprocessing.size_px,
-        fit=config.data.fit,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        mirror=config.model.mirror,
-        epoch=0,
-        weights_sha256=sha256_of_bytes(content),
+    card = make_card(
+        config, preprocessing, classes=tuple(sorted(classes)), epoch=0, weights=content
     )
     return card, content
 

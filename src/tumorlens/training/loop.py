@@ -37,7 +37,7 @@ PrepareBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: what it takes from a batch to changed weights."""
+    """The parts of an optimizer step, from a batch to changed weights."""
 
     prepare_batch: PrepareBatch
     """Maps decoded images (N, C, S, S), uint8, and labels (N,) to the network's input,

@@ -33,8 +33,7 @@ from tumorlens.errors import ConfigError, RunError
 from tumorlens.runs.folder import Run
 from tumorlens.system import describe_environment, keep_freed_memory
 from tumorlens.training.checkpoint import get_random_state, set_random_state
-from tumorlens.training.dataset import image_limits, load_subset, prepare_data
-from tumorlens.training.loading import Decoding
+from tumorlens.training.dataset import load_subset, make_decoding, prepare_data
 from tumorlens.training.loop import Batches, Step, make_loss, train_epoch
 from tumorlens.training.lr_curve import DIVERGED, LrCurve, fade_of, read_curve, smooth
 from tumorlens.training.network import (
@@ -135,14 +134,12 @@ def find_lr(
         network, preprocessing = create_model(
             config.model, num_classes=len(data.index.classes)
         )
-        decoding = Decoding(
-            preprocessing.size_px,
-            config.data.fit,
-            config.model.in_chans,
-            image_limits(config.data),
-        )
         subset = load_subset(
-            data, "train", decoding=decoding, config=config.data, progress=progress
+            data,
+            "train",
+            decoding=make_decoding(config, preprocessing),
+            config=config.data,
+            progress=progress,
         )
         network.to(accelerator.device).to(memory_format=torch.channels_last)
         batches = Batches(subset, config, preprocessing, accelerator)

@@ -22,8 +22,11 @@ from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
+import tumorlens
 from tumorlens.config import ModelConfig
 from tumorlens.errors import ConfigError, RunError, did_you_mean
+from tumorlens.files import sha256_of_bytes
+from tumorlens.runs.folder import ModelCard
 from tumorlens.training.views import policy_of, views_of
 from tumorlens.training.weights import (
     classifier_names,
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tumorlens.runs.folder import ModelCard
+    from tumorlens.config import Config
 
 _HUB_TIMEOUT_S = 10
 _FROM_HUB = ("auto", "yes")
@@ -118,6 +121,39 @@ def model_arguments(config: ModelConfig) -> dict[str, Any]:
     if config.global_pool is not None:
         arguments["global_pool"] = config.global_pool
     return arguments
+
+
+def make_card(
+    config: Config,
+    preprocessing: Preprocessing,
+    *,
+    classes: tuple[str, ...],
+    epoch: int,
+    weights: bytes,
+) -> ModelCard:
+    """Return the card of weights that were trained with these settings.
+
+    Args:
+        config: Settings of the run.
+        preprocessing: Preprocessing of the network.
+        classes: Class names in the order of the network's outputs.
+        epoch: Epoch of the weights, from 1; 0 for imported ones.
+        weights: Content of the weights file.
+    """
+    return ModelCard(
+        tumorlens=tumorlens.__version__,
+        name=config.model.name,
+        arguments=model_arguments(config.model),
+        classes=classes,
+        in_chans=config.model.in_chans,
+        size_px=preprocessing.size_px,
+        fit=config.data.fit,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        mirror=config.model.mirror,
+        epoch=epoch,
+        weights_sha256=sha256_of_bytes(weights),
+    )
 
 
 def load_model(card: ModelCard, weights: Path) -> nn.Module:

@@ -70,7 +70,7 @@ def load_weights(model: nn.Module, path: Path, *, in_chans: int) -> bool:
         raise ConfigError(
             f"the weights in {path} do not fit the network: {'; '.join(wrong[:3])}"
             f"{more}",
-            hint="set model.name (and model.extra) to what the weights were made for",
+            hint="set model.name (and model.extra) to the network of the weights",
         )
     model.load_state_dict(state)
     return has_new_head

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import struct
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from support.compressed_dicom import compressed
 from tumorlens.data.dicom import gdcm, pixels
 from tumorlens.data.images import ImageLimits, read_image
 from tumorlens.errors import DataError, MissingExtraError
+from tumorlens.system import Helper
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -334,6 +336,89 @@ def test_a_frame_has_the_rescale_and_window_of_its_own(tmp_path: Path) -> None:
     # 75 in the window around 100, and 2 * 75 in the one around 150.
     assert read_image(path, frame=0)[0, 0] == 65
     assert read_image(path, frame=1)[0, 0] == 129
+
+
+def test_the_header_of_many_frames_is_parsed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[Path] = []
+    parse = pixels._parse
+
+    def note(path: Path, *rest: Any) -> Any:
+        parsed.append(path)
+        return parse(path, *rest)
+
+    monkeypatch.setattr(pixels, "_parse", note)
+    path = write(tmp_path / "x.dcm", dataset_of(FRAMES))
+    assert [read_image(path, frame=n)[0, 0] for n in range(5)] == [0, 10, 20, 30, 40]
+    assert len(parsed) == 1
+    # A file that took its place is another one.
+    write(path, dataset_of(np.concatenate([FRAMES[::-1], FRAMES])))
+    assert [read_image(path, frame=n)[0, 0] for n in (0, 9)] == [40, 40]
+    assert len(parsed) == 2
+
+
+def test_one_of_many_native_frames_is_read_without_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_bytes: list[int] = []
+    native = pixels._native_frame
+
+    def note(*args: Any, **options: Any) -> Any:
+        found = native(*args, **options)
+        read_bytes.append(len(found[2]))
+        return found
+
+    monkeypatch.setattr(pixels, "_native_frame", note)
+    frames = np.stack([DEEP, DEEP // 2, DEEP // 3])
+    path = write(tmp_path / "x.dcm", dataset_of(frames, **WINDOW))
+    for number in range(3):
+        expected = np.rint(frames[number] / 4095 * 255)
+        np.testing.assert_array_equal(read_image(path, frame=number), expected)
+    assert read_bytes == [DEEP.nbytes] * 3
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        uid.ImplicitVRLittleEndian,
+        uid.ExplicitVRBigEndian,
+        uid.DeflatedExplicitVRLittleEndian,
+        uid.RLELossless,
+    ],
+    ids=lambda syntax: syntax.name,
+)
+@pytest.mark.parametrize("side", [4, 5])
+def test_every_frame_is_read_in_every_syntax(
+    tmp_path: Path, syntax: uid.UID, side: int
+) -> None:
+    # Frames of an odd number of bytes, which big endian files swap in pairs.
+    frames = np.stack([np.arange(n, n + side**2).reshape(side, side) for n in range(3)])
+    dataset = dataset_of(frames.astype(np.uint8))
+    if syntax == uid.RLELossless:
+        dataset.compress(syntax, encoding_plugin="pydicom")
+    else:
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.set_original_encoding(
+            syntax.is_implicit_VR, syntax.is_little_endian, "ascii"
+        )
+        dataset["PixelData"].VR = "OB" if syntax.is_little_endian else "OW"
+        if not syntax.is_little_endian:
+            padded = dataset.PixelData + b"\0" * (len(dataset.PixelData) % 2)
+            dataset.PixelData = np.frombuffer(padded, "u2").byteswap().tobytes()
+    path = write(tmp_path / "x.dcm", dataset)
+    for number in range(3):
+        np.testing.assert_array_equal(read_image(path, frame=number), frames[number])
+
+
+def test_frames_of_which_the_last_is_cut_short_are_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.dcm", dataset_of(FRAMES))
+    path.write_bytes(path.read_bytes()[:-1])
+    problem = error_of(path, frame=0).problem
+    assert "its pixel data has 79 bytes, and 5 frames need 80" in problem
+    dataset = dataset_of(FRAMES, NumberOfFrames=6)
+    problem = error_of(write(path, dataset), frame=0).problem
+    assert "its pixel data has 80 bytes, and 6 frames need 96" in problem
 
 
 def test_one_frame_of_a_compressed_file_is_decoded(tmp_path: Path) -> None:
@@ -651,16 +736,31 @@ def test_a_helper_that_dies_costs_one_file_only(tmp_path: Path) -> None:
         tmp_path / "x.dcm", dataset_of(DEEP, **WINDOW), uid.JPEGLSLossless
     )
     np.testing.assert_array_equal(read_image(path), EXPECTED)
-    helper = gdcm._helper
-    assert helper is not None
+    pid = gdcm._helper.pid
+    assert pid is not None
     np.testing.assert_array_equal(read_image(path), EXPECTED)
-    assert gdcm._helper is helper  # kept from file to file
+    assert gdcm._helper.pid == pid  # kept from file to file
 
-    helper.kill()
-    helper.wait()
+    os.kill(pid, signal.SIGKILL)
     problem = error_of(path).problem
-    assert "x.dcm is damaged: gdcm crashed on its compressed data" in problem
+    assert "x.dcm is damaged: gdcm failed on its compressed data: it ended" in problem
     np.testing.assert_array_equal(read_image(path), EXPECTED)
+    assert gdcm._helper.pid != pid
+
+
+def test_a_frame_that_takes_too_long_is_an_error_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = compressed(
+        tmp_path / "x.dcm", dataset_of(DEEP, **WINDOW), uid.JPEGLSLossless
+    )
+    # The start alone takes longer than this.
+    slow = Helper("tumorlens.data.dicom.gdcm", time_limit_s=0.05)
+    monkeypatch.setattr(gdcm, "_helper", slow)
+    problem = error_of(path).problem
+    assert "x.dcm is damaged: gdcm failed" in problem
+    assert "it took longer than 0.05 s" in problem
+    assert slow.pid is None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

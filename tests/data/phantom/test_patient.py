@@ -8,17 +8,17 @@ from scipy import ndimage
 from tumorlens.data.phantom.atlas import SELLA_MM, Atlas, load_atlas
 from tumorlens.data.phantom.patient import (
     FINDINGS,
+    DrawnSlice,
     Finding,
     Patient,
-    Sequence,
-    Slice,
     View,
+    Weighting,
     _plane,
     draw_patient,
     draw_slice,
 )
 
-SEQUENCES: tuple[Sequence, ...] = ("t1", "t2")
+WEIGHTINGS: tuple[Weighting, ...] = ("t1", "t2")
 TUMOURS: tuple[Finding, ...] = ("glioma", "meningioma", "pituitary")
 
 
@@ -38,15 +38,15 @@ def cut(
     patient: Patient,
     *,
     view: View = "axial",
-    sequence: Sequence = "t1",
+    weighting: Weighting = "t1",
     offset_mm: float = 0.0,
     seed: int = 0,
-) -> Slice:
+) -> DrawnSlice:
     return draw_slice(
         atlas,
         patient,
         view=view,
-        sequence=sequence,
+        weighting=weighting,
         offset_mm=offset_mm,
         size_px=96,
         rng=np.random.default_rng(seed),
@@ -76,13 +76,13 @@ def test_a_solid_tumour_is_brighter_than_what_is_around_it(
 
 def test_a_glioma_has_a_dark_core_in_t1_and_a_bright_one_in_t2(atlas: Atlas) -> None:
     for patient in patients(atlas, "glioma"):
-        for sequence, is_bright in (("t1", False), ("t2", True)):
-            levels = patient.levels[sequence]
+        for weighting, is_bright in (("t1", False), ("t2", True)):
+            levels = patient.levels[weighting]
             assert (levels["dead"] > levels["white"]) == is_bright
     [patient] = [p for p in patients(atlas, "glioma") if p.lesion][:1]
     assert patient.lesion is not None
-    dark = cut(atlas, patient, sequence="t1")
-    bright = cut(atlas, patient, sequence="t2")
+    dark = cut(atlas, patient, weighting="t1")
+    bright = cut(atlas, patient, weighting="t2")
     core = ndimage.binary_erosion(dark.mass, iterations=4)
     assert np.median(dark.image[core]) < np.median(bright.image[core])
 
@@ -150,8 +150,8 @@ def test_fluid_is_dark_in_t1_and_bright_in_t2(atlas: Atlas) -> None:
         t1, t2 = patient.levels["t1"], patient.levels["t2"]
         assert t1["fluid"] < t1["grey"] < t1["white"]
         assert t2["fluid"] > t2["grey"] > t2["white"]
-        a = cut(atlas, patient, sequence="t1").image.astype(float)
-        b = cut(atlas, patient, sequence="t2").image.astype(float)
+        a = cut(atlas, patient, weighting="t1").image.astype(float)
+        b = cut(atlas, patient, weighting="t2").image.astype(float)
         assert np.abs(a - b).mean() > 5
 
 
@@ -163,10 +163,10 @@ def test_each_sequence_shows_its_own_face_and_neck(atlas: Atlas) -> None:
     patient = patients(atlas, "no_tumor", num=1)[0]
     bare = replace(atlas, soft={"t1": atlas.soft["t1"], "t2": 0 * atlas.soft["t2"]})
     changed = {}
-    for sequence in SEQUENCES:
-        a = cut(atlas, patient, view="sagittal", sequence=sequence).image
-        b = cut(bare, patient, view="sagittal", sequence=sequence).image
-        changed[sequence] = (a != b).mean()
+    for weighting in WEIGHTINGS:
+        a = cut(atlas, patient, view="sagittal", weighting=weighting).image
+        b = cut(bare, patient, view="sagittal", weighting=weighting).image
+        changed[weighting] = (a != b).mean()
     assert changed["t1"] == 0
     assert changed["t2"] > 0.1
 

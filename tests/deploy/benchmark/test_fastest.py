@@ -51,7 +51,7 @@ def test_the_one_that_was_measured_fastest_is_chosen(
         seconds |= {f"{other}runtime" if other == "onnx" else other: 0.0025}
         choice = choose_fastest(run)
         assert choice.path == paths[first]
-        assert choice.words == (
+        assert choice.summary == (
             f"the fastest here is {first} (per image: {first} 1.00 ms, {other} 2.50 ms)"
         )
 
@@ -61,7 +61,7 @@ def test_what_was_made_of_other_weights_is_passed_over(
 ) -> None:
     run = tmp_path / "retrained"
     shutil.copytree(exported_run.path, run)
-    assert "other weights" not in choose_fastest(run).words
+    assert "other weights" not in choose_fastest(run).summary
     card = json.loads((run / "model.json").read_text())
     card["weights_sha256"] = card["weights_sha256"][::-1]
     (run / "model.json").write_text(json.dumps(card))
@@ -102,7 +102,7 @@ def test_a_single_one_is_chosen_without_a_measurement(run: Path) -> None:
     path = add(run, "onnx")
     choice = choose_fastest(run)
     assert choice.path == path
-    assert choice.words == "the fastest here is onnx: the only one to try"
+    assert choice.summary == "the fastest here is onnx: the only one to try"
 
 
 def test_what_is_not_proven_or_damaged_is_passed_over_in_words(run: Path) -> None:
@@ -111,8 +111,8 @@ def test_what_is_not_proven_or_damaged_is_passed_over_in_words(run: Path) -> Non
     (add(run, "openvino-int8") / "graph.bin").write_bytes(b"x")
     choice = choose_fastest(run)
     assert choice.path.name == "openvino"
-    assert "parity.json holds no good verdict" in choice.words
-    assert "graph.bin is not the file that was exported" in choice.words
+    assert "parity.json holds no good verdict" in choice.summary
+    assert "graph.bin is not the file that was exported" in choice.summary
 
 
 def test_a_runtime_that_is_not_installed_is_passed_over_in_words(
@@ -128,7 +128,7 @@ def test_a_runtime_that_is_not_installed_is_passed_over_in_words(
     )
     choice = choose_fastest(run)
     assert choice.path.name == "onnx"
-    assert "passed over, openvino: openvino is not installed" in choice.words
+    assert "passed over, openvino: openvino is not installed" in choice.summary
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_runtime_that_cannot_be_loaded_is_passed_over_in_words(
 
     monkeypatch.setattr(fastest, "open_session", fail)
     words = "passed over, openvino: its library is broken"
-    assert words in choose_fastest(run).words
+    assert words in choose_fastest(run).summary
 
 
 def test_torch_is_not_asked_where_there_is_another(run: Path) -> None:
@@ -191,7 +191,7 @@ def test_torch_is_not_asked_where_there_is_another(run: Path) -> None:
     add(run, "onnx")
     choice = choose_fastest(run)
     assert choice.path.name == "onnx"
-    assert "torchscript" not in choice.words
+    assert "torchscript" not in choice.summary
 
 
 def test_a_run_without_artefacts_is_refused_with_the_command(run: Path) -> None:

@@ -1,9 +1,9 @@
 """A DICOMDIR, the table of contents of a CD or an export, and the files it names.
 
-Its records are a list that links of byte positions make into a tree. The list is read
-and the links are not: who follows them can be led round in circles. What a newcomer
-gets wrong: the names in it are somebody else's, so each must stay inside the folder of
-the DICOMDIR, links of the file system followed, before it is opened.
+Its records are a list that links of byte positions turn into a tree. The list is read
+and the links are ignored, because they can form circles. The names in it come from
+outside, so each must stay inside the folder of the DICOMDIR, links of the file system
+resolved, before the file is opened.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAME = "DICOMDIR"
-"""What the file is called, always."""
+"""Name of the file, fixed by the standard."""
 
 MAX_RECORDS = 500_000
 """A CD holds a few thousand."""
@@ -28,12 +28,12 @@ MAX_RECORDS = 500_000
 _DAMAGED_HINT = "name the folder of the images instead, or copy the medium again"
 
 _ACTIVE = 0xFFFF
-"""Value of a record in use; 0 is one that was removed."""
+"""Flag of a record in use; that of a removed one is 0."""
 
 
 @dataclass(frozen=True)
 class Media:
-    """What a DICOMDIR lists."""
+    """Content of a DICOMDIR."""
 
     images: tuple[Path, ...]
     """Each file once, in the order of the records. Some may not exist."""
@@ -79,7 +79,7 @@ def _records(path: Path, max_bytes: int) -> Iterator[tuple[str, tuple[str, ...]]
     """
     try:
         status = path.stat()
-        # Before opening: to open a pipe waits for somebody to write to it.
+        # Before opening: opening a pipe waits for a writer.
         if not stat.S_ISREG(status.st_mode):
             raise DataError(
                 f"{path} is not a regular file",
@@ -105,11 +105,11 @@ def _records(path: Path, max_bytes: int) -> Iterator[tuple[str, tuple[str, ...]]
     header = pixels.read_header(
         path, tags=["DirectoryRecordSequence"], max_bytes=max_bytes
     )
-    # pydicom takes what there is of a list that is cut short, and says nothing.
+    # pydicom silently takes the rest of a list that is cut short.
     raw = header.get_item("DirectoryRecordSequence")
     if len(getattr(raw, "value", None) or b"") < getattr(raw, "length", 0):
         raise DataError(f"{path} is damaged: it is cut short", hint=_DAMAGED_HINT)
-    # What a damaged record makes pydicom raise is not one family, and can quote it.
+    # pydicom's errors on a damaged record are of many kinds, and can quote it.
     try:
         records = header.get("DirectoryRecordSequence")
         num_records = len(records) if records is not None else 0
@@ -155,7 +155,7 @@ def _inside(folder: Path, parts: Sequence[str], *, place: str) -> Path:
         raise DataError(
             f"{place}: names a file outside the folder {folder}: "
             f"{'/'.join(parts)[:80]!r}",
-            hint="do not trust this medium; name the files that you want instead",
+            hint="do not trust this medium; name the files that you need instead",
         )
     return path
 

@@ -5,18 +5,25 @@ The stored numbers become grey values in the order of the standard's pipeline: m
 Where the file names no window, the contrast is stretched between the 0.5th and 99.5th
 percentile of the frame, because the stored range of an MRI has no meaning of its own.
 
-Only the tags that this takes are parsed; names of patients are not even read. What a
-newcomer gets wrong: a small file can decode to a huge one in four ways (rows and
-columns, the codestream's own size, run lengths, the deflated dataset), so each is
-checked before its decoder runs. `tumorlens.data.images` calls this and turns whatever
-the decoders raise on a damaged file into `DataError`.
+Only the tags that this takes are parsed; names of patients are not even read. Of the
+pixels, only the chosen frame is read, and the header of a file with many frames is
+parsed once for all of them.
+
+A small file can decode to a huge one in four ways (rows and columns, the codestream's
+own size, run lengths, the deflated dataset), so each is checked before its decoder
+runs. `tumorlens.data.images` calls this and turns whatever the decoders raise on a
+damaged file into `DataError`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import struct
+import threading
 import zlib
+from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
 
@@ -27,7 +34,7 @@ from tumorlens.errors import DataError, MissingExtraError
 
 # pydicom takes half a second to import, so only functions that meet a DICOM file do.
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -63,18 +70,41 @@ _TAGS = [
     "PerFrameFunctionalGroupsSequence",
     "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
-    "FloatPixelData",
-    "DoubleFloatPixelData",
-    "PixelData",
 ]
+
+_FRAME_GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
+
+_PIXEL_KEYWORDS = {
+    0x7FE00008: "FloatPixelData",
+    0x7FE00009: "DoubleFloatPixelData",
+    0x7FE00010: "PixelData",
+}
+_UNDEFINED_LENGTH = 0xFFFFFFFF
 
 _PERCENTILES = (0.5, 99.5)
 
 _PLUGINS = ("pydicom", "pillow", "gdcm")
-"""Decoders of compressed frames, in the order in which they are taken."""
+"""Decoders of compressed frames, in order of preference."""
 
 _START_OF_J2K = re.compile(rb"\xff\x4f\xff\x51.{4}(.{16})", re.DOTALL)
 _JPEG_FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The parsed header of a file, and where its pixel data lies."""
+
+    header: Dataset
+    keyword: str
+    """Keyword of the element with the pixels; empty for a file without an image."""
+    offset: int
+    """Position of the first byte of the pixel data's value."""
+    length: int
+    """Number of bytes of the value; `_UNDEFINED_LENGTH` for compressed frames."""
+    vr: str
+    """Value representation of the pixel data; empty where the file has none."""
+    inflated: bytes | None
+    """The dataset of a deflated file, to which `offset` refers then."""
 
 
 def is_dicom(file: IO[bytes]) -> bool:
@@ -98,16 +128,16 @@ def read_frame(
     Args:
         path: A file for which `is_dicom` holds.
         frame: From 0; `None` is the middle one, `num_frames // 2`.
-        max_bytes: Most bytes that a deflated dataset may have when inflated.
-        max_pixels: Most pixels of one frame.
-        max_frames: Most frames of the file.
+        max_bytes: Limit of a deflated dataset when inflated, in bytes.
+        max_pixels: Limit of the pixels of one frame.
+        max_frames: Limit of the frames of the file.
 
     Returns:
         Grey values (H, W) or colours (H, W, 3).
 
     Raises:
         DataError: There is no image in the file, no such frame, something is over its
-            limit, or the compression is one that nothing here decodes.
+            limit, or no decoder supports the compression.
         MissingExtraError: The compression needs the extra `dicom`.
 
     Source:
@@ -115,8 +145,10 @@ def read_frame(
         rescale and window), https://dicom.nema.org. The percentiles are those of
         nnU-Net for intensities without a scale (Isensee et al., Nature Methods 2021).
     """
-    dataset = read_header(path, tags=_TAGS, max_bytes=max_bytes)
-    if "Rows" not in dataset or not _has_pixels(dataset):
+    source = _source_of(path, frame, max_bytes)
+    # Elements are added below, and the header may be shared.
+    dataset = _copied(source.header)
+    if "Rows" not in dataset or not source.keyword:
         raise DataError(
             f"{path} is a DICOM file without an image in it",
             hint="leave out reports, DICOMDIR and other files without pixels",
@@ -135,7 +167,8 @@ def read_frame(
         max_frames=max_frames,
     )
     _use_settings_of_frame(dataset, chosen)
-    values = _decode(path, dataset, chosen)
+    with _opened(path, source) as file:
+        values = _decode(path, dataset, source, file, chosen)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         return _palette(values, dataset)
     if values.ndim == 3:
@@ -170,7 +203,7 @@ def choose_frame(
 def read_header(path: Path, *, tags: Sequence[str], max_bytes: int) -> Dataset:
     """Return the named elements of a DICOM file, and its `file_meta`.
 
-    Reading ends before the pixels unless they are among `tags`.
+    Reading ends before the pixels.
 
     Args:
         path: A file for which `is_dicom` holds.
@@ -181,20 +214,45 @@ def read_header(path: Path, *, tags: Sequence[str], max_bytes: int) -> Dataset:
         DataError: The header is damaged, or inflates to more than the limit. No value
             of the header is in the message.
     """
+    return _parse(path, tags, max_bytes).header
+
+
+_header_lock = threading.Lock()
+
+
+def _source_of(path: Path, frame: int | None, max_bytes: int) -> _Source:
+    if frame is None:
+        return _parse(path, _TAGS, max_bytes)
+    # One of several frames, whose neighbours will follow: the functional groups of 400
+    # take ten times as long to parse as a frame takes to decode.
+    status = path.stat()
+    with _header_lock:
+        return _parse_once(path, max_bytes, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=2)
+def _parse_once(path: Path, max_bytes: int, *_stamp: int) -> _Source:
+    source = _parse(path, _TAGS, max_bytes)
+    for name in _FRAME_GROUPS:
+        source.header.get(name)  # pydicom parses a sequence at its first use
+    return source
+
+
+def _parse(path: Path, tags: Sequence[str], max_bytes: int) -> _Source:
     import pydicom
     from pydicom.filereader import read_dataset, read_file_meta_info
     from pydicom.tag import Tag
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    # What pydicom says about a damaged header can quote it, and with it a name.
+    # pydicom's messages about a damaged header can quote it, and with it a name.
     try:
         meta = read_file_meta_info(path)
         if meta.TransferSyntaxUID != DeflatedExplicitVRLittleEndian:
-            return pydicom.dcmread(
-                path,
-                specific_tags=list(tags),
-                stop_before_pixels="PixelData" not in tags,
-            )
+            with path.open("rb") as file:
+                header = pydicom.dcmread(
+                    file, specific_tags=list(tags), stop_before_pixels=True
+                )
+                return _located(header, file, None)
         start = 144 + int(meta.FileMetaInformationGroupLength)
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         content = inflater.decompress(path.read_bytes()[start:], max_bytes + 1)
@@ -209,26 +267,53 @@ def read_header(path: Path, *, tags: Sequence[str], max_bytes: int) -> Dataset:
             f"{path} inflates to more than the limit of {max_bytes} bytes",
             hint="raise data.max_file_mib if the file is what it claims to be",
         )
+    inflated = BytesIO(content)
     dataset = read_dataset(
-        BytesIO(content),
+        inflated,
         is_implicit_VR=False,
         is_little_endian=True,
+        stop_when=lambda tag, *_: tag in _PIXEL_KEYWORDS,
         specific_tags=[Tag(name) for name in tags],
     )
     dataset.file_meta = meta
+    return _located(dataset, inflated, content)
+
+
+def _located(header: Dataset, file: IO[bytes], inflated: bytes | None) -> _Source:
+    """Return the source whose header ends where `file` stands."""
+    is_implicit, is_little = header.original_encoding
+    order = "<" if is_little or inflated is not None else ">"
+    start = file.read(8 if is_implicit else 12)
+    if len(start) < (8 if is_implicit else 12):
+        return _Source(header, "", 0, 0, "", inflated)
+    group, element = struct.unpack_from(f"{order}2H", start)
+    (length,) = struct.unpack_from(f"{order}L", start, len(start) - 4)
+    keyword = _PIXEL_KEYWORDS.get(group << 16 | element, "")
+    vr = "" if is_implicit else start[4:6].decode("ascii", "replace")
+    return _Source(header, keyword, file.tell(), length, vr, inflated)
+
+
+def _copied(header: Dataset) -> Dataset:
+    """Return a dataset to which elements can be added; the elements are shared."""
+    from pydicom import Dataset
+
+    dataset = Dataset(dict(header.items()))
+    dataset.file_meta = header.file_meta
+    dataset.set_original_encoding(*header.original_encoding)
     return dataset
 
 
-def _has_pixels(dataset: Dataset) -> bool:
-    return any(name in dataset for name in _TAGS[-3:])
+def _opened(path: Path, source: _Source) -> IO[bytes]:
+    """Return an open file that stands at the first byte of the pixel data."""
+    file: IO[bytes]
+    file = path.open("rb") if source.inflated is None else BytesIO(source.inflated)
+    file.seek(source.offset)
+    return file
 
 
 def _use_settings_of_frame(dataset: Dataset, frame: int) -> None:
-    """Copy the rescale and window of one frame to where those of a whole file are."""
-    for name, at in (
-        ("PerFrameFunctionalGroupsSequence", frame),
-        ("SharedFunctionalGroupsSequence", 0),
-    ):
+    """Copy the rescale and window of one frame to the top level of the dataset."""
+    for name, at in zip(_FRAME_GROUPS, (frame, 0), strict=True):
         groups = dataset.get(name) or []
         if at >= len(groups):
             continue
@@ -239,8 +324,11 @@ def _use_settings_of_frame(dataset: Dataset, frame: int) -> None:
                         dataset[element.tag] = element
 
 
-def _decode(path: Path, dataset: Dataset, frame: int) -> NDArray[Any]:
-    from pydicom.pixels import get_decoder, pixel_array
+def _decode(
+    path: Path, dataset: Dataset, source: _Source, file: IO[bytes], frame: int
+) -> NDArray[Any]:
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels import get_decoder
     from pydicom.pixels.utils import as_pixel_options
 
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -251,24 +339,66 @@ def _decode(path: Path, dataset: Dataset, frame: int) -> NDArray[Any]:
             f"{path} is compressed as {syntax.name}, which is not an image format",
             hint="convert it to single images",
         ) from None
+    options = as_pixel_options(dataset) | {"pixel_keyword": source.keyword}
+    options.pop("extended_offsets", None)
     if decoder.is_native:
-        return pixel_array(dataset, index=frame)
+        frame, options["number_of_frames"], content = _native_frame(
+            source, file, frame, options, is_little=syntax.is_little_endian
+        )
+        options["pixel_vr"] = source.vr
+        return decoder.as_array(content, index=frame, raw=False, **options)[0]
+    options["number_of_frames"] = 1
     plugins = [name for name in _PLUGINS if name in decoder.available_plugins]
     if not plugins:
         raise _no_decoder(path, decoder)
-    content = _compressed_frame(dataset, frame)
+    content = _compressed_frame(dataset, file, frame)
     _check_size_inside(path, dataset, content)
     # pydicom's RLE and Pillow need no extra, so the same file gives the same pixels
     # whether gdcm is there or not. Pillow has no colour of more than 8 bits.
     is_wide_color = dataset.SamplesPerPixel > 1 and dataset.BitsStored > 8
     plugin = plugins[0] if not (is_wide_color and "gdcm" in plugins) else "gdcm"
-    if plugin != "gdcm":
-        return pixel_array(dataset, index=frame, decoding_plugin=plugin)
-    options = as_pixel_options(dataset, number_of_frames=1)
-    options.pop("extended_offsets", None)
-    return gdcm.decode(
-        content, syntax=str(syntax), options={**options, "pixel_keyword": "PixelData"}
+    if plugin == "gdcm":
+        return gdcm.decode(content, syntax=str(syntax), options=options)
+    return decoder.as_array(
+        encapsulate([content]), index=0, raw=False, decoding_plugin=plugin, **options
+    )[0]
+
+
+def _native_frame(
+    source: _Source,
+    file: IO[bytes],
+    frame: int,
+    options: Mapping[str, Any],
+    *,
+    is_little: bool,
+) -> tuple[int, int, bytes]:
+    """Return which frame of how many to decode, and their bytes.
+
+    That is the chosen frame alone where each starts at a byte of its own.
+
+    Raises:
+        ValueError: The pixel data is too short for all frames.
+    """
+    num_frames = options["number_of_frames"]
+    bits = options["bits_allocated"]
+    is_plain = (
+        num_frames > 1
+        and is_little
+        and bits % 8 == 0
+        and options["photometric_interpretation"] != "YBR_FULL_422"
     )
+    if not is_plain:
+        return frame, num_frames, file.read(source.length)
+    num_values = options["rows"] * options["columns"] * options["samples_per_pixel"]
+    num_bytes = num_values * bits // 8
+    num_left = file.seek(0, os.SEEK_END) - source.offset
+    if min(source.length, num_left) < num_frames * num_bytes:
+        raise ValueError(
+            f"its pixel data has {min(source.length, num_left)} bytes, and "
+            f"{num_frames} frames need {num_frames * num_bytes}"
+        )
+    file.seek(source.offset + frame * num_bytes)
+    return 0, 1, file.read(num_bytes)
 
 
 def _no_decoder(path: Path, decoder: Decoder) -> DataError | MissingExtraError:
@@ -284,14 +414,14 @@ def _no_decoder(path: Path, decoder: Decoder) -> DataError | MissingExtraError:
     )
 
 
-def _compressed_frame(dataset: Dataset, frame: int) -> bytes:
+def _compressed_frame(dataset: Dataset, file: IO[bytes], frame: int) -> bytes:
     from pydicom.encaps import get_frame
 
     table = None
     if "ExtendedOffsetTable" in dataset:
         table = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
     return get_frame(
-        dataset.PixelData,
+        file,
         frame,
         number_of_frames=int(dataset.get("NumberOfFrames") or 1),
         extended_offsets=table,
@@ -309,7 +439,7 @@ def _check_size_inside(path: Path, dataset: Dataset, content: bytes) -> None:
             found = "more than that"
     else:
         # JPEG and JPEG 2000 have the same end mark. Without it the data is cut short,
-        # and gdcm would fill up what is missing and say nothing.
+        # and gdcm would silently fill up the rest.
         if not content.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
             found = "fewer: it is cut short"
         sizes = sorted(set(_sizes_in_codestream(content)))

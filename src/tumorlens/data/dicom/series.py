@@ -1,9 +1,9 @@
-"""Files from a clinic -> series of slices in their order, without anybody's name.
+"""Files from a clinic -> series of slices in their order, without names of patients.
 
 One series is one SeriesInstanceUID, wherever its files lie; a file without one is a
-series of its own, and every frame of a multi-frame file is a slice. What a newcomer
-gets wrong: UIDs identify. A hospital finds the patient by them, so a series is called
-by a running number, and of the header only what grouping needs is parsed.
+series of its own, and every frame of a multi-frame file is a slice. UIDs identify: a
+hospital finds the patient by them. So the name of a series is a running number, and
+only the elements of the header that grouping needs are parsed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 MANUFACTURER = "tumorlens"
-"""Written into our own results, which are never asked about again."""
+"""Manufacturer in our own results, which are skipped as input."""
 
 _PLAIN_SUFFIXES = SUFFIXES - {".dcm", ".dicom"}
 
@@ -51,7 +51,8 @@ _TAGS = [
     "Rows",
     "NumberOfFrames",
 ]
-"""No name, date or number of a patient. With `identify`, PatientID is added."""
+"""Elements for grouping: no name, date or number of a patient. With `identify`,
+PatientID is added."""
 
 _NOT_PICTURES = {
     "1.2.840.10008.5.1.4.1.1.66.4": "segmentation",
@@ -59,7 +60,7 @@ _NOT_PICTURES = {
     "1.2.840.10008.5.1.4.1.1.30": "parametric map",
     "1.2.840.10008.5.1.4.1.1.481.2": "radiotherapy dose",
 }
-"""SOP classes that have rows and columns, but of no image of a patient."""
+"""SOP classes that have rows and columns but no image of a patient."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,14 @@ class Series:
     """Running number from 1: its name. Slices are numbered from 1 as well."""
     slices: tuple[Slice, ...]
     order: str
-    """What the order comes from: 'position', 'instance number' or 'path'."""
+    """Source of the order: 'position', 'instance number' or 'path'."""
     patient: str | None = None
-    """PatientID, where it was asked for."""
+    """PatientID with `identify`."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What there is in the files and folders that were named."""
+    """Content of the named files and folders."""
 
     series: tuple[Series, ...]
     others: tuple[Path, ...]
@@ -94,7 +95,7 @@ class Found:
     damaged: dict[Path, str]
     """Copies of a slice that cannot be decoded -> why, in one line without the path."""
     skipped: dict[str, int]
-    """Duplicates, and kinds of instance that hold no image to ask about -> how many."""
+    """Copies, and kinds of instance that hold no image -> number of files."""
 
 
 @dataclass
@@ -120,12 +121,11 @@ class _Paths:
 
 
 def holds_study(paths: Iterable[Path]) -> bool:
-    """Whether files and folders are to be answered series by series.
+    """Return whether files and folders are to be predicted series by series.
 
-    They are as soon as there is a DICOMDIR, a DICOM file in a folder, or more than one
-    DICOM file; a single DICOM file is a picture like any other. A file with the suffix
-    of an ordinary image is believed and not opened, so that 100,000 of them cost
-    nothing.
+    They are if there is a DICOMDIR, a DICOM file in a folder, or more than one DICOM
+    file; a single DICOM file is a picture like any other. The suffix of an ordinary
+    image is trusted and the file not opened, so that 100,000 of them cost nothing.
     """
     num_named = 0
     for path in paths:
@@ -140,11 +140,11 @@ def holds_study(paths: Iterable[Path]) -> bool:
 
 
 def is_dicom_file(path: Path) -> bool:
-    """Whether a file's first bytes say DICOM and its suffix does not say otherwise."""
+    """Return whether a file begins as DICOM and has no suffix of another format."""
     if path.suffix.lower() in _PLAIN_SUFFIXES:
         return False
     try:
-        # Before opening: to open a pipe waits for somebody to write to it.
+        # Before opening: opening a pipe waits for a writer.
         if not stat.S_ISREG(path.stat().st_mode):
             return False
         with path.open("rb") as file:
@@ -161,17 +161,17 @@ def find_series(
 ) -> Found:
     """Return the series and the ordinary images in files, folders and DICOMDIRs.
 
-    In a folder, DICOM files are known by their first bytes, ordinary images by their
-    suffix; a DICOMDIR adds the files that it names. Slices are ordered by their
+    In a folder, DICOM files are recognised by their first bytes, ordinary images by
+    their suffix; a DICOMDIR adds the files that it names. Slices are ordered by their
     position along the normal of the series; where a position is missing or the slices
     are not parallel, by InstanceNumber; where that is missing, by path. An instance
     that is there twice counts once: where the files differ they are decoded, and the
     first that can be is taken. If none can, it is the first one.
 
     Args:
-        paths: Whatever the user named.
+        paths: Files, folders and DICOMDIRs.
         identify: Keep PatientID.
-        limits: What is refused before it is decoded.
+        limits: Limits above which a file is refused.
 
     Raises:
         DataError: A path does not exist, a folder has no image or cannot be read,
@@ -210,7 +210,7 @@ def find_series(
 
 
 def described(skipped: dict[str, int]) -> str:
-    """Return what was skipped, in words.
+    """Return the skipped files in words.
 
     Example:
         >>> described({"SR": 2, "copy": 1})
@@ -251,9 +251,9 @@ def _add_dicomdir(path: Path, found: _Paths, limits: ImageLimits) -> int:
 def _instance(
     path: Path, limits: ImageLimits, *, identify: bool
 ) -> _Instance | str | None:
-    """Return what grouping needs of a file, or what kind of thing is no image.
+    """Return the elements that grouping needs, or the kind of a file without an image.
 
-    `None` is a file that cannot be read: whoever reads its pixels will say why.
+    `None` is a file that cannot be read: reading its pixels reports why.
     """
     tags = [*_TAGS, "PatientID"] if identify else _TAGS
     try:
@@ -267,7 +267,7 @@ def _instance(
 
 
 def _from_header(path: Path, header: Dataset) -> _Instance | str:
-    # pydicom parses a value when it is asked for, and what it raises can quote it.
+    # pydicom parses a value at its first use, and its errors can quote it.
     def value(name: str) -> Any:
         try:
             return header.get(name)
@@ -317,7 +317,7 @@ def _floats(value: Any, count: int) -> tuple[float, ...] | None:
 def _without_copies(
     instances: Sequence[_Instance], found: _Paths, limits: ImageLimits
 ) -> Iterator[_Instance]:
-    """Give each instance once, and note in `found` what became of its copies."""
+    """Yield each instance once, and record its copies in `found`."""
     copies: dict[object, list[_Instance]] = {}
     for one in instances:
         identity = (one.series_uid, one.uid)
@@ -336,12 +336,12 @@ def _without_copies(
 
 
 def _are_equal(paths: Sequence[Path]) -> bool:
-    """Whether files hold the same bytes, so that it is the same which one is taken."""
+    """Return whether files hold the same bytes, so that any of them can be taken."""
     if len(paths) == 1:
         return True
     try:
         return len({sha256_of(path) for path in paths}) == 1
-    except OSError:  # gone since: whoever decodes it will say so
+    except OSError:  # removed since: decoding it reports that
         return False
 
 
@@ -372,7 +372,7 @@ def _series(number: int, instances: Sequence[_Instance], limits: ImageLimits) ->
 
 
 def _slices(one: _Instance, limits: ImageLimits) -> list[Slice]:
-    # With too many frames, the one in the middle is asked for, and refused.
+    # With too many frames, reading the middle one reports the limit.
     if 1 < one.num_frames <= limits.max_frames:
         return [Slice(one.path, frame) for frame in range(one.num_frames)]
     return [Slice(one.path)]
@@ -394,7 +394,7 @@ def _ordered(instances: Sequence[_Instance]) -> tuple[list[_Instance], str]:
 
 
 def _depths(instances: Sequence[_Instance]) -> list[float] | None:
-    """Return how far along the common normal each one lies, if all say so."""
+    """Return the position of each along the common normal, if all have one."""
     positions = [one.position for one in instances]
     orientations = [one.orientation for one in instances]
     if None in positions or None in orientations:

@@ -1,8 +1,8 @@
 """The average head: the MNI152 brain with a skull, a face and a neck around it.
 
 The brain comes from the templates inside nilearn, which are stripped of their skull.
-The rest of the head is drawn here from ellipsoids and noise: it only has to look like
-one at a glance. `tumorlens.data.phantom.patient` bends the head into patients.
+The rest of the head is drawn here from ellipsoids and noise: it needs to resemble one
+only at a glance. `tumorlens.data.phantom.patient` bends the head into patients.
 
 Coordinates are millimetres in MNI space: x to the right, y to the front, z up.
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Array: TypeAlias = "NDArray[np.floating[Any]]"
-"""Large ones are float32: that halves the time, and a grey level has only 8 bits."""
+"""Large arrays are float32: that halves the time, and a grey level has only 8 bits."""
 
 SELLA_MM = (0.0, 4.0, -30.0)
 """Where the pituitary gland lies."""
@@ -54,14 +54,14 @@ class Atlas:
     """Distance to the hull of the brain in mm, negative inside; on the head grid."""
 
     soft: Mapping[str, Array]
-    """Sequence -> brightness outside the skull, on the head grid; 0 is air or bone."""
+    """Weighting -> brightness outside the skull, on the head grid; 0 is air or bone."""
 
     noise: Array
     """Smooth noise of unit variance, periodic, with waves of about 10 voxels."""
 
     white_sites: Array
     border_sites: Array
-    """Where gliomas and meningiomas may start: (N, 3), in mm."""
+    """Possible origins of gliomas and of meningiomas: (N, 3), in mm."""
 
     def brain_at(self, volume: Array, points: Array) -> Array:
         """Read a brain volume at points in mm, (..., 3); 0 outside of it."""
@@ -87,8 +87,8 @@ def load_atlas() -> Atlas:
         MissingExtraError: nilearn, of the extra `demo`, is not installed.
     """
     datasets = require("nilearn.datasets")
-    # At 1 mm the files of the wheel are used as they are; any other resolution would
-    # be resampled first, which takes longer than everything else here.
+    # At 1 mm nilearn returns its files unchanged; any other resolution would be
+    # resampled first, which takes longer than everything else here.
     image = datasets.load_mni152_template(resolution=1)
     images = (
         image,
@@ -143,7 +143,7 @@ def step(depth: Array) -> Array:
 
 
 def _soft_tissue(grid: Array, scalp: Array, noise: Array) -> dict[str, Array]:
-    """Draw scalp, face and neck: sequence -> brightness on the head grid."""
+    """Draw scalp, face and neck: weighting -> brightness on the head grid."""
     depth = np.maximum.reduce(
         [
             -scalp,

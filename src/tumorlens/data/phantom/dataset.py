@@ -1,12 +1,12 @@
 """A synthetic four-class set of brain MRI, with faults planted for the audit to find.
 
-The set has the layout and the diseases of the real ones: class folders under Training
-and Testing, copies across the two, a patient on both sides, one picture under two
-labels, a truncated file, and a class whose files have a size of their own. What was
-planted is in `planted.json`, so that an audit can be marked.
+The set has the layout and the faults of real ones: class folders under Training and
+Testing, copies across the two, a patient on both sides, one picture under two labels,
+a truncated file, and a class whose files have a size of their own. `planted.json` lists
+the planted faults, so that an audit can be scored.
 
-It is made for demonstrations and tests of software. A score on it says nothing about
-patients, and `README.txt` in the folder says so.
+It is made for demonstrations and tests of software. A score on it is no evidence about
+patients, as `README.txt` in the folder states.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tumorlens.data.phantom.atlas import Atlas
-    from tumorlens.data.phantom.patient import Finding, Sequence, View
+    from tumorlens.data.phantom.patient import Finding, View, Weighting
 
 _PATIENTS = (12, 4800)
 """At least three patients of each class: one for Testing, and two in Training, of whom
@@ -43,7 +43,7 @@ one may be on both sides while the other is there to be copied."""
 
 _SIZES_PX = (64, 1024)
 _OWN_SIZE: Finding = "no_tumor"
-"""The class that its files' size gives away."""
+"""The class that the size of its files gives away."""
 
 _SIDES = (7 / 8, 1, 9 / 8)
 _OWN_SIDE = 15 / 16
@@ -72,7 +72,7 @@ _COPIES: dict[str, tuple[Finding, ...]] = {
     "resized": ("glioma", "meningioma", "pituitary"),
     "two-labels": ("glioma", "meningioma"),
 }
-"""Kind of copy -> the classes that it is made of, in turn."""
+"""Kind of copy -> the classes that take turns as its source."""
 
 _README = """\
 This is a synthetic set, made by tumorlens from the MNI152 average brain.
@@ -96,7 +96,7 @@ University, as distributed with nilearn.
 
 @dataclass(frozen=True)
 class PhantomSummary:
-    """What was made."""
+    """Result of `make_phantom`."""
 
     path: Path
     num_patients: int
@@ -107,7 +107,7 @@ class PhantomSummary:
     """Class -> number of files."""
 
     planted: Mapping[str, int]
-    """Kind of fault -> how many were planted."""
+    """Kind of fault -> number of planted faults."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ class _File:
     finding: Finding
     view: View
     offset: float
-    sequence: Sequence
+    weighting: Weighting
     side_px: int
     quality: int
-    """Of the JPEG; 0 for a PNG."""
+    """Quality of the JPEG; 0 for a PNG."""
 
     is_truncated: bool = False
 
@@ -147,13 +147,11 @@ def make_phantom(
 
     Args:
         out: A folder that does not exist, or is empty.
-        patients: How many, shared out evenly between the classes; each has 8 slices.
-        seed: Any whole number from 0 on.
+        patients: Number of patients, shared out evenly between the classes; each has 8
+            slices.
+        seed: Any whole number from 0 upwards.
         size_px: Typical side of a picture. The sides differ between patients.
-        progress: Called with the number of patients drawn, and of all.
-
-    Returns:
-        What was made.
+        progress: Called with the number of patients drawn so far and in all.
 
     Raises:
         ConfigError: `patients`, `seed` or `size_px` is out of range.
@@ -200,7 +198,7 @@ def make_phantom(
 
 
 def _check_range(name: str, value: int, low: int, high: int, *, example: int) -> None:
-    """Refuse what is not a whole number in [low, high].
+    """Check that a value is a whole number in [low, high].
 
     Raises:
         ConfigError: It names the setting, the bounds and the value.
@@ -215,7 +213,7 @@ def _check_range(name: str, value: int, low: int, high: int, *, example: int) ->
 
 @contextmanager
 def _folder_in_one_step(out: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill, and move it to `out` when all went well.
+    """Yield a temporary folder to fill, and move it to `out` on success.
 
     Raises:
         DataError: `out` is in use, or cannot be written.
@@ -258,7 +256,7 @@ def _plan(patients: int, seed: int, size_px: int) -> list[_File]:
         rng = np.random.default_rng([seed, 2, number])
         finding = _finding_of(number)
         side = float(rng.choice(_SIDES)) if finding != _OWN_SIZE else _OWN_SIDE
-        sequence: dict[str, Sequence] = {
+        weighting: dict[str, Weighting] = {
             view: "t1" if rng.random() < 0.8 else "t2"
             for view in ("axial", "coronal", "sagittal")
         }
@@ -283,7 +281,7 @@ def _plan(patients: int, seed: int, size_px: int) -> list[_File]:
                     finding=finding,
                     view=view,
                     offset=offset,
-                    sequence=sequence[view],
+                    weighting=weighting[view],
                     side_px=round(side * size_px),
                     quality=quality,
                     is_truncated=is_spare,
@@ -293,7 +291,7 @@ def _plan(patients: int, seed: int, size_px: int) -> list[_File]:
 
 
 def _finding_of(number: int) -> Finding:
-    """Return the class of a patient: they take turns."""
+    """Return the class of a patient: the classes take turns."""
     return FINDINGS[number % len(FINDINGS)]
 
 
@@ -310,7 +308,7 @@ def _draw_all(
         by_patient.setdefault(file.patient, []).append(file)
 
     def draw(own: list[_File]) -> list[bytes]:
-        # Its own random numbers, so that the order of the threads does not matter.
+        # Random numbers of its own, so that the order of the threads does not matter.
         rng = np.random.default_rng([seed, 3, own[0].patient])
         return _draw_patient_files(atlas, own, rng)
 
@@ -336,7 +334,7 @@ def _draw_patient_files(
             atlas,
             patient,
             view=file.view,
-            sequence=file.sequence,
+            weighting=file.weighting,
             offset_mm=file.offset * patient.spread_mm,
             size_px=file.side_px,
             rng=rng,
@@ -359,7 +357,7 @@ def _encode(image: Image.Image, *, quality: int) -> bytes:
 def _plant_copies(
     folder: Path, files: list[_File], rng: np.random.Generator
 ) -> list[tuple[str, str, str]]:
-    """Copy Training files to where they should not be.
+    """Copy Training files to places where they do not belong.
 
     Returns:
         Kind of copy, path of the file, path of its copy.
@@ -416,7 +414,7 @@ def _on_both_sides(files: list[_File]) -> set[int]:
 def _list_faults(
     files: list[_File], copies: list[tuple[str, str, str]], paths: list[str]
 ) -> list[dict[str, Any]]:
-    """Return every planted fault as `planted.json` has it."""
+    """Return every planted fault, in the layout of `planted.json`."""
     faults: list[dict[str, Any]] = [
         {"kind": kind, "paths": [source, copy]} for kind, source, copy in copies
     ]
@@ -449,7 +447,7 @@ def _list_faults(
 
 
 def _write_metadata(path: Path, files: list[_File]) -> None:
-    """Write who is on which picture. Nothing is known about the copies."""
+    """Write the patient of each picture. Copies have none."""
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
     table.writerow(["path", "patient"])

@@ -1,12 +1,12 @@
 """Synthetic patients with and without a tumour, cut into slices like those of MRI.
 
 A patient is the average head of `tumorlens.data.phantom.atlas`, bent by a smooth
-deformation of its own. No volume is made per patient: each pixel of a slice asks where
-it lies in the average head, so that all slices of a patient cut the same head and the
-same tumour.
+deformation of its own. No volume is made per patient: each pixel of a slice is traced
+back to its place in the average head, so that all slices of a patient cut the same head
+and the same tumour.
 
-The pictures are made to be learnt from, not to be believed: no tumour here grew by any
-law of biology. The set of files is `tumorlens.data.phantom.dataset`.
+The pictures are for training software, not for conclusions: the tumours follow no law
+of biology. The set of files is `tumorlens.data.phantom.dataset`.
 
 Source:
     Gudbjartsson and Patz, "The Rician distribution of noisy MRI data", Magnetic
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from tumorlens.data.phantom.atlas import SELLA_MM, Array, Atlas, step
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 Finding = Literal["glioma", "meningioma", "no_tumor", "pituitary"]
 View = Literal["axial", "coronal", "sagittal"]
-Sequence = Literal["t1", "t2"]
+Weighting = Literal["t1", "t2"]
 Waves: TypeAlias = tuple[Array, Array, Array]
 """Wave vectors (W, 3), phases (W,) and heights (W, 3) in mm."""
 
@@ -39,7 +40,7 @@ _CSF_MM = 1.5
 """Fluid between the brain's hull and the skull."""
 
 _COARSE_PX = 4
-"""The deformation is worked out at every fourth pixel: its waves are far longer."""
+"""The deformation is computed at every fourth pixel: its waves are far longer."""
 
 _TYPICAL = {
     "t1": {
@@ -51,8 +52,8 @@ _TYPICAL = {
         "solid": 0.80, "dead": 0.98, "swollen": 0.78, "spot": 0.85, "sinus": 0.06,
     },
 }  # fmt: skip
-"""Sequence -> tissue -> brightness. `detail` is the weight of what the template shows
-beyond its tissues."""
+"""Weighting -> tissue -> brightness. `detail` is the weight of the template's signal
+beyond that of its tissues."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,19 @@ class Lesion:
     """Radius of the oedema as a fraction of the mass's; 0 for none."""
 
     enhancement: float
-    """1 for a mass as bright as they get, 0 for one as grey as the brain."""
+    """1 for the brightest mass, 0 for one as grey as the brain."""
 
     phase: Array
-    """Where in the noise its unevenness is read, in voxels: (3,)."""
+    """Position in the noise from which the unevenness is read, in voxels: (3,)."""
 
 
 @dataclass(frozen=True)
 class Patient:
-    """One head: how it is bent, how bright its tissues are, what is wrong with it."""
+    """One head: its deformation, the brightness of its tissues, its disease."""
 
     finding: Finding
     focus_mm: Array
-    """Where the slices meet: the tumour, or a place where one might have been."""
+    """Point where the slices meet: the tumour, or a place where one might have been."""
 
     spread_mm: float
     """Distance between neighbouring slices of a view."""
@@ -107,7 +108,7 @@ class Patient:
 
     skull_mm: float
     levels: Mapping[str, Mapping[str, float]]
-    """Sequence -> tissue -> brightness, and the `gain` and `gamma` of the picture."""
+    """Weighting -> tissue -> brightness, and the `gain` and `gamma` of the picture."""
 
     spots: Array
     """Harmless bright spots: x, y, z, radius in mm, and strength in [0, 1]; (N, 5)."""
@@ -118,8 +119,8 @@ class Patient:
 
 
 @dataclass(frozen=True)
-class Slice:
-    """One picture, and where the tumour is in it."""
+class DrawnSlice:
+    """One picture with its tumour mask."""
 
     image: NDArray[np.uint8]
     """(S, S), grey."""
@@ -134,7 +135,7 @@ def draw_patient(atlas: Atlas, finding: Finding, rng: np.random.Generator) -> Pa
     Args:
         atlas: The average head.
         finding: The class of the patient.
-        rng: All that is random about the patient comes from it.
+        rng: Source of everything random about the patient.
 
     Returns:
         The patient. One without a tumour is cut at the places where others have theirs,
@@ -163,12 +164,12 @@ def draw_patient(atlas: Atlas, finding: Finding, rng: np.random.Generator) -> Pa
         ventricles=float(rng.uniform(-0.25, 0.45)),
         skull_mm=float(rng.uniform(4, 7)),
         levels={
-            sequence: {
+            weighting: {
                 "gain": float(rng.uniform(0.85, 1.15)),
                 "gamma": float(rng.uniform(0.8, 1.2)),
             }
             | {name: level * float(rng.uniform(0.9, 1.1)) for name, level in typical}
-            for sequence, typical in ((key, _TYPICAL[key].items()) for key in _TYPICAL)
+            for weighting, typical in ((key, _TYPICAL[key].items()) for key in _TYPICAL)
         },
         spots=spots.astype(np.float32),
         field_of_view_mm=float(rng.uniform(215, 250)),
@@ -181,18 +182,18 @@ def draw_slice(
     patient: Patient,
     *,
     view: View,
-    sequence: Sequence,
+    weighting: Weighting,
     offset_mm: float,
     size_px: int,
     rng: np.random.Generator,
-) -> Slice:
-    """Cut a patient once and take the picture.
+) -> DrawnSlice:
+    """Draw one slice of a patient.
 
     Args:
         atlas: The average head.
-        patient: Whose head.
+        patient: The head to cut.
         view: Direction of the cut.
-        sequence: Which tissues are bright.
+        weighting: T1 or T2: which tissues are bright.
         offset_mm: Distance of the cut from the patient's focus.
         size_px: Side of the picture.
         rng: Draws the framing, the receiver's bias field and the noise.
@@ -201,13 +202,13 @@ def draw_slice(
         The picture, and the mask of the tumour in it.
     """
     points = _plane(patient, view, offset_mm, size_px, rng)  # (S, S, 3)
-    levels = patient.levels[sequence]
-    signal, mass = _signal(atlas, patient, points, sequence)
+    levels = patient.levels[weighting]
+    signal, mass = _signal(atlas, patient, points, weighting)
     signal = signal * _bias(size_px, rng)
     real, imaginary = patient.noise * rng.standard_normal((2, size_px, size_px))
     noisy = np.hypot(signal + real, imaginary)
     image = np.clip(noisy * levels["gain"], 0, 1) ** levels["gamma"]
-    return Slice(image=np.round(255 * image).astype(np.uint8), mass=mass > 0.5)
+    return DrawnSlice(image=np.round(255 * image).astype(np.uint8), mass=mass > 0.5)
 
 
 def _draw_lesion(atlas: Atlas, finding: Finding, rng: np.random.Generator) -> Lesion:
@@ -264,7 +265,7 @@ def _plane(
     size_px: int,
     rng: np.random.Generator,
 ) -> Array:
-    """Return where in the average head each pixel lies: (S, S, 3), in mm."""
+    """Return the position of each pixel in the average head: (S, S, 3), in mm."""
     num = size_px // _COARSE_PX + 2
     half = patient.field_of_view_mm / 2
     down, right = np.meshgrid(*[np.linspace(-half, half, num)] * 2, indexing="ij")
@@ -294,21 +295,21 @@ def _refined(values: Array, size: int) -> Array:
 
 
 def _sway(waves: Waves, points: Array) -> Array:
-    """Return how far each point is moved by a sum of waves, in mm."""
+    """Return the displacement of each point by a sum of waves, in mm."""
     vectors, phases, heights = waves
     moved: Array = np.sin(points @ vectors.T + phases) @ heights
     return moved
 
 
 def _signal(
-    atlas: Atlas, patient: Patient, points: Array, sequence: Sequence
+    atlas: Atlas, patient: Patient, points: Array, weighting: Weighting
 ) -> tuple[Array, Array]:
     """Return the brightness and the share of tumour at points of the average head."""
-    levels = patient.levels[sequence]
+    levels = patient.levels[weighting]
     distance = atlas.head_at(atlas.brain_distance, points)
     middle = _CSF_MM + patient.skull_mm / 2
     bone = 0.03 + levels["marrow"] * np.exp(-(((distance - middle) / 1.3) ** 2))
-    signal = atlas.head_at(atlas.soft[sequence], points)
+    signal = atlas.head_at(atlas.soft[weighting], points)
     signal += step(_CSF_MM + patient.skull_mm - distance) * (bone - signal)
 
     within = distance < _CSF_MM + 2
@@ -361,7 +362,7 @@ def _brain(
 
 
 def _before_pushing(patient: Patient, points: Array) -> Array:
-    """Return where tissue was before folds, ventricles and tumour moved it."""
+    """Return the position of tissue before folds, ventricles and tumour moved it."""
     points = points + _sway(patient.fold_waves, points)
     away = points - np.array([0, -12, 14], dtype=np.float32)
     far = away / np.array([30, 45, 26], dtype=np.float32)
@@ -432,11 +433,7 @@ def _bias(size_px: int, rng: np.random.Generator) -> Array:
 
 def _rotation(angles_deg: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the rotation about x, then y, then z, as a matrix (3, 3)."""
-    result = np.eye(3)
-    for axis, angle in enumerate(np.deg2rad(angles_deg)):
-        turn = np.eye(3)
-        a, b = (axis + 1) % 3, (axis + 2) % 3
-        turn[a, a] = turn[b, b] = np.cos(angle)
-        turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
-        result = turn @ result
-    return result
+    matrix: NDArray[np.float64] = Rotation.from_euler(
+        "xyz", angles_deg, degrees=True
+    ).as_matrix()
+    return matrix

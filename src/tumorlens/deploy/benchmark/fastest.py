@@ -1,9 +1,8 @@
 """Which artefact of a run is the fastest here: for `predict --best`.
 
-A processor decides which runtime and which precision are fast, so they are tried, in
-turns and for a second or two, on the machine at hand. Only artefacts are asked whose
-verdict was good and whose weights the run still has; how fast they are on paper, and
-elsewhere, is not looked at.
+Which runtime and which precision are fast depends on the processor, so they are tried,
+in turns and for a second or two, on this machine. Candidates are the artefacts whose
+verdict was good and whose weights the run still has; earlier benchmarks don't count.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 _BATCH_SIZE = 8
 _MAX_ROUNDS = 7
 _BUDGET_S = 1.5
-"""For all of them together, loading left out. One round is always made."""
+"""Budget for all of them together, without loading. One round is always made."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +40,17 @@ class Choice:
     """The artefact to use, and why."""
 
     path: Path
-    words: str
+    summary: str
 
 
 def choose_fastest(run: Path) -> Choice:
     """Return the fastest artefact of a run whose verdict was good.
 
-    Those of torch are only tried where there is no other: its import alone takes
-    longer than the others need for a hundred images.
+    Those of torch are only tried where there is no other: the import of torch alone
+    takes longer than the others need for a hundred images.
 
     Args:
-        run: Its folder, which `export` has been in.
+        run: Run folder with exported artefacts.
 
     Raises:
         ArtefactError: There is none, or none that can be used here; or the folder is
@@ -76,7 +75,7 @@ def choose_fastest(run: Path) -> Choice:
     if not sessions:
         raise ArtefactError(
             f"{run} has no artefact that can be used here"
-            + "".join(f"; {words}" for words in passed_over),
+            + "".join(f"; {reason}" for reason in passed_over),
             hint=_way_out(run, missing),
         )
     seconds = _measure(list(sessions.values()))
@@ -84,17 +83,17 @@ def choose_fastest(run: Path) -> Choice:
     figures = ", ".join(
         f"{path.name} {1000 * one:.2f} ms" for one, path in order if len(order) > 1
     )
-    words = f"the fastest here is {order[0][1].name}" + (
+    summary = f"the fastest here is {order[0][1].name}" + (
         f" (per image: {figures})" if figures else ": the only one to try"
     )
-    return Choice(order[0][1], "; passed over, ".join([words, *passed_over]))
+    return Choice(order[0][1], "; passed over, ".join([summary, *passed_over]))
 
 
 def weights_of(run: Path) -> tuple[str, ...] | None:
-    """Return the digests of a run's weights, as an artefact's card has them.
+    """Return the digests of a run's weights, as in an artefact's card.
 
     Args:
-        run: Its folder; `None` comes of one that is no run, where nothing can be said.
+        run: Run folder. Returns `None` if it is not a run.
 
     Raises:
         RunError: The run has no weights yet, or a member of an ensemble is gone.
@@ -106,12 +105,12 @@ def weights_of(run: Path) -> tuple[str, ...] | None:
 
 
 def _way_out(run: Path, missing: list[str]) -> str:
-    """Return what to do where no artefact can be used.
+    """Return the hint where no artefact can be used.
 
     Args:
-        run: Its folder.
-        missing: Libraries for want of which good ones were passed over. The lighter
-            ones are named rather than torch.
+        run: Run folder.
+        missing: Missing libraries of good artefacts. A lighter one is named rather than
+            torch.
     """
     if missing:
         return pip_line(min(missing, key=lambda library: library == "torch"))
@@ -121,7 +120,7 @@ def _way_out(run: Path, missing: list[str]) -> str:
 def _good_artefacts(
     run: Path, passed_over: list[str], missing: list[str]
 ) -> list[Artefact]:
-    """Return those that are whole, proven, of today's weights, and have a runtime."""
+    """Return those that are complete, proven, of the run's weights, with a runtime."""
     found = []
     weights = weights_of(run)
     for kind in KINDS:

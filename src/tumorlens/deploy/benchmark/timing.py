@@ -1,9 +1,9 @@
-"""Turns, and what follows from their times: medians with intervals, ratios.
+"""Turns, and statistics of their times: medians with intervals, ratios.
 
 Sides that are compared take turns, A B C, C A B, ..., and a machine that slows down
-slows all of them. What the newcomer would get wrong: single calls are not independent,
-because those of one turn share whatever else the machine did at that moment. So a turn
-counts once, with the median of its calls, and ratios are formed inside a round.
+slows all of them. Single calls are not independent, because those of one turn share
+whatever else the machine did at that moment. So a turn counts once, with the median of
+its calls, and ratios are formed inside a round.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Median:
 
     value: float
     low: float | None
-    """`None`, as `high`, of fewer than six values: no interval is that sure."""
+    """`None`, as `high`, for fewer than six values, which have no 95 % interval."""
     high: float | None
 
     @property
     def width(self) -> float:
-        """Of the interval, as a fraction of the value; infinite without one."""
+        """Width of the interval as a fraction of the value; infinite without one."""
         if self.low is None or self.high is None:
             return math.inf
         return (self.high - self.low) / self.value
@@ -44,14 +44,14 @@ class Median:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast as another side, by rounds."""
+    """Speed as a multiple of that of another side, by rounds."""
 
     value: float
-    """The median over rounds."""
+    """Median over rounds."""
     low: float
-    """The 5th percentile over rounds: the spread of rounds, no interval."""
+    """5th percentile over rounds: the spread of rounds, no interval."""
     high: float
-    """The 95th."""
+    """95th percentile."""
     num_rounds: int
 
 
@@ -66,21 +66,22 @@ def take_turns(
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[list[T]]:
-    """Ask every side in every round, until enough is known or time is up.
+    """Call every side in every round, until `is_enough` or the time is up.
 
     Args:
-        sides: Each is given the round's number, from 0, and returns what it measured.
-        seconds: No round starts after so many, but for the first `min_rounds`.
-        min_rounds: So many in any case.
-        max_rounds: So many at most; not below `min_rounds`.
-        is_enough: Is given what each side measured so far, from `min_rounds` on.
-        shuffle_seed: Each round has an order of its own, so that no side always
-            follows the same one; `None` keeps the order given.
-        clock: Seconds, from any start.
-        progress: Called with the rounds done.
+        sides: Functions from the number of the round, from 0, to a measurement.
+        seconds: Time after which no round starts, except the first `min_rounds`.
+        min_rounds: Smallest number of rounds.
+        max_rounds: Largest number of rounds; not below `min_rounds`.
+        is_enough: Stopping rule, called from `min_rounds` on with the measurements of
+            each side so far.
+        shuffle_seed: Seed of the order within each round, so that no side always
+            follows the same one; `None` keeps the given order.
+        clock: Clock in seconds, with any start.
+        progress: Called with the number of rounds done.
 
     Returns:
-        For each side, in the order of `sides`, one for each round.
+        The measurements: for each side, in the order of `sides`, one for each round.
     """
     rng = random.Random(shuffle_seed)
     found: list[list[T]] = [[] for _ in sides]
@@ -100,12 +101,12 @@ def take_turns(
 def median_of(values: Sequence[float]) -> Median:
     """Return the median of independent values with its interval.
 
-    The ends are two of the values: those at whose places, counted from below and from
-    above, a fair coin leaves at most 2.5 % on either side. This holds for values of any
-    distribution.
+    The bounds are order statistics: by the binomial distribution with p = 0.5, the
+    median lies outside them with a probability of at most 2.5 % on either side. This
+    holds for values of any distribution.
 
     Example:
-        The 6th and the 15th of 20.
+        The 6th and the 15th of 20 values.
 
         >>> median_of(range(1, 21))
         Median(value=10.5, low=6.0, high=15.0)
@@ -122,21 +123,21 @@ def median_of(values: Sequence[float]) -> Median:
 
 
 def are_narrow(found: Sequence[Sequence[float]], *, width: float) -> bool:
-    """Whether the interval of every side's median is at most so wide.
+    """Whether the interval of every side's median is narrow enough.
 
     Args:
-        found: For each side a value for each round.
-        width: A fraction of the median.
+        found: For each side one value for each round.
+        width: Largest width, as a fraction of the median.
     """
     return all(median_of(values).width <= width for values in found)
 
 
 def ratio_by_rounds(baseline: Sequence[float], other: Sequence[float]) -> Ratio:
-    """Return how many times as fast a side is, both timed in the same rounds.
+    """Return the speed of a side relative to a baseline, timed in the same rounds.
 
     Args:
-        baseline: Seconds of each round.
-        other: The same of the side in question.
+        baseline: Seconds of the baseline in each round.
+        other: Seconds of the other side in each round.
 
     Example:
         >>> ratio_by_rounds([4.0, 6.0, 8.0], [2.0, 2.0, 2.0]).value
@@ -149,7 +150,7 @@ def ratio_by_rounds(baseline: Sequence[float], other: Sequence[float]) -> Ratio:
 
 @lru_cache
 def _place_from_the_end(num_values: int) -> int:
-    """Return the largest place that a median lies below rarely enough, or 0."""
+    """Return the largest rank that the median rarely lies below, or 0."""
     allowed = (1 - CONFIDENCE) / 2
     place, probability = 0, 0.0
     while True:

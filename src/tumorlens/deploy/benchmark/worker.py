@@ -1,15 +1,14 @@
-"""One artefact in a process of its own, which answers when it is its turn.
+"""One artefact in a process of its own, which works when it is its turn.
 
-Runtimes have thread pools that wait by spinning: for a while after an answer they take
-processor time from whoever is asked next. So each is asked in turns, after a pause. In
-one process they would also share a heap, and libraries that set up threads for each
-other, and nobody could say whose the memory is. So every artefact that is compared has
-a process; all but one sleep, waiting for a line on a pipe. `benchmarks/one_process.py`
-measures how much each of it matters (docs/performance.md).
+Runtimes have thread pools that wait by spinning: for a while after a call they take
+processor time from the next artefact. So each is called in turns, after a pause. In one
+process they would also share a heap, and libraries that configure each other's threads,
+and memory could not be attributed. So every artefact that is compared has a process;
+all but one sleep. `benchmarks/one_process.py` measures how much each of it matters
+(docs/performance.md).
 
-The two sides talk in lines of JSON. What the newcomer would get wrong: the high-water
-mark of a process is not `ru_maxrss`, which on Linux starts with that of the process it
-was started from; it is read from /proc.
+The peak memory of a process is not `ru_maxrss`, which on Linux starts with that of the
+parent process; it is read from /proc.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ if TYPE_CHECKING:
     from tumorlens.deploy.runtimes import Session
 
 SETTLE_SECONDS = 0.01
-"""Of sleep before each turn, for the threads of the turn before to stop spinning."""
+"""Sleep before each turn, until the threads of the turn before stop spinning."""
 
 NUM_FIRST_CALLS = 2
-"""Not timed: they bring weights back into the caches that others have used since."""
+"""Number of untimed calls: they bring weights back into the processor's caches."""
 
 
 class Worker:
@@ -70,13 +69,13 @@ class Worker:
         self.close()
 
     def open_session(self, images: Path) -> float:
-        """Load the artefact for arrays, and let it answer once.
+        """Load the artefact for arrays, and call it once.
 
         Args:
             images: A .npy file, (M, S, S, 3) of uint8, that later calls draw from.
 
         Returns:
-            The seconds of it, from nothing imported to the first answer.
+            Seconds from nothing imported to the first result.
         """
         return float(self._call("open_session", images=str(images))["seconds"])
 
@@ -89,7 +88,7 @@ class Worker:
         return Facts(**self._call("facts"))
 
     def time_calls(self, *, batch: int, num_calls: int) -> list[float]:
-        """Return the seconds of so many calls, each with other images."""
+        """Return the seconds of each call; each has other images."""
         answer = self._call("time_calls", batch=batch, num_calls=num_calls)
         return [float(one) for one in answer["seconds"]]
 
@@ -98,12 +97,12 @@ class Worker:
         self._call("open_files")
 
     def time_files(self, paths: list[Path]) -> float:
-        """Return the seconds that it takes from files to their labels."""
+        """Return the seconds from files to their labels."""
         answer = self._call("time_files", paths=[str(path) for path in paths])
         return float(answer["seconds"])
 
     def peak_memory_bytes(self) -> int | None:
-        """Return the most memory that the process has had; `None` if not known."""
+        """Return the peak memory of the process; `None` if it is not known."""
         peak = self._call("peak_memory")["bytes"]
         return None if peak is None else int(peak)
 
@@ -129,7 +128,7 @@ class Worker:
 
 
 class _Served:
-    """What the process holds, and a method for each question."""
+    """State of the process, with a method for each kind of request."""
 
     def __init__(self) -> None:
         self._session: Session | None = None
@@ -197,7 +196,7 @@ class _Served:
 
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer until the other side closes the pipe."""
+    """Answer requests until the other side closes the pipe."""
     served = _Served()
     # As `predict` does: torch allocates again what it has just freed.
     keep_freed_memory()
@@ -217,7 +216,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def _confine(threads: int) -> None:
-    """Keep this process, decoding included, on so many processors."""
+    """Limit this process, decoding included, to a number of processors."""
     if threads < num_processors() and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 

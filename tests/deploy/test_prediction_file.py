@@ -16,10 +16,9 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
-from tumorlens.deploy import row_files
-from tumorlens.deploy.prediction_files import PredictionFile, save_predictions
+from tumorlens.deploy import prediction_file
+from tumorlens.deploy.prediction_file import PredictionFile, check_output
 from tumorlens.deploy.predictor import Prediction
-from tumorlens.deploy.row_files import check_output
 from tumorlens.errors import ConfigError, DataError, MissingExtraError
 
 
@@ -32,6 +31,27 @@ def answers() -> list[tuple[str, tuple[str, ...], list[Prediction]]]:
         ("one", ("a", "b"), [prediction("1.png", 0.25, 0.75), unreadable]),
         ("two", ("b", "c"), [prediction("1.png", 0.5, 0.5)]),
     ]
+
+
+@dataclass
+class Info:
+    """A `PredictorInfo`."""
+
+    name: str = "one"
+    classes: tuple[str, ...] = ("a", "b")
+    digest: str = "1" * 64
+
+
+def save_predictions(
+    out: Path, found: list[tuple[str, tuple[str, ...], list[Prediction]]]
+) -> None:
+    """Write the predictions of several runs in one session."""
+    predictors = [Info(name, classes) for name, classes, _ in found]
+    with PredictionFile(out, predictors) as file:
+        for predictor, (_, _, predictions) in zip(predictors, found, strict=True):
+            for prediction in predictions:
+                file.add(predictor, prediction)
+        file.finish()
 
 
 EXPECTED: list[dict[str, Any]] = [
@@ -118,7 +138,7 @@ def test_json_lines_read_back_what_was_answered(tmp_path: Path) -> None:
 def test_parquet_comes_in_groups_of_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_files, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(prediction_file, "_ROWS_AT_ONCE", 2)
     save_predictions(tmp_path / "p.parquet", answers())
     file = parquet.ParquetFile(tmp_path / "p.parquet")
     assert file.num_row_groups == 2
@@ -139,15 +159,6 @@ def test_a_name_that_is_no_utf_8_can_be_saved(suffix: str, tmp_path: Path) -> No
 # Row by row
 
 
-@dataclass
-class Said:
-    """As much of a `Predictor` as a file of predictions looks at."""
-
-    name: str = "one"
-    classes: tuple[str, ...] = ("a", "b")
-    digest: str = "1" * 64
-
-
 PATHS = [Path(f"{number}.png") for number in range(4)]
 
 
@@ -158,11 +169,11 @@ def answer(path: Path) -> Prediction:
     return Prediction(path, np.array([high, 1 - high], np.float32), "a", None)
 
 
-def write(out: Path, *said: Any, num: int = 99, resume: bool = False) -> int:
+def write(out: Path, *predictors: Any, num: int = 99, resume: bool = False) -> int:
     """Answer `num` files at most, as a session does that is stopped then."""
-    with PredictionFile(out, said or (Said(),), resume=resume) as file:
+    with PredictionFile(out, predictors or (Info(),), resume=resume) as file:
         left = num
-        for one in said or (Said(),):
+        for one in predictors or (Info(),):
             for path in file.remaining(one, PATHS):
                 if left == 0:
                     return file.num_rows
@@ -178,7 +189,7 @@ def test_a_stopped_file_is_gone_on_with_to_the_same_end(
     suffix: str, num: int, tmp_path: Path
 ) -> None:
     whole, stopped = tmp_path / f"whole{suffix}", tmp_path / f"stopped{suffix}"
-    both = (Said(), Said("two"))
+    both = (Info(), Info("two"))
     assert write(whole, *both) == 8
     write(stopped, *both, num=num)
     assert stopped.exists() == (num == 8)
@@ -193,9 +204,9 @@ def test_a_stopped_file_is_gone_on_with_to_the_same_end(
 
 def test_rows_are_on_the_disk_as_they_come(tmp_path: Path) -> None:
     out = tmp_path / "p.csv"
-    with PredictionFile(out, [Said()]) as file:
+    with PredictionFile(out, [Info()]) as file:
         for number, path in enumerate(PATHS):
-            file.add(Said(), answer(path))
+            file.add(Info(), answer(path))
             lines = (tmp_path / "p.csv.part").read_text().splitlines()[1:]
             assert [row["path"] for line in lines for row in json.loads(line)] == [
                 str(path) for path in PATHS[: number + 1]
@@ -212,28 +223,28 @@ def test_what_a_power_cut_left_of_a_row_is_cut_off(torn: bytes, tmp_path: Path) 
     write(out, num=2)
     with part.open("ab") as file:
         file.write(torn)
-    with PredictionFile(out, [Said()], resume=True) as resumed:
+    with PredictionFile(out, [Info()], resume=True) as resumed:
         assert resumed.num_rows == 2
-        assert list(resumed.remaining(Said(), PATHS)) == PATHS[2:]
+        assert list(resumed.remaining(Info(), PATHS)) == PATHS[2:]
     write(out, resume=True)
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
 def test_unreadable_files_of_earlier_sessions_count(tmp_path: Path) -> None:
     write(tmp_path / "p.csv", num=3)
-    with PredictionFile(tmp_path / "p.csv", [Said()], resume=True) as file:
+    with PredictionFile(tmp_path / "p.csv", [Info()], resume=True) as file:
         assert (file.num_rows, file.num_unreadable) == (3, 1)
-        file.add(Said(), answer(PATHS[2]))
+        file.add(Info(), answer(PATHS[2]))
         assert (file.num_rows, file.num_unreadable) == (4, 2)
 
 
 @pytest.mark.parametrize(
     "other",
-    [Said(name="other"), Said(classes=("b", "a")), Said(digest="2" * 64)],
+    [Info(name="other"), Info(classes=("b", "a")), Info(digest="2" * 64)],
     ids=["name", "classes", "digest"],
 )
 def test_rows_of_another_network_are_not_gone_on_with(
-    other: Said, tmp_path: Path
+    other: Info, tmp_path: Path
 ) -> None:
     write(tmp_path / "p.csv", num=2)
     before = (tmp_path / "p.csv.part").read_bytes()
@@ -254,10 +265,10 @@ def test_other_files_are_not_gone_on_with(tmp_path: Path) -> None:
     write(tmp_path / "p.csv", num=2)
     message = r"expected 1\.png next, as in .*p\.csv\.part, got 9\.png"
     with (
-        PredictionFile(tmp_path / "p.csv", [Said()], resume=True) as file,
+        PredictionFile(tmp_path / "p.csv", [Info()], resume=True) as file,
         pytest.raises(DataError, match=message) as caught,
     ):
-        list(file.remaining(Said(), [PATHS[0], Path("9.png")]))
+        list(file.remaining(Info(), [PATHS[0], Path("9.png")]))
     assert "start again" in caught.value.hint
 
 
@@ -273,7 +284,7 @@ def test_a_session_without_a_row_leaves_nothing(tmp_path: Path) -> None:
     write(tmp_path / "p.csv", num=0)
     assert list(tmp_path.iterdir()) == []
     # One that was killed before its first row has left a note, which says nothing.
-    PredictionFile(tmp_path / "p.csv", [Said()])
+    PredictionFile(tmp_path / "p.csv", [Info()])
     assert write(tmp_path / "p.csv") == 4
 
 
@@ -289,11 +300,11 @@ def test_a_full_disk_keeps_the_rows_before(
 ) -> None:
     write(tmp_path / "whole.csv")
     out = tmp_path / "p.csv"
-    with PredictionFile(out, [Said()]) as file:
-        file.add(Said(), answer(PATHS[0]))
+    with PredictionFile(out, [Info()]) as file:
+        file.add(Info(), answer(PATHS[0]))
         inner, file._file = file._file, FullDisk()
         with pytest.raises(DataError, match=r"p\.csv\.part: No space left") as caught:
-            file.add(Said(), answer(PATHS[1]))
+            file.add(Info(), answer(PATHS[1]))
         assert "--resume" in caught.value.hint
         file._file = inner
     assert write(out, resume=True) == 4
@@ -304,12 +315,12 @@ def test_a_full_disk_keeps_the_rows_before(
 def test_closing_on_a_full_disk_adds_no_error_of_its_own(tmp_path: Path) -> None:
     with (
         Path("/dev/full").open("ab") as full,
-        PredictionFile(tmp_path / "p.csv", [Said()]) as file,
+        PredictionFile(tmp_path / "p.csv", [Info()]) as file,
     ):
         file._file.close()
         file._file = full
         with pytest.raises(DataError, match="No space left"):
-            file.add(Said(), answer(PATHS[0]))
+            file.add(Info(), answer(PATHS[0]))
 
 
 class FullDisk(io.BytesIO):
@@ -332,5 +343,5 @@ def test_a_missing_library_is_told_before_the_work(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(MissingExtraError, match="pyarrow"):
-        PredictionFile(tmp_path / "p.parquet", [Said()])
+        PredictionFile(tmp_path / "p.parquet", [Info()])
     assert list(tmp_path.iterdir()) == []

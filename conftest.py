@@ -1,4 +1,4 @@
-"""Fixtures that every folder of tests may use, and what each process of them is given.
+"""Fixtures that tests and doctests may use, and what each process of them is given.
 
 Nothing here imports numpy or torch at its top: both read the number of threads once.
 """
@@ -6,10 +6,11 @@ Nothing here imports numpy or torch at its top: both read the number of threads 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -103,3 +104,31 @@ def postgres() -> Iterator[server.Postgres]:
         running = server.start(Path(folder), programs)
         yield running
         subprocess.run(running.stop, stdout=subprocess.DEVNULL, check=True)
+
+
+@pytest.fixture
+def examples(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """Return the folder of the public examples, a copy that is the current folder."""
+    from support.public_examples import make_examples
+
+    made = made_once(tmp_path_factory, "public-examples", make_examples)
+    folder = shutil.copytree(made, tmp_path / "examples")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _public_names(
+    request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]
+) -> None:
+    """Run the examples of the public functions in the folder that they speak of."""
+    name = request.node.name
+    if isinstance(request.node, pytest.DoctestItem) and name.count(".") == 1:
+        import tumorlens
+
+        request.getfixturevalue("examples")
+        doctest_namespace["tumorlens"] = tumorlens

@@ -1,10 +1,10 @@
-"""Tables on disk: CSV, JSON or Parquet, in any number of rows, and resumable.
+"""Predictions on disk: CSV, JSON or Parquet, in any number of rows, and resumable.
 
-While rows come they are kept in `OUT.part`, and `OUT` is made of it when they are all
-there: whoever finds `OUT` finds all of it. What the newcomer would get wrong:
-`OUT.part` is JSON Lines whatever `OUT` is, with the networks in its first line, because
-half a Parquet file is nothing, and a CSV does not say what answered. A line is a list
-of rows that belong together, such as the slices of a series: all of them or none.
+While rows come they are kept in `OUT.part`, and `OUT` is made of it when all are there:
+an existing `OUT` is always complete. `OUT.part` is JSON Lines whatever `OUT` is, with
+the networks in its first line, because half a Parquet file is useless, and a CSV does
+not name its networks. A line is a list of rows that belong together, such as the slices
+of a series: all of them or none.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from tumorlens.extras import require
 from tumorlens.files import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
     from pathlib import Path
+
+    from tumorlens.deploy.predictor import Prediction
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 """Formats, by the ending of the file's name."""
@@ -34,11 +36,11 @@ _ROWS_AT_ONCE = 10_000
 """Rows of a Parquet row group: held in memory together."""
 
 _WHOLE_NUMBERS = ("series", "slice", "frame")
-"""Columns that hold whole numbers; `prob_...` hold fractions, all others texts."""
+"""Columns of whole numbers; `prob_...` hold fractions, all others texts."""
 
 
-class Answerer(Protocol):
-    """As much of a `predict.Predictor` as a file has to know."""
+class PredictorInfo(Protocol):
+    """The part of `Predictor` that an output file needs."""
 
     name: str
     classes: tuple[str, ...]
@@ -47,7 +49,7 @@ class Answerer(Protocol):
 
 @dataclass(frozen=True)
 class _Note:
-    """The first line of `OUT.part`: what answers, so that nothing else goes on."""
+    """The first line of `OUT.part`: only the same networks may resume it."""
 
     format: int
     runs: list[dict[str, Any]]
@@ -55,37 +57,37 @@ class _Note:
 
 
 class RowFile:
-    """A file of rows in the making, in groups that belong together.
+    """A file of rows that is being made, in groups that belong together.
 
     Use it as a context manager, `add_rows` each group, and `finish`. Without `finish`,
     after Ctrl-C or a power cut, `part` stays and can be resumed.
 
     Attributes:
-        part: The rows so far.
-        num_rows: How many they are, with those of earlier sessions.
-        num_unreadable: Rows of images that could not be read.
+        part: File with the rows so far.
+        num_rows: Number of rows, with those of earlier sessions.
+        num_unreadable: Number of rows of images that could not be read.
     """
 
     def __init__(
         self,
         out: Path,
         columns: Sequence[str],
-        predictors: Sequence[Answerer],
+        predictors: Sequence[PredictorInfo],
         *,
         resume: bool = False,
     ) -> None:
-        """Start a file, or go on with one.
+        """Start a file, or resume one.
 
         Args:
-            out: Its suffix is one of `SUFFIXES`.
+            out: Final path; its suffix is one of `SUFFIXES`.
             columns: Names of the columns, 'path', 'run' and 'error' among them.
-            predictors: That will answer, in this order.
-            resume: Go on with what an earlier session has left.
+            predictors: Predictors in the order in which they will predict.
+            resume: Continue the file of an earlier session.
 
         Raises:
             ConfigError: The suffix is unknown, there is nothing to resume, or there is
-                and `resume` is not given.
-            DataError: The file cannot be written, or was left by other networks.
+                something and `resume` is not given.
+            DataError: The file cannot be written, or other networks have left it.
             MissingExtraError: Parquet without the extra `parquet`.
         """
         check_output(out)
@@ -111,7 +113,7 @@ class RowFile:
         elif self._has_rows():
             raise ConfigError(
                 f"{self.part} has the rows of a prediction that was stopped",
-                hint="go on with it by --resume, or remove it",
+                hint="continue it with --resume, or remove it",
             )
         else:
             self._write("wb", _as_line(asdict(note)))
@@ -128,21 +130,21 @@ class RowFile:
     def __exit__(self, *_: object) -> None:
         """Leave `part` where it is, if it has a row."""
         self._earlier.close()
-        # On a full disk, what could not be written was said when it was added.
+        # On a full disk, the error was raised when the row was added.
         with suppress(OSError):
             self._file.close()
         if self.num_rows == 0:
             self.part.unlink(missing_ok=True)
 
     def has_next(self, path: Path, run: str) -> bool:
-        """Whether an earlier session has left the group that comes next.
+        """Whether the next group is there from an earlier session.
 
         Args:
-            path: Of its first row.
-            run: Who answers.
+            path: Path in its first row.
+            run: Name of the predictor.
 
         Raises:
-            DataError: It has left another one.
+            DataError: The next group there is another one.
         """
         group = next(self._earlier, None)
         if group is None:
@@ -155,7 +157,7 @@ class RowFile:
         return True
 
     def add_rows(self, rows: Sequence[Row]) -> None:
-        """Keep rows that belong together; what they lack of the columns is empty.
+        """Add rows that belong together; columns that they lack are empty.
 
         Raises:
             DataError: The disk is full.
@@ -165,7 +167,7 @@ class RowFile:
         ]
         try:
             self._file.write(_as_line(group))
-            # Now, and not when a buffer is full: a kill loses the batch at hand only.
+            # Now, and not when a buffer is full: a kill loses only the last batch.
             self._file.flush()
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -184,7 +186,7 @@ class RowFile:
     def _count(self, group: Sequence[Row]) -> None:
         self._num_groups += 1
         self.num_rows += len(group)
-        # The row of a series repeats what its slices say.
+        # The row of a series repeats the errors of its slices.
         self.num_unreadable += sum(
             row["error"] is not None for row in group if row.get("kind") != "series"
         )
@@ -207,8 +209,8 @@ class RowFile:
                 f"{self.part} was not left by "
                 f"{', '.join(run['name'] for run in note.runs)} as now: the networks, "
                 "their classes, their order or the options are others",
-                hint="resume with what it was started with, or remove it and start "
-                "again",
+                hint="resume with the networks and options it was started with, or "
+                "remove it and start again",
             )
 
     def _has_rows(self) -> bool:
@@ -250,13 +252,46 @@ class RowFile:
     def _cannot_write(self, error: OSError) -> DataError:
         return DataError(
             f"cannot write {self.part}: {error.strerror or error}",
-            hint="free some space, or choose another folder; rows that are in it can "
-            "be gone on with by --resume",
+            hint="free some space, or choose another folder; --resume continues with "
+            "the rows that are there",
         )
 
 
+class PredictionFile(RowFile):
+    """A file with a row for each file and network: `add` each one, and `finish`."""
+
+    def __init__(
+        self, out: Path, predictors: Sequence[PredictorInfo], *, resume: bool = False
+    ) -> None:
+        """Start a file, or resume one: see `RowFile`."""
+        columns = _columns([one.classes for one in predictors])
+        super().__init__(out, columns, predictors, resume=resume)
+
+    def remaining(
+        self, predictor: PredictorInfo, paths: Iterable[Path]
+    ) -> Iterator[Path]:
+        """Return the paths that have no row yet.
+
+        Args:
+            predictor: The next predictor.
+            paths: All paths, in the order of the earlier session.
+
+        Raises:
+            DataError: They are not the same.
+        """
+        return (path for path in paths if not self.has_next(path, predictor.name))
+
+    def add(self, predictor: PredictorInfo, prediction: Prediction) -> None:
+        """Add a prediction.
+
+        Raises:
+            DataError: The disk is full.
+        """
+        self.add_rows([_as_row(predictor.name, predictor.classes, prediction)])
+
+
 def check_output(out: Path) -> None:
-    """Refuse an output file of a format that is not written.
+    """Refuse an output file of an unknown format.
 
     Raises:
         ConfigError: The suffix is unknown.
@@ -272,9 +307,9 @@ def write_rows(out: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     """Write rows as CSV, JSON, JSON Lines or Parquet, by the suffix.
 
     Args:
-        out: The file, which is there whole or not at all.
-        columns: Their names; every row has them all.
-        rows: Looked at once, one after the other.
+        out: The file; it appears when it is complete.
+        columns: Names of the columns; every row has them all.
+        rows: Rows; iterated once.
 
     Raises:
         DataError: The file cannot be written.
@@ -302,8 +337,26 @@ def write_rows(out: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
 
 
 def as_text(name: object) -> str:
-    """Return a name as every format here can hold it: a file's may be no UTF-8."""
+    """Return a name as UTF-8; file names may hold other bytes."""
     return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _columns(classes: Sequence[tuple[str, ...]]) -> list[str]:
+    names = dict.fromkeys(name for names in classes for name in names)
+    return ["path", "run", "predicted", *map("prob_{}".format, names), "error"]
+
+
+def _as_row(run: str, classes: tuple[str, ...], prediction: Prediction) -> Row:
+    row: Row = {
+        "path": as_text(prediction.path),
+        "run": as_text(run),
+        "predicted": prediction.predicted,
+        "error": None if prediction.error is None else as_text(prediction.error),
+    }
+    if prediction.probs is not None:
+        for name, prob in zip(classes, prediction.probs, strict=True):
+            row[f"prob_{name}"] = float(prob)
+    return row
 
 
 def _plain(value: Any) -> Any:
