@@ -39,34 +39,34 @@ SeriesOption = Annotated[
     bool | None,
     typer.Option(
         "--series/--no-series",
-        help="Answer DICOM series by series. Default: yes for a DICOMDIR, for DICOM "
+        help="Predict DICOM series by series. Default: yes for a DICOMDIR, for DICOM "
         "files in folders and for more than one of them.",
     ),
 ]
 RuleOption = Annotated[
     Rule | None,
     typer.Option(
-        help="What a series as a whole is: the mean of its slices (default), or the "
-        "slice with the highest probability of any tumour.",
+        help="How the slices give the result of a series: by their mean (default), or "
+        "by the slice with the highest probability of any tumour.",
     ),
 ]
 NoTumorOption = Annotated[
     str | None,
     typer.Option(
         metavar="CLASS",
-        help="Which class means no tumour, where its name does not say so.",
+        help="The class that means no tumour, if its name does not show it.",
     ),
 ]
 IdentifyOption = Annotated[
-    bool, typer.Option("--identify", help="Add the PatientID to the rows.")
+    bool, typer.Option("--identify", help="Add a column with the PatientID.")
 ]
 DicomOutOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Write each series' result as DICOM, a structured report and a picture. "
-        "The folder must hold no results yet, except with --resume. They belong to "
-        "the patient's study, so name and number of the patient are in them.",
+        help="Write the result of each series as DICOM: a structured report and a "
+        "picture. The folder must hold no results yet, except with --resume. Both "
+        "files carry the patient's name and number: they belong to the study.",
     ),
 ]
 
@@ -74,29 +74,36 @@ DicomOutOption = Annotated[
 def predict(
     path: Annotated[
         Path,
-        typer.Argument(metavar="MODEL", help="Run folder, or artefact of export."),
+        typer.Argument(metavar="MODEL", help="Run folder, or artefact made by export."),
     ],
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH...", help="Files, folders and DICOMDIRs."),
+        typer.Argument(
+            metavar="PATH...", help="Image files, folders and DICOMDIR files."
+        ),
     ],
     *,
     best: Annotated[
         bool,
-        typer.Option("--best", help="Use the fastest good artefact of the run."),
+        typer.Option(
+            "--best", help="Use the run's fastest artefact with a good verdict."
+        ),
     ] = False,
     more_runs: Annotated[
         list[Path] | None,
-        typer.Option("--run", metavar="MODEL", help="One more; repeatable."),
+        typer.Option(
+            "--run", metavar="MODEL", help="Another model to compare with; repeatable."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write .csv, .json, .jsonl or .parquet instead."
+            metavar="FILE",
+            help="Write .csv, .json, .jsonl or .parquet instead of a table.",
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with --out after a stop.")
+        bool, typer.Option("--resume", help="Continue the --out of a stopped call.")
     ] = False,
     series: SeriesOption = None,
     series_rule: RuleOption = None,
@@ -104,7 +111,7 @@ def predict(
     identify: IdentifyOption = False,
     dicom_out: DicomOutOption = None,
 ) -> int:
-    """Give the probability of every class for images."""
+    """Predict the probability of every class, for images or DICOM series."""
     _check_output(out, resume=resume)
     options = SeriesOptions(series, series_rule, no_tumor_class, identify, dicom_out)
     by_series = options.is_wanted(images)
