@@ -33,7 +33,7 @@ FormatOption = Annotated[
 ]
 
 DEFAULT_KINDS = ("onnx", "openvino-int8")
-"""What runs nearly anywhere, and what is fastest on a CPU."""
+"""The format that runs nearly anywhere, and the fastest one on a CPU."""
 
 
 def export(
@@ -228,7 +228,7 @@ def benchmark(
 
 @contextmanager
 def _rounds() -> Iterator[Callable[[str, int], None]]:
-    """Give the function that shows how far the measuring is, where somebody watches."""
+    """Yield the function that shows how far the measuring is."""
     with terminal.progress_bars(last="{task.fields[rounds]} rounds") as bars:
         if bars is None:
             yield lambda _words, _rounds: None
@@ -238,7 +238,7 @@ def _rounds() -> Iterator[Callable[[str, int], None]]:
 
 
 def _is_gpu(device: str, *only_on_cpu: object) -> bool:
-    """Whether the GPU is asked for.
+    """Whether the GPU is to be measured.
 
     Raises:
         ConfigError: The device is unknown, or an option means nothing on a GPU.

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what becomes of them.
+"""Options that several commands share, and the settings made of them.
 
 Nothing is parsed here: Typer reads the annotations. As in `cli`, the stages are loaded
 inside the functions.

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 STATUS_UNREADABLE = 3
 
 TABLE_FILES = 1000
-"""Files of one table. Where there are more, another one follows it: nobody waits for
-the last file to see the first, and memory stays what it is."""
+"""Number of files in a printed table. More files make further tables, so that the first
+rows appear at once and memory stays bounded."""
 
 
 Rule = Literal["mean", "most-suspicious"]
@@ -138,10 +138,10 @@ def predict(
 
 
 def _check_output(out: Path | None, *, resume: bool) -> None:
-    """Refuse what would only fail after the last image.
+    """Refuse an output that would only fail after the last image.
 
     Raises:
-        ConfigError: Of the two options, or of the file's suffix.
+        ConfigError: --resume without --out, or an unknown suffix.
     """
     if out:
         from tumorlens.deploy.prediction_file import check_output
@@ -149,13 +149,13 @@ def _check_output(out: Path | None, *, resume: bool) -> None:
         check_output(out)
     elif resume:
         raise ConfigError(
-            "--resume goes on with a file, and there is no --out",
+            "--resume continues a file, and there is no --out",
             hint="give the --out that was stopped",
         )
 
 
 def _open(paths: list[Path], *, best: bool) -> list[tuple[Path, Predictor]]:
-    """Load what is to answer; with `best`, the first one's fastest artefact."""
+    """Load the models; with `best`, the fastest artefact of the first."""
     from tumorlens.deploy.predictor import Predictor
 
     if best:
@@ -191,7 +191,7 @@ def _told_apart(paths: list[Path]) -> list[str]:
 
 
 def _warn_of_unfinished(path: Path) -> None:
-    """Say on standard error that more training would have changed the answers."""
+    """Warn that the training of a run was not finished."""
     if not (path / "config.toml").is_file():
         return
     from tumorlens.runs.folder import open_run
@@ -235,7 +235,7 @@ def _write(
 
     file = PredictionFile(out, predictors, resume=resume)
     with file, resumable(file), terminal.counting("predicting") as progress:
-        # Walked once more, but only where somebody watches.
+        # The folders are walked twice only if a bar is shown.
         total = count_images(images) * len(predictors) if progress else None
         for one in predictors:
             remaining = file.remaining(one, walk_images(images))
@@ -250,7 +250,7 @@ def _write(
 
 @dataclass(frozen=True)
 class SeriesOptions:
-    """What was said about series on the command line."""
+    """The options about series."""
 
     series: bool | None
     rule: Rule | None
@@ -259,10 +259,10 @@ class SeriesOptions:
     dicom_out: Path | None
 
     def is_wanted(self, paths: Sequence[Path]) -> bool:
-        """Whether the answer is to be given series by series.
+        """Whether to predict series by series.
 
         Raises:
-            ConfigError: --no-series, and an option that is about series.
+            ConfigError: --no-series together with an option for series.
         """
         about_series = {
             "--series-rule": self.rule is not None,
@@ -270,17 +270,17 @@ class SeriesOptions:
             "--identify": self.identify,
             "--dicom-out": self.dicom_out is not None,
         }
-        asked = [name for name, is_given in about_series.items() if is_given]
-        if self.series is False and asked:
+        given = [name for name, is_given in about_series.items() if is_given]
+        if self.series is False and given:
             raise ConfigError(
-                f"--no-series, but {asked[0]} is about series",
+                f"--no-series, but {given[0]} is for series",
                 hint="leave out one of the two",
             )
         if self.series is not None:
             return self.series
         from tumorlens.data.dicom.series import holds_study
 
-        return bool(asked) or holds_study(paths)
+        return bool(given) or holds_study(paths)
 
 
 def predict_series(
@@ -296,10 +296,10 @@ def predict_series(
     Args:
         models: Runs or artefacts, with the predictors that they were opened as.
         images: Files, folders and DICOMDIRs.
-        options: What was said about series.
+        options: The options about series.
         out: The table's file, which gets each series as it is answered; `None` prints
             the table.
-        resume: Go on with the file of a session that was stopped.
+        resume: Continue the file of a stopped session.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; what is there stays.
@@ -366,13 +366,13 @@ def resumable(file: RowFile) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if file.num_rows:
-            words = f"go on by the same command and --resume: {file.part}"
+            words = f"to continue, repeat the command with --resume: {file.part}"
             print(words, file=sys.stderr)
         raise
 
 
 class _Way(NamedTuple):
-    """How the answer for a series comes of those for its slices."""
+    """How the slices give the result of a series."""
 
     rule: Rule
     no_tumor: int | None
@@ -398,17 +398,17 @@ class _Shown:
 def _check_dicom_out(
     folder: Path, found: Found, *, num_runs: int, resume: bool
 ) -> None:
-    """Refuse what no DICOM results can be written for.
+    """Refuse a folder or images that DICOM results cannot be written for.
 
     Raises:
-        ConfigError: Several runs are asked.
+        ConfigError: There are several runs.
     """
     from tumorlens.report.dicom_results import check_results
 
     if num_runs > 1:
         raise ConfigError(
             f"--dicom-out takes one run, got {num_runs}",
-            hint="ask one run after the other, each with a folder of its own",
+            hint="use one run after the other, each with its own folder",
         )
     check_results(folder, found, resume=resume)
 
@@ -416,7 +416,7 @@ def _check_dicom_out(
 def _writer(
     folder: Path, run: Path, predictor: Predictor
 ) -> Callable[[SeriesAnswer], bool]:
-    """Return what writes the DICOM results of a series, and says whether it did."""
+    """Return the function that writes a series' DICOM results, if there are any."""
     from tumorlens.report.dicom_results import notes_of, write_results
 
     notes = notes_of(run, predictor)

@@ -37,7 +37,8 @@ StoreOption = Annotated[
     typer.Option(
         metavar="URL",
         help="Database in which trials are claimed: sqlite:///FILE, or "
-        "postgresql://USER@HOST/NAME for several machines. Default: a file in the study's folder.",
+        "postgresql://USER@HOST/NAME for several machines. Default: a file in the "
+        "study's folder.",
     ),
 ]
 
@@ -257,9 +258,9 @@ def _print_trials(study: Study, trials: Sequence[Trial]) -> None:
 
 
 def _print_end(path: Path, trials: Sequence[Trial], *, only: str) -> int:
-    """Say what came of a study that is over; return the exit status.
+    """Print how a study ended; return the exit status.
 
-    Failed trials that were not asked for do not count.
+    Failed trials that --only leaves out do not count.
     """
     asked = [trial for trial in trials if fnmatchcase(trial.name, only)]
     num_failed = sum(trial.state == "failed" for trial in asked)
@@ -318,7 +319,7 @@ def _refuse(path: Path, *given: object) -> None:
     """
     if any(given):
         raise ConfigError(
-            f"the study in {path} goes on with the settings it was started with",
+            f"the study in {path} continues with the settings it was started with",
             hint="leave out --out, --data and --set, or start another study",
         )
 

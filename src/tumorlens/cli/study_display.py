@@ -84,7 +84,7 @@ def print_trials(trials: Iterable[Trial], *, measure: str) -> None:
 
 
 def _state(trial: Trial) -> str:
-    """Return the state, with a word for what waits and has something to go on with."""
+    """Return the state; a waiting trial that has begun is called interrupted."""
     is_begun = trial.state == "waiting" and trial.run_path.is_dir()
     return "interrupted" if is_begun else str(trial.state)
 

@@ -160,7 +160,7 @@ def report(
     if page.num_missing:
         terminal.print_warning(
             f"{page.num_missing} pictures are missing from the page, the first is "
-            f"{page.why_not}; --data DIR says where the images are now"
+            f"{page.why_not}; give --data DIR if the images were moved"
         )
     terminal.print_next(
         f"the page is {page.path}, its figures are in {run.figures_dir}",
