@@ -162,7 +162,6 @@ def load_config(
         >>> tumorlens.load_config(settings={"optim.lr": 1e-4}).optim.lr
         0.0001
     """
-    import json
     from pathlib import Path
 
     from tumorlens.config import Config, assign, parse_config, read_toml
@@ -172,14 +171,8 @@ def load_config(
         values = start.model_dump(mode="json", exclude_none=True)
     elif start is not None:
         values = read_toml(Path(start))
-    # JSON is TOML for texts, numbers, truth values and lists.
-    assign(
-        values,
-        [
-            f"{name}={'none' if value is None else json.dumps(value)}"
-            for name, value in (settings or {}).items()
-        ],
-    )
+    for name, value in (settings or {}).items():
+        assign(values, name, "none" if value is None else value)
     return parse_config(values)
 
 

@@ -415,8 +415,22 @@ def test_int8_that_loses_too_much_is_made_again_with_care(
 
 
 @pytest.fixture
-def losing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Have every verdict on int8 say that accuracy falls by a half; list the kinds."""
+def losing(exported_run: Run, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have every verdict on int8 say that accuracy falls by a half; list the kinds.
+
+    The runs of these tests have the weights of `exported_run`, so its int8 graph is
+    copied instead of made again, which would take seconds each time.
+    """
+    write_graph = module.write_graph
+
+    def write(kind: Kind, source: Any, folder: Path, **options: Any) -> None:
+        if kind == "openvino-int8" and not options:
+            for path in (exported_run.path / "export" / kind).glob("graph.*"):
+                shutil.copy(path, folder)
+        else:
+            write_graph(kind, source, folder, **options)
+
+    monkeypatch.setattr(module, "write_graph", write)
     judged: list[str] = []
     real = module._Proof.judge
 

@@ -725,7 +725,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+        | {
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            # Half a dozen processes for jobs that nothing here starts.
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        },
     ) as process:
         try:
             wait_for(url, process)

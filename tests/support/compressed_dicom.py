@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def compressed(path: Path, dataset: Dataset, syntax: uid.UID) -> Path:
-    """Write with gdcm's encoders, which do what pydicom's do not."""
+    """Write a file with the encoders of gdcm, which pydicom lacks."""
     gdcm = pytest.importorskip("gdcm")
     dataset.save_as(path, enforce_file_format=True)
     reader = gdcm.ImageReader()

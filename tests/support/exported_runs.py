@@ -1,4 +1,4 @@
-"""A run that was exported in every format, once for all tests: only to be read."""
+"""A run exported in every format, made once for all tests. Tests only read it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_images(root: Path, *, num_each: int = NUM_EACH) -> Path:
 
 
 def export_everything(folder: Path) -> Run:
-    """Make a run and its artefacts of every format that this machine can prove."""
+    """Make a run and its artefacts in every format that this machine can run."""
     run = make_run(folder / "run", write_images(folder / "data"))
     export(run, kinds_here(), command="tumorlens export run --format all")
     return run

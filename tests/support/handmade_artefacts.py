@@ -1,6 +1,6 @@
-"""Artefact folders whose graphs are a few bytes: all is there but what a runtime reads.
+"""Artefact folders with tiny graph files: complete, but no runtime loads them.
 
-Whoever measures them needs a worker that only says what it would have measured.
+A benchmark of them needs a fake worker that returns made-up times.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run folders made by hand: what they answered is known, and nothing was trained."""
+"""Run folders made by hand: their predictions are known, and nothing is trained."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def answers(
     groups: Sequence[str] | None = None,
     sure: float = 0.8,
 ) -> Predictions:
-    """Return a table of which every image is right (1) or wrong (0), as given.
+    """Return predictions that are right (1) or wrong (0) for each image, as given.
 
     Args:
         right: One for each image, named "0000.png" and so on, or by their paths. The
             true classes take turns, and a wrong answer is the next class.
-        classes: Of the table.
-        groups: Of the images; each is one of its own by default.
+        classes: Names of the classes.
+        groups: Group of each image; by default each image is a group.
         sure: Probability of the predicted class; the others share the rest.
     """
     by_path = (
@@ -84,7 +84,7 @@ def answers(
 def history(
     *val_accuracies: float, test: Sequence[float] = (), **columns: float
 ) -> list[dict[str, Any]]:
-    """Return a history of which the first epoch with the best val accuracy is kept."""
+    """Return a history that keeps the first epoch with the best val accuracy."""
     rows = []
     for number, accuracy in enumerate(val_accuracies):
         row = {
@@ -117,15 +117,16 @@ def make_run(
     """Make a run folder.
 
     Args:
-        path: Where.
-        table: What it answered; `None`: not evaluated. For folds, one table each.
-        subset: Of which these are the answers.
-        leak: Its verdict.
-        rows: Its history.
-        split: Which image was where.
-        classes: Of the network.
-        is_finished: Whether it is marked so.
-        **changes: As for `settings`.
+        path: Folder of the run.
+        table: Its predictions; `None` for a run that is not evaluated. One table for
+            each fold.
+        subset: Subset of the predictions.
+        leak: Content of `leak.json`.
+        rows: Rows of `history.jsonl`.
+        split: Rows of `split.csv`.
+        classes: Classes of the network.
+        is_finished: Whether the run is marked as finished.
+        **changes: See `settings`.
     """
     if table is not None and not isinstance(table, Predictions):
         return _with_folds(path, table, leak=leak, rows=rows, **changes)

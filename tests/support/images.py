@@ -19,9 +19,9 @@ _BLOB_CENTRES = {
 
 
 def draw_image(label: str, seed: int, *, size_px: int = 96) -> NDArray[np.uint8]:
-    """Return a grey ellipse with a blob whose place tells the class, (H, W) uint8."""
+    """Return a grey ellipse with a blob at the place of its class, (H, W) uint8."""
     rng = np.random.default_rng([seed, CLASSES.index(label)])
-    # Squares of texture of their own keep two images from passing for copies.
+    # Without a texture of its own, an image would count as a copy of another.
     texture = rng.normal(0, 1, (12, 12))
     image = Image.new("L", (size_px, size_px), 0)
     draw = ImageDraw.Draw(image)

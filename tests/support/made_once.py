@@ -1,8 +1,9 @@
-"""What is expensive is made once in a run of the tests, also by several processes."""
+"""Folders that are expensive to make, made once for all processes of the tests."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
@@ -17,14 +18,17 @@ if TYPE_CHECKING:
 def made_once(
     factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]
 ) -> Path:
-    """Return a folder that the first process to come fills, and the others read.
+    """Return a folder that one process fills and all processes read.
 
     Args:
-        factory: pytest's; under pytest-xdist each process has a folder of its own, and
-            the folder above it is the one that they share.
+        factory: Fixture of pytest. Under pytest-xdist each process has a base folder
+            of its own; the folder above it is shared.
         name: Name of the folder, the same in every process.
-        make: Fills the folder, which exists and is empty. It may not start anything
-            that must be stopped: the processes end one after the other.
+        make: Function that fills the empty folder. It must not start a server: one
+            process may end while another still uses it.
+
+    Returns:
+        The folder, complete. Tests must not change it.
     """
     base = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -32,6 +36,7 @@ def made_once(
     folder, done = base / name, base / f"{name}.made"
     with FileLock(base / f"{name}.lock"):
         if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what a failure left
             folder.mkdir()
             make(folder)
             done.touch()

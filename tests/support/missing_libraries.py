@@ -43,7 +43,7 @@ HEAVY = {
     "torchmetrics",
     "torchvision",
 }
-"""Libraries of the extras: none is needed to import the package or to read its help."""
+"""Libraries of the extras. Neither the import of the package nor `--help` loads one."""
 
 WITHOUT = """
 import sys

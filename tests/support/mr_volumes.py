@@ -1,4 +1,4 @@
-"""MR series drawn in code, with everything in their headers that identifies."""
+"""MR series drawn in code, with every identifying attribute in their headers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ IDENTITY = {
     "DeviceSerialNumber": "SN-4242-17",
     "RequestedProcedureID": "RP-31337",
 }
-"""Keyword -> a value that occurs nowhere else."""
+"""DICOM keyword -> a value that occurs nowhere else."""
 
 
 def mr_slice(
@@ -106,7 +106,7 @@ def write_volume(
     size_px: int = 64,
     **attributes: Any,
 ) -> list[Path]:
-    """Write a series whose file names run against its order; paths are by depth."""
+    """Write a series whose file names are in reverse order; return paths by depth."""
     study_uid = study_uid or uid.generate_uid()
     series_uid = uid.generate_uid()
     paths = []
@@ -124,7 +124,7 @@ def write_volume(
 
 
 def write_study(folder: Path, *, num_series: int = 2, num_slices: int = 3) -> Path:
-    """Write series of one study, and a report that is no image; return the folder."""
+    """Write series of one study and a structured report; return the folder."""
     study_uid = uid.generate_uid()
     for number in range(num_series):
         write_volume(
@@ -144,12 +144,12 @@ def write_study(folder: Path, *, num_series: int = 2, num_slices: int = 3) -> Pa
 
 
 def write_media(folder: Path, **options: Any) -> Path:
-    """Write a study as a medium with a DICOMDIR, which is returned."""
+    """Write a study as a medium with a DICOMDIR; return the path of the DICOMDIR."""
     loose = write_study(folder.parent / f"{folder.name}-loose", **options)
     files = FileSet()
     for path in sorted(loose.glob("SE*/*")):
         files.add(pydicom.dcmread(path))
     files.write(folder)
-    # Else pydicom cleans up at some later time, with a warning.
+    # Otherwise pydicom cleans up later, with a warning.
     files._stage["t"].cleanup()
     return folder / "DICOMDIR"

@@ -1,4 +1,4 @@
-"""A real Orthanc for the tests that hand DICOM to somebody else's archive."""
+"""A real Orthanc, for tests that send DICOM to an archive that is not ours."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 CALLER = "TUMORLENS"
-"""The only application that it takes DICOM from, and only from 127.0.0.1."""
+"""Title of the only application that may send to it, from 127.0.0.1 only."""
 
 _START_S = 30
 
 
 @dataclass(frozen=True)
 class Orthanc:
-    """A server that runs."""
+    """A running server."""
 
     http_port: int
     dicom_port: int
 
     def get(self, path: str) -> bytes:
-        """Return what the REST interface answers."""
-        # Not through a proxy that the environment may name.
+        """Return the answer of the REST interface."""
+        # Without the proxy that the environment may name.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         url = f"http://127.0.0.1:{self.http_port}{path}"
         with opener.open(url, timeout=10) as answer:
@@ -36,18 +36,18 @@ class Orthanc:
         return content
 
     def json(self, path: str) -> Any:
-        """Return what the REST interface answers, parsed."""
+        """Return the answer of the REST interface, parsed."""
         return json.loads(self.get(path))
 
 
 def find_program() -> str | None:
-    """Return the server's program: Debian keeps it where only root looks."""
+    """Return the path of the server; Debian installs it outside the usual path."""
     known = Path("/usr/sbin/Orthanc")
     return shutil.which("Orthanc") or (str(known) if known.is_file() else None)
 
 
 def start(folder: Path, program: str) -> tuple[Orthanc, subprocess.Popen[bytes]]:
-    """Start a server of its own in an empty folder."""
+    """Start a server in an empty folder."""
     with ExitStack() as stack:
         http_port, dicom_port = (_free_port(stack) for _ in range(2))
     config = {
@@ -60,7 +60,7 @@ def start(folder: Path, program: str) -> tuple[Orthanc, subprocess.Popen[bytes]]
         "AuthenticationEnabled": False,
         "DicomPort": dicom_port,
         "DicomCheckCalledAet": False,
-        # It listens everywhere, so it must only talk to us.
+        # It listens on every interface, so it accepts only our calls.
         "DicomAlwaysAllowEcho": False,
         "DicomAlwaysAllowStore": False,
         "DicomCheckModalityHost": True,

@@ -1,4 +1,4 @@
-"""A real PostgreSQL on loopback, for the tests that share a study."""
+"""A real PostgreSQL on loopback, for studies that several machines share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PASSWORD = "hunter2"
-"""Of the user in the server's URL: nothing that is kept or shown may hold it."""
+"""Password in the URL of the server. No file and no output may hold it."""
 
 _USER = "postgres"
 _START_S = 30
@@ -19,14 +19,14 @@ _START_S = 30
 
 @dataclass(frozen=True)
 class Postgres:
-    """A server that runs."""
+    """A running server."""
 
     url: str
     stop: list[str]
 
 
 def find_programs() -> Path | None:
-    """Return the folder of initdb and pg_ctl: Debian keeps them off the path."""
+    """Return the folder of initdb and pg_ctl; Debian installs them outside the path."""
     on_path = shutil.which("initdb")
     if on_path:
         return Path(on_path).resolve().parent
@@ -35,13 +35,13 @@ def find_programs() -> Path | None:
 
 
 def start(folder: Path, programs: Path) -> Postgres:
-    """Start a server of its own in an empty folder."""
+    """Start a server in an empty folder."""
     data = folder / "data"
     data.mkdir(parents=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # PostgreSQL refuses to run as root: the package's own user does it then.
+    # PostgreSQL refuses to run as root: the user of its package runs it then.
     prefix: list[str] = []
     if os.geteuid() == 0:
         shutil.chown(folder, _USER)
@@ -78,7 +78,7 @@ def start(folder: Path, programs: Path) -> Postgres:
 
 
 def run(command: list[object], folder: Path) -> None:
-    """Run a program of the server; its output is of interest only when it fails."""
+    """Run a program of the server; fail with its output."""
     done = subprocess.run(
         [str(word) for word in command],
         cwd=folder,

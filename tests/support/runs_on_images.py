@@ -1,4 +1,4 @@
-"""Finished runs on drawn images, made by hand: nothing is trained, all can be asked."""
+"""Finished runs on drawn images: random weights, no training, working predictions."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ NUM_FOLDS = 2
 
 
 def deal(number: int) -> str:
-    """Return the subset of image `number` of a class: half train, then val, test."""
+    """Return the subset of image `number` of a class: two of four in train."""
     return ("train", "train", "val", "test")[number % 4]
 
 
 def rows_of(data: Path, subset_of: Callable[[int], str] = deal) -> list[SplitRow]:
-    """Return a split of class folders, dealt by the number in the file's name."""
+    """Return a split of class folders, by the number in the name of each file."""
     return [
         SplitRow(
             path=record.path,
@@ -104,7 +104,7 @@ def make_kfold_run(path: Path, data: Path, *, num_folds: int = NUM_FOLDS) -> Run
 
 
 def history_row(epoch: int, *, is_best: bool = True) -> dict[str, Any]:
-    """Return a line of `history.jsonl` in which every epoch is better."""
+    """Return a row of `history.jsonl`; each epoch is better than the one before."""
     return {
         "epoch": epoch,
         "train_loss": 1.5 - epoch / 10,
@@ -121,7 +121,7 @@ def history_row(epoch: int, *, is_best: bool = True) -> dict[str, Any]:
 
 
 def add_weights(run: Run, classes: tuple[str, ...], *, seed: int = 0) -> None:
-    """Give a run random weights that answer otherwise for every image."""
+    """Give a run random weights whose predictions differ between images."""
     torch.manual_seed(seed)
     model, preprocessing = create_model(run.config.model, num_classes=len(classes))
     for layer in classifier_layers(model):

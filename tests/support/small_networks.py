@@ -28,7 +28,7 @@ def colours(count: int, size_px: int = 32) -> NDArray[np.uint8]:
 def network(
     name: str = "test_resnet", *, seed: int = 0, **changes: Any
 ) -> tuple[ModelCard, nn.Module]:
-    """Return a random network with its card, whose answers are not all alike."""
+    """Return a random network with its card; its predictions differ between images."""
     values: dict[str, Any] = {
         "format": 1,
         "tumorlens": "0",

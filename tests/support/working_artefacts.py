@@ -1,4 +1,4 @@
-"""Artefacts that work: made by hand, so that what they answer can be worked out."""
+"""Artefacts that work, with a graph so simple that probabilities follow by hand."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def probs_by_hand(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 def make_artefact(
     path: Path, kind: Kind = "onnx", *, passed: bool = True, **changes: Any
 ) -> Artefact:
-    """Make an artefact that answers as `probs_by_hand` does.
+    """Make an artefact with the probabilities of `probs_by_hand`.
 
     Args:
-        path: Its folder.
-        kind: 'onnx', 'openvino' or 'torchscript', or one of their like.
-        passed: What its verdict says.
-        **changes: To its card.
+        path: Folder of the artefact.
+        kind: 'onnx', 'openvino', 'torchscript' or another format of these runtimes.
+        passed: Verdict of its parity check.
+        **changes: Fields of its card.
     """
     path.mkdir(parents=True)
     if kind == "torchscript":
