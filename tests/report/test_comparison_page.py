@@ -491,7 +491,7 @@ def test_a_comparison_of_nothing_finished_is_still_a_page(tmp_path: Path) -> Non
         run |= {"state": "waiting", "history": []}
     content |= {"pairs": [], "summary": [], "pareto": [], "study": None}
     page = write(tmp_path, content)
-    assert "Nothing can be said yet" in page
+    assert "No conclusion yet" in page
     assert "No arm was measured." in page
     assert "No run has a history." in page
     assert "Latency was not measured." in page

@@ -87,10 +87,10 @@ def test_the_trials_of_a_study_are_runs_of_one_experiment(
     said: list[str] = []
     tracker = StudyTracker(study.path, name="question", warn=said.append)
     url = f"sqlite:///{database}"
-    tracker.look(study.trials())
+    tracker.update(study.trials())
     first, second, _ = (trial.name for trial in study.trials())
     assert states_at(url, "question") == {first: "FINISHED", second: "RUNNING"}
-    tracker.look(study.trials(), is_last=True)
+    tracker.update(study.trials(), is_last=True)
     assert states_at(url, "question") == {first: "FINISHED", second: "KILLED"}
     assert said == []
     assert url in tracker.words()
@@ -110,12 +110,12 @@ def test_only_what_is_new_is_looked_at(
     monkeypatch.setattr(Tracker, "keep_up", count)
     tracker = StudyTracker(study.path, name="question")
     first, second, _ = (trial.name for trial in study.trials())
-    tracker.look(study.trials())
-    tracker.look(study.trials())
+    tracker.update(study.trials())
+    tracker.update(study.trials())
     assert asked == [first, second]
     with (study.run_path(second) / "history.jsonl").open("a") as file:
         file.write(" \n")
-    tracker.look(study.trials())
+    tracker.update(study.trials())
     assert asked == [first, second, second]
 
 
@@ -135,8 +135,8 @@ def test_a_broken_server_costs_one_warning_and_one_last_attempt(
     tracker = StudyTracker(study.path, name="question", url=url, warn=said.append)
     tracker.begin(study)
     for _ in range(3):
-        tracker.look(study.trials())
-    tracker.look(study.trials(), is_last=True)
+        tracker.update(study.trials())
+    tracker.update(study.trials(), is_last=True)
     assert len(attempts) == 2
     (warning,) = said
     assert warning.startswith("tracking to http://me@127.0.0.1:")
@@ -152,7 +152,7 @@ def test_a_study_goes_on_where_it_was_tracked_before(
     StudyTracker(study.path, name="question", url=url).begin(study)
     again = StudyTracker(study.path, name="question")
     again.begin(study)
-    again.look(study.trials())
+    again.update(study.trials())
     assert len(states_at(url, "question")) == 2
     assert not (tmp_path / "runs" / DATABASE).exists()
 

@@ -18,11 +18,13 @@ import torch
 
 from support.postgres import PASSWORD
 from tumorlens.cli import app
+from tumorlens.cluster.units import LeaseLostError, StoreError
 from tumorlens.runs.folder import open_run
-from tumorlens.study import estimate
+from tumorlens.study import estimate, folder
 from tumorlens.study.estimate import estimate_study
 from tumorlens.study.folder import Study, create_study, open_study
 from tumorlens.study.plan_file import load_plan
+from tumorlens.study.store import Claim
 from tumorlens.study.worker import is_out_of_memory, run_study, work
 from tumorlens.training import fit as train_stage
 from tumorlens.training.fit import train
@@ -105,6 +107,51 @@ def test_a_trial_that_diverges_is_kept_with_its_reason_and_the_others_go_on(
     assert first.state == "failed"
     assert "diverged" in (first.reason or "")
     assert second.state == "finished"
+
+
+def test_a_trial_that_another_worker_took_over_is_left_to_it(
+    make_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(AXES.format("[1e-2, 1e-3]"))
+
+    def check(claim: Claim) -> None:
+        if claim.name.startswith("lr=0.01"):
+            claim._lease._stop()
+            raise LeaseLostError(claim.name)
+
+    monkeypatch.setattr(Claim, "check", check)
+    assert work(study, study.open_store())
+    assert states(study) == {"lr=0.01": "running", "lr=0.001": "finished"}
+    assert not study.failure_path(study.trials()[0].name).exists()
+
+
+def test_a_store_that_stays_away_ends_the_worker_and_fails_no_trial(
+    make_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(AXES.format("[1e-2, 1e-3]"))
+
+    def check(claim: Claim) -> None:
+        claim._lease._stop()
+        raise StoreError("the store is away")
+
+    monkeypatch.setattr(Claim, "check", check)
+    with pytest.raises(StoreError, match="the store is away"):
+        work(study, study.open_store())
+    assert [*states(study).values()] == ["running", "waiting"]
+
+
+def test_a_run_folder_is_written_by_one_process_at_a_time(
+    make_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(AXES.format("[1e-2]"))
+    monkeypatch.setattr(folder, "_LOCK_S", 0.1)
+    (trial,) = study.plan.trials()
+    with study.locked(trial.name):
+        assert work(study, study.open_store())
+    (found,) = study.trials()
+    assert found.state == "failed"
+    assert found.reason == f"another process works in {found.run_path}"
+    assert not found.run_path.exists()
 
 
 def test_a_fault_of_ours_leaves_its_traceback_and_the_others_go_on(
@@ -424,7 +471,7 @@ def test_the_password_of_a_store_is_in_no_file_and_nothing_that_is_printed(
     assert "--store postgresql://tester@" in run.environment()["command"]
 
 
-def test_there_are_the_studies_of_the_report() -> None:
+def test_there_are_the_experiments_of_the_baseline_study() -> None:
     assert {path.stem for path in STUDIES} >= {
         "learning-rate",
         "regularization",
@@ -447,7 +494,7 @@ def test_a_shipped_study_can_be_planned(path: Path) -> None:
     )  # without images there is no time to tell
 
 
-def test_the_report_s_sgd_is_torch_s_with_classical_momentum() -> None:
+def test_the_sgd_of_the_baseline_study_is_torch_s_with_classical_momentum() -> None:
     plan = load_plan(REPOSITORY / "studies" / "optimizer-pooling.toml")
     (trial, _) = [one for one in plan.trials() if one.arm == "SGD, max"]
     config = plan.config_of(trial.settings, protocol="as-given", seed=42)

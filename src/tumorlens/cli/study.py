@@ -147,7 +147,7 @@ def run(
             only=only,
             command=str(context.obj),
             progress=display.progress,
-            say=display.print_line,
+            notify=display.print_line,
             tracker=tracker,
         )
     trials = study.trials(study.open_store(store))
@@ -217,7 +217,7 @@ def compare(
         bool, typer.Option("--no-latency", help="Do not time the networks.")
     ] = False,
 ) -> None:
-    """Compare runs side by side, and tell differences from noise."""
+    """Compare runs, and tell real differences from noise."""
     from tumorlens.files import write_model
     from tumorlens.report import tables, write_comparison_page
     from tumorlens.study import compare as stage
@@ -260,10 +260,13 @@ def _print_trials(study: Study, trials: Sequence[Trial]) -> None:
 def _print_end(path: Path, trials: Sequence[Trial], *, only: str) -> int:
     """Print how a study ended; return the exit status.
 
-    Failed trials that --only leaves out do not count.
+    Args:
+        path: Folder of the study.
+        trials: All trials of the study.
+        only: Pattern of the trials whose failures count.
     """
-    asked = [trial for trial in trials if fnmatchcase(trial.name, only)]
-    num_failed = sum(trial.state == "failed" for trial in asked)
+    chosen = [trial for trial in trials if fnmatchcase(trial.name, only)]
+    num_failed = sum(trial.state == "failed" for trial in chosen)
     if any(trial.state == "finished" for trial in trials):
         compare_words = ("tumorlens", "compare", path)
         terminal.print_next(f"the study is in {path}", *compare_words)
@@ -271,14 +274,14 @@ def _print_end(path: Path, trials: Sequence[Trial], *, only: str) -> int:
         again = ("tumorlens", "study", "run", path, "--retry-failed")
         terminal.print_next(f"nothing in {path} can be compared yet", *again)
     if num_failed:
-        words = study_display.failed_words(num_failed, of=len(asked))
+        words = study_display.failed_words(num_failed, of=len(chosen))
         print(words, file=sys.stderr)
         return STATUS_FAILED
     return 0
 
 
 def _over(folder: Path, plan: StudyPlan, store: str | None) -> set[str]:
-    """Return the names of the trials that need not be run, where some were."""
+    """Return the names of the trials that are over, if the study was begun."""
     from tumorlens.study.arms import is_study
     from tumorlens.study.folder import open_study
 
@@ -293,13 +296,13 @@ def _over(folder: Path, plan: StudyPlan, store: str | None) -> set[str]:
 
 
 def _dry_run(plan: StudyPlan, *, only: str, over: set[str]) -> None:
-    """Show what a study would run, and find out what would end it at its start."""
-    asked = [one for one in plan.trials() if fnmatchcase(one.name, only)]
-    trials = [one for one in asked if one.name not in over]
-    if len(trials) < len(asked):
-        num_over = counted(len(asked) - len(trials), "trial")
+    """Print the trials that a study would run, and find errors at their start."""
+    chosen = [one for one in plan.trials() if fnmatchcase(one.name, only)]
+    trials = [one for one in chosen if one.name not in over]
+    if len(trials) < len(chosen):
+        num_over = counted(len(chosen) - len(trials), "trial")
         terminal.print_line(f"not run again, because over: {num_over}")
-    if asked and not trials:
+    if chosen and not trials:
         terminal.print_line("nothing is left to run")
         return
     if plan.search is not None and plan.num_search_trials is None:
@@ -312,10 +315,10 @@ def _dry_run(plan: StudyPlan, *, only: str, over: set[str]) -> None:
 
 
 def _refuse(path: Path, *given: object) -> None:
-    """Refuse to change a study that is there.
+    """Reject options that would change a study that was begun.
 
     Raises:
-        ConfigError: Any of `given` is there.
+        ConfigError: Any of `given` is set.
     """
     if any(given):
         raise ConfigError(
@@ -325,7 +328,7 @@ def _refuse(path: Path, *given: object) -> None:
 
 
 def _check_data(plan: StudyPlan) -> None:
-    """Refuse a study whose every trial would fail for want of data.
+    """Reject a study whose data is not named or not there.
 
     Raises:
         ConfigError: No data was named, or it does not exist.

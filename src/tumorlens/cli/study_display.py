@@ -1,4 +1,4 @@
-"""What a person sees of a study in a terminal: its bar, its trials, its plan."""
+"""A study in the terminal: its progress bar, its trials, its plan."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
 
     from tumorlens.study.folder import Trial
     from tumorlens.study.plan import PlannedTrial, StudyPlan
-    from tumorlens.study.worker import Progress
+    from tumorlens.study.worker import StudyProgress
 
 
 class StudyDisplay:
-    """One bar for the whole study, and a line for each trial that ends."""
+    """A bar for the whole study, and a line for each trial that ends."""
 
     def __init__(self, bars: Bars | None) -> None:
         self._bars = bars
         self._task = bars.add_task("starting", total=None, left="") if bars else None
 
-    def progress(self, told: Progress) -> None:
+    def progress(self, found: StudyProgress) -> None:
         """Show how far the study is."""
         if not self._bars or self._task is None:
             return
         words = ", ".join(
             f"{count} {state}"
             for state in ("running", "waiting", "finished", "pruned", "failed")
-            if (count := told.counts.get(state))
+            if (count := found.counts.get(state))
         )
-        left = told.seconds_left
+        left = found.seconds_left
         self._bars.update(
             self._task,
             description=words,
-            completed=told.epochs_done,
-            total=told.epochs_in_all,
+            completed=found.epochs_done,
+            total=found.num_epochs,
             left="" if left is None else f"{duration(left)} left",
         )
 
@@ -57,7 +57,7 @@ class StudyDisplay:
 
 @contextmanager
 def studying() -> Iterator[StudyDisplay]:
-    """Give the display of a study that runs."""
+    """Show the display of a study while the body runs."""
     with terminal.progress_bars(last="{task.fields[left]}") as bars:
         yield StudyDisplay(bars)
 
@@ -66,8 +66,8 @@ def print_trials(trials: Iterable[Trial], *, measure: str) -> None:
     """Print the trials of a study as they stand.
 
     Args:
-        trials: Those of the study.
-        measure: What their values are, on val.
+        trials: Trials of the study.
+        measure: Name of the val measure that their values are of.
     """
     rows = [
         [
@@ -94,7 +94,7 @@ def _value(value: float, measure: str) -> str:
 
 
 def best_words(plan: StudyPlan, trials: Iterable[Trial]) -> str:
-    """Return which trial of a search is the best so far; empty for other studies.
+    """Return a sentence on the best trial of a search; empty for other studies.
 
     Args:
         plan: The study's plan.
@@ -121,7 +121,7 @@ def best_words(plan: StudyPlan, trials: Iterable[Trial]) -> str:
 
 
 def failed_words(num_failed: int, *, of: int) -> str:
-    """Return how many trials failed, in words.
+    """Return how many trials failed, as a phrase.
 
     Example:
         >>> failed_words(1, of=4), failed_words(1, of=1)
@@ -137,8 +137,8 @@ def print_plan(
 
     Args:
         plan: The study's plan.
-        trials: Those of its trials that count.
-        seconds: Trial -> estimate; `None` where no data was named.
+        trials: Trials of the plan to print.
+        seconds: Trial -> estimate; `None` if the plan names no data.
     """
     rows = []
     for trial in trials:

@@ -642,8 +642,8 @@ def _leave_transactions_to_us(connection: Any, _: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # By default SQLite locks only when something is written: two processes could read
-    # the same free unit, and both take it.
+    # By default SQLite locks only when something is written: of two processes that have
+    # read the same free unit, one would fail at its write and not wait for the other.
     is_write = connection.get_execution_options().get("is_write")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
 

@@ -1,7 +1,8 @@
 """Figures of a comparison: a line, a bar or a point for each arm.
 
-An arm has the same colour and marker in every figure, and more arms than colours differ
-by marker. Names are put where there is room for long ones: above a bar, below a panel.
+An arm has the same colour and marker in every figure; if there are more arms than
+colours, markers tell them apart. Names stand where long ones fit: above a bar, below a
+panel.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ if TYPE_CHECKING:
     from tumorlens.study.comparison import HistoryRow
 
 MAX_LINES = 9
-"""Beyond so many lines in one panel, every subset has a panel of its own."""
+"""Most lines in one panel; with more, every subset has a panel of its own."""
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 _SUBSETS: dict[str, Any] = {"val": "-", "train": (0, (6, 2)), "test": (0, (1.2, 1.4))}
 _EXPLODED = 6
-"""So many times the first epoch's loss makes the scale logarithmic."""
+"""Ratio to the first epoch's loss beyond which the scale is logarithmic."""
 
 _NOT_USED = "test: watched, not used"
 _NAME_POINTS = 9
@@ -52,11 +53,11 @@ _BAR_INCHES = 0.27
 
 @dataclass(frozen=True)
 class ArmCurves:
-    """The histories of one arm."""
+    """Histories of one arm."""
 
     name: str
     number: int
-    """Its place among all arms: the same colour in every figure."""
+    """Place among all arms, which gives the colour in every figure."""
 
     histories: Sequence[Sequence[HistoryRow]]
     """One per seed."""
@@ -64,14 +65,14 @@ class ArmCurves:
 
 @dataclass(frozen=True)
 class Bar:
-    """One arm's bar, with its whisker where the ends are known."""
+    """Bar of one arm, with a whisker if its bounds are known."""
 
     name: str
     value: float | None
     low: float | None
     high: float | None
     text: str
-    """What is written beside it."""
+    """Label beside the bar."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,10 @@ class Point:
 
 
 def wrap_name(name: str, num_letters: int) -> list[str]:
-    """Return a name in lines of so many letters, three at most.
+    """Return a name in at most three lines of `num_letters` letters.
 
-    A longer one is cut in the middle: arms of a study often begin alike, and differ in
-    how they end.
+    A longer name is cut in the middle: names of arms often begin alike and differ at
+    their end.
 
     Example:
         >>> wrap_name("auto-augment with dropout", 14)
@@ -103,7 +104,7 @@ def wrap_name(name: str, num_letters: int) -> list[str]:
     if len(name) > most:
         num_end = (most - 1) // 2
         name = f"{name[: most - 1 - num_end]}…{name[-num_end:]}"
-    # Breaking at words can need a line more, which then goes without such breaks.
+    # Breaking at words can need a fourth line; then lines break anywhere.
     lines = textwrap.wrap(name, num_letters) or [""]
     if len(lines) > 3:
         lines = [name[at : at + num_letters] for at in range(0, len(name), num_letters)]
@@ -118,13 +119,13 @@ def draw_arm_curves(
 ) -> Drawing:
     """Draw accuracy and loss over the epochs, a line per arm and subset.
 
-    Val is solid, train dashed and test, where it was watched, dotted. Several seeds are
-    one line: their mean over the epochs that all of them reached. Many arms have a row
-    of panels per subset, because twenty lines across each other say nothing.
+    Val is solid, train dashed and test, if it was watched, dotted. Several seeds are
+    one line: their mean over the epochs that all of them reached. With many arms each
+    subset has a row of panels, because twenty crossing lines cannot be read.
 
     Args:
-        arms: Those with at least one epoch.
-        heading: The words above it.
+        arms: Arms with at least one epoch.
+        heading: Heading of the figure.
         measures: Which of "accuracy" and "loss" to draw, from left to right.
     """
     subsets = [
@@ -148,7 +149,7 @@ def draw_arm_curves(
             if is_split and shown == ["test"]:
                 axes.set_title(_NOT_USED, loc="left", fontsize=9.5)
             axes.set_xlabel("epoch")
-            # Of one epoch there is one tick, where two would have fractions.
+            # One epoch has one tick: a second would be at a fraction.
             axes.xaxis.set_major_locator(
                 MaxNLocator(nbins=8, integer=True, min_n_ticks=1)
             )
@@ -177,15 +178,15 @@ def draw_bars(
     """Draw one bar per arm from zero, its name above it and its value beside it.
 
     Args:
-        bars: From top to bottom. One without a value says so.
-        heading: The words above it.
-        label: Of the axis, with the unit.
-        is_fraction: The axis ends at 1 and is written in percent.
+        bars: Bars from top to bottom. One without a value is labelled "not measured".
+        heading: Heading of the figure.
+        label: Label of the axis, with the unit.
+        is_fraction: Whether the axis ends at 1 and is labelled in percent.
     """
     names = [wrap_name(bar.name, 54) for bar in bars]
     ends = [end for bar in bars for end in (bar.value, bar.high) if end is not None]
     end = 1.0 if is_fraction else max([*ends, 1e-9])
-    # What is written beside the longest bar needs room of its own.
+    # Room for the label beside the longest bar.
     room = 0.019 * max(len(bar.text) for bar in bars)
     # Heights are in inches: a name has as many lines as it needs.
     heights = [_LINE_INCHES * len(lines) + _BAR_INCHES for lines in names]
@@ -213,8 +214,8 @@ def draw_bars(
 def draw_front(points: Sequence[Point], heading: Heading) -> Drawing:
     """Draw accuracy against latency, with a step line through the Pareto front.
 
-    An arm is on the front when no other is both faster and more accurate. It is filled,
-    the others are hollow.
+    An arm is on the front if no other is both faster and more accurate. Its marker is
+    filled; the others are hollow.
     """
 
     def draw(panels: Sequence[Axes]) -> None:
@@ -252,7 +253,7 @@ def draw_front(points: Sequence[Point], heading: Heading) -> Drawing:
 
 
 def _line(arm: ArmCurves, key: str) -> NDArray[np.float64] | None:
-    """Return the mean over seeds; `None` where no seed has a value."""
+    """Return the mean over seeds; `None` if no seed has a value."""
     lines = [
         # What was not measured is None, and becomes nan.
         np.array([getattr(row, key) for row in rows], float)
@@ -279,7 +280,7 @@ def _draw_line(
         marker=_marker(arm.number),
         markersize=4.5 if is_val else 3.2,
         markerfacecolor=_color(arm.number) if is_val else LIGHT["surface"],
-        # A marker on each of fifty epochs would be a band.
+        # Markers on each of fifty epochs would merge into a band.
         markevery=max(1, len(line) // 10),
     )
 
@@ -290,10 +291,10 @@ def _scale(axes: Axes, measure: str) -> None:
         return
     lines = [np.asarray(line.get_ydata(), float) for line in axes.lines]
     usual = float(np.nanmedian([line[0] for line in lines]))
-    # One loss that exploded would press all others into a flat line.
+    # On a linear scale, one exploded loss would flatten all others.
     if max(np.nanmax(line) for line in lines) > _EXPLODED * usual:
         axes.set_yscale("log")
-        # The usual labels are formulas, which the style of all figures switches off.
+        # The default labels are formulas, which the style of all figures switches off.
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylabel(f"{axes.get_ylabel()} (log scale)")
@@ -302,12 +303,12 @@ def _scale(axes: Axes, measure: str) -> None:
 
 
 def _percent(fraction: float, _: object) -> str:
-    """Return what stands at a tick: 80 %, and 82.5 % where the ticks are close."""
+    """Return the label of a tick: 80 %, or 82.5 % if the ticks are close."""
     return f"{round(100 * fraction, 6):g} %"
 
 
 def _align(panels: Sequence[Axes]) -> None:
-    """Give panels below each other one range of epochs, so that they can be read."""
+    """Give panels below each other the same range of epochs."""
     right = max(axes.get_xlim()[1] for axes in panels)
     left = min(axes.get_xlim()[0] for axes in panels)
     for axes in panels:
@@ -371,10 +372,10 @@ def _subset_key(subset: str) -> tuple[Line2D, str]:
 
 
 def _legend_shape(names: Sequence[str], num_panels: int) -> tuple[int, int]:
-    """Return columns of a legend, and letters that a name may have."""
+    """Return the columns of a legend, and the letters that a name may have."""
     points = 72 * PANEL_INCHES * num_panels - 20
     longest = max(len(name) for name in names)
-    # A line, its gap and the gap to the next column.
+    # 50 points for the line, its gap and the gap to the next column.
     columns = int(points // (longest * _LETTER_POINTS + 50)) or 1
     columns = min(columns, len(names), 4)
     return columns, int((points / columns - 50) // _LETTER_POINTS)
@@ -393,9 +394,9 @@ def _legend_below(
     """Put one legend of the arms below all panels.
 
     Args:
-        panels: Those of one row, which say how wide the figure is.
-        handles: One per arm.
-        names: Of the arms.
+        panels: Panels of one row, whose number gives the width of the figure.
+        handles: One line per arm.
+        names: Names of the arms.
     """
     columns, num_letters = _legend_shape(names, len(panels))
     figure = panels[0].get_figure(root=True)
@@ -412,7 +413,7 @@ def _legend_below(
 
 
 def _legend_above(axes: Axes, keys: Sequence[tuple[Line2D, str]]) -> None:
-    """Put what is the same for all arms above a panel, where it covers no line."""
+    """Put the key of the subsets above a panel, where it covers no line."""
     axes.legend(
         [line for line, _ in keys],
         [words for _, words in keys],

@@ -63,9 +63,9 @@ def write_comparison_page(
     """Write the page of a comparison, and the folder `figures` beside it.
 
     Args:
-        path_of_comparison_json: What `tumorlens compare` found.
-        data: The folder or table that the example's path starts from; `None` where it
-            is not known. A picture that is gone is named in the page instead of shown.
+        path_of_comparison_json: A file that `tumorlens compare` wrote.
+        data: The folder or table that the example's path starts from; `None` if it is
+            not known. A picture that is missing is named on the page instead of shown.
         out: The page to write. It links to `comparison.csv`, `.md` and `.tex` in its
             own folder.
 
@@ -94,7 +94,7 @@ def write_comparison_page(
         if any(bar.value is not None for bar in bars):
             name = f"accuracy-{protocol}"
             files[name] = _draw_accuracy(found, protocol, bars)
-            accuracy[protocol] = _shown(name, files[name], _read_aloud(bars))
+            accuracy[protocol] = _shown(name, files[name], _bars_as_text(bars))
     others = {}
     for name, (drawing, alt) in _draw_others(found).items():
         files[name] = drawing
@@ -150,19 +150,19 @@ def write_comparison_page(
 
 
 def _settings(arm: ComparedArm) -> list[tuple[str, str]]:
-    """Return what an arm differs in, but for what its name says already."""
-    said = {*arm.name.split(", ")}
+    """Return the settings in which an arm differs and that its name does not show."""
+    shown = {*arm.name.split(", ")}
     settings = []
     for key, value in arm.settings.items():
         written = "unset" if value is None else value
         if not isinstance(written, str):
             written = json.dumps(value, ensure_ascii=False)
-        # A name may have been made by Python, which writes True.
+        # Python made some names, and writes True.
         spellings = {written, str(value)}
         if isinstance(value, float):
             spellings.add(f"{value:g}")  # as the names of axes are made
         short = key.partition(".")[2]
-        if not said & {
+        if not shown & {
             one
             for text in spellings
             for one in (text, f"{key}={text}", f"{short}={text}")
@@ -172,7 +172,7 @@ def _settings(arm: ComparedArm) -> list[tuple[str, str]]:
 
 
 def _verdicts(found: Comparison) -> list[dict[str, Any]]:
-    """Return one per protocol that was measured, those that leak first."""
+    """Return a verdict per measured protocol, those that leak first."""
     verdicts = [
         {
             "protocol": protocol,
@@ -188,7 +188,7 @@ def _verdicts(found: Comparison) -> list[dict[str, Any]]:
 
 
 def _open_question(leaks: Iterable[ArmLeak]) -> str:
-    """Return what is not known where no leak was found and the check has not passed."""
+    """Return what is not known if no leak was found and the check has not passed."""
     states = {leak.state for leak in leaks if leak.is_believable is None}
     if not states or states - {NO_PATIENTS, SOME_PATIENTS}:
         return "leaks are not known"
@@ -197,7 +197,7 @@ def _open_question(leaks: Iterable[ArmLeak]) -> str:
 
 
 def _leak_mark(found: Comparison, protocol: str) -> str:
-    """Return the first clause of what a protocol leaks; empty where it does not."""
+    """Return the first clause of a protocol's leak verdicts; empty without a leak."""
     clauses = dict.fromkeys(
         leak.words.removeprefix("Leak: ").partition(";")[0].rstrip(". ")
         for leak in found.leaks(protocol)
@@ -207,7 +207,7 @@ def _leak_mark(found: Comparison, protocol: str) -> str:
 
 
 def _heading(found: Comparison, title: str, protocol: str = "") -> Heading:
-    """Return the words above a figure; one under a protocol carries its leak."""
+    """Return the heading of a figure; under a protocol that leaks it has a warning."""
     if not protocol:
         return Heading(title, found.title)
     return Heading(title, found.title, _leak_mark(found, protocol))
@@ -216,8 +216,8 @@ def _heading(found: Comparison, title: str, protocol: str = "") -> Heading:
 def _arm_curves(found: Comparison, protocol: str) -> list[ArmCurves]:
     """Return the histories of all arms that have one.
 
-    Trials that did not finish are drawn only where an arm has no other: a mean over
-    seeds would end where the shortest of them does.
+    Trials that did not finish are drawn only if an arm has no others: a mean over seeds
+    ends where the shortest of them does.
     """
     arms = []
     for number, arm in enumerate(found.arms):
@@ -275,7 +275,7 @@ def _draw_accuracy(found: Comparison, protocol: str, bars: Sequence[Bar]) -> Dra
 
 
 def _draw_others(found: Comparison) -> dict[str, tuple[Drawing, str]]:
-    """Return the figures that not every comparison has, each with its words."""
+    """Return the figures that not every comparison has, each with its text."""
     drawings = {}
     latency = [
         _bar(arm.name, arm.latency_ms, lambda value: f"{write_decimal(value, 2)} ms")
@@ -288,7 +288,7 @@ def _draw_others(found: Comparison) -> dict[str, tuple[Drawing, str]]:
                 _heading(found, "Latency"),
                 label="ms for one image: median, 5th to 95th percentile",
             ),
-            _read_aloud(latency),
+            _bars_as_text(latency),
         )
     sizes = [
         Bar(
@@ -303,7 +303,7 @@ def _draw_others(found: Comparison) -> dict[str, tuple[Drawing, str]]:
     if any(bar.value is not None for bar in sizes):
         drawings["size"] = (
             draw_bars(sizes, _heading(found, "Size of the weights"), label="MB"),
-            _read_aloud(sizes),
+            _bars_as_text(sizes),
         )
     points = [
         point
@@ -344,8 +344,8 @@ def _shown(name: str, drawing: Drawing, alt: str) -> _Shown:
     return _Shown(Markup(drawing.inline(name)), alt)
 
 
-def _read_aloud(bars: Sequence[Bar]) -> str:
-    """Return what bars say, for those who cannot see them."""
+def _bars_as_text(bars: Sequence[Bar]) -> str:
+    """Return the text alternative of a bar chart, for screen readers."""
     return "; ".join(
         f"{bar.name} {bar.text if bar.value is not None else 'not measured'}"
         for bar in bars
@@ -369,6 +369,6 @@ def _script() -> str:
 
 
 def _digest(script: str) -> str:
-    """Return what a content security policy calls the source of a script."""
+    """Return the digest of a script as a content security policy names it."""
     digest = hashlib.sha256(script.encode("utf-8")).digest()
     return f"sha256-{base64.b64encode(digest).decode('ascii')}"

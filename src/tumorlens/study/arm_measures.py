@@ -1,8 +1,7 @@
-"""What an arm reached under one protocol: means over its seeds, and over its epochs.
+"""Measures of an arm under one protocol: means over its seeds, and by epoch.
 
-With one seed the figures are those of the run's `metrics.json`. What the newcomer would
-get wrong: the interval of a mean over seeds says how far other images would have moved
-it. How far another seed would have gone is not in it.
+With one seed the figures are those of the run's `metrics.json`. The interval of a mean
+over seeds shows how far other images would have moved it; other seeds are not in it.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ def mean_measures(tables: Sequence[Predictions]) -> dict[str, Any]:
     """Return the headline measures, their means where there are several seeds.
 
     Args:
-        tables: One of each seed, of the same classes. Which images were tested may
-            differ: a split by group depends on the seed.
+        tables: One table per seed, of the same classes. The images may differ: a split
+            by group depends on the seed.
 
     Returns:
         `accuracy`, `balanced_accuracy`, `macro_f1` and `log_loss` as value, low and
@@ -92,7 +91,7 @@ def epoch_accuracies(runs: Iterable[Run]) -> dict[str, float | int | None]:
     there to stand beside published figures that were chosen so.
 
     Args:
-        runs: Of one arm under one protocol, a seed each.
+        runs: Runs of one arm under one protocol, one per seed.
 
     Returns:
         Means over the runs; all `None` unless each was trained with
@@ -104,7 +103,7 @@ def epoch_accuracies(runs: Iterable[Run]) -> dict[str, float | int | None]:
         if not rows:
             return dict.fromkeys(_OF_EPOCHS)
         kept = [row for row in rows if row.get("is_best")] or rows
-        # Of equal epochs the first, as one who stops at the best would have it.
+        # The first of equal epochs, at which early stopping would have stopped.
         best = max(rows, key=lambda row: row["test_accuracy"])
         watched.append((rows[-1], kept[-1], best))
     if not watched:
@@ -119,8 +118,8 @@ def epoch_accuracies(runs: Iterable[Run]) -> dict[str, float | int | None]:
 def worst_leak(runs: Iterable[Run]) -> dict[str, Any]:
     """Return words, `is_believable` and `state` of the worst leak verdict of some runs.
 
-    `is_believable` is `None` where nobody knows what training has seen, as with weights
-    from elsewhere or patients that are not known; `state` says which.
+    `is_believable` is `None` if the images of training are not known, as with imported
+    weights, or the patients are not; `state` tells which.
     """
     believable = {LEAK: False, NO_LEAK: True}
     verdicts = [(leak.state, leak.words) for leak in (run.leak() for run in runs)]
@@ -133,8 +132,8 @@ def training_speed(runs: Sequence[Run]) -> dict[str, float | None]:
     """Return what training took: medians over runs, those with folds as a whole.
 
     Returns:
-        `train_seconds` of a run, and `images_per_second` of an epoch; `None` where the
-        history does not say.
+        `train_seconds` of a run, and `images_per_second` of an epoch; `None` if the
+        history has none.
     """
     rows = [
         [row for part in run.folds() or (run,) for row in part.history()]
@@ -177,9 +176,9 @@ def _figure(
     """Return the mean of a measure over seeds, and its interval.
 
     Args:
-        sums: What each group adds for each seed, shape (G, S, ...).
+        sums: Sums of each group for each seed, shape (G, S, ...).
         measure: Maps sums (..., S, ...) to values (..., S).
-        units: Numbers of groups behind a score of 1; none where 1 is not the best.
+        units: Numbers of groups behind a score of 1; empty if 1 is not the best score.
     """
 
     def mean(summed: NDArray[np.float64]) -> NDArray[np.float64]:

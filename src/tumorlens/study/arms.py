@@ -1,9 +1,9 @@
 """Which runs are compared: run folders or a study become arms.
 
-An arm is one way of training, tried under one protocol or several and with one seed or
-several; each of its members is an ordinary run folder, or will be. What the newcomer
-would get wrong: the folder, the number of workers or the device make no other arm, or a
-run that was repeated on a second machine would be compared with itself.
+An arm is one way of training, under one or several protocols and with one or several
+seeds; each of its members is an ordinary run folder, or will be one. Settings of the
+machine, such as the device, make no other arm: a run that was repeated on a second
+machine would be compared with itself.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class Member:
     arm: str
     """Name of the arm."""
     settings: Mapping[str, Any]
-    """`section.name` -> value, of all settings that make an arm."""
+    """`section.name` -> value, for all settings that make an arm."""
     protocol: str
     seed: int
     path: Path
-    """The run folder, whether it is there yet or not."""
+    """The run folder, which may not exist yet."""
     state: str
     """waiting, running, finished, failed or pruned."""
     reason: str | None
     """Why it is not finished."""
     run: Run | None
-    """`None` where there is no run folder yet."""
+    """`None` while there is no run folder."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Arm:
     name: str
     """Unique among the arms."""
     settings: dict[str, Any]
-    """Those in which the arms differ; none when there is one arm."""
+    """Settings in which the arms differ; empty for a single arm."""
     members: tuple[Member, ...]
     """In the order given."""
 
@@ -76,7 +76,7 @@ def find_arms(
 
     Args:
         paths: Run folders, or one study folder.
-        store_url: The address of the study's store, where a password belongs to it.
+        store_url: Address of the study's store, if it needs a password.
 
     Returns:
         In the order of the first run of each.
@@ -89,7 +89,7 @@ def find_arms(
 
 
 def is_study(path: Path) -> bool:
-    """Whether a folder is that of a study."""
+    """Return whether a folder is that of a study."""
     return (path / STUDY_FILE).is_file()
 
 
@@ -121,7 +121,7 @@ def describe_settings(settings: Mapping[str, Any]) -> str:
     for key, value in settings.items():
         name = key.partition(".")[2]
         shown = "unset" if value is None else str(value)
-        # The only name that two sections share, and its values say which is meant.
+        # The only name that two sections share; its values tell the two apart.
         words.append(shown if name == "name" else f"{name}={shown}")
     return ", ".join(words)
 
@@ -196,7 +196,7 @@ def _members_of_runs(paths: Sequence[Path]) -> list[Member]:
         by_settings[json.dumps(member.settings, sort_keys=True)].append(member)
     groups: list[list[Member]] = []
     for alike in by_settings.values():
-        # The same training twice is compared with itself, if that is what is asked.
+        # A training that was repeated can be compared with itself, as two arms.
         groups += [[one] for one in alike] if _have_a_repetition(alike) else [alike]
     groups.sort(key=lambda group: members.index(group[0]))
     names = _names(groups)
@@ -211,7 +211,7 @@ def _member(path: Path) -> Member:
     """Return what is known of a run folder, its arm still without a name.
 
     Raises:
-        RunError: It is no run folder.
+        RunError: It is not a run folder.
     """
     try:
         run = open_run(path)
@@ -225,7 +225,7 @@ def _member(path: Path) -> Member:
     is_finished = run.is_finished
     settings = settings_of(run.config)
     if run.is_ensemble:
-        # Its settings are those of a member, which is another arm for all that.
+        # Its settings are those of a member, which is still another arm.
         settings["ensemble"] = " + ".join(run.member_names())
     return Member(
         arm="",
@@ -254,7 +254,7 @@ def _have_a_repetition(members: Iterable[Member]) -> bool:
 
 
 def _names(groups: Sequence[Sequence[Member]]) -> list[str]:
-    """Return a name of its own for each group of members."""
+    """Return a unique name for each group of members."""
     if len(groups) == 1 < len(groups[0]):
         return [str(groups[0][0].settings["model.name"])]
     described = [
@@ -283,7 +283,7 @@ def _arms(members: Sequence[Member]) -> tuple[Arm, ...]:
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what of each differs from any of the others."""
+    """Return the settings of each in which any two of them differ."""
     keys = dict.fromkeys(key for one in settings for key in one)
     differing = [
         key

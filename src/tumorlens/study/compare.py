@@ -79,10 +79,10 @@ def compare(
 
     Args:
         paths: Run folders, or one study folder. A run that is not finished, or not
-            evaluated on test, is listed with what to do and without measures.
+            evaluated on test, is listed without measures, with what to do about it.
         subset: `test`, or `val` while choices are being made. `None`: `test`, but `val`
             for a study that never looks at test.
-        image: A file to put through every arm.
+        image: A file to put through one network of every arm.
         data: Where the images are now, if they moved. `image` may be relative to it.
         with_latency: Whether to time the networks, which takes a few seconds.
         device: Where to run the networks: `auto`, `cpu` or `cuda`.
@@ -172,13 +172,13 @@ class _Entry:
     """Protocol -> seed -> table, of the evaluated runs."""
 
     def finished(self, protocol: str) -> list[Run]:
-        """Return the finished runs under a protocol; all, where it has none."""
+        """Return the finished runs under a protocol, or all if it has none."""
         finished = [one for one in self.arm.members if one.state == "finished"]
         chosen = [one for one in finished if one.protocol == protocol] or finished
         return [one.run for one in chosen if one.run is not None]
 
     def network_run(self, protocol: str) -> Run | None:
-        """Return the run whose network stands for the arm, if any has one."""
+        """Return the run whose network represents the arm, if any has one."""
         return next(filter(costs.has_networks, self.finished(protocol)), None)
 
 
@@ -192,7 +192,7 @@ def _predictions_of(arm: Arm, subset: str) -> dict[str, dict[int, Predictions]]:
             parts[member.protocol][member.seed].append(table)
     return {
         protocol: {
-            # Several only where each fold was given as a run of its own.
+            # Several only if each fold was given as a run of its own.
             seed: tables[0] if len(tables) == 1 else pool_predictions(tables)
             for seed, tables in by_seed.items()
         }
@@ -232,7 +232,7 @@ def _check_comparable(entries: Sequence[_Entry], subset: str) -> None:
     for name, table in tables:
         if table.classes != first.classes:
             raise RunError(
-                f"{first_name} knows {', '.join(first.classes)}, {name} knows "
+                f"{first_name} has the classes {', '.join(first.classes)}, {name} has "
                 f"{', '.join(table.classes)}",
                 hint="compare runs of the same classes in the same order",
             )
@@ -259,7 +259,7 @@ def _how_to_evaluate(arms: Sequence[Arm], subset: str) -> str:
 
 
 def _reason(member: Member, subset: str) -> str | None:
-    """Return why a run has no measures, or `None` where it has."""
+    """Return why a run has no measures, or `None` if it has them."""
     if member.reason or member.state != "finished" or member.run is None:
         return member.reason
     if _evaluated([member], subset):
@@ -270,7 +270,7 @@ def _reason(member: Member, subset: str) -> str | None:
 
 
 def _headline_protocol(entries: Sequence[_Entry]) -> str:
-    """Return the most telling protocol that all evaluated arms have, or else any."""
+    """Return the most telling protocol that all evaluated arms share, or else any."""
     evaluated = [set(entry.predictions) for entry in entries if entry.predictions]
     common = set.intersection(*evaluated) or set.union(*evaluated)
     return next(protocol for protocol in PROTOCOLS if protocol in common)
@@ -339,11 +339,11 @@ def _path_of(member: Member, root: Path | None) -> str:
 def _costs(
     entries: Sequence[_Entry], headline: str, *, device: str | None
 ) -> list[dict[str, Any]]:
-    """Return what the network of each arm costs, timed on `device` if one is given."""
+    """Return the costs of each arm's network, timed on `device` unless it is `None`."""
     runs = [entry.network_run(headline) for entry in entries]
-    # Arms that differ in their training only have one network, and one latency: timed
-    # apart, chance would put one of them before the other.
-    answerers = {
+    # Arms that differ only in their training share one architecture and one latency:
+    # timed apart, chance would put one before the other.
+    networks_of = {
         costs.architecture_of(run): costs.open_networks(run) for run in runs if run
     }
     found: dict[str, dict[str, Any]] = {
@@ -353,11 +353,11 @@ def _costs(
             "size_bytes": costs.size_on_disk(networks),
             "latency_ms": None,
         }
-        for architecture, networks in answerers.items()
+        for architecture, networks in networks_of.items()
     }
     if device is not None:
         times = costs.measure_latencies(
-            list(answerers.values()), device=resolve_device(device)
+            list(networks_of.values()), device=resolve_device(device)
         )
         for of_network, time in zip(found.values(), times, strict=True):
             of_network["latency_ms"] = Estimate(
@@ -380,7 +380,7 @@ def _pairs(entries: Sequence[_Entry]) -> list[Pair]:
             for (first, one), (second, other) in itertools.combinations(sides, 2)
             if (found := _difference(one, other))
         ]
-        # Where both tests can be made, a difference has to pass both.
+        # If both tests can be made, a difference has to pass both.
         corrected = holm(
             [max(pair["p_mcnemar"] or 0.0, pair["p_bootstrap"]) for pair in pairs]
         )
@@ -397,8 +397,8 @@ def _difference(
 ) -> dict[str, Any] | None:
     """Return two arms' difference on the images that both have predictions for.
 
-    Seed by seed where they have the same seeds: another seed can mean other test
-    images. `None` where there is no such image.
+    Compared seed by seed if they have the same seeds: another seed can mean other test
+    images. `None` if they share no image.
     """
     parts: list[tuple[Iterable[Predictions], Iterable[Predictions]]]
     parts = [(first.values(), second.values())]
@@ -429,7 +429,7 @@ def _difference(
 
 
 def _right(tables: Iterable[Predictions]) -> dict[str, tuple[str, list[bool]]]:
-    """Return for each image its group, and whether each seed was right about it."""
+    """Return path -> group of the image, and whether each seed is right about it."""
     found: dict[str, tuple[str, list[bool]]] = {}
     for table in tables:
         is_right = (table.predicted == table.labels).tolist()
@@ -508,7 +508,7 @@ def _example(
 
 
 def _fold_that_tests(run: Run, sha256: str) -> int | None:
-    """Return the fold whose network has not learnt from an image, if there is one."""
+    """Return the fold that has an image in its test subset, if there is one."""
     if not run.is_kfold:
         return None
     for row in run.split():
@@ -518,10 +518,10 @@ def _fold_that_tests(run: Run, sha256: str) -> int | None:
 
 
 def _find_image(image: Path, data: Path | None) -> tuple[Path, str]:
-    """Return where an image is, and its path as it is written down.
+    """Return the file of an image, and its path for the record.
 
     Raises:
-        DataError: It is no file.
+        DataError: There is no such file.
     """
     root = data.parent if data is not None and data.is_file() else data
     places = [image] if root is None else [image, root / image]

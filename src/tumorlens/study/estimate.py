@@ -1,8 +1,8 @@
-"""How long a study may take: a few timed steps of each network, times its images.
+"""How long a study takes: a few timed steps of each network, times its images.
 
-The steps are real ones on noise; how many images each network learns from is counted
-in the split that it would get. What is left out: reading the images for the first time,
-and trials that stop early.
+The steps are real ones, on noise; the images of each network are counted in the split
+that it would get. Reading the images for the first time is left out, and so are trials
+that stop early.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ def estimate_study(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float] | None:
-    """Return trial -> seconds on this machine, or `None` where no data was named.
+    """Return trial -> seconds on this machine, or `None` if the plan names no data.
 
-    Whatever would end a trial at its start comes to light: the images are dealt as the
-    trials would deal them, and weights files are loaded. Weights of a model hub are not
-    fetched.
+    Errors that would end a trial at its start are found: the images are split as the
+    trials would split them, and weights files are loaded. Weights of a model hub are
+    not fetched.
 
     Args:
-        plan: Of a search, every trial is taken to be like the base.
-        trials: Those of the plan that count.
-        progress: Called with files done and files in all, while duplicates are sought.
+        plan: The plan. Every trial of a search is taken to be like the base.
+        trials: The trials of the plan to estimate.
+        progress: Called with files done and files in all, in the duplicate search.
 
     Raises:
         ConfigError: A setting or a weights file does not fit a network.
-        DataError: The data cannot be read, or not be split so.
+        DataError: The data cannot be read, or not split in this way.
     """
     data = plan.base.data
     if data.path is None:
@@ -93,7 +93,7 @@ def estimate_study(
 
 
 def _sizes_of(config: Config, index: Index, duplicates: Duplicates) -> list[_Sizes]:
-    """Return how many images each network of a trial has in each subset."""
+    """Return the number of images in each subset, for each network of a trial."""
     data, seed = config.data, config.train.seed
     rows = assign_subsets(index, duplicates, data, seed=seed)
     parts: Sequence[Sequence[SplitRow]] = [rows]
@@ -106,19 +106,26 @@ def _sizes_of(config: Config, index: Index, duplicates: Duplicates) -> list[_Siz
 
 
 def _seconds_of(
-    config: Config, sizes: Sequence[_Sizes], train: float, look: float
+    config: Config, sizes: Sequence[_Sizes], train_s: float, infer_s: float
 ) -> float:
-    """Return the seconds of a trial from those of an image learnt and looked at."""
+    """Return the seconds of a trial, from those of a training step and an inference.
+
+    Args:
+        config: Settings of the trial.
+        sizes: Numbers of images, for each of its networks.
+        train_s: Seconds per image of a training step.
+        infer_s: Seconds per image of an inference.
+    """
     seconds = 0.0
-    for of in sizes:
-        watched = of.val + (of.test if config.train.watch_test else 0)
-        per_epoch = of.train * train + watched * look
-        seconds += config.optim.epochs * per_epoch + of.test * look
+    for one in sizes:
+        watched = one.val + (one.test if config.train.watch_test else 0)
+        per_epoch = one.train * train_s + watched * infer_s
+        seconds += config.optim.epochs * per_epoch + one.test * infer_s
     return seconds
 
 
 def _time_steps(config: Config, *, num_classes: int) -> tuple[float, float]:
-    """Return the seconds that one image takes to learn and to look at."""
+    """Return the seconds per image of a training step and of an inference."""
     device = resolve_device(config.train.device)
     settings = config.model
     if needs_model_hub(settings):
@@ -131,7 +138,7 @@ def _time_steps(config: Config, *, num_classes: int) -> tuple[float, float]:
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
     labels = torch.randint(0, num_classes, shape[:1])
 
-    def learn(num_steps: int) -> float:
+    def train(num_steps: int) -> float:
         start = time.perf_counter()
         train_epoch(
             model,
@@ -156,7 +163,7 @@ def _time_steps(config: Config, *, num_classes: int) -> tuple[float, float]:
         )
         return time.perf_counter() - start
 
-    def look() -> float:
+    def time_inference() -> float:
         start = time.perf_counter()
         infer(
             model,
@@ -168,7 +175,7 @@ def _time_steps(config: Config, *, num_classes: int) -> tuple[float, float]:
         )
         return time.perf_counter() - start
 
-    learn(_WARM_STEPS)
-    train = learn(_TIMED_STEPS) / _TIMED_STEPS
-    look()
-    return train / len(images), look() / len(images)
+    train(_WARM_STEPS)
+    train_s = train(_TIMED_STEPS) / _TIMED_STEPS
+    time_inference()
+    return train_s / len(images), time_inference() / len(images)

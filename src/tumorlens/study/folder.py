@@ -1,17 +1,16 @@
-"""The study folder: what a study leaves behind, and the only place that names it.
+"""The study folder: its files, and the only module that names them.
 
     STUDY/study.toml         the complete plan
         store.txt            the address of the store, without a password
         store.sqlite         the store, unless it is a server
-        tracking.txt         where it is mirrored, if that was said
+        tracking.txt         where it is mirrored, if a URL was given
         trials/NAME          ordinary run folders, one per trial
         worker.log               what the workers printed
         trials/NAME.lock     held while its run folder is written
-        trials/NAME.txt      the traceback of a trial that failed by a fault of ours
+        trials/NAME.txt      the traceback of a trial that failed by a fault in code
         comparison.json, comparison.html, comparison.csv ..., figures/
 
-A newcomer would look for results here: they are in the run folders, and
-`tumorlens.study.compare` puts them side by side.
+The results are in the run folders; `tumorlens.study.compare` puts them side by side.
 """
 
 from __future__ import annotations
@@ -40,22 +39,22 @@ _LOCK_S = 120
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial as it stands: what the plan says, and what came of it."""
+    """A trial as it stands: its settings by the plan, its state by the store."""
 
     name: str
     arm: str
     settings: Mapping[str, Any]
-    """What differs from the base: of the plan, or as a search chose it."""
+    """Settings that differ from the base, by the plan or chosen by a search."""
     protocol: str
     seed: int
     run_path: Path
-    """Its run folder, which need not exist yet, or not on this machine."""
+    """Its run folder, which may not exist yet, or be on another machine."""
     state: str
     """waiting, running, finished, pruned or failed."""
     reason: str | None
     """Why it failed or was pruned."""
     value: float | None
-    """The val measure that the study aims at."""
+    """The val measure that the trials are judged by."""
     seconds: float | None
     place: str | None
     """Machine and study folder where it ran."""
@@ -83,7 +82,7 @@ class Study:
 
     @property
     def log_path(self) -> Path:
-        """What the workers print, warnings of libraries among it."""
+        """Output of the workers, with the warnings of libraries."""
         return self.path / "worker.log"
 
     @property
@@ -103,12 +102,12 @@ class Study:
         """Return the store of this study.
 
         Args:
-            url: Its address with a password, where one is needed.
-            must_exist: Whether to refuse to enter the study there.
+            url: Its address, if it needs a password.
+            must_exist: Whether to refuse a store that does not hold the study yet.
 
         Raises:
             ConfigError: The address is of another kind.
-            MissingExtraError: Optuna is not installed.
+            MissingExtraError: A library of the extra `study` is not installed.
             RunError: It cannot be reached, or holds another study of that name, or
                 none where one must exist.
         """
@@ -123,7 +122,7 @@ class Study:
         """Return the trials in the order of the plan.
 
         Raises:
-            MissingExtraError: Optuna is not installed.
+            MissingExtraError: A library of the extra `study` is not installed.
             RunError: The store cannot be reached.
         """
         planned = {trial.name: trial for trial in self.plan.trials()}
@@ -171,7 +170,7 @@ class Study:
             lock.release()
 
     def open_run(self, trial: str) -> Run | None:
-        """Return the run of a trial, or `None` where it has not begun.
+        """Return the run of a trial, or `None` if it has not begun.
 
         A folder that a kill left without settings is removed.
         """
@@ -222,7 +221,7 @@ def open_study(path: Path) -> Study:
 
     Raises:
         ConfigError: Its plan is damaged.
-        RunError: It is no study folder.
+        RunError: It is not a study folder.
     """
     plan_path = path / "study.toml"
     if not plan_path.is_file():

@@ -3,7 +3,7 @@
 A study compares arms. An arm is a set of settings that differ from the base; a trial is
 one arm under one protocol with one seed, and becomes an ordinary run folder. With
 `[search]` the settings of each trial are chosen while the study runs, and the plan only
-holds ranges and budget. Nothing is run here, and no file is read: see `study_file`.
+holds ranges and a budget. Nothing is run here, and no file is read: `plan_file` does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tumorlens.errors import ConfigError
 from tumorlens.files import sha256_of_bytes
 
 OBJECTIVES = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
-"""Val measures that a search can aim at. Test is none of them."""
+"""Val measures that a search can optimise. Measures of test are not among them."""
 
 _MAX_TRIALS = 10_000
 _NUM_NAMED = 3
@@ -49,7 +49,7 @@ class Range(_Part):
     low: float
     high: float
     log: bool = False
-    """Whether the logarithm is drawn evenly."""
+    """Whether values are drawn evenly on a logarithmic scale."""
     step: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
@@ -76,10 +76,10 @@ class Search(_Part):
     """A val measure."""
     trials: Annotated[int, Field(gt=0, le=_MAX_TRIALS)] | None = None
     minutes: Annotated[float, Field(gt=0)] | None = None
-    """Of training, added up over the trials. No trial starts after them."""
+    """Minutes of training, summed over the trials. No trial starts after them."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     ranges: dict[str, Range | list[Any]] = Field(min_length=1)
-    """Setting -> numbers from low to high, or a list of values."""
+    """Setting -> a range of numbers, or a list of values."""
 
     @model_validator(mode="after")
     def _has_a_budget(self) -> Self:
@@ -100,12 +100,12 @@ class Search(_Part):
         return self.objective != "loss"
 
 
-class Arm(_Part):
-    """One setting of a study."""
+class PlannedArm(_Part):
+    """One way of training that the study compares with others."""
 
     name: Annotated[str, Field(min_length=1, max_length=120)]
     settings: dict[str, Any]
-    """`section.name` -> value: what differs from the base."""
+    """`section.name` -> value, for the settings that differ from the base."""
 
 
 @dataclass(frozen=True)
@@ -113,27 +113,27 @@ class PlannedTrial:
     """One arm under one protocol with one seed: one run folder."""
 
     name: str
-    """Unique in the study, and the name of the folder."""
+    """Unique in the study; also the name of the run folder."""
     arm: str
     settings: Mapping[str, Any]
-    """What differs from the base, without protocol and seed."""
+    """Settings that differ from the base, without protocol and seed."""
     protocol: str
     seed: int
 
 
 class StudyPlan(_Part):
-    """All of a study, before any of it is run."""
+    """A whole study, before it is run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     title: str = ""
     test: bool = False
-    """Whether each trial ends with a look at test, for the comparison."""
+    """Whether each trial ends with an evaluation on test, for the comparison."""
     watch_test: bool = False
     """Whether test is measured after each epoch too, under `as-given` only."""
     protocols: tuple[Protocol, ...] = Field(min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(min_length=1)
     base: Config
-    arms: tuple[Arm, ...] = ()
+    arms: tuple[PlannedArm, ...] = ()
     search: Search | None = None
 
     @model_validator(mode="after")
@@ -151,9 +151,10 @@ class StudyPlan(_Part):
         return self
 
     def trials(self) -> tuple[PlannedTrial, ...]:
-        """Return what is to be run, in order; of a search, the trials of its budget.
+        """Return the trials in the order in which they are run.
 
-        The settings of a search's trials are empty: they are chosen when one starts.
+        The settings of a search's trials are empty: they are chosen when one starts. A
+        search that is limited by time alone has none before it runs.
         """
         if self.search is not None:
             count = self.num_search_trials or 0
@@ -166,7 +167,7 @@ class StudyPlan(_Part):
                 protocol,
                 seed,
             )
-            # Arms last: what can be compared comes to its end early.
+            # Arms vary fastest, so that the first ones can be compared early.
             for protocol, seed, arm in itertools.product(
                 self.protocols, self.seeds, self.arms
             )
@@ -174,7 +175,7 @@ class StudyPlan(_Part):
 
     @property
     def objective(self) -> str:
-        """The val measure that a trial is valued by."""
+        """The val measure that trials are judged by."""
         return self.search.objective if self.search else "accuracy"
 
     def search_trial(self, number: int) -> PlannedTrial:
@@ -185,7 +186,7 @@ class StudyPlan(_Part):
 
     @property
     def num_search_trials(self) -> int | None:
-        """How many trials a search has at the most; `None` where time decides."""
+        """Largest number of trials of a search; `None` if only time limits it."""
         assert self.search is not None
         if self.search.sampler != "grid":
             return self.search.trials
@@ -196,10 +197,10 @@ class StudyPlan(_Part):
         return min(points, self.search.trials or points)
 
     def digest(self) -> str:
-        """Return a fingerprint of what is compared, the same on every machine.
+        """Return a fingerprint of the plan that is the same on every machine.
 
-        Settings of the machine are left out, and of weights in a file the name counts,
-        not the folder.
+        Settings of the machine are left out. A file of weights counts by its name, not
+        by its folder.
         """
         content = self.model_dump(mode="json", exclude={"title"})
         for key in machine_settings():
@@ -222,7 +223,7 @@ class StudyPlan(_Part):
             assign(content, key, value)
         assign(content, "data.protocol", protocol)
         assign(content, "train.seed", seed)
-        # What only reproduces published curves has no place in honest figures.
+        # Curves of test are only there to be compared with published ones.
         watches = self.watch_test and protocol == "as-given"
         assign(content, "train.watch_test", watches)
         return parse_config(content)
@@ -254,11 +255,11 @@ def trial_name(arm: str, protocol: str, seed: int) -> str:
 
 
 def check_only(plan: StudyPlan, only: str) -> None:
-    """Refuse a pattern that no trial of a plan can match.
+    """Reject a pattern that no trial of a plan can match.
 
     Args:
-        plan: Of a search without a number of trials, any number may come.
-        only: Pattern of names, as of a shell.
+        plan: The plan. A search without a number of trials can have any number.
+        only: Shell pattern of names.
 
     Raises:
         ConfigError: Nothing matches; the hint names some trials.

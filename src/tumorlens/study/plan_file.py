@@ -1,10 +1,10 @@
-"""The TOML file of a study -> its plan, checked before anything runs.
+"""The TOML file of a study, read into a plan and checked before anything runs.
 
 title = "Effect of the learning rate"
 config = "base.toml"              # optional; settings below go on top of it
 protocols = ["as-given", "grouped-kfold"]   # default: the base's own
 seeds = [42]                      # default: the base's own
-test = true                       # look at test at the end of each trial
+test = true                       # evaluate on test at the end of each trial
 watch_test = false                # and after each epoch, under as-given only
 
 [base]                            # settings that all arms share
@@ -50,12 +50,12 @@ def load_plan(
 
     Args:
         path: The study's file. `config` in it is relative to its folder.
-        assignments: As for `config.load_config`; they hold for all arms.
-        data: The same as `data.path`.
+        assignments: `--set` assignments for all arms, as for `config.load_config`.
+        data: Value for `data.path`.
 
     Raises:
         ConfigError: The file cannot be read, a setting is unknown, or an arm's settings
-            contradict each other; or an assignment sets what the arms differ in.
+            contradict each other; or an assignment sets a setting that arms vary.
     """
     content = _read(path)
     chosen = [*assignments]
@@ -97,7 +97,7 @@ def read_plan(path: Path) -> StudyPlan:
     """Return a plan that `dump_plan` wrote.
 
     Raises:
-        ConfigError: The file cannot be read or is not such a plan.
+        ConfigError: The file cannot be read or is not a plan.
     """
     content = _read(path)
     if isinstance(content.get("base"), dict):
@@ -142,7 +142,7 @@ def _base_of(
     for assignment in assignments:
         assign(settings, *parse_assignment(assignment))
     config = parse_config(settings)
-    # The study must find its files from any folder.
+    # The study must find its files from any working folder.
     places = {
         "data": ("path", "split", "cache_dir"),
         "model": ("pretrained",) if Path(config.model.pretrained).is_file() else (),
@@ -221,7 +221,7 @@ def _check_varied(path: Path, varied: set[str], assignments: Sequence[str]) -> N
 
 
 def _check_watch(path: Path, plan: StudyPlan) -> None:
-    # Not in StudyPlan: a folder that an earlier plan made can still be read.
+    # Not in StudyPlan, which must still read the folders of earlier plans.
     if not plan.watch_test:
         return
     if not plan.test:
@@ -291,7 +291,7 @@ def _flat(tables: Any, *, path: Path) -> dict[str, Any]:
             hint="write settings such as optim.lr = 1e-3",
         )
     for section, inner in tables.items():
-        # "optim.lr" in quotes is taken too.
+        # "optim.lr" in quotes is accepted too.
         pairs = (
             [(f"{section}.{name}", value) for name, value in inner.items()]
             if isinstance(inner, dict) and "." not in section
@@ -310,7 +310,7 @@ def _flat(tables: Any, *, path: Path) -> dict[str, Any]:
 
 
 def _short(axes: Iterable[str]) -> dict[str, str]:
-    """Return the names without their sections, where they stay different."""
+    """Return the names without their sections, if they stay different."""
     axes = list(axes)
     last = [key.rpartition(".")[2] for key in axes]
     return dict(zip(axes, last if len({*last}) == len(last) else axes, strict=True))

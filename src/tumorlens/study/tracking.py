@@ -1,8 +1,8 @@
-"""A study mirrored into MLflow: its trials are runs of one experiment.
+"""A study mirrored in MLflow: its trials are runs of one experiment.
 
-The process that watches a study mirrors its trials, not the workers that train them:
-one process makes the experiment, and a server that is away costs one warning in the
-terminal, not one for each worker in a log. Nothing waits for it but the progress bar.
+The process that watches the workers does it, not the workers: one process makes the
+experiment, and a server that is away costs one warning in the terminal, not one per
+worker in a log. Only the progress bar waits for the server.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from tumorlens.study.folder import Study, Trial
 
 _STATES = {"running": "RUNNING", "failed": "FAILED"}
-"""MLflow's words; what else is not finished was stopped, by somebody or a pruner."""
+"""MLflow's states; a trial that is over in another way was stopped."""
 
 
 class StudyTracker:
     """Mirrors the trials of a study on this machine.
 
     Args:
-        path: The study's folder, which need not exist yet.
-        name: Of the study, and of its experiment.
+        path: Folder of the study, which need not exist yet.
+        name: Name of the study and of its experiment.
         url: As for `tracking.Tracker`. Empty: where the study was tracked before, else
             `mlflow.db` beside its folder, which it shares with the runs there.
-        warn: Told once, in one sentence, when something breaks.
+        warn: Called once, with one sentence, when something breaks.
 
     Raises:
-        ConfigError: `url` is no URL.
+        ConfigError: `url` is not a URL.
         MissingExtraError: MLflow is not installed.
     """
 
@@ -55,17 +55,17 @@ class StudyTracker:
         self._sent: dict[str, tuple[str, int]] = {}
 
     def begin(self, study: Study) -> None:
-        """Note in the study's folder where it is tracked, if that was said."""
+        """Record in the study's folder where it is tracked, if a URL was given."""
         if self._given:
             write_text(study.tracking_path, without_password(self._given) + "\n")
 
-    def look(self, trials: Iterable[Trial], *, is_last: bool = False) -> None:
-        """Send what is new since the last look.
+    def update(self, trials: Iterable[Trial], *, is_last: bool = False) -> None:
+        """Send the changes since the last update.
 
         Args:
-            trials: All of the study.
-            is_last: Also where a server was away a short while ago; and what was
-                running is stopped.
+            trials: All trials of the study.
+            is_last: Whether to try again a server that has just been away, and to mark
+                running trials as stopped.
         """
         for trial in trials:
             state = _STATES.get(trial.state, "KILLED")
@@ -77,11 +77,11 @@ class StudyTracker:
             if self._tracker.keep_up(trial.run_path, state=state, is_last=is_last):
                 self._sent[trial.name] = now
             elif is_last:
-                # Each further one would wait for the same server.
+                # Every other trial would wait for the same server.
                 return
 
     def words(self) -> str:
-        """Return where the study can be looked at; empty where tracking is broken."""
+        """Return where the study can be seen; empty if tracking is broken."""
         return self._tracker.summary(self._url, of="study")
 
 
@@ -93,11 +93,11 @@ def _kept(path: Path) -> str:
 
 
 def _size(run: Path) -> int:
-    """Return what grows with every epoch of a run, and when it is evaluated."""
+    """Return a size that grows with every epoch of a run and every evaluation."""
     total = 0
     for pattern in ("history.jsonl", "folds/*/history.jsonl", "metrics*.json"):
         for file in run.glob(pattern):
-            # Its worker may begin it anew at this moment.
+            # A worker may begin the run anew at this moment.
             with suppress(FileNotFoundError):
                 total += file.stat().st_size
     return total

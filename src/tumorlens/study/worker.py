@@ -1,10 +1,10 @@
 """Many configs become many runs: workers that take trials from a store and train them.
 
-`run_study` starts workers and watches them; `work` is what a worker does, one trial
-after the other until none is left. A worker is a process of its own, so that one that
-dies takes nothing with it, and any number of them on any number of machines may work
-on one study. What a trial aims at is a val measure; test is looked at once, at its end,
-and only where the plan says so.
+`run_study` starts workers and watches them; `work` is the loop of one worker, which
+trains trials until none is left. A worker is a process of its own, so a crash ends one
+trial only, and any number of workers on any number of machines can share a study. A
+trial is judged by a val measure. Test is evaluated once, at the end of a trial, and
+only if the plan has `test = true`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tumorlens.errors import RunError, TumorlensError
 from tumorlens.files import write_text
 from tumorlens.runs.progress import Listener, Relay
 from tumorlens.study.folder import Study, Trial
-from tumorlens.system import interruptible
+from tumorlens.system import interruptible, start_python
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,22 +39,22 @@ if TYPE_CHECKING:
     from tumorlens.training.fit import TrainResult
 
 _MAX_SPLITS = 5
-"""Halvings of a batch: 32 images then go through one by one."""
+"""Most halvings of a batch: 32 images then go through one by one."""
 
 _POLL_S = 0.5
 _PATIENCE_S = 60
 
 
 @dataclass(frozen=True)
-class Progress:
+class StudyProgress:
     """How far a study is."""
 
     counts: Mapping[str, int]
-    """State -> trials."""
+    """State -> number of trials."""
     epochs_done: int
-    epochs_in_all: int
+    num_epochs: int
     seconds_left: float | None
-    """`None` while nothing can be said."""
+    """`None` until the first epoch is done."""
 
 
 def work(
@@ -68,15 +68,15 @@ def work(
     """Run trials until none is left.
 
     Args:
-        study: The folder; the runs go into it.
-        store: Says what is left to do.
-        only: Pattern of the names of the trials to run, as of a shell.
-        command: What the user typed, for the record of the runs.
+        study: The study; its folder gets the runs.
+        store: The store that the trials are claimed from.
+        only: Shell pattern of the names of the trials to run.
+        command: Command line of the user, for the record of the runs.
         make_listener: Returns the listener of a trial, given its name.
 
     Returns:
-        False when an interrupt ended it. The trial that ran is free again, and goes on
-        where it was.
+        False after an interrupt. The trial that ran is given back, and the next worker
+        resumes it.
 
     Raises:
         StoreError: The store has been away for too long.
@@ -98,7 +98,7 @@ def work(
         except TumorlensError as error:
             claim.fail(error.problem)
         except Exception as error:
-            # A fault of ours, or of a library: the others go on, and it is kept.
+            # A fault of ours, or of a library: keep the traceback, go on with others.
             write_text(study.failure_path(claim.name), traceback.format_exc())
             claim.fail(f"{type(error).__name__}: {_first_line(error)}")
         else:
@@ -116,28 +116,28 @@ def run_study(
     jobs: int = 1,
     only: str = "*",
     command: str = "",
-    progress: Callable[[Progress], None] = lambda _: None,
-    say: Callable[[str], None] = lambda _: None,
+    progress: Callable[[StudyProgress], None] = lambda _: None,
+    notify: Callable[[str], None] = lambda _: None,
     tracker: StudyTracker | None = None,
 ) -> bool:
     """Run what is left of a study in worker processes of this machine.
 
     Args:
-        study: The folder.
-        store_url: The address of the store, where a password belongs to it.
-        jobs: Trials at once.
-        only: Pattern of the names of the trials to run, as of a shell.
-        command: What the user typed, for the record of the runs.
-        progress: Told how far it is, about twice a second.
-        say: Told a sentence whenever a trial ends.
-        tracker: Mirrors the trials of this folder.
+        study: The study.
+        store_url: Address of the store, if it needs a password.
+        jobs: Number of trials at once.
+        only: Shell pattern of the names of the trials to run.
+        command: Command line of the user, for the record of the runs.
+        progress: Called about twice a second.
+        notify: Called with a sentence whenever a trial ends.
+        tracker: Mirror of the trials in MLflow.
 
     Returns:
-        Whether every trial is over, be it here or elsewhere. False after an interrupt.
+        Whether every trial is over, here or elsewhere. False after an interrupt.
 
     Raises:
         ConfigError: The store's address is of another kind.
-        MissingExtraError: Optuna is not installed.
+        MissingExtraError: A library of the extra `study` is not installed.
         RunError: The store cannot be used, or workers die without taking a trial.
     """
     store = study.open_store(store_url)
@@ -148,11 +148,11 @@ def run_study(
     with interruptible() as is_interrupted:
         try:
             while True:
-                told = watch.look(say)
-                progress(told)
+                found = watch.update(notify)
+                progress(found)
                 if tracker:
-                    tracker.look(watch.trials)
-                left = told.counts.get("waiting", 0) + told.counts.get("running", 0)
+                    tracker.update(watch.trials)
+                left = found.counts.get("waiting", 0) + found.counts.get("running", 0)
                 if left == 0 and watch.is_complete:
                     break
                 workers, dead = _split_by_liveness(workers)
@@ -165,8 +165,8 @@ def run_study(
                     )
                 if is_interrupted():
                     break
-                wanted = min(jobs, left) if watch.is_complete else jobs
-                while len(workers) < wanted:
+                num_workers = min(jobs, left) if watch.is_complete else jobs
+                while len(workers) < num_workers:
                     workers.append(
                         _start_worker(
                             study, store_url, jobs=jobs, only=only, command=command
@@ -175,21 +175,20 @@ def run_study(
                 time.sleep(_POLL_S)
         finally:
             _stop(workers)
-    told = watch.look(say)
-    progress(told)
+    progress(watch.update(notify))
     if tracker:
-        tracker.look(watch.trials, is_last=True)
+        tracker.update(watch.trials, is_last=True)
     return not is_interrupted()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or in main memory."""
+    """Return whether memory ran out, on a GPU or in main memory."""
     import torch
 
-    words = str(error)
+    text = str(error)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError)
-        and ("DefaultCPUAllocator" in words or "out of memory" in words.lower())
+        and ("DefaultCPUAllocator" in text or "out of memory" in text.lower())
     )
 
 
@@ -238,7 +237,7 @@ def _train(
 
     run = study.open_run(name)
     if run is not None and run.config != config:
-        # Begun with batches in other parts: its steps were other ones.
+        # It was begun with batches in other parts, and its steps were others.
         shutil.rmtree(run.path)
         run = None
     return train(
@@ -314,7 +313,7 @@ class _Reporter(Relay):
 
 
 class _Watch:
-    """What the parent sees of a study: states from the store, epochs from the runs."""
+    """Progress of a study: states from the store, epochs from the run folders."""
 
     def __init__(self, study: Study, store: Store, only: str) -> None:
         self._study = study
@@ -323,12 +322,12 @@ class _Watch:
         self._start = time.monotonic()
         self._states: dict[str, str] = {}
         self.trials: list[Trial] = []
-        """As they were at the last look."""
+        """As they were at the last update."""
         self._first_epochs: int | None = None
         self.is_complete = False
-        """Whether no trial can come on top of those that are known."""
+        """Whether no trial can be added to those that are known."""
 
-    def look(self, say: Callable[[str], None]) -> Progress:
+    def update(self, notify: Callable[[str], None]) -> StudyProgress:
         self.trials = trials = [
             trial
             for trial in self._study.trials(self._store)
@@ -343,11 +342,11 @@ class _Watch:
             if trial.protocol == "grouped-kfold":
                 epochs *= self._study.plan.base.data.num_folds
             in_all += epochs
-            over = trial.state in ("finished", "pruned", "failed")
-            done += epochs if over else min(epochs, _epochs_of(trial.run_path))
+            is_over = trial.state in ("finished", "pruned", "failed")
+            done += epochs if is_over else min(epochs, _epochs_of(trial.run_path))
             before = self._states.get(trial.name)
-            if over and before != trial.state and before is not None:
-                say(_sentence(trial))
+            if is_over and before != trial.state and before is not None:
+                notify(_sentence(trial))
             self._states[trial.name] = trial.state
         is_open = self._study.plan.search and not self._study.plan.num_search_trials
         self.is_complete = not is_open or self._store.is_time_over()
@@ -356,7 +355,7 @@ class _Watch:
         gone = done - self._first_epochs
         per_epoch = (time.monotonic() - self._start) / gone if gone else None
         left = None if per_epoch is None else per_epoch * (in_all - done)
-        return Progress(counts, done, in_all, left)
+        return StudyProgress(counts, done, in_all, left)
 
 
 def _epochs_of(run: Path) -> int:
@@ -380,36 +379,39 @@ def _sentence(trial: Trial) -> str:
 def _start_worker(
     study: Study, store_url: str | None, *, jobs: int, only: str, command: str
 ) -> subprocess.Popen[bytes]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    threads = str(max(1, (cores or 1) // jobs))
-    environment = os.environ | {"TUMORLENS_STUDY_COMMAND": command}
+    environment = {"TUMORLENS_STUDY_COMMAND": command}
     if store_url is not None:
         # Not on the command line, where every user of the machine could read it.
         environment["TUMORLENS_STUDY_STORE"] = store_url
     if jobs > 1:
+        has_affinity = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        threads = str(max(1, cores // jobs))
         environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     with study.log_path.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tumorlens.study.worker", str(study.path), only],
-            env=environment,
-            stdin=subprocess.DEVNULL,
+        return start_python(
+            "tumorlens.study.worker",
+            str(study.path),
+            only,
             stdout=log,
             stderr=log,
-            # Ctrl-C reaches the parent alone, which then asks its workers to stop.
-            start_new_session=True,
+            environment=environment,
         )
 
 
 def _split_by_liveness(
     workers: list[subprocess.Popen[bytes]],
 ) -> tuple[list[subprocess.Popen[bytes]], list[subprocess.Popen[bytes]]]:
-    alive = [worker for worker in workers if worker.poll() is None]
-    dead = [worker for worker in workers if worker.poll() is not None]
+    """Return the workers that run, and those that have ended."""
+    alive: list[subprocess.Popen[bytes]] = []
+    dead: list[subprocess.Popen[bytes]] = []
+    for worker in workers:
+        (alive if worker.poll() is None else dead).append(worker)
     return alive, dead
 
 
 def _record_worker_death(store: Store, worker: subprocess.Popen[bytes]) -> bool:
-    """Tell the store of a dead worker; return whether it died without a trial."""
+    """Record the end of a worker; return whether it died without a trial."""
     status = worker.returncode
     if status == 0:
         return False
@@ -423,7 +425,7 @@ def _record_worker_death(store: Store, worker: subprocess.Popen[bytes]) -> bool:
 
 
 def _stop(workers: list[subprocess.Popen[bytes]]) -> None:
-    """Ask the workers to stop after their batch, and wait."""
+    """Stop the workers after their current batch, and wait for them."""
     for worker in workers:
         if worker.poll() is None:
             worker.terminate()
@@ -435,8 +437,8 @@ def _stop(workers: list[subprocess.Popen[bytes]]) -> None:
             worker.wait()
 
 
-def _leave_with(parent: int) -> None:
-    """End this process politely when its parent is gone: kill -9 tells nobody."""
+def _end_with(parent: int) -> None:
+    """End this process by SIGTERM when its parent is gone, which kill -9 can do."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -448,18 +450,18 @@ def _leave_with(parent: int) -> None:
 
 def _last_line(study: Study) -> str:
     lines = study.log_path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "no word")[:300]
+    return next((line for line in reversed(lines) if line.strip()), "no output")[:300]
 
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).splitlines()
-    return lines[0][:300] if lines else "no more is known"
+    return lines[0][:300] if lines else "no message"
 
 
 def _main() -> int:
     from tumorlens.study.folder import open_study
 
-    _leave_with(os.getppid())
+    _end_with(os.getppid())
     store_url = os.environ.pop("TUMORLENS_STUDY_STORE", None)
     command = os.environ.pop("TUMORLENS_STUDY_COMMAND", "")
     try:
