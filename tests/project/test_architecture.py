@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -193,3 +194,11 @@ def test_torch_in_the_statistics_breaks_the_contract(copied_source: Path) -> Non
     status, words = lint_imports(copied_source)
     assert status == 1
     assert "tumorlens.stats is not allowed to import torch" in words
+
+
+def test_the_tree_in_the_architecture_names_every_module_and_no_other() -> None:
+    page = (PACKAGE.parents[1] / "ARCHITECTURE.md").read_text("utf-8")
+    words = set(re.findall(r"\w+", page.split("```")[1]))
+    modules = {path.stem for path in PACKAGE.rglob("*.py")}
+    assert modules - {"__init__", "__main__"} <= words
+    assert {word for word in words if "_" in word} <= modules
