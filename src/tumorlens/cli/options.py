@@ -6,7 +6,6 @@ inside the functions.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -80,15 +79,18 @@ def config_of(
     path: Path | None, settings: list[str] | None, *options: tuple[str, object]
 ) -> Config:
     """Return the settings of file and --set, with options of their own on top."""
-    from tumorlens.config import load_config
+    from tumorlens.config import assign, parse_assignment, parse_config, read_toml
 
-    # An option's value is text, whatever it looks like: "2024" is a folder.
-    assignments = [
-        f"{key}={json.dumps(str(value), ensure_ascii=False)}"
-        for key, value in options
-        if value is not None
-    ]
-    return load_config(path, assignments=[*(settings or []), *assignments])
+    values = read_toml(path) if path else {}
+    for assignment in settings or []:
+        assign(values, *parse_assignment(assignment))
+    for key, value in options:
+        if value is not None:
+            assign(values, key, "")
+            section, _, name = key.partition(".")
+            # Text, whatever it looks like: "2024" and "none" are folders.
+            values[section][name] = str(value)
+    return parse_config(values)
 
 
 def tracker_of(*, track: bool, url: str | None) -> Tracker | None:
