@@ -19,7 +19,7 @@ def shown(cell: Any) -> str:
 
 
 def test_no_output_is_committed() -> None:
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    cells = nbformat.reads(NOTEBOOK.read_text(encoding="utf-8"), as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert code
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
@@ -31,7 +31,7 @@ def test_it_runs_and_each_result_shows_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.reads(NOTEBOOK.read_text(encoding="utf-8"), as_version=4)
     client = NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
     )

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what becomes of them.
+"""Options that several commands share, and the settings made of them.
 
 Nothing is parsed here: Typer reads the annotations. As in `cli`, the stages are loaded
 inside the functions.
@@ -54,24 +54,25 @@ SetOption = Annotated[
 ]
 MovedOption = Annotated[
     Path | None,
-    typer.Option(metavar="DATA", help="Where the images are, if they moved."),
+    typer.Option(metavar="DATA", help="Where the images are now, if they were moved."),
 ]
 TrackOption = Annotated[
     bool,
     typer.Option(
         "--track",
-        help="Mirror the run in MLflow: where it was tracked before, else in a file "
-        "mlflow.db beside it.",
+        help="Mirror the run in MLflow: where it was tracked before, or else in the "
+        "file mlflow.db beside it.",
     ),
 ]
 TrackUrlOption = Annotated[
     str | None,
     typer.Option(
-        metavar="URL", help="Mirror the run in the MLflow at this address instead."
+        metavar="URL",
+        help="Mirror the run in the MLflow server or database at this URL.",
     ),
 ]
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Folder named by train --out.")
+    Path, typer.Argument(metavar="RUN", help="Folder that train --out made.")
 ]
 
 
