@@ -101,6 +101,7 @@ bench-memory: $(WITH_TEST) ## Memory over 100,000 images
 .PHONY: docs
 docs: $(WITH_TEST) ## Write docs/settings.md, docs/schemas and the names for completion
 	$(BIN)/python docs/make_settings.py > docs/settings.md
+	$(BIN)/python docs/make_schemas.py docs/schemas
 	$(BIN)/python docs/make_completion.py > completion.json
 	mv completion.json src/tumorlens/cli/completion.json
 

@@ -1,7 +1,8 @@
-"""Seconds from the start of a command to its end: `predict` on one image, `--help`.
+"""Seconds from the start of a command to its end: `predict`, `--help`, the Tab key.
 
 Each call is a process of its own, and the commands take turns. The files are in the
-cache of the system, as they are after the first use.
+cache of the system, as they are after the first use. `--help` cannot be faster than the
+import of Typer and rich, which is measured beside it.
 
     python benchmarks/start.py --runs runs/resnet18
 """
@@ -21,6 +22,12 @@ from tumorlens.deploy.artefact import Kind
 from tumorlens.deploy.benchmark.timing import median_of, take_turns
 
 KINDS: tuple[Kind, ...] = ("onnx", "openvino", "openvino-int8")
+TAB = (
+    "_TUMORLENS_COMPLETE=complete_bash",
+    "COMP_WORDS=tumorlens\ntrain\n--set\nmodel.name\n=\nres",
+    "COMP_CWORD=5",
+)
+"""The environment in which bash calls the program when the Tab key is pressed."""
 
 
 def main() -> None:
@@ -30,17 +37,18 @@ def main() -> None:
     options = read_options(parser, models=("resnet18",), kinds=KINDS)
     folder = options.runs[0].path / "export"
     image = next(walk_images([options.data]))
+    program = [sys.executable, "-m", "tumorlens"]
     commands = {
-        f"`predict` on one image, {kind}": ["predict", folder / kind, image]
+        f"`predict` on one image, {kind}": [*program, "predict", folder / kind, image]
         for kind in KINDS
         if (folder / kind).is_dir()
     }
-    commands["`--help`"] = ["--help"]
+    commands["`--help`"] = [*program, "--help"]
+    commands["Tab after `--set model.name=res`"] = ["env", *TAB, *program]
+    libraries = "import rich, typer, typer.rich_utils"
+    commands["import of Typer and rich"] = [sys.executable, "-c", libraries]
     print_step("starting commands")
-    calls = [
-        partial(seconds_of, [sys.executable, "-m", "tumorlens", *map(str, words)])
-        for words in commands.values()
-    ]
+    calls = [partial(seconds_of, [*map(str, words)]) for words in commands.values()]
     for call in calls:
         call(0)  # byte code is written here
     found = take_turns(

@@ -164,8 +164,6 @@ def read_model(
         RunError: The file is missing, unreadable, too large, of another format, or a
             field is missing or has a wrong value; the message names file and field.
     """
-    from pydantic import ValidationError
-
     found = read_json(path, hint=hint, max_bytes=max_bytes)
     got = found.get("format", 1) if isinstance(found, dict) else found
     expected = model.model_fields["format"].default
@@ -173,8 +171,25 @@ def read_model(
         raise RunError(
             f"expected format {expected} in {path}, got {reprlib.repr(got)}", hint=hint
         )
+    return check_model(found, model, path=path, hint=hint)
+
+
+def check_model(content: Any, model: type[Model], *, path: Path, hint: str) -> Model:
+    """Return a part of a JSON file, such as a line of JSON Lines, as its model.
+
+    Args:
+        content: The part, as parsed.
+        model: What it must be.
+        path: The file, for the message.
+        hint: How to make the file again.
+
+    Raises:
+        RunError: A field is missing or has a wrong value; the message names it.
+    """
+    from pydantic import ValidationError
+
     try:
-        return model.model_validate(found)
+        return model.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

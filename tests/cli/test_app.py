@@ -498,7 +498,7 @@ def test_a_report_says_that_pictures_are_missing_and_where_to_name_them(
     answer = ask("report", run, "--data", empty)
     assert answer.status == 0
     assert "pictures are missing from the page" in answer.err
-    assert "the file is gone; --data DIR" in answer.err
+    assert "the file is gone; give --data DIR" in answer.err
 
 
 def test_train_does_not_write_into_a_run_that_is_there(

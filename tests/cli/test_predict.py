@@ -249,7 +249,7 @@ def test_a_killed_prediction_is_gone_on_with(
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     assert process.communicate()[1] == (
-        f"go on by the same command and --resume: {part}\nstopped\n"
+        f"to continue, repeat the command with --resume: {part}\nstopped\n"
     )
     assert process.returncode == 130
     assert not out.exists()
@@ -589,7 +589,7 @@ def test_a_stopped_study_goes_on_with_the_series_that_are_left(
     monkeypatch.setattr(series, "answer_series", answer_series)
     stopped = ask(run, study, "--out", out)
     assert stopped.status == 130
-    assert f"go on by the same command and --resume: {out}.part" in stopped.err
+    assert f"to continue, repeat the command with --resume: {out}.part" in stopped.err
     assert not out.exists()
     assert ask(run, study, "--out", out, "--resume").status == 0
     assert asked == [1, 2, 2]
@@ -641,7 +641,7 @@ def test_no_series_does_not_go_with_options_about_series(
     ask: Callable[..., Answer], run: Path, study: Path
 ) -> None:
     answer = ask(run, study, "--no-series", "--identify")
-    assert_refused(answer, "--no-series, but --identify is about series")
+    assert_refused(answer, "--no-series, but --identify is for series")
 
 
 def test_a_study_without_images_is_refused(

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tumorlens.data.index import (
     SUBSET_WORDS,
@@ -505,3 +507,37 @@ def test_the_real_set_has_the_files_and_patients_that_its_readme_says() -> None:
     assert len(index.classes) == 4
     assert sum(record.subset == "test" for record in index.records) == 394
     assert len({record.sha256 for record in index.records}) == 3027
+
+
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+_NAMES = _TEXTS.map(str.strip).filter(bool)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.lists(
+        st.builds(
+            SplitRow,
+            path=_TEXTS,
+            sha256=st.sampled_from(["0" * 64, "ab" * 32]),
+            label=_NAMES,
+            group=_NAMES,
+            subset=st.sampled_from(["train", "val", "test", "left-out", "fold-3"]),
+            reason=st.just("") | _NAMES,
+        ),
+        min_size=1,
+        max_size=6,
+        unique_by=lambda row: row.path,
+    )
+)
+def test_any_split_is_read_back_as_it_was_written(
+    tmp_path: Path, rows: list[SplitRow]
+) -> None:
+    write_split(tmp_path / "split.csv", rows)
+    assert read_split(tmp_path / "split.csv") == tuple(rows)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import imagehash
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from support.images import CLASSES, draw_image
@@ -23,6 +25,8 @@ from tumorlens.data.near_duplicates import (
 )
 
 if TYPE_CHECKING:
+    from random import Random
+
     from numpy.typing import NDArray
 
 
@@ -142,7 +146,7 @@ def test_plain_and_nearly_plain_images_look_like_nothing() -> None:
     assert find_near_duplicates(np.concatenate([plain, specks])) == []
 
 
-def test_nothing_and_one_image_have_no_lookalikes() -> None:
+def test_nothing_and_one_image_have_no_near_duplicates() -> None:
     assert find_near_duplicates(np.empty((0, 64, 64), np.uint8)) == []
     assert find_near_duplicates(draw_thumbnails(1)) == []
 
@@ -245,3 +249,32 @@ def test_different_pictures_with_one_hash_are_compared_with_a_bounded_number(
         (0, 4, True),
         (3, 5, False),
     ]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    st.lists(st.integers(0, 10_000), min_size=1, max_size=8, unique=True),
+    st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=6),
+    st.randoms(use_true_random=False),
+)
+def test_turned_copies_are_found_in_any_order_and_nothing_else(
+    seeds: list[int], copies: list[tuple[int, int]], random: Random
+) -> None:
+    originals = [make_thumbnail(draw_image(CLASSES[seed % 4], seed)) for seed in seeds]
+    shown = list(enumerate(originals))  # picture, thumbnail
+    for picture, orientation in copies:
+        number = picture % len(originals)
+        shown.append((number, turned(originals[number], orientation)))
+    random.shuffle(shown)
+    found = find_near_duplicates(np.stack([thumbnail for _, thumbnail in shown]))
+    pairs = {(pair.a, pair.b) for pair in found}
+    for pair in found:
+        assert shown[pair.a][0] == shown[pair.b][0]
+        assert pair.a < pair.b
+    # Of many equal ones each is paired with the first only, so the pairs are joined.
+    joined = list(range(len(shown)))
+    for a, b in sorted(pairs):
+        joined = [joined[a] if one == joined[b] else one for one in joined]
+    for number in range(len(originals)):
+        places = [place for place, (one, _) in enumerate(shown) if one == number]
+        assert len({joined[place] for place in places}) == 1

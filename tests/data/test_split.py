@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import event, settings
+from hypothesis import given as given_any
+from hypothesis import strategies as st
 
-from tumorlens.data.duplicates import Duplicates, NearPair
+from tumorlens.data.duplicates import Duplicates, NearPair, group_records
 from tumorlens.data.index import Index, Record, SplitRow
+from tumorlens.data.leakage import judge_leak
 from tumorlens.data.split import check_split, fold_splits, make_split
 from tumorlens.errors import DataError
 
@@ -624,3 +628,79 @@ def test_a_word_of_an_ordinary_split_is_no_fold() -> None:
         DataError, match=r"unknown subset '(train|val|test)' of a/0.png"
     ):
         check_split(list(rows), singles(10), protocol="grouped-kfold")
+
+
+# Properties of any set
+
+
+@st.composite
+def any_set(draw: st.DrawFn) -> tuple[Index, Duplicates]:
+    """Return files of three classes with patients, copies and unreadable files."""
+    files = draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from("abc"),
+                st.none() | st.integers(0, 30),  # the patient
+                st.none() | st.integers(0, 30),  # the picture
+                st.integers(0, 19),  # 0 is unreadable
+            ),
+            min_size=10,
+            max_size=80,
+        )
+    )
+    paths = [f"{label}/{n}.png" for n, (label, *_) in enumerate(files)]
+    same: dict[int, list[str]] = {}
+    for path, (_, _, picture, readable) in zip(paths, files, strict=True):
+        if picture is not None and readable:
+            same.setdefault(picture, []).append(path)
+    index = index_of(
+        record(path, patient=None if patient is None else f"p{patient}")
+        for path, (_, patient, _, _) in zip(paths, files, strict=True)
+    )
+    duplicates = duplicates_of(
+        index,
+        same=list(same.values()),
+        unreadable=[
+            path for path, file in zip(paths, files, strict=True) if not file[3]
+        ],
+    )
+    return index, replace(duplicates, pixels=duplicates.pictures)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given_any(any_set(), st.sampled_from(["grouped", "grouped-kfold"]), st.integers(0, 99))
+def test_any_set_is_split_by_group_without_a_leak_or_refused(
+    files: tuple[Index, Duplicates], protocol: Protocol, seed: int
+) -> None:
+    index, duplicates = files
+    try:
+        rows = split(index, duplicates, protocol=protocol, num_folds=3, seed=seed)
+    except DataError as error:
+        event("refused")
+        if "too few for 3 subsets" not in error.problem:
+            raise
+        return
+    check_split(
+        list(rows.values()),
+        index,
+        protocol=protocol,
+        groups=group_records(index, duplicates),
+    )
+    assert not judge_leak(rows.values(), index, duplicates).leaks
+    used = [row for row in rows.values() if row.subset != "left-out"]
+    # Each class is in each subset, and each file that is left out has a reason.
+    assert len({(row.subset, row.label) for row in used}) == 3 * len(index.classes)
+    assert all(bool(row.reason) == (row.subset == "left-out") for row in rows.values())
+    # Of each picture at most one file takes part, and no other order changes anything.
+    assert len({duplicates.pictures[row.path] for row in used}) == len(used)
+    other = replace(index, records=index.records[::-1])
+    again = make_split(
+        other,
+        duplicates,
+        protocol=protocol,
+        val_fraction=0.15,
+        test_fraction=0.2,
+        num_folds=3,
+        seed=seed,
+    )
+    assert {row.path: row for row in again} == rows

@@ -731,7 +731,7 @@ def test_the_command_prints_a_table_and_nothing_of_the_libraries(
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert lines[0] == "asked for 12 val images, from file to label"
+    assert lines[0] == "compared on 12 val images, from file to label"
     assert lines[1].split()[:2] == ["format", "size"]
     assert [line.split()[0] for line in lines[2:4]] == ["onnx-int8", "openvino-int8"]
     assert all(line.split()[-1] == "good" for line in lines[2:4])

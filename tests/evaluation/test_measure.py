@@ -566,7 +566,7 @@ def test_a_run_leaves_predictions_of_its_test_subset_and_their_metrics(
     assert got.leak == LEAK
     assert got.settings.model == "test_vit"
     assert progress[-1] == (len(test), len(test))
-    assert [(look["subset"], look["command"]) for look in run.looks()] == [
+    assert [(look.subset, look.command) for look in run.looks()] == [
         ("test", "tumorlens evaluate run")
     ]
 

@@ -189,9 +189,7 @@ def test_val_is_no_look_at_test_and_test_is_one(run: Run) -> None:
     got = measure_tta(run, subset="test", device="cpu", command="second")
     assert got.subset == "test"
     assert run.tta_path("test").is_file()
-    assert [(look["subset"], look["command"]) for look in run.looks()] == [
-        ("test", "second")
-    ]
+    assert [(look.subset, look.command) for look in run.looks()] == [("test", "second")]
 
 
 def test_a_run_with_folds_can_be_measured_on_test_only(

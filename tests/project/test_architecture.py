@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,11 +34,13 @@ def test_it_imports_no_library_that_an_extra_brings(code: str) -> None:
     assert loaded & HEAVY == set()
 
 
-def test_help_loads_neither_numpy_nor_pydantic() -> None:
-    # 0.2 s for Typer and rich is what a person waits for; these two would double it.
+def test_help_loads_little_beside_typer_and_rich() -> None:
+    # Typer and rich take 0.2 s; numpy or pydantic would double that, and the metadata
+    # of packages alone would add a tenth.
     done = run_python(
         "from tumorlens.cli import app; app.main(['--help']);"
-        "import sys; assert not {'numpy', 'pydantic', 'PIL'} & set(sys.modules)"
+        "import sys; assert not {'numpy', 'pydantic', 'PIL', 'importlib.metadata',"
+        "'ctypes', 'hashlib', 'asyncio'} & set(sys.modules)"
     )
     assert done.returncode == 0, done.stderr
 
@@ -191,3 +194,11 @@ def test_torch_in_the_statistics_breaks_the_contract(copied_source: Path) -> Non
     status, words = lint_imports(copied_source)
     assert status == 1
     assert "tumorlens.stats is not allowed to import torch" in words
+
+
+def test_the_tree_in_the_architecture_names_every_module_and_no_other() -> None:
+    page = (PACKAGE.parents[1] / "ARCHITECTURE.md").read_text("utf-8")
+    words = set(re.findall(r"\w+", page.split("```")[1]))
+    modules = {path.stem for path in PACKAGE.rglob("*.py")}
+    assert modules - {"__init__", "__main__"} <= words
+    assert {word for word in words if "_" in word} <= modules

@@ -219,7 +219,13 @@ def test_half_a_line_of_history_is_named(run: Run) -> None:
 def test_every_look_at_test_is_kept_in_order(run: Run) -> None:
     run.log_look(subset="test", command="first")
     run.log_look(subset="test", command="second")
-    assert [look["command"] for look in run.looks()] == ["first", "second"]
+    assert [look.command for look in run.looks()] == ["first", "second"]
+
+
+def test_a_damaged_look_is_an_error_with_file_and_field(run: Run) -> None:
+    (run.path / "looks.jsonl").write_text('{"time": "2026", "subset": "test"}\n')
+    with pytest.raises(RunError, match=r"looks\.jsonl is damaged at command: Field"):
+        run.looks()
 
 
 def test_a_finished_run_has_no_checkpoint_left(run: Run) -> None:

@@ -29,7 +29,7 @@ from tumorlens.errors import ConfigError, MissingExtraError
 from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.tta import measure_tta
 from tumorlens.report import write_run_report
-from tumorlens.runs.folder import MIRRORS, Run, open_run
+from tumorlens.runs.folder import MIRRORS, Look, Run, open_run
 from tumorlens.runs.progress import Listener
 from tumorlens.runs.tracking import DATABASE, Tracker
 from tumorlens.training.ensemble import make_ensemble
@@ -860,7 +860,7 @@ def test_the_settings_that_are_sent_can_be_trained_with(
 
 
 def test_files_that_name_images_stay_and_unknown_ones_too(run: Run) -> None:
-    run.write_looks([{"time": "now", "subset": "test", "command": "x"}])
+    run.write_looks([Look(time="now", subset="test", command="x")])
     run.figures_dir.mkdir()
     for name in ("roc.svg", "patient.png"):
         (run.figures_dir / name).write_text("drawn")

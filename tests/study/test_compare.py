@@ -550,7 +550,8 @@ def test_runs_of_other_classes_are_refused(
     make_run(tmp_path / "other", answers([1, 1], classes=other), classes=other)
     with pytest.raises(
         RunError,
-        match="better has the classes glioma, no_tumor, other has menin",
+        match="better has the classes glioma, no_tumor, other has meningioma, "
+        "pituitary",
     ):
         compared(two[0], tmp_path / "other")
 

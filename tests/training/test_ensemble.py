@@ -16,7 +16,7 @@ from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.predictions import read_predictions
 from tumorlens.report import write_run_report
-from tumorlens.runs.folder import Run, open_run
+from tumorlens.runs.folder import Look, Run, open_run
 from tumorlens.training.ensemble import make_ensemble
 
 if TYPE_CHECKING:
@@ -115,11 +115,11 @@ def test_its_members_are_ordinary_runs_with_their_history(
 def test_its_record_has_the_command_and_the_looks_of_its_members(
     pair: tuple[Run, Run],
 ) -> None:
-    pair[1].write_looks([{"time": "2020", "subset": "test", "command": "second"}])
-    pair[0].write_looks([{"time": "2021", "subset": "test", "command": "first"}])
+    pair[1].write_looks([Look(time="2020", subset="test", command="second")])
+    pair[0].write_looks([Look(time="2021", subset="test", command="first")])
     both = join(*pair)
     assert both.environment()["command"] == "tumorlens ensemble ..."
-    assert [look["command"] for look in both.looks()] == ["second", "first"]
+    assert [look.command for look in both.looks()] == ["second", "first"]
 
 
 def test_equal_networks_are_counted_in_the_place_of_the_name(

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 def phantom(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     *,
-    patients: Annotated[int, typer.Option(help="How many, 8 slices of each.")] = 48,
-    seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 42,
+    patients: Annotated[
+        int, typer.Option(help="Number of patients, 8 slices each.")
+    ] = 48,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 42,
 ) -> None:
-    """Make a synthetic set with planted faults, to try things on."""
+    """Make a synthetic image set with planted faults, for trying things out."""
     from tumorlens.data.phantom.dataset import make_phantom
 
     with terminal.counting("drawing patients") as progress:
@@ -48,10 +50,12 @@ def phantom(
 def audit(
     data: DataArgument,
     *,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for both files.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for audit.json and audit.html.")
+    ],
     metadata: MetadataOption = None,
 ) -> None:
-    """Say what is wrong with a set of images."""
+    """Check an image set for unreadable files, duplicates, leaks and shortcuts."""
     from tumorlens.data import audit as stage
     from tumorlens.data.duplicates import find_duplicates
     from tumorlens.data.index import read_index
@@ -85,7 +89,7 @@ def split(
     metadata: MetadataOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Write the subset of every file, to look at or to edit."""
+    """Assign every file to a subset, as a table to check or edit."""
     from tumorlens.data.index import write_split
     from tumorlens.training.dataset import split_data
 

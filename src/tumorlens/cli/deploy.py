@@ -33,7 +33,7 @@ FormatOption = Annotated[
 ]
 
 DEFAULT_KINDS = ("onnx", "openvino-int8")
-"""What runs nearly anywhere, and what is fastest on a CPU."""
+"""The format that runs nearly anywhere, and the fastest one on a CPU."""
 
 
 def export(
@@ -44,7 +44,7 @@ def export(
     data: MovedOption = None,
     max_drop: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Accuracy to lose on val at most, a fraction."),
+        typer.Option(min=0, max=1, help="Largest loss of accuracy on val, a fraction."),
     ] = 0.01,
     max_difference: Annotated[
         float | None,
@@ -56,10 +56,10 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write a run in other formats, each with proof that it answers the same.
+    """Export a run to other formats, each proven to predict the same.
 
-    Every val image goes from its file to a label, by the run and by what was exported.
-    Where a label flips that the run was sure of, or accuracy falls, nothing is written.
+    The run and each export predict every val image, from file to label. If a confident
+    label changes, or accuracy falls, nothing is written.
     """
     from tumorlens.deploy import export as stage
     from tumorlens.runs.folder import open_run
@@ -135,7 +135,7 @@ def benchmark(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="One of those of export; repeatable. Default: all there are.",
+            help="A format of export; repeatable. Default: all that exist.",
             autocompletion=complete_format,
         ),
     ] = None,
@@ -148,25 +148,26 @@ def benchmark(
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Default: one per processor.")
+        int | None,
+        typer.Option(metavar="N", help="CPU threads. Default: one per processor."),
     ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(
-            metavar="BUDGET", help="For all timed turns. Default: 20 an artefact."
+            metavar="BUDGET", help="Seconds of measuring. Default: 20 per artefact."
         ),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Images to ask about. Default: the val images of the first run.",
+            help="Images to predict. Default: the val images of the first run.",
         ),
     ] = None,
     device: Annotated[
         str,
         typer.Option(
-            help="cpu, or cuda: then the runs' networks on the GPU.",
+            help="cpu, or cuda to measure the runs' networks on the GPU.",
             autocompletion=complete_device,
         ),
     ] = "cpu",
@@ -227,7 +228,7 @@ def benchmark(
 
 @contextmanager
 def _rounds() -> Iterator[Callable[[str, int], None]]:
-    """Give the function that shows how far the measuring is, where somebody watches."""
+    """Yield the function that shows how far the measuring is."""
     with terminal.progress_bars(last="{task.fields[rounds]} rounds") as bars:
         if bars is None:
             yield lambda _words, _rounds: None
@@ -237,7 +238,7 @@ def _rounds() -> Iterator[Callable[[str, int], None]]:
 
 
 def _is_gpu(device: str, *only_on_cpu: object) -> bool:
-    """Whether the GPU is asked for.
+    """Whether the GPU is to be measured.
 
     Raises:
         ConfigError: The device is unknown, or an option means nothing on a GPU.

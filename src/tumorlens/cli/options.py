@@ -1,4 +1,4 @@
-"""Options that several commands share, and what becomes of them.
+"""Options that several commands share, and the settings made of them.
 
 Nothing is parsed here: Typer reads the annotations. As in `cli`, the stages are loaded
 inside the functions.
@@ -6,7 +6,6 @@ inside the functions.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -54,24 +53,25 @@ SetOption = Annotated[
 ]
 MovedOption = Annotated[
     Path | None,
-    typer.Option(metavar="DATA", help="Where the images are, if they moved."),
+    typer.Option(metavar="DATA", help="Where the images are now, if they were moved."),
 ]
 TrackOption = Annotated[
     bool,
     typer.Option(
         "--track",
-        help="Mirror the run in MLflow: where it was tracked before, else in a file "
-        "mlflow.db beside it.",
+        help="Mirror the run in MLflow: where it was tracked before, or else in the "
+        "file mlflow.db beside it.",
     ),
 ]
 TrackUrlOption = Annotated[
     str | None,
     typer.Option(
-        metavar="URL", help="Mirror the run in the MLflow at this address instead."
+        metavar="URL",
+        help="Mirror the run in the MLflow server or database at this URL.",
     ),
 ]
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Folder named by train --out.")
+    Path, typer.Argument(metavar="RUN", help="Folder that train --out made.")
 ]
 
 
@@ -79,15 +79,18 @@ def config_of(
     path: Path | None, settings: list[str] | None, *options: tuple[str, object]
 ) -> Config:
     """Return the settings of file and --set, with options of their own on top."""
-    from tumorlens.config import load_config
+    from tumorlens.config import assign, parse_assignment, parse_config, read_toml
 
-    # An option's value is text, whatever it looks like: "2024" is a folder.
-    assignments = [
-        f"{key}={json.dumps(str(value), ensure_ascii=False)}"
-        for key, value in options
-        if value is not None
-    ]
-    return load_config(path, assignments=[*(settings or []), *assignments])
+    values = read_toml(path) if path else {}
+    for assignment in settings or []:
+        assign(values, *parse_assignment(assignment))
+    for key, value in options:
+        if value is not None:
+            assign(values, key, "")
+            section, _, name = key.partition(".")
+            # Text, whatever it looks like: "2024" and "none" are folders.
+            values[section][name] = str(value)
+    return parse_config(values)
 
 
 def tracker_of(*, track: bool, url: str | None) -> Tracker | None:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 STATUS_UNREADABLE = 3
 
 TABLE_FILES = 1000
-"""Files of one table. Where there are more, another one follows it: nobody waits for
-the last file to see the first, and memory stays what it is."""
+"""Number of files in a printed table. More files make further tables, so that the first
+rows appear at once and memory stays bounded."""
 
 
 Rule = Literal["mean", "most-suspicious"]
@@ -39,34 +39,34 @@ SeriesOption = Annotated[
     bool | None,
     typer.Option(
         "--series/--no-series",
-        help="Answer DICOM series by series. Default: yes for a DICOMDIR, for DICOM "
+        help="Predict DICOM series by series. Default: yes for a DICOMDIR, for DICOM "
         "files in folders and for more than one of them.",
     ),
 ]
 RuleOption = Annotated[
     Rule | None,
     typer.Option(
-        help="What a series as a whole is: the mean of its slices (default), or the "
-        "slice with the highest probability of any tumour.",
+        help="How the slices give the result of a series: by their mean (default), or "
+        "by the slice with the highest probability of any tumour.",
     ),
 ]
 NoTumorOption = Annotated[
     str | None,
     typer.Option(
         metavar="CLASS",
-        help="Which class means no tumour, where its name does not say so.",
+        help="The class that means no tumour, if its name does not show it.",
     ),
 ]
 IdentifyOption = Annotated[
-    bool, typer.Option("--identify", help="Add the PatientID to the rows.")
+    bool, typer.Option("--identify", help="Add a column with the PatientID.")
 ]
 DicomOutOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Write each series' result as DICOM, a structured report and a picture. "
-        "The folder must hold no results yet, except with --resume. They belong to "
-        "the patient's study, so name and number of the patient are in them.",
+        help="Write the result of each series as DICOM: a structured report and a "
+        "picture. The folder must hold no results yet, except with --resume. Both "
+        "files carry the patient's name and number: they belong to the study.",
     ),
 ]
 
@@ -74,29 +74,36 @@ DicomOutOption = Annotated[
 def predict(
     path: Annotated[
         Path,
-        typer.Argument(metavar="MODEL", help="Run folder, or artefact of export."),
+        typer.Argument(metavar="MODEL", help="Run folder, or artefact made by export."),
     ],
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH...", help="Files, folders and DICOMDIRs."),
+        typer.Argument(
+            metavar="PATH...", help="Image files, folders and DICOMDIR files."
+        ),
     ],
     *,
     best: Annotated[
         bool,
-        typer.Option("--best", help="Use the fastest good artefact of the run."),
+        typer.Option(
+            "--best", help="Use the run's fastest artefact with a good verdict."
+        ),
     ] = False,
     more_runs: Annotated[
         list[Path] | None,
-        typer.Option("--run", metavar="MODEL", help="One more; repeatable."),
+        typer.Option(
+            "--run", metavar="MODEL", help="Another model to compare with; repeatable."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write .csv, .json, .jsonl or .parquet instead."
+            metavar="FILE",
+            help="Write .csv, .json, .jsonl or .parquet instead of a table.",
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with --out after a stop.")
+        bool, typer.Option("--resume", help="Continue the --out of a stopped call.")
     ] = False,
     series: SeriesOption = None,
     series_rule: RuleOption = None,
@@ -104,7 +111,7 @@ def predict(
     identify: IdentifyOption = False,
     dicom_out: DicomOutOption = None,
 ) -> int:
-    """Give the probability of every class for images."""
+    """Predict the probability of every class, for images or DICOM series."""
     _check_output(out, resume=resume)
     options = SeriesOptions(series, series_rule, no_tumor_class, identify, dicom_out)
     by_series = options.is_wanted(images)
@@ -131,10 +138,10 @@ def predict(
 
 
 def _check_output(out: Path | None, *, resume: bool) -> None:
-    """Refuse what would only fail after the last image.
+    """Refuse an output that would only fail after the last image.
 
     Raises:
-        ConfigError: Of the two options, or of the file's suffix.
+        ConfigError: --resume without --out, or an unknown suffix.
     """
     if out:
         from tumorlens.deploy.prediction_file import check_output
@@ -142,13 +149,13 @@ def _check_output(out: Path | None, *, resume: bool) -> None:
         check_output(out)
     elif resume:
         raise ConfigError(
-            "--resume goes on with a file, and there is no --out",
+            "--resume continues a file, and there is no --out",
             hint="give the --out that was stopped",
         )
 
 
 def _open(paths: list[Path], *, best: bool) -> list[tuple[Path, Predictor]]:
-    """Load what is to answer; with `best`, the first one's fastest artefact."""
+    """Load the models; with `best`, the fastest artefact of the first."""
     from tumorlens.deploy.predictor import Predictor
 
     if best:
@@ -184,7 +191,7 @@ def _told_apart(paths: list[Path]) -> list[str]:
 
 
 def _warn_of_unfinished(path: Path) -> None:
-    """Say on standard error that more training would have changed the answers."""
+    """Warn that the training of a run was not finished."""
     if not (path / "config.toml").is_file():
         return
     from tumorlens.runs.folder import open_run
@@ -228,7 +235,7 @@ def _write(
 
     file = PredictionFile(out, predictors, resume=resume)
     with file, resumable(file), terminal.counting("predicting") as progress:
-        # Walked once more, but only where somebody watches.
+        # The folders are walked twice only if a bar is shown.
         total = count_images(images) * len(predictors) if progress else None
         for one in predictors:
             remaining = file.remaining(one, walk_images(images))
@@ -243,7 +250,7 @@ def _write(
 
 @dataclass(frozen=True)
 class SeriesOptions:
-    """What was said about series on the command line."""
+    """The options about series."""
 
     series: bool | None
     rule: Rule | None
@@ -252,10 +259,10 @@ class SeriesOptions:
     dicom_out: Path | None
 
     def is_wanted(self, paths: Sequence[Path]) -> bool:
-        """Whether the answer is to be given series by series.
+        """Whether to predict series by series.
 
         Raises:
-            ConfigError: --no-series, and an option that is about series.
+            ConfigError: --no-series together with an option for series.
         """
         about_series = {
             "--series-rule": self.rule is not None,
@@ -263,17 +270,17 @@ class SeriesOptions:
             "--identify": self.identify,
             "--dicom-out": self.dicom_out is not None,
         }
-        asked = [name for name, is_given in about_series.items() if is_given]
-        if self.series is False and asked:
+        given = [name for name, is_given in about_series.items() if is_given]
+        if self.series is False and given:
             raise ConfigError(
-                f"--no-series, but {asked[0]} is about series",
+                f"--no-series, but {given[0]} is for series",
                 hint="leave out one of the two",
             )
         if self.series is not None:
             return self.series
         from tumorlens.data.dicom.series import holds_study
 
-        return bool(asked) or holds_study(paths)
+        return bool(given) or holds_study(paths)
 
 
 def predict_series(
@@ -289,10 +296,10 @@ def predict_series(
     Args:
         models: Runs or artefacts, with the predictors that they were opened as.
         images: Files, folders and DICOMDIRs.
-        options: What was said about series.
+        options: The options about series.
         out: The table's file, which gets each series as it is answered; `None` prints
             the table.
-        resume: Go on with the file of a session that was stopped.
+        resume: Continue the file of a stopped session.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; what is there stays.
@@ -359,13 +366,13 @@ def resumable(file: RowFile) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if file.num_rows:
-            words = f"go on by the same command and --resume: {file.part}"
+            words = f"to continue, repeat the command with --resume: {file.part}"
             print(words, file=sys.stderr)
         raise
 
 
 class _Way(NamedTuple):
-    """How the answer for a series comes of those for its slices."""
+    """How the slices give the result of a series."""
 
     rule: Rule
     no_tumor: int | None
@@ -391,17 +398,17 @@ class _Shown:
 def _check_dicom_out(
     folder: Path, found: Found, *, num_runs: int, resume: bool
 ) -> None:
-    """Refuse what no DICOM results can be written for.
+    """Refuse a folder or images that DICOM results cannot be written for.
 
     Raises:
-        ConfigError: Several runs are asked.
+        ConfigError: There are several runs.
     """
     from tumorlens.report.dicom_results import check_results
 
     if num_runs > 1:
         raise ConfigError(
             f"--dicom-out takes one run, got {num_runs}",
-            hint="ask one run after the other, each with a folder of its own",
+            hint="use one run after the other, each with its own folder",
         )
     check_results(folder, found, resume=resume)
 
@@ -409,9 +416,8 @@ def _check_dicom_out(
 def _writer(
     folder: Path, run: Path, predictor: Predictor
 ) -> Callable[[SeriesAnswer], bool]:
-    """Return what writes the DICOM results of a series, and says whether it did."""
-    from tumorlens.report.dicom_results import write_results
-    from tumorlens.report.model_notes import notes_of
+    """Return the function that writes a series' DICOM results, if there are any."""
+    from tumorlens.report.dicom_results import notes_of, write_results
 
     notes = notes_of(run, predictor)
     return lambda answer: bool(write_results(folder, predictor, answer, notes=notes))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 STATUS_FAILED = 3
 
 app = typer.Typer(
-    help="Compare many settings: run, resume and watch studies.",
+    help="Run, resume and watch studies, which compare many settings.",
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
 )
@@ -36,8 +36,9 @@ StoreOption = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="Where trials are claimed: sqlite:///FILE, or postgresql://USER@HOST/NAME "
-        "for several machines. Default: a file in the study's folder.",
+        help="Database in which trials are claimed: sqlite:///FILE, or "
+        "postgresql://USER@HOST/NAME for several machines. Default: a file in the "
+        "study's folder.",
     ),
 ]
 
@@ -48,7 +49,8 @@ def run(
     plan_path: Annotated[
         Path,
         typer.Argument(
-            metavar="STUDY", help="TOML file of a study, or its folder to go on with."
+            metavar="STUDY",
+            help="TOML file of a study, or the folder of one to continue.",
         ),
     ],
     *,
@@ -57,7 +59,7 @@ def run(
         typer.Option(metavar="DIR", help="The study's folder. Default: runs/NAME."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="The same as data.path.")
+        Path | None, typer.Option(metavar="DATA", help="Images; the same as data.path.")
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -80,11 +82,13 @@ def run(
     ] = "*",
     store: StoreOption = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try failed trials once more.")
+        bool, typer.Option("--retry-failed", help="Run failed trials once more.")
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the trials and their time, run none."),
+        typer.Option(
+            "--dry-run", help="Print the trials with their estimated time; run none."
+        ),
     ] = False,
     track: Annotated[
         bool,
@@ -98,11 +102,11 @@ def run(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Mirror the trials in the MLflow at this address instead.",
+            help="Mirror the trials in the MLflow server or database at this URL.",
         ),
     ] = None,
 ) -> int:
-    """Run every trial of a study; finished ones are skipped, begun ones go on.
+    """Run the trials of a study: skip finished ones, continue interrupted ones.
 
     The exit status is 3 when a trial failed.
     """
@@ -166,7 +170,7 @@ def status(
     *,
     store: StoreOption = None,
 ) -> None:
-    """Show the trials of a study, also while it runs."""
+    """Show the trials of a study, even while it runs."""
     from tumorlens.study.folder import open_study
 
     study = open_study(path)
@@ -190,13 +194,13 @@ def compare(
     ] = None,
     image: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="An image to put through every network."),
+        typer.Option(metavar="FILE", help="An image that every network predicts."),
     ] = None,
     subset: Annotated[
         str | None,
         typer.Option(
             help="test, or val while choices are being made. Default: test; val for a "
-            "study that never looks at test.",
+            "study that never evaluates on test.",
             autocompletion=complete_subset,
         ),
     ] = None,
@@ -204,7 +208,8 @@ def compare(
         Path | None,
         typer.Option(
             metavar="DATA",
-            help="Where the images are, if they moved; --image may be relative to it.",
+            help="Where the images are now, if they were moved; --image may be "
+            "relative to it.",
         ),
     ] = None,
     store: StoreOption = None,
@@ -317,7 +322,7 @@ def _refuse(path: Path, *given: object) -> None:
     """
     if any(given):
         raise ConfigError(
-            f"the study in {path} goes on with the settings it was started with",
+            f"the study in {path} continues with the settings it was started with",
             hint="leave out --out, --data and --set, or start another study",
         )
 

@@ -84,7 +84,7 @@ def print_trials(trials: Iterable[Trial], *, measure: str) -> None:
 
 
 def _state(trial: Trial) -> str:
-    """Return the state of a trial; one that waits with a run folder is interrupted."""
+    """Return the state; a waiting trial that has begun is called interrupted."""
     is_begun = trial.state == "waiting" and trial.run_path.is_dir()
     return "interrupted" if is_begun else str(trial.state)
 

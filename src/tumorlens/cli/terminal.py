@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: progress, tables and closing lines.
+"""What the commands print: progress, tables and closing lines.
 
 Results go to standard output, progress to standard error. On a terminal progress is a
 bar; elsewhere it is a line per epoch and nothing for the rest, so that logs stay short.
@@ -54,12 +54,12 @@ def print_error(problem: str, hint: str) -> None:
 
 
 def print_warning(words: str) -> None:
-    """Print what went wrong beside the work, which goes on."""
+    """Print a problem that does not stop the command."""
     print(f"warning: {one_line(words)}", file=sys.stderr, flush=True)
 
 
 def print_next(where: str, *command: object) -> None:
-    """Close a command: say where its files are and which command comes next."""
+    """Close a command: print where its files are and which command comes next."""
     print(one_line(where))
     print(f"next: {one_line(shlex.join(str(word) for word in command))}")
 
@@ -211,7 +211,7 @@ def print_export(verdicts: Sequence[Verdict], sizes: Sequence[int | None]) -> No
 
     judged = [one for one in verdicts if isinstance(one, Parity)]
     if judged:
-        print_line(f"asked for {judged[0].num_images} val images, from file to label")
+        print_line(f"compared on {judged[0].num_images} val images, from file to label")
     rows = []
     for verdict, size in zip(verdicts, sizes, strict=True):
         row = [verdict.kind, "" if size is None else f"{size / 1e6:.2f} MB"]
@@ -311,7 +311,7 @@ def print_runs(rows: Sequence[RunRow]) -> None:
 
 @contextmanager
 def counting(words: str) -> Iterator[Callable[[int, int | None], None] | None]:
-    """Give a function that shows a count of files, or `None` where nobody watches.
+    """Yield a function that shows a count of files; `None` if this is no terminal.
 
     Args:
         words: What is being done, such as "reading".
@@ -372,14 +372,14 @@ class TrainingDisplay(Listener):
 
 @contextmanager
 def training() -> Iterator[TrainingDisplay]:
-    """Give the listener that shows a training."""
+    """Yield the listener that shows a training."""
     with progress_bars() as bars:
         yield TrainingDisplay(bars)
 
 
 @contextmanager
 def progress_bars(*, last: str | None = None) -> Iterator[Progress | None]:
-    """Give rich's progress bars, or `None` where nobody watches.
+    """Yield rich's progress bars; `None` if this is no terminal.
 
     Args:
         last: Text of the last column, as rich's TextColumn takes it, instead of the

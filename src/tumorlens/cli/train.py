@@ -36,21 +36,21 @@ def train(
     context: typer.Context,
     config_path: Annotated[
         Path | None,
-        typer.Argument(metavar="CONFIG", help="TOML file. Default: good settings."),
+        typer.Argument(metavar="CONFIG", help="TOML file. Default: built-in settings."),
     ] = None,
     *,
     out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to make.")],
     data: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="The same as data.path.")
+        Path | None, typer.Option(metavar="DATA", help="Images; the same as data.path.")
     ] = None,
     settings: SetOption = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+        bool, typer.Option("--resume", help="Continue an interrupted run.")
     ] = False,
     track: TrackOption = False,
     track_url: TrackUrlOption = None,
 ) -> int:
-    """Train one network, or one for each fold, into a run folder."""
+    """Train one network, or one per fold, into a run folder."""
     from tumorlens.training import fit
 
     if resume:
@@ -95,20 +95,20 @@ def evaluate(
     subset: Annotated[
         str | None,
         typer.Option(
-            help="test, or val while choices are being made. Default: test; val with "
-            "--tta.",
+            help="test, or val while choices are being made. Default: test; with "
+            "--tta, val.",
             autocompletion=complete_subset,
         ),
     ] = None,
     data: MovedOption = None,
     tta: Annotated[
         bool,
-        typer.Option("--tta", help="Say what test-time augmentation would change."),
+        typer.Option("--tta", help="Measure what test-time augmentation changes."),
     ] = False,
     track: TrackOption = False,
     track_url: TrackUrlOption = None,
 ) -> None:
-    """Measure a run on images that it was not trained on."""
+    """Measure a run on images it was not trained on."""
     from tumorlens.runs.folder import open_run
 
     run = open_run(path)
@@ -148,7 +148,7 @@ def report(
     track: TrackOption = False,
     track_url: TrackUrlOption = None,
 ) -> None:
-    """Write the page of an evaluated run and its figures."""
+    """Write the HTML page of an evaluated run, and its figures."""
     from tumorlens.report import write_run_report
     from tumorlens.runs.folder import open_run
 
@@ -160,7 +160,7 @@ def report(
     if page.num_missing:
         terminal.print_warning(
             f"{page.num_missing} pictures are missing from the page, the first is "
-            f"{page.why_not}; --data DIR says where the images are now"
+            f"{page.why_not}; give --data DIR if the images were moved"
         )
     terminal.print_next(
         f"the page is {page.path}, its figures are in {run.figures_dir}",
@@ -172,17 +172,21 @@ def lr_find(
     context: typer.Context,
     config_path: Annotated[
         Path | None,
-        typer.Argument(metavar="CONFIG", help="TOML file. Default: good settings."),
+        typer.Argument(metavar="CONFIG", help="TOML file. Default: built-in settings."),
     ] = None,
     *,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for the curve and its numbers.")
+    ],
     data: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="The same as data.path.")
+        Path | None, typer.Option(metavar="DATA", help="Images; the same as data.path.")
     ] = None,
     settings: SetOption = None,
     lowest: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
     highest: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
-    steps: Annotated[int, typer.Option(help="Batches, one for each rate.")] = 100,
+    steps: Annotated[
+        int, typer.Option(help="Number of batches, one per learning rate.")
+    ] = 100,
 ) -> None:
     """Suggest a learning rate from a short sweep over the train subset."""
     from tumorlens.files import write_model
@@ -215,7 +219,9 @@ def import_weights(
     context: typer.Context,
     weights: Annotated[
         Path,
-        typer.Argument(metavar="WEIGHTS", help="A .safetensors or .pth of tensors."),
+        typer.Argument(
+            metavar="WEIGHTS", help="A .safetensors or .pth file of tensors."
+        ),
     ],
     *,
     model: Annotated[
@@ -224,11 +230,13 @@ def import_weights(
     ],
     classes: Annotated[
         str,
-        typer.Option(metavar="A,B,...", help="In the order of the network's outputs."),
+        typer.Option(
+            metavar="A,B,...", help="Class names, in the order of the outputs."
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to make.")],
     size_px: Annotated[
-        int | None, typer.Option(help="Side of its input. Default: timm's.")
+        int | None, typer.Option(help="Side of the input in pixels. Default: timm's.")
     ] = None,
     mean: Annotated[
         str | None, typer.Option(metavar="R,G,B", help="Default: timm's.")
@@ -237,18 +245,18 @@ def import_weights(
         str | None, typer.Option(metavar="R,G,B", help="Default: timm's.")
     ] = None,
     fit: Annotated[
-        str, typer.Option(help="How its images were made square: squash or pad.")
+        str, typer.Option(help="How the images were made square: squash or pad.")
     ] = "squash",
     data: Annotated[
         Path | None,
         typer.Option(
             metavar="DATA",
-            help="Images to evaluate it on, split by data.protocol (as-given).",
+            help="Images to evaluate on, split by data.protocol (as-given).",
         ),
     ] = None,
     settings: SetOption = None,
 ) -> None:
-    """Make a run folder of weights that were trained elsewhere."""
+    """Make a run folder from weights that were trained elsewhere."""
     from tumorlens.training import import_weights as stage
 
     numbers = {
@@ -282,27 +290,32 @@ def import_weights(
 def runs(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="DIR", help="Where to look. Default: runs."),
+        typer.Argument(metavar="DIR", help="Folders to search. Default: runs."),
     ] = None,
     *,
     where: Annotated[
         list[str] | None,
         typer.Option(
             metavar="CONDITION",
-            help="A column or setting, one of = != < <= > >=, and a value, such as "
+            help="A filter: column or setting, one of = != < <= > >=, value, such as "
             "'test_accuracy>0.8' or model.name=resnet50; repeatable.",
         ),
     ] = None,
     sort: Annotated[
         str | None,
-        typer.Option(metavar="KEY", help="A column or setting; -KEY: largest first."),
+        typer.Option(
+            metavar="KEY",
+            help="Column or setting to sort by; -KEY puts the largest first.",
+        ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="List at most this many.")
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="For programs, with every setting.")
+        bool, typer.Option("--json", help="Print JSON, with every setting.")
     ] = False,
 ) -> None:
-    """List run folders: what they are, how far they came, what they scored."""
+    """List run folders with their model, progress and scores."""
     from tumorlens.runs.listing import list_runs
 
     found = list_runs(
@@ -324,11 +337,13 @@ def ensemble(
     out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to make.")],
     tta: Annotated[
         bool,
-        typer.Option("--tta", help="Average over small variants of each image too."),
+        typer.Option(
+            "--tta", help="Average over small variants of each image as well."
+        ),
     ] = False,
     data: MovedOption = None,
 ) -> None:
-    """Make one run of several, which averages their probabilities."""
+    """Combine several runs into one that averages their probabilities."""
     from tumorlens.evaluation import tta as views
     from tumorlens.training.ensemble import make_ensemble
 

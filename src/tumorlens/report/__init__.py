@@ -1,8 +1,8 @@
 """Pages for people: one self-contained HTML file each.
 
 This package reads files that other stages wrote and computes nothing, so a page can be
-made again years later, without the model. A newcomer would look for plots of a live
-training here; those are in the progress bar and in `history.jsonl`.
+made again years later, without the model. A training that runs is followed in the
+progress bar and in `history.jsonl`, not here.
 """
 
 from tumorlens.report.audit_page import write_audit_page

@@ -1,9 +1,9 @@
 """The content of a structured report: probabilities as numbers that can be queried.
 
-A measurement report after TID 1500. Public codes are used where there are any; what a
-network's classes mean, no public scheme can know, so they have codes of our own, made
-from their names. What a newcomer gets wrong: DICOM cuts nothing off, it refuses. A code
-has 16 characters, its meaning and every long string 64.
+A measurement report after TID 1500. Public codes are used where there are any. No
+public scheme has codes for the classes of a network, so those are private, made from
+their names. Limits of length: a code has at most 16 characters, its meaning and every
+long string 64; a longer text is not cut off but refused.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def report_content(
     template has it; the observer is a device, the same one for the same model.
 
     Args:
-        predictor: Who answered.
+        predictor: The model that predicted.
         answer: For a series with at least one readable slice.
         references: For each slice, the UIDs and the modality of its instance.
         sentences: Remarks, for a person.
@@ -166,7 +166,7 @@ def _class_code(kind: str, name: str) -> tuple[str, str, str]:
 def _short(words: str) -> str:
     r"""Return words as a DICOM text of 64 bytes; \ would make two of one.
 
-    The standard says characters, but there are programs that count bytes.
+    The standard counts characters, but some programs count bytes.
     """
     words = words.replace("\\", "/")
     if len(words.encode()) <= 64:

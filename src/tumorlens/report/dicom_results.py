@@ -1,9 +1,9 @@
-"""A series' answer as DICOM: a structured report, and a picture of its heat map.
+"""The result of a series as DICOM: a structured report and a picture with a heat map.
 
-Both belong to the study that was asked about, so they carry the identity of its
-patient: without it no archive can file them. What a newcomer gets wrong: highdicom
-warns and logs with the values that it dislikes, names among them. So it is given none;
-the patient's elements are copied when it is done, as they are.
+Both belong to the study of the images, so they carry the identity of its patient:
+without it no archive can file them. highdicom quotes values that it dislikes in
+warnings and logs, names among them. So it gets none: the patient's elements are copied,
+unchanged, into its finished result.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import tumorlens
 from tumorlens.data.dicom import pixels
 from tumorlens.data.dicom.series import MANUFACTURER
 from tumorlens.data.images import DEFAULT_LIMITS, read_image, square_box
+from tumorlens.deploy.artefact import is_artefact, open_artefact
 from tumorlens.errors import ConfigError, DataError
 from tumorlens.evaluation.occlusion import (
     PATCHES_PER_SIDE,
@@ -31,6 +32,7 @@ from tumorlens.extras import require
 from tumorlens.files import write_bytes
 from tumorlens.report.dicom_picture import WARNING, Page, draw_page
 from tumorlens.report.dicom_report import SCHEME, report_content
+from tumorlens.runs.folder import open_run
 from tumorlens.text import percent
 
 if TYPE_CHECKING:
@@ -71,18 +73,18 @@ class Written:
 
 
 def check_results(folder: Path, found: Found, *, resume: bool = False) -> None:
-    """Refuse what results cannot be written for, before anything is computed.
+    """Refuse a folder or series that results cannot be written for, before predicting.
 
     Args:
         folder: Where to. It holds no results yet: series are numbers, so those of
             another patient would be replaced, or stay beside the new ones.
         found: What they will be of.
-        resume: The results in the folder are those of the session that goes on.
+        resume: The results in the folder are of the session to be continued.
 
     Raises:
         MissingExtraError: highdicom or matplotlib is not installed.
         ConfigError: The folder holds results, and `resume` is not given.
-        DataError: There is no series, a series says not which study it is of, or
+        DataError: There is no series, a series lacks the UID of its study, or
             nothing can be written to the folder.
     """
     require("highdicom")
@@ -92,7 +94,7 @@ def check_results(folder: Path, found: Found, *, resume: bool = False) -> None:
     ):
         raise ConfigError(
             f"--dicom-out: {folder} holds results already",
-            hint="name a new folder; --resume goes on with that of a stopped session",
+            hint="name a new folder; --resume continues that of a stopped session",
         )
     if not found.series:
         raise DataError(
@@ -114,7 +116,7 @@ def write_results(
 
     Args:
         folder: Where to, see `check_results`; files of the same name are replaced.
-        predictor: Who answered; asked again for the heat map.
+        predictor: The model that predicted; it predicts again for the heat map.
         answer: For a series. Without a readable slice, nothing is written.
         notes: Sentences about the model, for both.
 
@@ -130,7 +132,7 @@ def write_results(
     with _quietly():
         identity = _identity(key.path)
         page = draw_page(_page(predictor, answer, notes))
-        # highdicom knows not all classes of images, and what it says quotes values.
+        # highdicom does not know all classes of images, and its messages quote values.
         try:
             picture = _picture(
                 page,
@@ -156,6 +158,43 @@ def write_results(
     return written
 
 
+def notes_of(path: Path, predictor: Predictor) -> list[str]:
+    """Return sentences on the model behind a predictor: its weights and its accuracy.
+
+    Args:
+        path: The run folder or the artefact that it was opened from.
+        predictor: For its name and the digests of its weights.
+    """
+    digests = [
+        digest[:12] for member in predictor.members for digest in member.weights_sha256
+    ]
+    shown = ", ".join(digests[:3]) + (", ..." if len(digests) > 3 else "")
+    model = f"Model {predictor.name}, weights sha256 {shown}."
+    return [model, _worth_of_artefact(path) if is_artefact(path) else _worth(path)]
+
+
+def _worth_of_artefact(path: Path) -> str:
+    parity = open_artefact(path).parity()
+    num_flips = len(parity.flips)
+    return (
+        f"Accuracy on {parity.num_images} validation images: "
+        f"{percent(parity.accuracy.artefact)}, its run {percent(parity.accuracy.run)}; "
+        f"{num_flips or 'no'} label{'' if num_flips == 1 else 's'} differ"
+        f"{'s' if num_flips == 1 else ''}."
+    )
+
+
+def _worth(path: Path) -> str:
+    run = open_run(path)
+    if not run.metrics_path.is_file():
+        return "It was never evaluated on a test subset: its accuracy is not known."
+    metrics = run.metrics()
+    return (
+        f"Accuracy on {metrics.num_images} test images, 95 %: "
+        f"{metrics.accuracy.percentage}. {metrics.leak.words}"
+    )
+
+
 def _as_file(dataset: Dataset) -> bytes:
     # Not straight to the disk: when that is full, pydicom's error is a whole traceback.
     content = BytesIO()
@@ -164,10 +203,10 @@ def _as_file(dataset: Dataset) -> bytes:
 
 
 def _references(series: Series) -> list[Dataset]:
-    """Return what is needed to refer to each slice, with the patient left blank.
+    """Return the UIDs that refer to each slice, with the patient left blank.
 
     Raises:
-        DataError: A header does not say which instance and study it is.
+        DataError: A header lacks the UIDs of its instance or study.
     """
     found: dict[Path, Dataset] = {}
     for one in series.slices:
@@ -315,7 +354,7 @@ def _picture(
     reference.PurposeOfReferenceCodeSequence = [_code(*purpose[:3])]
     picture.SourceImageSequence = [reference]
     # Whether the patient can be told from what is burnt in. We add no name, so it is
-    # what the source says; a secondary capture that says nothing may hold anything.
+    # the flag of the source; a secondary capture without one may hold anything.
     burned_in = source.get("BurnedInAnnotation")
     if burned_in or source.SOPClassUID != _SECONDARY_CAPTURE:
         picture.BurnedInAnnotation = burned_in or "NO"
@@ -350,7 +389,7 @@ def _report(
 def _ours(
     answer: SeriesAnswer, *, what: str, series_number: int, digest: str
 ) -> dict[str, Any]:
-    """Return the elements that say who made a result, and that it is new."""
+    """Return the elements that name the maker of a result, with new UIDs."""
     from pydicom.uid import generate_uid
 
     return {

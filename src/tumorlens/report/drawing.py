@@ -2,8 +2,8 @@
 
 Every figure has a title, a line that says what it was measured on and, when the test
 images leak into training, the words of that leak: a figure that is cut out of its page
-still carries them. Newcomers reach for pyplot here; it keeps global state and a window
-system, so figures are made from `matplotlib.figure.Figure` alone.
+still carries them. pyplot is not used: it keeps global state and a window system.
+Figures are made from `matplotlib.figure.Figure` alone.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def shortened(name: str, *, num_letters: int = 22) -> str:
 
 
 def css_variables() -> str:
-    """Return the style rules that set every colour, dark where the reader asks for it.
+    """Return the style rules that set every colour, dark where the browser prefers it.
 
     Paper is always light: the dark rules are for screens only.
     """

@@ -158,7 +158,7 @@ def _bounds(low: float, high: float) -> str:
 
 
 def _breakable(name: str) -> Markup:
-    """Return a class name or path that may go on in the next line after `_` or `/`."""
+    """Return a class name or path that may break into lines after `_` or `/`."""
     escaped = str(escape(name))
     return Markup(re.sub(r"([_/])(?=.)", r"\1<wbr>", escaped))
 

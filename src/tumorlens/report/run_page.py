@@ -144,7 +144,7 @@ def write_run_report(run: Run, *, data: Path | None = None) -> RunPage:
                     ("decimals", _DECIMALS),
                 )
             },
-            "looks": [look for look in run.looks() if look["subset"] == metrics.subset],
+            "looks": [look for look in run.looks() if look.subset == metrics.subset],
             "curves": [
                 _Figure(
                     Markup(drawing.inline(f"curve-{measure}")),

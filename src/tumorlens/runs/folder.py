@@ -37,6 +37,7 @@ from tumorlens.data.index import SplitRow, read_split, write_split
 from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import (
+    check_model,
     is_temporary,
     read_json,
     read_model,
@@ -93,6 +94,18 @@ class ModelCard(BaseModel):
     epoch: int
     """Epoch of the weights, from 1; 0 for imported ones."""
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Look(BaseModel):
+    """A line of `looks.jsonl`: one look at the figures of a subset."""
+
+    model_config = ConfigDict(frozen=True)
+
+    time: str
+    """Time in ISO 8601, UTC."""
+    subset: str
+    command: str
+    """Command line of the user."""
 
 
 class _EnsembleFile(BaseModel):
@@ -344,20 +357,26 @@ class Run(NotebookView):
 
     def log_look(self, *, subset: str, command: str) -> None:
         """Log a look at the figures of a subset, with its time."""
-        look = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "subset": subset,
-            "command": command,
-        }
-        _write_lines(self.path / "looks.jsonl", [*self.looks(), look])
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        look = Look(time=time, subset=subset, command=command)
+        self.write_looks([*self.looks(), look])
 
-    def looks(self) -> list[dict[str, Any]]:
-        """Return the looks that were logged so far."""
-        return _read_lines(self.path / "looks.jsonl")
+    def looks(self) -> list[Look]:
+        """Return the looks that were logged so far.
 
-    def write_looks(self, looks: Iterable[Mapping[str, Any]]) -> None:
+        Raises:
+            RunError: The file is damaged.
+        """
+        path, hint = self.path / "looks.jsonl", "restore the file"
+        return [
+            check_model(line, Look, path=path, hint=hint) for line in _read_lines(path)
+        ]
+
+    def write_looks(self, looks: Iterable[Look]) -> None:
         """Write a whole log of looks: an ensemble starts with that of its members."""
-        _write_lines(self.path / "looks.jsonl", looks)
+        _write_lines(
+            self.path / "looks.jsonl", [look.model_dump(mode="json") for look in looks]
+        )
 
     def write_ensemble(self, members: Iterable[str]) -> None:
         """Write `ensemble.json`."""

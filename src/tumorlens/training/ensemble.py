@@ -209,7 +209,7 @@ def _make(
     run.write_looks(
         sorted(
             (look for member in members for look in member.looks()),
-            key=lambda look: str(look.get("time")),
+            key=lambda look: look.time,
         )
     )
     run.write_ensemble(names)

@@ -277,11 +277,11 @@ def infer(
     parts = []
     for batch in batches:
         images = normalize(batch.to(device, non_blocking=True), mean=mean, std=std)
-        answers = [
+        by_view = [
             (model(view).float() / temperature).log_softmax(dim=1)  # (N, C)
             for view in views_of(images, policy_of(mirror=mirror, tta=tta))
         ]
-        log_probs = torch.stack(answers).logsumexp(dim=0) - math.log(len(answers))
+        log_probs = torch.stack(by_view).logsumexp(dim=0) - math.log(len(by_view))
         parts.append(log_probs.cpu())
     return torch.cat(parts).numpy() if parts else np.empty((0, 0), np.float32)
 
