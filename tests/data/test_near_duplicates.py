@@ -146,7 +146,7 @@ def test_plain_and_nearly_plain_images_look_like_nothing() -> None:
     assert find_near_duplicates(np.concatenate([plain, specks])) == []
 
 
-def test_nothing_and_one_image_have_no_lookalikes() -> None:
+def test_nothing_and_one_image_have_no_near_duplicates() -> None:
     assert find_near_duplicates(np.empty((0, 64, 64), np.uint8)) == []
     assert find_near_duplicates(draw_thumbnails(1)) == []
 

@@ -63,7 +63,7 @@ def test_arms_have_the_figures_of_evaluate_and_their_settings(
     two: tuple[Path, Path],
 ) -> None:
     found = compared(*two)
-    assert (found["format"], found["subset"], found["study"]) == (2, "test", None)
+    assert (found["format"], found["subset"], found["study"]) == (1, "test", None)
     assert (found["title"], found["example"]) == ("better and worse", None)
     first, second = found["arms"]
     assert (first["name"], second["name"]) == ("better", "worse")
@@ -550,7 +550,8 @@ def test_runs_of_other_classes_are_refused(
     make_run(tmp_path / "other", answers([1, 1], classes=other), classes=other)
     with pytest.raises(
         RunError,
-        match="better has the classes glioma, no_tumor, other has meningioma, pituitary",
+        match="better has the classes glioma, no_tumor, other has meningioma, "
+        "pituitary",
     ):
         compared(two[0], tmp_path / "other")
 

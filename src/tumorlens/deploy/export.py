@@ -49,7 +49,7 @@ from tumorlens.deploy.graph_files import (
     write_graph,
 )
 from tumorlens.deploy.parity import MAX_DROP, bounds_of, judge_parity
-from tumorlens.deploy.predictor import Predictor
+from tumorlens.deploy.predictor import Predictor, Progress
 from tumorlens.deploy.runtimes import has_bf16, open_session
 from tumorlens.errors import DataError, RunError, TumorlensError
 from tumorlens.evaluation.inference import read_data
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
     from tumorlens.data.index import Index, SplitRow
     from tumorlens.runs.folder import ModelCard, Run
 
-Progress = Callable[[int, int | None], None]
 Stage = Callable[[str], AbstractContextManager[Progress | None]]
 """Shows that something begins, in words, and how many files of it are done."""
 
