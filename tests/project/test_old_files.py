@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -78,5 +79,9 @@ def test_pages_are_written_from_old_files(tmp_path: Path) -> None:
     write_comparison_page(
         tmp_path / "comparison.json", data=IMAGES, out=tmp_path / "comparison.html"
     )
+    old = json.loads((MADE / "comparison.json").read_text(encoding="utf-8"))
+    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert old["words"]
+    assert all(html.escape(sentence) in page for sentence in old["words"])
     for name in ("audit", "benchmark", "comparison"):
         assert "<html" in (tmp_path / f"{name}.html").read_text(encoding="utf-8")

@@ -119,7 +119,7 @@ def arm(name: str, number: int) -> dict[str, Any]:
 
 def comparison(names: tuple[str, ...] = ("plain", "dropout", "lr=0.01")) -> Any:
     return {
-        "format": 2,
+        "format": 1,
         "title": "Effect of dropout",
         "study": "runs/dropout",
         "subset": "test",
@@ -550,7 +550,7 @@ def test_long_names_of_many_arms_are_whole_in_every_figure(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"format": 1}, r"expected format 2 in .*comparison\.json, got 1"),
+        ({"format": 2}, r"expected format 1 in .*comparison\.json, got 2"),
         ({"arms": []}, r"damaged at arms: .*at least 1 item.*got \[\]"),
         ({"title": None}, r"damaged at title: Input should be a valid string"),
         (
@@ -573,7 +573,7 @@ def test_a_comparison_that_is_not_ours_is_refused(
     [
         (None, r"there is no .*comparison\.json"),
         ("{", r"comparison\.json is not JSON: Expecting property name"),
-        ("[]", r"expected format 2 in .*comparison\.json, got \[\]"),
+        ("[]", r"expected format 1 in .*comparison\.json, got \[\]"),
     ],
 )
 def test_a_comparison_that_cannot_be_read_is_refused(

@@ -63,7 +63,7 @@ def test_arms_have_the_figures_of_evaluate_and_their_settings(
     two: tuple[Path, Path],
 ) -> None:
     found = compared(*two)
-    assert (found["format"], found["subset"], found["study"]) == (2, "test", None)
+    assert (found["format"], found["subset"], found["study"]) == (1, "test", None)
     assert (found["title"], found["example"]) == ("better and worse", None)
     first, second = found["arms"]
     assert (first["name"], second["name"]) == ("better", "worse")

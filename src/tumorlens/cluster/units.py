@@ -55,7 +55,7 @@ _RETRY_S = 1
 _CONNECT_S = 10
 _LOCKED_S = 120
 _ADVISORY_LOCK = 0x7465_6D6F
-"""Any number: whoever makes tables in PostgreSQL holds this lock."""
+"""Key of the PostgreSQL lock that is held while tables are made; any number will do."""
 
 State = Literal["waiting", "running", "finished", "failed"]
 Result = TypeVar("Result")
@@ -110,9 +110,9 @@ class Unit:
     name: str
     state: State
     payload: Mapping[str, Any]
-    """What was known of the unit when it was added."""
+    """Data of the unit, as it was added."""
     notes: Mapping[str, Any]
-    """What its owners have written down, kept from one attempt to the next."""
+    """Notes of its owners, kept from one attempt to the next."""
     result: Any
     reason: str | None
     """Why it failed."""
@@ -123,7 +123,7 @@ class Unit:
     pid: int | None
     process_start: float | None
     place: str | None
-    """Where it runs or ran last, for people."""
+    """Host and folder where it runs or ran last, for display."""
     lease_until: float | None
     seconds: float | None
     """From the start of its last attempt to its end, or to now."""
@@ -160,7 +160,7 @@ class Lease:
 
     @property
     def notes(self) -> Mapping[str, Any]:
-        """What the owners of the unit have written down."""
+        """Notes of the unit's owners."""
         return self._notes
 
     def check(self) -> None:
@@ -174,7 +174,7 @@ class Lease:
             raise self._fault
 
     def note(self, **notes: Any) -> None:
-        """Write something down that outlives this process.
+        """Store notes that outlive this process.
 
         Raises:
             LeaseLostError: Another process has taken the unit over.
@@ -310,7 +310,7 @@ class Units:
 
         Args:
             accepts: Whether a unit of this name may be claimed.
-            place: Where the work is done, for people.
+            place: Folder where the work is done, for display.
         """
 
         def claim(connection: Connection, now: float) -> Unit | None:
@@ -535,11 +535,11 @@ def has_job(url: str, job: str) -> bool:
 
 @cache
 def machine_identity() -> str:
-    """Return what tells this machine from all others, the same for all its processes.
+    """Return an identity of this machine, the same for all its processes.
 
-    A host name does not: containers and fresh laptops share it. Two containers on one
-    machine are two machines here, as neither can see whether a process of the other is
-    alive, and so is the machine after it was started again.
+    A host name is not enough: containers and fresh laptops share it. Two containers on
+    one machine are two machines here, as neither can see whether a process of the other
+    is alive; a machine that was restarted is another one too.
     """
     parts = []
     for name in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
@@ -547,7 +547,7 @@ def machine_identity() -> str:
             parts.append(Path(name).read_text(encoding="ascii").strip())
     with suppress(OSError):
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
-    # The number itself is not for others: machine-id(5).
+    # Hashed, as machine-id(5) asks for: the number itself is confidential.
     return sha256_of_bytes(" ".join(parts or [_without_proc()]).encode())[:32]
 
 
@@ -565,7 +565,7 @@ def _this_process() -> tuple[int, float]:
 def _is_alive(pid: int, started: float) -> bool:
     psutil = require("psutil")
     try:
-        # A number is used again; with its start it is not. psutil rounds to 10 ms.
+        # Process numbers are reused, so the start counts too. psutil rounds to 10 ms.
         process = psutil.Process(pid)
         is_same = abs(process.create_time() - started) < 1
         return bool(is_same and process.status() != psutil.STATUS_ZOMBIE)
@@ -679,7 +679,7 @@ def _check_format(connection: Connection, url: str) -> None:
 
 
 def _explain(error: Exception, url: str) -> tuple[str, str]:
-    """Return what a database says as one line without a password, and a hint."""
+    """Return an error of a database as one line without a password, and a hint."""
     cause = getattr(error, "orig", None) or error
     first = str(cause).splitlines() or [type(cause).__name__]
     problem = without_secrets(first[0], url)[:200]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, computed_field
 
 from tumorlens import text
 from tumorlens.files import read_model
@@ -198,7 +198,7 @@ class Example(_Content):
 class Comparison(text.NotebookView, _Content):
     """The content of `comparison.json`."""
 
-    format: int = 2
+    format: int = 1
     title: str
     study: str | None
     """The study's folder; `None` for run folders given by hand."""
@@ -210,8 +210,10 @@ class Comparison(text.NotebookView, _Content):
     pareto: tuple[str, ...]
     """Arms than which no other is both as accurate and as fast, or more."""
     example: Example | None
-    summary: tuple[str, ...] = ()
-    """What the comparison means, in sentences."""
+    summary: tuple[str, ...] = Field(
+        (), validation_alias=AliasChoices("summary", "words")
+    )
+    """What the comparison means, in sentences; `words` in files of early versions."""
 
     @property
     def protocols(self) -> tuple[str, ...]:

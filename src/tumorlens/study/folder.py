@@ -5,9 +5,9 @@
         store.sqlite         the store, unless it is a server
         tracking.txt         where it is mirrored, if a URL was given
         trials/NAME          ordinary run folders, one per trial
-        worker.log               what the workers printed
-        trials/NAME.lock     held while its run folder is written
         trials/NAME.txt      the traceback of a trial that failed by a fault in code
+        locks/NAME.lock      held while the run folder is written
+        worker.log           what the workers printed
         comparison.json, comparison.html, comparison.csv ..., figures/
 
 The results are in the run folders; `tumorlens.study.compare` puts them side by side.
@@ -154,7 +154,8 @@ class Study:
         Raises:
             RunError: Another process has held the folder for two minutes.
         """
-        path = self.trials_dir / f"{trial}.lock"
+        # Not in the folder of the trials, where trials/* should be runs.
+        path = self.path / "locks" / f"{trial}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         try:
