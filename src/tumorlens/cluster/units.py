@@ -2,9 +2,9 @@
 
 A *job* is a set of units, such as the shards of a large input. A process claims a unit,
 renews its lease while it works, and closes the unit with a result. At most one process
-holds the valid lease of a unit. The unit of a process that died is claimed again: on the
-same machine at once, elsewhere when its lease has expired. What a unit means is known
-to its job alone.
+holds the valid lease of a unit. The unit of a process that died is claimed again: on
+the same machine at once, elsewhere when its lease has expired. What a unit means is
+known to its job alone.
 
 An expired lease does not prove that its owner is dead: a suspended laptop or a locked
 database delays renewals too. A unit whose owner is a live process of this machine is
