@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-# matplotlib says at its import that it builds a cache of fonts: nobody who asked for a
-# report wants to read that, and a level set after the import is too late.
+# matplotlib logs at its import that it builds a cache of fonts, which says nothing about
+# a report; a level set after the import comes too late.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 _EXTRA_OF = {
