@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-# matplotlib logs at its import that it builds a cache of fonts, which helps no reader of
-# a report. A level set after the import comes too late.
+# matplotlib logs at its import that it builds a cache of fonts, which helps no user. A
+# level set after the import comes too late.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 _EXTRA_OF = {
