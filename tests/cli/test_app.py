@@ -306,7 +306,7 @@ def test_train_stops_above_the_limit_of_unreadable_files_and_leaves_nothing(
     add_bad_files(data)
     settings = small(tmp_path / "cache", data__max_unreadable="0.07")
     answer = ask("train", "--data", data, "--out", tmp_path / "run", *settings)
-    assert_refused(answer, "4 of 52 files (7.7%) cannot be read", "7.0%")
+    assert_refused(answer, "4 of 52 files (7.7 %) cannot be read", "7.0 %")
     assert not (tmp_path / "run").exists()
 
 

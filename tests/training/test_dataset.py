@@ -172,7 +172,7 @@ def test_too_many_unreadable_files_end_the_run(
     run = make_run(max_unreadable=0.04)
     with pytest.raises(
         DataError,
-        match=r"1 of 20 files \(5\.0%\) cannot be read; data\.max_unreadable allows 4",
+        match=r"1 of 20 files \(5\.0 %\) cannot be read; data\.max_unreadable allows 4",
     ) as caught:
         prepare_data(run)
     assert "tumorlens audit" in caught.value.hint
