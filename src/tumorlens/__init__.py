@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tumorlens.deploy.artefact import Kind
     from tumorlens.deploy.benchmark.results import Benchmark
     from tumorlens.deploy.export import Exports
-    from tumorlens.deploy.predictor import Predictions, Predictor
+    from tumorlens.deploy.predictor import FilePredictions, Predictor
     from tumorlens.runs.folder import Run
     from tumorlens.runs.measures import Metrics
     from tumorlens.runs.progress import Listener, Progress, TqdmProgress
@@ -310,7 +310,7 @@ def write_report(run: str | Path | Run, *, data: str | Path | None = None) -> Pa
 
 def predict(
     model: str | Path | Run | Predictor, images: Sequence[str | Path]
-) -> Predictions:
+) -> FilePredictions:
     """Return the class probabilities of image files.
 
     `Predictor.open(model)` loads a model once for many calls.
@@ -331,11 +331,11 @@ def predict(
     """
     from pathlib import Path
 
-    from tumorlens.deploy.predictor import Predictions, Predictor
+    from tumorlens.deploy.predictor import FilePredictions, Predictor
 
     if not isinstance(model, Predictor):
         model = Predictor.open(model if isinstance(model, str | Path) else model.path)
-    return Predictions(model.classes, model.predict_files(images))
+    return FilePredictions(model.classes, model.predict_files(images))
 
 
 def export(

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-# matplotlib says at its import that it builds a cache of fonts: nobody who asked for a
-# report wants to read that, and a level set after the import is too late.
+# matplotlib logs at its import that it builds a cache of fonts, which helps no user. A
+# level set after the import comes too late.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 _EXTRA_OF = {
@@ -58,7 +58,7 @@ _EXTRA_OF = {
 
 
 def switch_off_usage_data() -> None:
-    """Tell every library that reports its use not to, and not to ask for updates."""
+    """Switch off usage data and update checks of every library that has them."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["DO_NOT_TRACK"] = "1"
     # MLflow knows the line above, but only as "true", which others do not.

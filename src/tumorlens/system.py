@@ -86,7 +86,7 @@ def is_main_process() -> bool:
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Turn SIGINT and SIGTERM into a flag while the body runs.
 
-    A second signal of the same kind has its usual effect, so that nobody has to wait.
+    A second signal of the same kind has its usual effect, so that a user need not wait.
     Outside the main thread, where Python allows no signal handlers, the flag stays
     down.
 

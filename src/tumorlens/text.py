@@ -1,8 +1,8 @@
 """Numbers, names and times as people read them: in a terminal, a table or a page.
 
-Fractions become percentages here and nowhere else. Spaces are plain ones; a page makes
-those between a number and its unit non-breaking. Results of stages that show themselves
-in a notebook inherit `NotebookView`.
+Fractions stay fractions until one of these functions shows them. Spaces are plain ones;
+a page makes those between a number and its unit non-breaking. Results of stages that
+show themselves in a notebook inherit `NotebookView`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Addresses of servers and databases as they may be shown and kept: no password.
+"""Addresses of servers and databases, without passwords where they are shown or kept.
 
-What the newcomer would get wrong: a password is not only between `:` and `@`. A
-database takes it after `?` too, and an error message may quote it.
+A password is not only between `:` and `@`: databases take it after `?` too, and an
+error message may quote it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from urllib.parse import unquote, urlsplit
 
 _SECRET = re.compile(r"[^=]*(pass|pwd|secret|token)", re.IGNORECASE)
-"""Names of what is secret after `?`."""
+"""Names of secret parameters after `?`."""
 _WEB = ("http", "https")
 _WEB_LOGIN = re.compile(r"([^:/?#]*):([^/?#]*)@")
 _DATABASE_LOGIN = re.compile(r"([^:/]*):([^@]*(?:@[^@/?]*)*)@")
@@ -18,7 +18,7 @@ _DATABASE_LOGIN = re.compile(r"([^:/]*):([^@]*(?:@[^@/?]*)*)@")
 
 
 def without_password(address: str) -> str:
-    """Return an address without its password; what is no address as it is.
+    """Return an address without its password; any other text unchanged.
 
     Args:
         address: A URL, or a word of a command line that holds one.
@@ -42,7 +42,7 @@ def without_password(address: str) -> str:
 
 
 def without_secrets(text: str, address: str) -> str:
-    """Return what somebody said about an address, the password in it struck out.
+    """Return a message about an address with its password replaced by `***`.
 
     Example:
         >>> without_secrets("no entry with me:hunter2", "http://me:hunter2@host")
@@ -64,10 +64,9 @@ def is_server(url: str) -> bool:
 
 
 def _cut(address: str) -> tuple[str, str | None, str]:
-    """Return what is before the password, the password if there is one, and the rest.
+    """Return the part before the password, the password or `None`, and the rest.
 
-    The parts of an address without any are itself, `None` and nothing, but for what
-    follows `?`, which is in the rest.
+    Without a password, the query after `?` is the rest.
     """
     scheme, separator, after = address.partition("://")
     if not separator:
@@ -81,5 +80,5 @@ def _cut(address: str) -> tuple[str, str | None, str]:
 
 
 def _spell(secret: str) -> set[str]:
-    """Return a secret as it was typed, and as it is meant."""
+    """Return a secret as typed and with its percent-encoding resolved."""
     return {secret, unquote(secret)} - {""}

@@ -65,7 +65,7 @@ def print_next(where: str, *command: object) -> None:
 
 
 def print_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; every column but the first is set to the right."""
+    """Print a table; every column but the first is right-aligned."""
     from rich.table import Table
     from rich.text import Text
 

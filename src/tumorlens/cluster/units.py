@@ -1,15 +1,16 @@
 """Units of work that many processes share: rows of a table, each held under a lease.
 
 A *job* is a set of units, such as the shards of a large input. A process claims a unit,
-renews its lease while it works, and closes the unit with a result. Two processes never
-hold one unit at the same time. The unit of a process that died is claimed again: on the
-same machine at once, elsewhere when its lease has expired. What a unit means is
+renews its lease while it works, and closes the unit with a result. At most one process
+holds the valid lease of a unit. The unit of a process that died is claimed again: on
+the same machine at once, elsewhere when its lease has expired. What a unit means is
 known to its job alone.
 
 An expired lease does not prove that its owner is dead: a suspended laptop or a locked
 database delays renewals too. A unit whose owner is a live process of this machine is
-therefore never taken over. Elsewhere it can be, so each claim has a number, and what is
-written under an earlier number is ignored.
+therefore never taken over. Another machine can take it over, and then two processes may
+work on it for a while; each claim has a number, and what is written under an earlier
+number is ignored.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class Duplicates:
 
     near_pairs: tuple[NearPair, ...]
     """Confirmed pairs, sorted. The first of several files with equal pixels represents
-    all; of very many copies of one picture, each is paired with the first only."""
+    all. Where very many files show one picture, each is paired with the first only."""
 
     thumbnails: Mapping[str, NDArray[np.uint8]] = field(
         default_factory=dict, repr=False, compare=False

@@ -202,7 +202,8 @@ class Sides:
             pictures[duplicates.pictures[record.path]].add(side)
             for patient in patients_of[record.path]:
                 patients[patient].add(side)
-        # A copy of a copy can be a picture of its own and still face its neighbour.
+        # A is near B and B near C, but A and C are not: they can count as two pictures.
+        # The pair across the split still is a leak.
         beside: dict[str, set[str]] = defaultdict(set)
         for pair in duplicates.near_pairs:
             a, b = duplicates.pixels[pair.a], duplicates.pixels[pair.b]

@@ -57,8 +57,8 @@ by `CONFIRMED`: a frame that is a few pixels wider costs a copy more than a neig
 slice differs. In register, the pairs of the Bhuvaji set fall into two heaps: slices of
 one patient end at 0.986 and copies begin at 0.992."""
 
-# Copies with equal hashes that are this much alike share their fate, so that
-# ten thousand re-encodings of one picture cost ten thousand comparisons.
+# Files with equal hashes that correlate this much count as one: ten thousand
+# re-encodings of one picture then cost ten thousand comparisons, not fifty million.
 _ALL_BUT_EQUAL = 0.999
 
 # A thumbnail with a smaller standard deviation (in grey levels) is empty: its hash is

@@ -336,8 +336,8 @@ def _judge(
     verdict = proof.judge(artefact, bounds)
     drop = -verdict.accuracy.change.value
     if card.kind == "openvino-int8" and drop > bounds.max_drop:
-        # Val decides nothing but how much nearer it must be: half of what the bound
-        # leaves, since flips are not proportional to distances.
+        # Try again with more layers in floating point. Val sets the target only: half
+        # of the allowed distance, because flips do not grow in proportion to it.
         nearness = bounds.max_drop / drop / 2
         return _with_care(artefact, verdict, nearness, source, proof, bounds)
     return verdict

@@ -48,7 +48,7 @@ MIN_HELD_OUT = 10
 """With fewer images the order of the layers would be chance."""
 
 _FREE_MIB = 64
-"""With less free disk space, a failure is blamed on it."""
+"""With less free disk space, a failure is reported as a full disk."""
 
 _LIBRARIES: dict[str, tuple[str, ...]] = {
     "torchscript": ("torch", "timm"),
@@ -319,8 +319,8 @@ def _write_openvino_int8_with_care(source: Source, path: Path, nearness: float) 
 
     Accuracy on training images does not serve as criterion: a network has learnt them
     by heart, and keeps their labels while it loses others. Probabilities move on any
-    image. With few images the plain version was calibrated on all of them: it is then
-    nearer on those held out than on others, and the bound only gets narrower.
+    image. With few images the plain version was calibrated on the held-out ones too, so
+    it looks better on them than it is; the target is then stricter than needed.
     """
     openvino, nncf = require("openvino"), require("nncf")
     shares = shares_of(source.num_training)

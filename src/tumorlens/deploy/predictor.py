@@ -50,7 +50,7 @@ class Prediction:
     """Why the file could not be read, in one line and without the path."""
 
 
-class Predictions(list[Prediction], NotebookView):
+class FilePredictions(list[Prediction], NotebookView):
     """Answers for several files, in their order.
 
     Attributes:

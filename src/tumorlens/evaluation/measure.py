@@ -1,4 +1,4 @@
-"""Evaluation: a run becomes `predictions.csv`, and that alone `metrics.json`.
+"""Evaluation: `predictions.csv` of a run, and `metrics.json` computed from it alone.
 
 `evaluate` predicts each image once and writes the probabilities. Every figure is then
 computed from that table by `metrics_from_predictions`, so that anyone can recompute it

@@ -18,7 +18,7 @@ from tumorlens.data.split import Split
 from tumorlens.deploy.benchmark.results import Benchmark
 from tumorlens.deploy.benchmark.results import table_rows as benchmark_rows
 from tumorlens.deploy.export import Exports
-from tumorlens.deploy.predictor import Predictions
+from tumorlens.deploy.predictor import FilePredictions
 from tumorlens.report.drawing import Drawing, Heading
 from tumorlens.report.page import render_page
 from tumorlens.report.run_figures import draw_confusion, draw_curves
@@ -168,7 +168,7 @@ def _(measured: Metrics) -> _View:
 
 
 @_view.register
-def _(answers: Predictions) -> _View:
+def _(answers: FilePredictions) -> _View:
     return _View(
         counted(len(answers), "image"),
         tables=[

@@ -21,6 +21,7 @@ from tumorlens.report.drawing import (
     render,
     shortened,
 )
+from tumorlens.text import percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -122,7 +123,7 @@ def draw_confusion(
             axes.text(
                 column,
                 row + 0.08,
-                f"{100 * share:.1f} %" if share else "",
+                percent(share) if share else "",
                 ha="center",
                 va="top",
                 fontsize=8.5,

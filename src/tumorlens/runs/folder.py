@@ -1,6 +1,6 @@
 """The run folder: the files of one training. Only this module knows their names.
 
-    RUN/config.toml          all settings, never a difference to something else
+    RUN/config.toml          all settings, with those left at their default
         environment.json     versions, device, seed and the command that made the run
         split.csv            which file was in which subset
         leak.json            copies and patients across subsets

@@ -20,6 +20,7 @@ from tumorlens.data.index import Index, SplitRow, read_index, read_split
 from tumorlens.data.leakage import judge_leak
 from tumorlens.data.split import LEFT_OUT, Split, check_split, fold_splits, make_split
 from tumorlens.errors import DataError, RunError
+from tumorlens.text import percent
 from tumorlens.training.loading import (
     Decoding,
     ImageFile,
@@ -257,8 +258,8 @@ def _check_readable(num_unreadable: int, num_files: int, highest: float) -> None
     share = num_unreadable / num_files
     if share > highest:
         raise DataError(
-            f"{num_unreadable} of {num_files} files ({share:.1%}) cannot be read; "
-            f"data.max_unreadable allows {highest:.1%}",
+            f"{num_unreadable} of {num_files} files ({percent(share)}) cannot be read; "
+            f"data.max_unreadable allows {percent(highest)}",
             hint="list them with: tumorlens audit DATA --out DIR; then remove them or "
             "raise the limit",
         )

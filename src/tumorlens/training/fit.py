@@ -1,10 +1,10 @@
 """Training: settings and data become a run folder.
 
 `train` prepares the run folder and its folds, `fit` trains one network, and
-`tumorlens.training.loop.train_epoch` takes one pass over the images. There are no hooks
-and no callbacks beyond a `Listener`, which receives events. The epoch whose weights are
-kept is chosen on val. The test subset is never used, except under `train.watch_test`,
-which records its measures and chooses nothing by them.
+`tumorlens.training.loop.train_epoch` takes one pass over the images. There is
+no system of hooks: a `Listener` receives events, and changes nothing. The epoch whose
+weights are kept is chosen on val. The test subset is never used, except under
+`train.watch_test`, which records its measures and chooses nothing by them.
 """
 
 from __future__ import annotations

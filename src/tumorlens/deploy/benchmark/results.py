@@ -388,7 +388,7 @@ def _cells(row: Row) -> list[str]:
         _number(row.load_ms, 0),
         _number(row.peak_memory_bytes, 0, unit=1e6),
         _number(row.size_bytes, 1, unit=1e6),
-        f"{100 * accuracy.value:.1f} %" if accuracy else "",
+        text.percent(accuracy.value) if accuracy else "",
         # 0 is never written with a minus.
         f"{round(100 * accuracy.change.value, 2) + 0.0:+.2f}" if accuracy else "",
     ]
