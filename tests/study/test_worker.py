@@ -346,6 +346,34 @@ def test_trials_that_other_processes_run_are_waited_for_without_workers(
     end.join()
 
 
+STARTING = """
+import sys, time
+from pathlib import Path
+from tumorlens.study.folder import open_study
+open_study(Path(sys.argv[1])).open_store().claim()
+time.sleep(60)
+"""
+
+
+def test_the_trial_of_a_worker_that_is_stopped_as_it_starts_waits_again(
+    make_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(AXES.format("[1e-3]"))
+    signals: list[int] = []
+
+    def start(*_: Any, **__: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", STARTING, str(study.path)])
+
+    def interrupt(found: worker.StudyProgress) -> None:
+        if found.counts.get("running") and not signals:
+            signals.append(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(worker, "_start_worker", start)
+    assert not run_study(study, progress=interrupt)
+    assert states(study) == {"lr=0.001": "waiting"}
+
+
 def run_command(tmp_path: Path, *more: str | Path) -> int:
     """Run the study of question.toml by the command line."""
     settings = [word for one in (*TINY, "optim.name=sgd") for word in ("--set", one)]

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -146,6 +147,7 @@ def run_study(
     store.fill()
     store.take_back_orphans()
     workers: list[subprocess.Popen[bytes]] = []
+    pids: set[int] = set()
     watch = _Watch(study, store, only)
     early_deaths = 0
     with interruptible() as is_interrupted:
@@ -172,6 +174,7 @@ def run_study(
                         study, store_url, jobs=jobs, only=only, command=command
                     )
                     workers.append(worker)
+                    pids.add(worker.pid)
                 # Trials that other processes run are waited for: one may come back.
                 num_left = sum(found.counts.get(one, 0) for one in _OPEN_STATES)
                 if not workers and (num_left == 0 or store.is_time_over()):
@@ -179,6 +182,9 @@ def run_study(
                 time.sleep(_POLL_S)
         finally:
             _stop(workers)
+            # A worker that was stopped as it started could not give its trial back.
+            with suppress(StoreError):
+                store.take_back_orphans(pids)
     progress(watch.update(notify))
     if tracker:
         tracker.update(watch.trials, is_last=True)
