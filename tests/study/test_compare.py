@@ -30,6 +30,7 @@ from tumorlens.study.compare import compare
 from tumorlens.study.comparison import ComparedArm, Comparison
 from tumorlens.study.folder import Study, create_study
 from tumorlens.study.plan_file import load_plan
+from tumorlens.study.store import Store
 from tumorlens.training.fit import train
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def test_arms_have_the_figures_of_evaluate_and_their_settings(
             "seed": 42,
             "state": "finished",
             "reason": None,
+            "place": None,
             "history": [row | unwatched for row in history(0.5, 0.6)],
         }
     ]
@@ -733,6 +735,35 @@ def test_a_study_is_compared_with_paths_below_it(study: Study) -> None:
     assert found["arms"][2]["model"] == "test_resnet"
     (pair,) = found["pairs"]
     assert pair["difference"]["value"] == 0.25
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_a_trial_that_was_trained_in_another_folder_is_named_and_not_counted(
+    study: Study, tmp_path: Path, *, is_begun: bool
+) -> None:
+    elsewhere = Store(study.plan, study.store_url, place=tmp_path / "pgB")
+    claim = elsewhere.claim()
+    assert claim is not None
+    if is_begun:
+        make_run(study.run_path(claim.name), answers(BETTER), is_finished=False)
+    claim.finish(0.5)
+    found = compared(study.path)
+    assert len(found["pairs"]) == 1
+    arm = found["arms"][2]
+    assert arm["measures"] == {}
+    assert arm["runs"][0]["place"].endswith(f":{tmp_path / 'pgB'}")
+    assert arm["runs"][0]["history"] == []
+    (sentence,) = [words for words in found["summary"] if "pgB" in words]
+    assert sentence.startswith("1 trial trained in ")
+    assert "not in this comparison: lr=0.0001 (as-given, seed 42)." in sentence
+
+
+def test_a_finished_trial_whose_run_folder_was_removed_says_so(study: Study) -> None:
+    path = study.trials()[0].run_path
+    shutil.rmtree(path)
+    run = compared(study.path)["arms"][0]["runs"][0]
+    assert run["place"] is None
+    assert run["reason"] == f"there is no finished run in {path}"
 
 
 def test_an_ensemble_says_what_its_members_cost(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ machine would be compared with itself.
 from __future__ import annotations
 
 import json
+import socket
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from tumorlens.config import Config
     from tumorlens.runs.folder import Run
+    from tumorlens.study.folder import Trial
 
 STUDY_FILE = "study.toml"
 """What makes a folder a study."""
@@ -47,6 +49,8 @@ class Member:
     """Why it is not finished."""
     run: Run | None
     """`None` while there is no run folder."""
+    place: str | None = None
+    """Machine and study folder where it was trained, if its run is not here."""
 
 
 @dataclass(frozen=True)
@@ -171,18 +175,31 @@ def _members_of_study(path: Path, store_url: str | None) -> list[Member]:
         )
     base = settings_of(study.plan.base)
     return [
-        Member(
-            arm=trial.arm,
-            settings=base | dict(trial.settings),
-            protocol=trial.protocol,
-            seed=trial.seed,
-            path=trial.run_path,
-            state=trial.state,
-            reason=trial.reason,
-            run=_open_if_started(trial.run_path),
-        )
-        for trial in trials
+        _trial_as_member(trial, path, base | dict(trial.settings)) for trial in trials
     ]
+
+
+def _trial_as_member(trial: Trial, folder: Path, settings: Mapping[str, Any]) -> Member:
+    run = _open_if_started(trial.run_path)
+    reason, place = trial.reason, None
+    if trial.state == "finished" and (run is None or not run.is_finished):
+        run = None  # what is here, if anything, was begun here and finished elsewhere
+        if trial.place == f"{socket.gethostname()}:{folder.resolve()}":
+            reason = f"there is no finished run in {trial.run_path}"
+        else:
+            place = trial.place
+            reason = f"it was trained in {place}, and its run folder is not here"
+    return Member(
+        arm=trial.arm,
+        settings=settings,
+        protocol=trial.protocol,
+        seed=trial.seed,
+        path=trial.run_path,
+        state=trial.state,
+        reason=reason,
+        run=run,
+        place=place,
+    )
 
 
 def _open_if_started(path: Path) -> Run | None:

@@ -325,6 +325,7 @@ def _compared_run(member: Member, subset: str, root: Path | None) -> ComparedRun
         seed=member.seed,
         state=member.state,
         reason=_reason(member, subset),
+        place=member.place,
         history=tuple(HistoryRow.model_validate(row) for row in history),
     )
 

@@ -94,6 +94,8 @@ class ComparedRun(_Content):
     """waiting, running, finished, failed or pruned."""
     reason: str | None
     """Why there are no measures of it; `None` where there are."""
+    place: str | None = None
+    """Machine and study folder where it was trained, if its run is not here."""
     history: tuple[HistoryRow, ...]
 
 
@@ -270,6 +272,7 @@ def summarize(comparison: Comparison) -> tuple[str, ...]:
             "images would have moved a difference, not how far another seed would."
         )
     sentences += _on_best_test_epoch(comparison)
+    sentences += _on_runs_elsewhere(comparison)
     sentences += _on_runs_without_measures(comparison)
     return tuple(sentences + _on_example(comparison))
 
@@ -337,11 +340,29 @@ def _on_best_test_epoch(comparison: Comparison) -> list[str]:
     return [sentence]
 
 
+def _on_runs_elsewhere(comparison: Comparison) -> list[str]:
+    by_place: dict[str, list[str]] = defaultdict(list)
+    for arm in comparison.arms:
+        for run in arm.runs:
+            if run.place is not None:
+                by_place[run.place].append(
+                    f"{arm.name} ({run.protocol}, seed {run.seed})"
+                )
+    sentences = []
+    for place, names in by_place.items():
+        sentences.append(
+            f"{text.counted(len(names), 'trial')} trained in {place}, on another "
+            "machine or in another folder, and not in this comparison: "
+            f"{'; '.join(names)}. To include them, copy their run folders from there."
+        )
+    return sentences
+
+
 def _on_runs_without_measures(comparison: Comparison) -> list[str]:
     arms: dict[tuple[str, int, str], list[str]] = {}
     for arm in comparison.arms:
         for run in arm.runs:
-            if run.reason or run.state != "finished":
+            if run.place is None and (run.reason or run.state != "finished"):
                 why = run.reason or run.state
                 arms.setdefault((run.protocol, run.seed, why), []).append(arm.name)
     sentences = [
