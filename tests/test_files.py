@@ -107,6 +107,18 @@ def test_a_folder_that_is_a_file_cannot_be_written_to(
     assert (tmp_path / "file").read_text() == "x"
 
 
+def test_a_folder_on_a_read_only_disk_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("write_bytes", "unlink"):
+        monkeypatch.setattr(f"pathlib.Path.{name}", refuse)
+    with pytest.raises(DataError, match=r"cannot write .*a\.txt: Read-only"):
+        files.write_text(tmp_path / "a.txt", "one")
+
+
 def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").mkdir()
     with pytest.raises(DataError, match=r"cannot write .*a\.txt"):

@@ -58,9 +58,9 @@ def replacing(path: Path) -> Iterator[Path]:
             + ("; the file that was there before is untouched" * path.is_file()),
         ) from error
     finally:
-        # Where the folder is a file, there is nothing to remove, and saying so would
-        # take the place of the error above.
-        with suppress(NotADirectoryError):
+        # Where the folder is a file or read-only, there is nothing to remove, and an
+        # error here would take the place of the one above.
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 

@@ -20,6 +20,7 @@ import torch
 from support.postgres import PASSWORD
 from tumorlens.cli import app
 from tumorlens.cluster.units import LeaseLostError, StoreError
+from tumorlens.errors import RunError
 from tumorlens.runs.folder import open_run
 from tumorlens.study import estimate, folder, worker
 from tumorlens.study.estimate import estimate_study
@@ -372,6 +373,13 @@ def test_the_trial_of_a_worker_that_is_stopped_as_it_starts_waits_again(
     monkeypatch.setattr(worker, "_start_worker", start)
     assert not run_study(study, progress=interrupt)
     assert states(study) == {"lr=0.001": "waiting"}
+
+
+def test_a_log_that_cannot_be_written_is_named(make_study: Any) -> None:
+    study = make_study(AXES.format("[1e-3]"))
+    study.log_path.mkdir()
+    with pytest.raises(RunError, match=r"cannot write .*worker\.log: Is a directory"):
+        run_study(study)
 
 
 def run_command(tmp_path: Path, *more: str | Path) -> int:

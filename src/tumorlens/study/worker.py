@@ -141,7 +141,8 @@ def run_study(
     Raises:
         ConfigError: The store's address is of another kind.
         MissingExtraError: A library of the extra `study` is not installed.
-        RunError: The store cannot be used, or workers die without taking a trial.
+        RunError: The store cannot be used, the folder cannot be written, or workers
+            die without taking a trial.
     """
     store = study.open_store(store_url)
     store.fill()
@@ -394,7 +395,14 @@ def _start_worker(
         cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
         threads = str(max(1, cores // jobs))
         environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    with study.log_path.open("ab") as log:
+    try:
+        log = study.log_path.open("ab")
+    except OSError as error:
+        raise RunError(
+            f"cannot write {study.log_path}: {error.strerror or error}",
+            hint="make the study's folder writable",
+        ) from None
+    with log:
         return start_python(
             "tumorlens.study.worker",
             str(study.path),
