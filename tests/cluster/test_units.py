@@ -305,7 +305,7 @@ def test_a_store_of_the_layout_of_earlier_versions_is_refused_and_left_alone(
             StoreError, match=r"store\.sqlite was made by an earlier version"
         ) as caught:
             opens()
-        assert "another --out" in caught.value.hint
+        assert "original TOML file with another --out" in caught.value.hint
     assert (tmp_path / "store.sqlite").read_bytes() == before
 
 

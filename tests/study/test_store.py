@@ -423,8 +423,22 @@ def test_a_file_that_is_no_database_is_named(
     plan_of: Callable[[str], StudyPlan], tmp_path: Path
 ) -> None:
     (tmp_path / "x.sqlite").write_text("nothing of the kind, and long enough" * 100)
-    with pytest.raises(RunError, match=r"x\.sqlite cannot be used"):
+    with pytest.raises(RunError, match=r"x\.sqlite cannot be used") as caught:
         Store(plan_of(AXES), f"sqlite:///{tmp_path / 'x.sqlite'}", place=tmp_path)
+    assert caught.value.hint == (
+        "the file is damaged: move it away and run the study again; finished runs are "
+        "kept"
+    )
+
+
+def test_a_database_that_was_damaged_is_named(open_store: Any, tmp_path: Path) -> None:
+    open_store().fill()
+    file = tmp_path / "store.sqlite"
+    content = file.read_bytes()
+    file.write_bytes(content[:4096] + b"x" * (len(content) - 4096))
+    with pytest.raises(RunError, match="cannot be used") as caught:
+        open_store().rows()
+    assert "the file is damaged" in (caught.value.hint or "")
 
 
 SHARING = """

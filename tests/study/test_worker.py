@@ -100,6 +100,20 @@ def test_finished_trials_are_not_touched_again(make_study: Any) -> None:
     assert weights.stat().st_mtime_ns == before
 
 
+def test_finished_trials_are_kept_when_the_store_was_moved_away(
+    make_study: Any,
+) -> None:
+    study = make_study(AXES.format("[1e-2]"))
+    work(study, study.open_store())
+    (trial,) = study.trials()
+    before = (trial.run_path / "weights.safetensors").stat().st_mtime_ns
+    (study.path / "store.sqlite").unlink()
+    assert work(study, study.open_store())
+    (again,) = study.trials()
+    assert (again.state, again.value) == ("finished", trial.value)
+    assert (trial.run_path / "weights.safetensors").stat().st_mtime_ns == before
+
+
 def test_a_trial_that_diverges_is_kept_with_its_reason_and_the_others_go_on(
     make_study: Any,
 ) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -49,6 +50,10 @@ FORMAT = 1
 _HINT = (
     "check the address, and that the database exists and lets you in; a password is "
     "kept nowhere, so give --store with it each time"
+)
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_DAMAGED_HINT = (
+    "the file is damaged: move it away and run the study again; finished runs are kept"
 )
 _PATIENCE_S = 60
 """How long a statement is tried again once the database has been reached."""
@@ -682,8 +687,9 @@ def _refuse_optuna(connection: Connection, url: str) -> None:
         raise StoreError(
             f"the store {without_password(url)} was made by an earlier version of "
             "tumorlens, and this one does not read it",
-            hint="start again with another --out, and another --store where one was "
-            "given; the run folders are untouched, and tumorlens compare takes them",
+            hint="start again from the study's original TOML file with another --out, "
+            "and another --store where one was given; the run folders are untouched, "
+            "and tumorlens compare takes them",
         )
 
 
@@ -702,4 +708,7 @@ def _explain(error: Exception, url: str) -> tuple[str, str]:
     cause = getattr(error, "orig", None) or error
     first = str(cause).splitlines() or [type(cause).__name__]
     problem = without_secrets(first[0], url)[:200]
-    return f"the store {without_password(url)} cannot be used: {problem}", _HINT
+    # The low byte is the kind of the error.
+    is_damaged = getattr(cause, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+    hint = _DAMAGED_HINT if is_damaged else _HINT
+    return f"the store {without_password(url)} cannot be used: {problem}", hint
