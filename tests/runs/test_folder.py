@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -208,6 +209,19 @@ def test_a_leak_verdict_from_before_it_had_a_number_is_read(run: Run) -> None:
     assert verdict.state == "patients partly known"
     run.leak_path.write_text('{"leaks": true, "is_known": false, "words": "Imported."}')
     assert run.leak().state == "unknown"
+
+
+@pytest.mark.parametrize("written", ["null", "NaN"])
+def test_a_figure_of_history_that_is_not_finite_is_nan_and_null_in_the_file(
+    run: Run, written: str
+) -> None:
+    run.write_history([{"epoch": 1, "val_loss": math.inf, "is_best": False}])
+    assert run.history_path.read_text() == (
+        '{"epoch": 1, "val_loss": null, "is_best": false}\n'
+    )
+    run.history_path.write_text(f'{{"epoch": 1, "val_loss": {written}}}\n')
+    (row,) = run.history()
+    assert math.isnan(row["val_loss"])
 
 
 def test_half_a_line_of_history_is_named(run: Run) -> None:

@@ -458,6 +458,27 @@ def test_without_its_weights_a_run_has_measures_and_no_costs(
 # what is not there
 
 
+def test_a_diverged_trial_is_listed_with_its_reason_and_gaps_in_its_curve(
+    study: Study,
+) -> None:
+    store = study.open_store()
+    claim = store.claim()
+    assert claim is not None
+    run = make_run(study.run_path(claim.name), rows=history(0.5), is_finished=False)
+    line = run.history_path.read_text()
+    # As earlier versions wrote it.
+    run.history_path.write_text(line + '{"epoch": 2, "val_loss": NaN}\n')
+    claim.fail("the training has diverged")
+    found = compared(study.path)
+    (failed,) = found["arms"][2]["runs"]
+    assert (failed["state"], failed["reason"]) == (
+        "failed",
+        "the training has diverged",
+    )
+    assert failed["history"][1]["val_loss"] is None
+    assert any("the training has diverged" in words for words in found["summary"])
+
+
 def test_a_run_without_answers_is_listed_with_what_to_do(
     two: tuple[Path, Path], tmp_path: Path
 ) -> None:

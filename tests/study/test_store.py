@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -320,6 +322,41 @@ def test_a_search_for_minutes_ends_when_they_are_used_up(
     first.finish(0.5)
     assert store.is_time_over()
     assert store.claim() is None
+
+
+def test_the_time_after_a_death_is_not_charged_to_the_minutes_of_a_search(
+    open_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store("[search]\nminutes = 1\nranges.optim.lr = [1, 2]\n")
+    store.fill()
+    url = f"sqlite:///{tmp_path / 'store.sqlite'}"
+    die_with_a_trial(tmp_path / "questions.toml", url)
+    monkeypatch.setattr(units, "_now", lambda _: time.time() + 1000)
+    assert not store.is_time_over()
+    assert store.needs_worker([])
+    store.take_back_orphans()
+    assert states(store) == ["waiting"]
+    assert not store.is_time_over()
+    store.claim().finish(0.5)
+
+
+def test_one_more_worker_is_needed_only_if_it_would_find_a_trial(
+    open_store: Any,
+) -> None:
+    store = open_store()
+    store.fill()
+    here = os.getpid()
+    assert store.needs_worker([1, 2])
+    assert not store.needs_worker([1, 2, 3])
+    assert not store.needs_worker([1], only="lr=0.2*")
+    claims = [store.claim(), store.claim()]
+    assert store.needs_worker([here])
+    assert not store.needs_worker([here, 1])
+    claims.append(store.claim())
+    assert not store.needs_worker([])
+    for claim in claims:
+        claim.finish(0.5)
+    assert not store.needs_worker([])
 
 
 def test_a_pruner_stops_what_is_worse_than_the_others(open_store: Any) -> None:

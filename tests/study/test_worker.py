@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,7 +21,7 @@ from support.postgres import PASSWORD
 from tumorlens.cli import app
 from tumorlens.cluster.units import LeaseLostError, StoreError
 from tumorlens.runs.folder import open_run
-from tumorlens.study import estimate, folder
+from tumorlens.study import estimate, folder, worker
 from tumorlens.study.estimate import estimate_study
 from tumorlens.study.folder import Study, create_study, open_study
 from tumorlens.study.plan_file import load_plan
@@ -303,6 +304,74 @@ def test_another_study_in_the_same_folder_is_refused(make_study: Any) -> None:
     make_study(AXES.format("[1e-2]"))
     with pytest.raises(Exception, match="holds another study"):
         make_study(AXES.format("[1e-3]"))
+
+
+def refuse_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a worker that has nothing to do")
+
+    monkeypatch.setattr(worker, "_start_worker", start)
+
+
+def test_a_search_whose_minutes_are_spent_ends_and_names_what_was_not_run(
+    make_study: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(
+        '[base]\nmodel.name = "test_resnet"\noptim.epochs = 1\n'
+        "[search]\ntrials = 3\nminutes = 0.001\nranges.optim.lr = [1e-3, 1e-4]\n"
+    )
+    store = study.open_store()
+    store.fill()
+    claim = store.claim()
+    time.sleep(0.1)
+    claim.finish(0.5)
+    refuse_workers(monkeypatch)
+    assert app.main(["study", "run", str(study.path)]) == 0
+    said = capsys.readouterr().out
+    assert "2 trials not run: the 0.001 minutes are spent" in said
+
+
+def test_trials_that_other_processes_run_are_waited_for_without_workers(
+    make_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(AXES.format("[1e-3]"))
+    store = study.open_store()
+    store.fill()
+    claim = store.claim()
+    refuse_workers(monkeypatch)
+    end = threading.Timer(1, claim.finish, [0.5])
+    end.start()
+    assert run_study(study)
+    assert states(study) == {"lr=0.001": "finished"}
+    end.join()
+
+
+STARTING = """
+import sys, time
+from pathlib import Path
+from tumorlens.study.folder import open_study
+open_study(Path(sys.argv[1])).open_store().claim()
+time.sleep(60)
+"""
+
+
+def test_the_trial_of_a_worker_that_is_stopped_as_it_starts_waits_again(
+    make_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(AXES.format("[1e-3]"))
+    signals: list[int] = []
+
+    def start(*_: Any, **__: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", STARTING, str(study.path)])
+
+    def interrupt(found: worker.StudyProgress) -> None:
+        if found.counts.get("running") and not signals:
+            signals.append(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(worker, "_start_worker", start)
+    assert not run_study(study, progress=interrupt)
+    assert states(study) == {"lr=0.001": "waiting"}
 
 
 def run_command(tmp_path: Path, *more: str | Path) -> int:

@@ -166,7 +166,7 @@ def run(
             *(["--track"] if tracker else []),
         )
         return STATUS_INTERRUPTED
-    return _print_end(study.path, trials, only=only)
+    return _print_end(study, trials, only=only)
 
 
 @app.command()
@@ -262,16 +262,23 @@ def _print_trials(study: Study, trials: Sequence[Trial]) -> None:
         terminal.print_line(best)
 
 
-def _print_end(path: Path, trials: Sequence[Trial], *, only: str) -> int:
+def _print_end(study: Study, trials: Sequence[Trial], *, only: str) -> int:
     """Print how a study ended; return the exit status.
 
     Args:
-        path: Folder of the study.
-        trials: All trials of the study.
+        study: The study.
+        trials: All its trials.
         only: Pattern of the trials whose failures count.
     """
+    path, search = study.path, study.plan.search
     chosen = [trial for trial in trials if fnmatchcase(trial.name, only)]
     num_failed = sum(trial.state == "failed" for trial in chosen)
+    num_left = sum(trial.state == "waiting" for trial in chosen)
+    if num_left and search is not None and search.minutes is not None:
+        terminal.print_line(
+            f"{counted(num_left, 'trial')} not run: the {search.minutes:g} minutes are "
+            "spent"
+        )
     if any(trial.state == "finished" for trial in trials):
         compare_words = ("tumorlens", "compare", path)
         terminal.print_next(f"the study is in {path}", *compare_words)

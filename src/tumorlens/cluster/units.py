@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -127,7 +127,8 @@ class Unit:
     """Host and folder where it runs or ran last, for display."""
     lease_until: float | None
     seconds: float | None
-    """From the start of its last attempt to its end, or to now."""
+    """From the start of its last attempt to its end, or to when it was last known to
+    run."""
     earlier_s: float
     """Seconds of the attempts before the last."""
 
@@ -304,6 +305,17 @@ class Units:
         """Return the units in the order in which they were added."""
         return self._run(self._select, is_write=False)
 
+    def num_free(self, *, accepts: Callable[[str], bool] = lambda _: True) -> int:
+        """Return how many units could be claimed now. Arguments: as of `claim`."""
+
+        def count(connection: Connection, now: float) -> int:
+            open_units = self._select(connection, now, only_open=True)
+            return sum(
+                _is_free(one, now=now) and accepts(one.name) for one in open_units
+            )
+
+        return self._run(count, is_write=False)
+
     def claim(
         self, *, accepts: Callable[[str], bool] = lambda _: True, place: str = ""
     ) -> Lease | None:
@@ -366,10 +378,13 @@ class Units:
         """
 
         def take_back(connection: Connection, now: float) -> bool:
+            earlier_s: Any = _UNITS.c.earlier_s + now - _UNITS.c.started_at
+            if unit.is_orphan():  # it may have died long ago
+                earlier_s = unit.earlier_s + (unit.seconds or 0.0)
             values = {
                 "state": "waiting",
                 "notes": dict(notes),
-                "earlier_s": _UNITS.c.earlier_s + now - _UNITS.c.started_at,
+                "earlier_s": earlier_s,
                 "started_at": None,
                 "place": None,
             }
@@ -441,7 +456,20 @@ class Units:
         if only_open:
             query = query.where(_UNITS.c.state.in_(("waiting", "running")))
         rows = connection.execute(query).mappings().all()
-        return [_unit_of(row, now) for row in rows]
+        return [self._unit_of(row, now) for row in rows]
+
+    def _unit_of(self, row: Mapping[Any, Any], now: float) -> Unit:
+        names = Unit.__dataclass_fields__.keys() - {"seconds"}
+        unit = Unit(**{name: row[name] for name in names}, seconds=None)
+        if row["started_at"] is None:
+            return unit
+        end = row["ended_at"] or now
+        if unit.lease_until is not None:
+            # An owner that is dead may have died long ago. It was last known to live
+            # at its last renewal, and may have lived elsewhere until its lease expired.
+            known_s = self.lease_s if unit.is_orphan() else 0.0
+            end = min(end, unit.lease_until - known_s)
+        return replace(unit, seconds=max(0.0, end - row["started_at"]))
 
     def _is_at(self, unit: Unit) -> sa.ColumnElement[bool]:
         return sa.and_(
@@ -459,10 +487,8 @@ class Units:
         return connection.execute(query).rowcount == 1
 
     def _take(self, connection: Connection, unit: Unit, now: float, place: str) -> Unit:
-        earlier_s = unit.earlier_s
-        if unit.seconds is not None:  # taken over from a process that died
-            # It may have died long ago: it was last known to live by its lease.
-            earlier_s += unit.seconds - max(0.0, now - (unit.lease_until or now))
+        # It has seconds if it is taken over from a process that died.
+        earlier_s = unit.earlier_s + (unit.seconds or 0.0)
         pid, process_start = _this_process()
         values = {
             "state": "running",
@@ -480,7 +506,7 @@ class Units:
         query = sa.select(_UNITS).where(
             _UNITS.c.job == self._job, _UNITS.c.name == unit.name
         )
-        return _unit_of(connection.execute(query).mappings().one(), now)
+        return self._unit_of(connection.execute(query).mappings().one(), now)
 
     def _run(
         self,
@@ -580,14 +606,6 @@ def _is_free(unit: Unit, *, now: float) -> bool:
     if unit.is_owned_here():
         return unit.is_orphan()
     return unit.lease_until is not None and unit.lease_until <= now
-
-
-def _unit_of(row: Mapping[Any, Any], now: float) -> Unit:
-    seconds = None
-    if row["started_at"] is not None:
-        seconds = max(0.0, (row["ended_at"] or now) - row["started_at"])
-    names = Unit.__dataclass_fields__.keys() - {"seconds"}
-    return Unit(**{name: row[name] for name in names}, seconds=seconds)
 
 
 def _now(connection: Connection) -> float:

@@ -24,6 +24,7 @@ one by one, and checks them.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -373,8 +374,14 @@ class Run(NotebookView):
         return dict(content)
 
     def history(self) -> list[dict[str, Any]]:
-        """Return one dictionary per finished epoch; empty before the first."""
-        return _read_lines(self.history_path)
+        """Return one dictionary per finished epoch; empty before the first.
+
+        A figure that is not finite, as of a training that diverged, is NaN.
+        """
+        return [
+            {key: math.nan if value is None else value for key, value in row.items()}
+            for row in _read_lines(self.history_path)
+        ]
 
     def log_look(self, *, subset: str, command: str) -> None:
         """Log a look at the figures of a subset, with its time."""
@@ -427,8 +434,11 @@ class Run(NotebookView):
         write_json(self.path / "environment.json", dict(environment))
 
     def write_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write the whole of `history.jsonl`, so that it never ends in half a line."""
-        _write_lines(self.history_path, rows)
+        """Write the whole of `history.jsonl`, so that it never ends in half a line.
+
+        JSON has no word for a number that is not finite: `null` takes its place.
+        """
+        _write_lines(self.history_path, map(nan_as_none, rows))
 
     def write_weights(self, weights: bytes, card: ModelCard) -> None:
         """Write the weights, then the card with their digest.
@@ -450,6 +460,14 @@ class Run(NotebookView):
         self.checkpoint_path.unlink(missing_ok=True)
         if self.checkpoint_path.parent.is_dir():
             self.checkpoint_path.parent.rmdir()
+
+
+def nan_as_none(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a history with `None` for each number that is not finite."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }
 
 
 def create_run(path: Path, config: Config) -> Run:

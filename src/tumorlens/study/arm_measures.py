@@ -20,6 +20,7 @@ from tumorlens.data.leakage import (
     SOME_PATIENTS,
     UNKNOWN,
 )
+from tumorlens.runs.folder import nan_as_none
 from tumorlens.stats import metrics
 from tumorlens.stats.intervals import group_bootstrap, perfect_score_interval
 
@@ -155,11 +156,15 @@ def training_speed(runs: Sequence[Run]) -> dict[str, float | None]:
 def joined_history(run: Run) -> list[dict[str, Any]]:
     """Return a run's history; that of folds is their mean, up to where the first ends.
 
-    Beyond it, the curve would jump as the easy folds leave it.
+    Beyond it, the curve would jump as the easy folds leave it. A figure that is not
+    finite, as of a training that diverged, is `None`.
     """
     folds = run.folds()
-    if not folds:
-        return run.history()
+    rows = _mean_history(folds) if folds else run.history()
+    return [nan_as_none(row) for row in rows]
+
+
+def _mean_history(folds: Sequence[Run]) -> list[dict[str, Any]]:
     return [
         {
             key: value if key == "epoch" else fmean(row[key] for row in rows)

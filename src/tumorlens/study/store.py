@@ -19,7 +19,7 @@ from tumorlens.study.search import SearchTrial, choose, points_of, should_prune
 from tumorlens.urls import without_password
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from tumorlens.study.plan import StudyPlan
@@ -184,11 +184,43 @@ class Store:
             if lease is not None:
                 return Claim(self, lease)
             units = self._units.all()
-            is_open = self.plan.search and self.plan.num_search_trials is None
-            if not is_open or any(unit.state == "waiting" for unit in units):
+            if not self._can_grow(units):
                 return None
             self._units.add([(search_name(len(units) + 1), {_SETTINGS: {}})])
         return None
+
+    def needs_worker(self, pids: Collection[int], *, only: str = "*") -> bool:
+        """Whether one more worker would find a trial now.
+
+        Args:
+            pids: Processes of the workers that there are. Those without a trial will
+                take one.
+            only: Pattern of the names that may be taken, as of a shell.
+        """
+        if self.is_time_over():
+            return False
+        units = self._units.all()
+        num_idle = len({*pids} - {unit.pid for unit in units if unit.is_owned_here()})
+        if num_idle < self._units.num_free(
+            accepts=lambda name: fnmatchcase(name, only)
+        ):
+            return True
+        return self._can_grow(units) and fnmatchcase(search_name(len(units) + 1), only)
+
+    def _can_grow(self, units: Sequence[Unit]) -> bool:
+        """Whether a trial can be added: none waits, and their number is open."""
+        is_open = self.plan.search is not None and self.plan.num_search_trials is None
+        return is_open and all(unit.state != "waiting" for unit in units)
+
+    def take_back_orphans(self, pids: Collection[int] | None = None) -> None:
+        """Let the trials of dead processes of this machine wait again.
+
+        Args:
+            pids: Only these processes; `None`: any.
+        """
+        for unit in self._units.all():
+            if unit.is_orphan() and (pids is None or unit.pid in pids):
+                self._units.take_back(unit, notes=unit.notes)
 
     def retry_failed(self) -> int:
         """Let the failed trials be run once more; return how many."""

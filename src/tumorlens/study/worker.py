@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _MAX_SPLITS = 5
 """Most halvings of a batch: 32 images then go through one by one."""
 
+_OPEN_STATES = ("waiting", "running")
 _POLL_S = 0.5
 _PATIENCE_S = 60
 
@@ -133,7 +135,8 @@ def run_study(
         tracker: Mirror of the trials in MLflow.
 
     Returns:
-        Whether every trial is over, here or elsewhere. False after an interrupt.
+        False after an interrupt. Else every trial is over, here or elsewhere, or the
+        minutes of the search are spent.
 
     Raises:
         ConfigError: The store's address is of another kind.
@@ -142,20 +145,19 @@ def run_study(
     """
     store = study.open_store(store_url)
     store.fill()
+    store.take_back_orphans()
     workers: list[subprocess.Popen[bytes]] = []
+    pids: set[int] = set()
     watch = _Watch(study, store, only)
     early_deaths = 0
     with interruptible() as is_interrupted:
         try:
             while True:
+                workers, dead = _split_by_liveness(workers)
                 found = watch.update(notify)
                 progress(found)
                 if tracker:
                     tracker.update(watch.trials)
-                left = found.counts.get("waiting", 0) + found.counts.get("running", 0)
-                if left == 0 and watch.is_complete:
-                    break
-                workers, dead = _split_by_liveness(workers)
                 for worker in dead:
                     early_deaths += _record_worker_death(store, worker)
                 if early_deaths > jobs:
@@ -165,16 +167,24 @@ def run_study(
                     )
                 if is_interrupted():
                     break
-                num_workers = min(jobs, left) if watch.is_complete else jobs
-                while len(workers) < num_workers:
-                    workers.append(
-                        _start_worker(
-                            study, store_url, jobs=jobs, only=only, command=command
-                        )
+                while len(workers) < jobs and store.needs_worker(
+                    [worker.pid for worker in workers], only=only
+                ):
+                    worker = _start_worker(
+                        study, store_url, jobs=jobs, only=only, command=command
                     )
+                    workers.append(worker)
+                    pids.add(worker.pid)
+                # Trials that other processes run are waited for: one may come back.
+                num_left = sum(found.counts.get(one, 0) for one in _OPEN_STATES)
+                if not workers and (num_left == 0 or store.is_time_over()):
+                    break
                 time.sleep(_POLL_S)
         finally:
             _stop(workers)
+            # A worker that was stopped as it started could not give its trial back.
+            with suppress(StoreError):
+                store.take_back_orphans(pids)
     progress(watch.update(notify))
     if tracker:
         tracker.update(watch.trials, is_last=True)
@@ -324,8 +334,6 @@ class _Watch:
         self.trials: list[Trial] = []
         """As they were at the last update."""
         self._first_epochs: int | None = None
-        self.is_complete = False
-        """Whether no trial can be added to those that are known."""
 
     def update(self, notify: Callable[[str], None]) -> StudyProgress:
         self.trials = trials = [
@@ -348,8 +356,6 @@ class _Watch:
             if is_over and before != trial.state and before is not None:
                 notify(_sentence(trial))
             self._states[trial.name] = trial.state
-        is_open = self._study.plan.search and not self._study.plan.num_search_trials
-        self.is_complete = not is_open or self._store.is_time_over()
         if self._first_epochs is None:
             self._first_epochs = done
         gone = done - self._first_epochs
