@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -162,14 +163,15 @@ def test_a_model_comes_back_as_it_was_written(tmp_path: Path) -> None:
             '{"format": 2, "size_px": "x"}',
             r"a.json is damaged at size_px: .* integer.*, got 'x'",
         ),
-        ('{"format": 2}', r"a.json is damaged at size_px: Field required"),
+        ('{"format": 2}', r"a.json is damaged at size_px: Field required$"),
     ],
 )
 def test_a_damaged_file_is_an_error_that_names_file_and_field(
     tmp_path: Path, content: str, problem: str
 ) -> None:
-    with pytest.raises(RunError, match=problem) as caught:
+    with pytest.raises(RunError) as caught:
         files.read_model(thing(tmp_path / "a.json", content), Thing, hint="make it")
+    assert re.search(problem, caught.value.problem)
     assert caught.value.hint == "make it"
 
 

@@ -14,7 +14,7 @@ loads what it needs when it is called.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tumorlens import errors, extras, text
 from tumorlens.errors import TumorlensError
@@ -32,10 +32,8 @@ if TYPE_CHECKING:
     from tumorlens.deploy.predictor import FilePredictions, Predictor
     from tumorlens.runs.folder import Run
     from tumorlens.runs.measures import Metrics
-    from tumorlens.runs.progress import Listener, Progress, TqdmProgress
+    from tumorlens.runs.progress import Progress
     from tumorlens.study.comparison import Comparison
-
-_Given = TypeVar("_Given")
 
 __version__ = "0.1.0"
 __all__ = [
@@ -169,9 +167,15 @@ def load_config(
     values: dict[str, Any] = {}
     if isinstance(start, Config):
         values = start.model_dump(mode="json", exclude_none=True)
-    elif start is not None:
+    elif isinstance(start, str | Path):
         values = read_toml(Path(start))
+    elif start is not None:
+        raise errors.ConfigError(
+            f"expected a TOML file or the result of load_config, got {start!r}",
+            hint='give single settings as settings={"optim.lr": 1e-4}',
+        )
     for name, value in (settings or {}).items():
+        value = str(value) if isinstance(value, Path) else value
         assign(values, name, "none" if value is None else value)
     return parse_config(values)
 
@@ -183,7 +187,7 @@ def train(
     data: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
-    listener: Listener | None = None,
+    show_progress: bool | None = None,
 ) -> Run:
     """Train one network, or one for each fold, and return its run folder.
 
@@ -193,7 +197,8 @@ def train(
         data: Same as the setting `data.path`.
         settings: Dotted names and values, as for `--set`; they go on top of `config`.
         resume: Continue the interrupted run in `out` with its own settings.
-        listener: Receives the progress. Default: a bar in a notebook, nothing else.
+        show_progress: Whether to show bars and a line for each epoch. Default: only in
+            a notebook.
 
     Raises:
         ConfigError: A setting is wrong or does not fit the data or the network.
@@ -218,6 +223,7 @@ def train(
     from pathlib import Path
 
     with extras.naming_missing_extras("train"):
+        from tumorlens.runs.progress import TqdmProgress
         from tumorlens.training.fit import train as fit
 
     if resume and (config or data or settings):
@@ -225,12 +231,14 @@ def train(
             f"resume=True continues {out} with the settings it was started with",
             hint="leave out config, data and settings, or start another run",
         )
+    if show_progress is None:
+        show_progress = _is_notebook()
     given = {} if data is None else {"data.path": str(data)}
     result = fit(
         None if resume else load_config(config, settings=given | dict(settings or {})),
         out=Path(out),
         resume=resume,
-        listener=_progress(listener),
+        listener=TqdmProgress() if show_progress else None,
     )
     if not result.is_finished:
         raise KeyboardInterrupt
@@ -309,7 +317,8 @@ def write_report(run: str | Path | Run, *, data: str | Path | None = None) -> Pa
 
 
 def predict(
-    model: str | Path | Run | Predictor, images: Sequence[str | Path]
+    model: str | Path | Run | Predictor,
+    images: str | Path | Sequence[str | Path],
 ) -> FilePredictions:
     """Return the class probabilities of image files.
 
@@ -317,9 +326,11 @@ def predict(
 
     Args:
         model: Run folder, artefact folder, or an open `Predictor`.
-        images: Files. One that cannot be read has an `error` in place of probabilities.
+        images: Files, and folders for all images below them. A file that cannot be read
+            has an `error` in place of probabilities.
 
     Raises:
+        DataError: A path does not exist, or there is no image in a folder.
         RunError: The run has no weights, or they were changed.
         ArtefactError: The artefact was changed, or no runtime here can load it.
         MissingExtraError: The runtime or torch is not installed.
@@ -331,16 +342,18 @@ def predict(
     """
     from pathlib import Path
 
+    from tumorlens.data.files import walk_images
     from tumorlens.deploy.predictor import FilePredictions, Predictor
 
     if not isinstance(model, Predictor):
         model = Predictor.open(model if isinstance(model, str | Path) else model.path)
-    return FilePredictions(model.classes, model.predict_files(images))
+    files = walk_images(_paths(images))
+    return FilePredictions(model.classes, model.predict_files(files))
 
 
 def export(
     run: str | Path | Run,
-    formats: Sequence[Kind] = ("onnx", "openvino-int8"),
+    formats: Kind | Sequence[Kind] = ("onnx", "openvino-int8"),
     *,
     data: str | Path | None = None,
     max_drop: float = 0.01,
@@ -355,6 +368,7 @@ def export(
         max_drop: Accuracy that int8 may lose on val, a fraction.
 
     Raises:
+        ConfigError: A format is unknown, or `max_drop` is not from 0 to 1.
         RunError: The run is not finished or its data changed.
         DataError: An image cannot be read, or the folder cannot be written.
         MissingExtraError: The extra `export` is not installed.
@@ -368,13 +382,14 @@ def export(
         from tumorlens.deploy.export import Exports
         from tumorlens.deploy.export import export as export_run
 
+        kinds = [formats] if isinstance(formats, str) else formats
         return Exports(
-            export_run(_run(run), formats, data=_path(data), max_drop=max_drop)
+            export_run(_run(run), kinds, data=_path(data), max_drop=max_drop)
         )
 
 
 def benchmark(
-    paths: Sequence[str | Path],
+    paths: str | Path | Run | Sequence[str | Path | Run],
     *,
     seconds: float | None = None,
     threads: int | None = None,
@@ -407,7 +422,7 @@ def benchmark(
         from tumorlens.deploy.benchmark.session import benchmark as measure
 
         found = measure(
-            [Path(path) for path in paths],
+            _paths(paths),
             seconds=seconds,
             threads=threads,
             data=_path(data),
@@ -424,7 +439,7 @@ def benchmark(
 
 
 def compare(
-    paths: Sequence[str | Path],
+    paths: str | Path | Run | Sequence[str | Path | Run],
     *,
     subset: str | None = None,
     data: str | Path | None = None,
@@ -451,13 +466,11 @@ def compare(
         >>> [arm.name for arm in found.arms]
         ['first']
     """
-    from pathlib import Path
-
     with extras.naming_missing_extras("compare"):
         from tumorlens.study.compare import compare as compare_runs
 
         return compare_runs(
-            [Path(path) for path in paths],
+            _paths(paths),
             subset=subset,
             data=_path(data),
             with_latency=with_latency,
@@ -473,10 +486,24 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def _path(path: str | Path | None) -> Path | None:
     from pathlib import Path
 
     return None if path is None else Path(path)
+
+
+def _paths(given: str | Path | Run | Sequence[str | Path | Run]) -> list[Path]:
+    """Return one path, or several, as a list."""
+    from pathlib import Path
+
+    from tumorlens.runs.folder import Run
+
+    several = [given] if isinstance(given, str | Path | Run) else given
+    return [one.path if isinstance(one, Run) else Path(one) for one in several]
 
 
 def _run(run: str | Path | Run) -> Run:
@@ -485,7 +512,7 @@ def _run(run: str | Path | Run) -> Run:
     return run if isinstance(run, Run) else open_run(run)
 
 
-def _progress(given: _Given | None) -> _Given | TqdmProgress | None:
+def _progress(given: Progress | None) -> Progress | None:
     """Return the progress to show: by default bars in a notebook and nothing else."""
     if given is not None or not _is_notebook():
         return given

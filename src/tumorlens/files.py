@@ -8,6 +8,7 @@ read here too, checked before it is used. Reading images is `tumorlens.data.imag
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pydantic import BaseModel
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 MAX_JSON_BYTES = 256 << 20
 """Largest JSON file that is read; `audit.json` of a million images stays below it."""
@@ -54,7 +57,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(
             f"cannot write {path}: {error.strerror or error}",
-            hint="free some space or choose another folder"
+            hint=("free some space or " if error.errno in _DISK_FULL else "")
+            + "choose another folder"
             + ("; the file that was there before is untouched" * path.is_file()),
         ) from error
     finally:
@@ -193,10 +197,10 @@ def check_model(content: Any, model: type[Model], *, path: Path, hint: str) -> M
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
+        # For a missing field, pydantic gives what is around it.
+        got = f", got {reprlib.repr(first['input'])}" * (first["type"] != "missing")
         raise RunError(
-            f"{path} is damaged at {place}: {first['msg']}, got "
-            f"{reprlib.repr(first['input'])}",
-            hint=hint,
+            f"{path} is damaged at {place}: {first['msg']}{got}", hint=hint
         ) from None
 
 

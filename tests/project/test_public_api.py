@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -67,7 +67,7 @@ def test_an_unknown_name_is_no_attribute() -> None:
             ("balanced accuracy", "No copies found", "<svg"),
         ),
         (
-            lambda: tumorlens.predict("runs/first", ["DATA/glioma/0.png", "none.png"]),
+            lambda: tumorlens.predict("runs/first", ["DATA/glioma/0.png", "no.png"]),
             ("2 images", "DATA/glioma/0.png", "unreadable: "),
         ),
         (
@@ -80,6 +80,7 @@ def test_an_unknown_name_is_no_attribute() -> None:
 def test_a_result_shows_itself_in_a_notebook(
     examples: Path, make: Callable[[], Any], shown: tuple[str, ...]
 ) -> None:
+    (examples / "no.png").write_text("no image")
     result = make()
     assert isinstance(result, NotebookView)
     html = result._repr_html_()
@@ -119,6 +120,49 @@ def test_settings_go_on_top_of_other_settings() -> None:
 def test_resuming_takes_no_settings(examples: Path) -> None:
     with pytest.raises(ConfigError, match="resume=True continues runs/first"):
         tumorlens.train(out="runs/first", resume=True, settings=TINY)
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (
+            lambda: tumorlens.export("runs/first", cast("Any", "onxx")),
+            "unknown format 'onxx'",
+        ),
+        (lambda: tumorlens.export("runs/first", []), r"expected formats .* got \[\]"),
+        (
+            lambda: tumorlens.export("runs/first", ["onnx"], max_drop=7),
+            r"max_drop from 0 to 1, got \['onnx'\] and 7",
+        ),
+        (lambda: tumorlens.evaluate("runs/first", subset="train"), "subset 'train'"),
+        (lambda: tumorlens.predict("runs/first", "nosuch.png"), "nosuch.png"),
+        (
+            lambda: tumorlens.load_config(cast("Any", {"optim.lr": 1})),
+            r"got {'optim.lr': 1}",
+        ),
+        (
+            lambda: tumorlens.Predictor.open("runs/first", device="tpu"),
+            "expected the device auto, cpu or cuda, got 'tpu'",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_an_error_with_a_hint(
+    examples: Path, make: Callable[[], Any], problem: str
+) -> None:
+    with pytest.raises(tumorlens.TumorlensError, match=problem) as caught:
+        make()
+    assert caught.value.hint
+
+
+def test_one_path_needs_no_list(examples: Path) -> None:
+    run = tumorlens.open_run("runs/first")
+    assert len(tumorlens.compare(run, with_latency=False).arms) == 1
+    assert len(tumorlens.predict(run, "DATA")) == 24
+    assert [one.kind for one in tumorlens.export(run, "onnx")] == ["onnx"]
+
+
+def test_the_package_lists_its_public_names_and_nothing_else() -> None:
+    assert set(dir(tumorlens)) == {*tumorlens.__all__, "__version__"}
 
 
 def test_importing_the_package_loads_little() -> None:

@@ -285,3 +285,23 @@ def test_a_kfold_run_is_finished_when_every_fold_is(tmp_path: Path) -> None:
 
 def test_an_ordinary_run_has_no_folds(run: Run) -> None:
     assert run.folds() == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"std": [0.0, 0.2, 0.2]}, "std.0"),
+        ({"std": [0.2]}, "std: .*expected 3 values, one per channel"),
+        ({"mean": [0.5]}, "mean: .*expected 3 values, one per channel"),
+        ({"classes": ["a", "a"]}, "classes: .*a class is there twice"),
+        ({"in_chans": 9}, "in_chans"),
+    ],
+)
+def test_a_card_that_no_network_can_have_is_damaged(
+    tmp_path: Path, change: dict[str, Any], place: str
+) -> None:
+    run = create_run(tmp_path / "run", Config())
+    content = make_card().model_dump(mode="json") | change
+    (run.path / "model.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(RunError, match=rf"model.json is damaged at {place}"):
+        run.card()

@@ -574,7 +574,8 @@ def _findings(
     sentences = []
     if num := num_conflicts:
         sentences.append(
-            f"{counted(num, 'pair')} of files show one picture under two labels."
+            f"{counted(num, 'pair')} of files "
+            f"{'shows' if num == 1 else 'show'} one picture under two labels."
         )
     if num := num_disputed:
         sentences.append(f"{counted(num, 'label')} contradict what the source says.")

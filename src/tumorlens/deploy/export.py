@@ -51,7 +51,13 @@ from tumorlens.deploy.graph_files import (
 from tumorlens.deploy.parity import MAX_DROP, bounds_of, judge_parity
 from tumorlens.deploy.predictor import Predictor, Progress
 from tumorlens.deploy.runtimes import has_bf16, open_session
-from tumorlens.errors import DataError, RunError, TumorlensError
+from tumorlens.errors import (
+    ConfigError,
+    DataError,
+    RunError,
+    TumorlensError,
+    did_you_mean,
+)
 from tumorlens.evaluation.inference import read_data
 from tumorlens.files import read_model, write_model
 from tumorlens.text import NotebookView
@@ -186,12 +192,23 @@ def export(
         One for each format, in the order of `KINDS`.
 
     Raises:
+        ConfigError: A format is unknown, there is none, or `max_drop` is no fraction.
         RunError: The run is not finished, has folds, no split or no val images, or its
             networks do not fit into one graph; or its data has changed.
         DataError: An image cannot be read, or RUN/export cannot be written.
         MissingExtraError: The extra `export` is not installed.
     """
     _check_run(run)
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise ConfigError(
+            f"unknown format {unknown[0]!r}", hint=did_you_mean(unknown[0], KINDS)
+        )
+    if not kinds or not 0 <= max_drop <= 1:
+        raise ConfigError(
+            f"expected formats and a max_drop from 0 to 1, got {list(kinds)} and "
+            f"{max_drop}",
+            hint="name a format such as onnx; max_drop is a fraction",
+        )
     rows = run.split()
     libraries = {kind: libraries_of(kind) for kind in KINDS if kind in kinds}
     cards = [one.card() for one in run.networks()]

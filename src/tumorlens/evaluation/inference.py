@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tumorlens.runs.folder import ModelCard, Run, Tta
     from tumorlens.runs.progress import Progress
 
-SUBSETS = ("test", "val", "train")
+SUBSETS = ("test", "val")
 
 _BATCH_SIZE = 32
 

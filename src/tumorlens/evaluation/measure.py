@@ -90,8 +90,8 @@ def evaluate(
     pooled: each is predicted by the network that was not trained on it.
 
     Args:
-        run: A finished run; an unfinished one has `val` and `train` only.
-        subset: `test`, `val` or `train`. A look at `test` is logged in the run.
+        run: A finished run; an unfinished one has `val` only.
+        subset: `test` or `val`. A look at `test` is logged in the run.
         data: Folder of the images; `None` takes the run's `data.path`.
         device: `auto`, `cpu` or `cuda`.
         command: Command line of the user, for the log of looks.

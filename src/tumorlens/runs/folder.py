@@ -28,9 +28,9 @@ import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 import tumorlens
 from tumorlens.config import Config, Fit, dump_config, load_config
@@ -65,6 +65,10 @@ Tta = Literal["none", "eight-views"]
 """Names of the policies of `tumorlens.training.views` that a card may have."""
 
 
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class ModelCard(BaseModel):
     """`model.json`: everything that is needed to use the weights beside it."""
 
@@ -79,12 +83,12 @@ class ModelCard(BaseModel):
     """Further arguments of `timm.create_model`: drop rates, pooling, `pad_type`."""
     classes: tuple[str, ...] = Field(min_length=2)
     """Class names in the order of the network's outputs."""
-    in_chans: int
+    in_chans: Literal[1, 3]
     size_px: int = Field(ge=16, le=2048)
     fit: Fit
-    mean: tuple[float, ...]
+    mean: tuple[_Finite, ...]
     """Per channel, of values in [0, 1]."""
-    std: tuple[float, ...]
+    std: tuple[_Positive, ...]
     mirror: bool
     """Whether probabilities are averaged with those of the mirror image."""
     tta: Tta = "none"
@@ -95,6 +99,23 @@ class ModelCard(BaseModel):
     epoch: int
     """Epoch of the weights, from 1; 0 for imported ones."""
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+    @field_validator("classes")
+    @classmethod
+    def _no_class_twice(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) < len(classes):
+            raise ValueError("a class is there twice")
+        return classes
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_per_channel(
+        cls, values: tuple[float, ...], info: ValidationInfo
+    ) -> tuple[float, ...]:
+        in_chans = info.data.get("in_chans", len(values))
+        if len(values) != in_chans:
+            raise ValueError(f"expected {in_chans} values, one per channel")
+        return values
 
 
 class Look(BaseModel):

@@ -129,7 +129,7 @@ class Measures(_Content):
 
     num_images: int
     num_groups: int
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = Field(min_length=1)
     """In the order of the network's outputs."""
     accuracy: Estimate
     balanced_accuracy: Estimate

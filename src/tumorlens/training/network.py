@@ -295,8 +295,13 @@ def resolve_device(name: str) -> torch.device:
     """Return the device for `train.device`.
 
     Raises:
-        ConfigError: The device is `cuda`, and torch finds no GPU.
+        ConfigError: The device is unknown, or it is `cuda` and torch finds no GPU.
     """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(
+            f"expected the device auto, cpu or cuda, got {name!r}",
+            hint=did_you_mean(name, ("auto", "cpu", "cuda")),
+        )
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "train.device is 'cuda' and torch sees no GPU",
