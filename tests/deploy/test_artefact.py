@@ -196,7 +196,7 @@ def test_an_artefact_without_a_good_verdict_is_refused(tmp_path: Path) -> None:
     [
         ({"passed": None}, "damaged at passed: .* got None"),
         ({"passed": "yes"}, "damaged at passed: .* got 'yes'"),
-        ({"accuracy": {"run": 1}}, r"damaged at accuracy\.artefact: .* got {'run': 1}"),
+        ({"accuracy": {"run": 1}}, r"damaged at accuracy\.artefact: Field required"),
         ({"format": 2}, r"expected format 1 in .*parity\.json, got 2"),
     ],
 )

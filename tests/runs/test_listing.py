@@ -249,7 +249,7 @@ def binary_metrics(run: Run) -> str:
 
 def no_metrics(run: Run) -> str:
     run.metrics_path.write_text("{}")
-    return "metrics.json is damaged at protocol: Field required, got {}"
+    return "metrics.json is damaged at protocol: Field required"
 
 
 def endless_accuracy(run: Run) -> str:
