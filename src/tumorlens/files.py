@@ -157,8 +157,8 @@ def read_model(
     """Return the content of a JSON file, checked against its model.
 
     Args:
-        path: A JSON object with the number of its layout under `format`. Some files
-            of the first layout have no number.
+        path: A JSON object with the number of its layout under `format`. It may be
+            missing from files of the first layout.
         model: What the object must be. The default of its field `format` is the only
             number that is read.
         hint: How to make the file again.

@@ -36,7 +36,9 @@ from tumorlens.report import dicom_results
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
+    from tumorlens.deploy.artefact import Kind
+
+RUNTIMES: dict[Kind, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
 @pytest.fixture
@@ -102,9 +104,9 @@ def test_models_of_one_name_have_names_of_their_own_in_the_file(
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_an_artefact_needs_its_own_runtime_and_nothing_of_training(
-    kind: str, images: Path, tmp_path: Path
+    kind: Kind, images: Path, tmp_path: Path
 ) -> None:
-    artefact = make_artefact(tmp_path / kind, kind)  # type: ignore[arg-type]
+    artefact = make_artefact(tmp_path / kind, kind)
     out = tmp_path / "out.csv"
     code = (
         "import sys; from tumorlens.cli import app;"
@@ -121,9 +123,9 @@ def test_an_artefact_needs_its_own_runtime_and_nothing_of_training(
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_a_missing_runtime_is_named_with_its_pip_line(
-    kind: str, images: Path, tmp_path: Path
+    kind: Kind, images: Path, tmp_path: Path
 ) -> None:
-    artefact = make_artefact(tmp_path / kind, kind)  # type: ignore[arg-type]
+    artefact = make_artefact(tmp_path / kind, kind)
     code = (
         "import sys; from tumorlens.cli import app;"
         f"sys.exit(app.main(['predict', {str(artefact.path)!r}, {str(images)!r}]))"
@@ -139,7 +141,9 @@ def closure(requirement: str) -> set[str]:
     seen: set[str] = set()
     waiting = [requirement]
     while waiting:
-        name, extras = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?", waiting.pop()).groups()  # type: ignore[union-attr]
+        parts = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?", waiting.pop())
+        assert parts is not None
+        name, extras = parts.groups()
         key = f"{name.lower().replace('_', '-')}[{extras or ''}]"
         if key in seen:
             continue
@@ -176,7 +180,7 @@ def test_the_best_artefact_of_a_run_is_named_and_used(
 ) -> None:
     run = tmp_path / "run"
     for kind in RUNTIMES:
-        make_artefact(run / "export" / kind, kind)  # type: ignore[arg-type]
+        make_artefact(run / "export" / kind, kind)
     status, out, err = ask("--best", run, images / "5.png")
     assert status == 0
     assert re.match(r"the fastest here is (onnx|openvino) \(per image: ", err)

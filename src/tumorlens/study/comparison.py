@@ -135,6 +135,7 @@ class Pair(_Content):
     """Corrected for the number of pairs under the protocol."""
     is_noise: bool
 
+    # mypy takes no decorator on a property; pydantic documents this order.
     @computed_field  # type: ignore[prop-decorator]
     @property
     def sentence(self) -> str:

@@ -208,7 +208,8 @@ def train_batches(
     if len(batches) > 1 and len(batches[-1]) == 1:
         # Batch norm has no variance over one image: leave it for another epoch.
         batches.pop()
-    # The default collation turns items (image, number) into a batch of two tensors.
+    # The default collation turns items (image, number) into a batch of two tensors,
+    # which the types of DataLoader cannot express.
     return DataLoader(
         images,  # type: ignore[arg-type]
         batch_sampler=batches[first_batch:],
