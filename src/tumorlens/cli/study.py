@@ -115,6 +115,7 @@ def run(
 
     The exit status is 3 when a trial failed.
     """
+    from tumorlens.data.index import check_outside
     from tumorlens.study import worker
     from tumorlens.study.folder import create_study, open_study
     from tumorlens.study.plan import check_only
@@ -133,6 +134,8 @@ def run(
         _dry_run(plan, only=only, over=_over(out, plan, store))
         return 0
     _check_data(plan)
+    if study is None and plan.base.data.path is not None:
+        check_outside(out, Path(plan.base.data.path))
     tracker = None
     if track or track_url:
         from tumorlens.study.tracking import StudyTracker

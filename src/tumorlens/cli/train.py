@@ -189,11 +189,14 @@ def lr_find(
     ] = 100,
 ) -> None:
     """Suggest a learning rate from a short sweep over the train subset."""
+    from tumorlens.data.index import check_outside
     from tumorlens.files import write_model
     from tumorlens.report.run_figures import write_lr_plot
     from tumorlens.training.lr_find import find_lr
 
     config = config_of(config_path, settings, ("data.path", data))
+    if config.data.path is not None:
+        check_outside(out, Path(config.data.path))
     with terminal.counting("trying learning rates") as progress:
         found = find_lr(
             config,

@@ -25,6 +25,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from tumorlens.config import Config, with_absolute_paths
+from tumorlens.data.index import check_outside
+from tumorlens.data.split import count_left_out
 from tumorlens.errors import ConfigError
 from tumorlens.runs.folder import Run, create_run, open_run
 from tumorlens.runs.progress import Listener
@@ -54,7 +56,7 @@ from tumorlens.training.optim import Schedule, make_optimizer
 from tumorlens.training.weights import weights_as_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class TrainResult:
     run: Run
     is_finished: bool
     """False when it was interrupted; `--resume` continues it."""
-    num_unreadable: int
-    """Number of files that could not be read and were left out."""
+    left_out: Mapping[str, int]
+    """Reason, as in `count_left_out` -> number of files left out of all subsets."""
     is_main_process: bool = True
     """False in all processes of torchrun but the first."""
     best: dict[str, Any] | None = None
@@ -95,7 +97,8 @@ def train(
 
     Raises:
         ConfigError: A setting does not fit the data or the network.
-        DataError: The data cannot be used, or the disk is full.
+        DataError: The data cannot be used, `out` is inside its folder, or the disk is
+            full.
         RunError: `out` exists, or cannot be resumed, or the loss is not finite.
     """
     listener = listener or Listener()
@@ -122,7 +125,7 @@ def train(
         result = partial(
             TrainResult,
             run=run,
-            num_unreadable=data.num_unreadable,
+            left_out=count_left_out(data.rows),
             is_main_process=accelerator.is_main_process,
         )
         if not run.is_kfold:
@@ -317,6 +320,7 @@ def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str)
         raise ConfigError(
             "no data was named", hint="give --data DIR, or set data.path in the config"
         )
+    check_outside(out, Path(config.data.path))
     run = create_run(out, with_absolute_paths(config))
     run.write_environment(
         {
