@@ -271,9 +271,9 @@ def test_a_film_is_one_group_but_never_one_picture(data: Path) -> None:
 
 def test_what_is_settled_by_a_copy_is_of_the_same_picture() -> None:
     looks = [
-        NearDuplicate(0, 1, 0.992, 0),
-        NearDuplicate(1, 2, 0.9995, 0, is_settled=True),
-        NearDuplicate(1, 3, 0.991, 0),
+        NearDuplicate(0, 1, 0.992, 0, 0.999),
+        NearDuplicate(1, 2, 0.9995, 0, 0.999, is_settled=True),
+        NearDuplicate(1, 3, 0.991, 0, 0.999),
     ]
     pictures = copies_module._pictures(["a", "b", "c", "d"], looks)
     # c goes with b, which is a copy of a; d is a copy of b only, and stays itself.

@@ -134,7 +134,7 @@ def test_a_slightly_wider_frame_is_found_once_in_register() -> None:
     stack = np.stack([make_thumbnail(image), make_thumbnail(framed)])
     assert (
         np.corrcoef(stack[0].ravel(), stack[1].ravel())[0, 1]
-        < near_duplicates.CONFIRMED
+        < near_duplicates.ALIKE
     )
     assert len(find_near_duplicates(stack)) == 1
 
@@ -159,7 +159,7 @@ def test_one_stripe_does_not_stop_the_registration() -> None:
     stripes[1] = (stripes[1] + np.roll(stripes[1], 1, axis=1)) / 2
     stack = stripes.astype(np.uint8)
     correlation = np.corrcoef(stripes[0].ravel(), stripes[1].ravel())[0, 1]
-    assert near_duplicates.ALIGNABLE < correlation < near_duplicates.CONFIRMED
+    assert near_duplicates.ALIGNABLE < correlation < near_duplicates.ALIKE
     assert len(find_near_duplicates(stack)) == 1
 
 
