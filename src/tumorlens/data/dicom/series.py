@@ -302,14 +302,14 @@ def _kind(modality: str) -> str:
 def _whole(value: Any) -> int | None:
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last one for infinity
         return None
 
 
 def _floats(value: Any, count: int) -> tuple[float, ...] | None:
     try:
         numbers = tuple(float(number) for number in value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
 
@@ -400,12 +400,12 @@ def _depths(instances: Sequence[_Instance]) -> list[float] | None:
     if None in positions or None in orientations:
         return None
     first = np.array(orientations[0], float)
-    # A scout has planes in several directions; rounding makes parallel ones differ.
-    if not np.allclose(np.array(orientations, float), first, atol=1e-3):
-        return None
-    normal = np.cross(first[:3], first[3:])
-    if np.linalg.norm(normal) < 0.5:
-        return None
-    # To a micrometre: slices in one place (echoes, times) go by their number.
-    depths = (np.array(positions, float) @ normal).round(3)
-    return [float(depth) for depth in depths]
+    with np.errstate(all="ignore"):  # numbers near the largest there are overflow
+        # A scout has planes in several directions; rounding makes parallel ones differ.
+        if not np.allclose(np.array(orientations, float), first, atol=1e-3):
+            return None
+        normal = np.cross(first[:3], first[3:])
+        # To a micrometre: slices in one place (echoes, times) go by their number.
+        depths = (np.array(positions, float) @ normal).round(3)
+        is_usable = np.linalg.norm(normal) >= 0.5 and np.isfinite(depths).all()
+    return [float(depth) for depth in depths] if is_usable else None
