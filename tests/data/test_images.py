@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.handmade_files import tiff_page, write_png, write_tiff
 from tumorlens.data import images
 from tumorlens.data.images import ImageLimits, fit_square, load_square, read_image
 from tumorlens.errors import DataError
@@ -40,30 +41,6 @@ def error_of(path: Path, **options: Any) -> DataError:
     assert "\n" not in caught.value.problem
     assert caught.value.hint
     return caught.value
-
-
-def png_chunk(name: bytes, content: bytes) -> bytes:
-    return (
-        struct.pack(">L", len(content))
-        + name
-        + content
-        + struct.pack(">L", zlib.crc32(name + content))
-    )
-
-
-def write_png(
-    path: Path, width: int, height: int, depth_color: bytes, *rows: bytes
-) -> Path:
-    """Write a PNG by hand, in forms that Pillow cannot write."""
-    header = struct.pack(">2L", width, height) + depth_color + b"\0\0\0"
-    data = zlib.compress(b"".join(b"\0" + row for row in rows))
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + png_chunk(b"IHDR", header)
-        + png_chunk(b"IDAT", data)
-        + png_chunk(b"IEND", b"")
-    )
-    return path
 
 
 # Formats and depths
@@ -153,12 +130,26 @@ def test_an_image_without_a_finite_pixel_is_an_error(
         read_image(path)
 
 
-def test_16_bit_color_keeps_the_upper_byte(tmp_path: Path) -> None:
-    row = struct.pack(">6H", 0x1234, 0x5678, 0x9ABC, 0x0102, 0xFF00, 0x00FF)
-    path = write_png(tmp_path / "x.png", 2, 1, b"\x10\x02", row)
-    np.testing.assert_array_equal(
-        read_image(path), [[[0x12, 0x56, 0x9A], [0x01, 0xFF, 0x00]]]
-    )
+def test_16_bit_color_is_scaled_by_the_range_of_all_its_channels(
+    tmp_path: Path,
+) -> None:
+    # (1000 - 100) / (4000 - 100) * 255 = 58.8.
+    pixels = np.array([[[100, 1000, 2050], [4000, 100, 4000]]], np.uint16)
+    path = write_png(tmp_path / "x.png", pixels, depth=16, color=2)
+    np.testing.assert_array_equal(read_image(path), [[[0, 59, 128], [255, 0, 255]]])
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_both_bytes_of_16_bit_color_are_turned_upright(
+    tmp_path: Path, orientation: int
+) -> None:
+    deep = np.array([[100, 1000], [2050, 4000]], np.uint16)
+    tags, strip = tiff_page(np.stack([deep] * 3, -1), photometric=2, t274=orientation)
+    path = write_tiff(tmp_path / "x.tif", (tags, strip))
+    expected = np.array([[0, 59], [128, 255]])
+    if orientation == 6:  # the first stored column is the upper row, from the right
+        expected = np.rot90(expected, -1)
+    np.testing.assert_array_equal(read_image(path), expected)
 
 
 def test_a_palette_gives_its_colors(tmp_path: Path) -> None:
@@ -204,7 +195,7 @@ def test_a_transparent_value_is_black_in_every_mode(tmp_path: Path) -> None:
 
     deep = np.array([[1000, 2000, 3000]], np.uint16)
     Image.fromarray(deep).save(path, transparency=3000)
-    np.testing.assert_array_equal(read_image(path), [[0, 128, 0]])
+    np.testing.assert_array_equal(read_image(path), [[0, 255, 0]])
 
     Image.fromarray(COLOR).save(path, transparency=tuple(COLOR[2, 3].tolist()))
     assert read_image(path)[2, 3].tolist() == [0, 0, 0]
@@ -343,7 +334,7 @@ def test_a_truncated_file_is_an_error(
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     problem = error_of(path).problem
-    assert "is damaged: " in problem or "is not a JPEG" in problem
+    assert "is damaged: " in problem or "file that cannot be read" in problem
 
 
 def test_what_a_decoder_says_is_cut_to_one_line(

@@ -17,11 +17,12 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom import uid
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import apply_windowing
 
 from support.compressed_dicom import compressed
+from support.dicom_files import PATIENT, dataset_of, write
 from tumorlens.data.dicom import gdcm, pixels
 from tumorlens.data.images import ImageLimits, read_image
 from tumorlens.errors import DataError, MissingExtraError
@@ -30,43 +31,11 @@ from tumorlens.system import Helper
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PATIENT = "DOE^JANE"
 DEEP = (np.mgrid[:24, :20].sum(axis=0) * 90).astype(np.uint16)  # 0 to 3780: 12 bits
 COLOR = np.stack([DEEP // 16, 255 - DEEP // 16, DEEP // 32], axis=-1).astype(np.uint8)
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
 EXPECTED = np.rint(DEEP / 4095 * 255)
 """What a window over all of the 12 bits makes of `DEEP`."""
-
-
-def dataset_of(pixels: NDArray[Any], **attributes: Any) -> Dataset:
-    """Return a data set with native pixels: (H, W), (N, H, W) or (H, W, 3)."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-    dataset.SOPClassUID = uid.SecondaryCaptureImageStorage
-    dataset.SOPInstanceUID = uid.generate_uid()
-    dataset.PatientName = PATIENT
-    is_color = pixels.ndim == 3 and pixels.shape[2] == 3
-    dataset.SamplesPerPixel = 3 if is_color else 1
-    dataset.PhotometricInterpretation = "RGB" if is_color else "MONOCHROME2"
-    if is_color:
-        dataset.PlanarConfiguration = 0
-    elif pixels.ndim == 3:
-        dataset.NumberOfFrames = len(pixels)
-    dataset.Rows, dataset.Columns = pixels.shape[:2] if is_color else pixels.shape[-2:]
-    dataset.BitsAllocated = 8 * pixels.itemsize
-    dataset.BitsStored = 12 if pixels.itemsize == 2 else dataset.BitsAllocated
-    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
-    dataset.PixelData = pixels.tobytes()
-    for name, value in attributes.items():
-        setattr(dataset, name, value)
-    dataset.HighBit = dataset.BitsStored - 1
-    return dataset
-
-
-def write(path: Path, dataset: Dataset) -> Path:
-    dataset.save_as(path, enforce_file_format=True)
-    return path
 
 
 def read(tmp_path: Path, pixels: NDArray[Any], **attributes: Any) -> NDArray[np.uint8]:
