@@ -18,7 +18,13 @@ from PIL import Image
 
 from support.handmade_files import tiff_page, write_png, write_tiff
 from tumorlens.data import images
-from tumorlens.data.images import ImageLimits, fit_square, load_square, read_image
+from tumorlens.data.images import (
+    ImageLimits,
+    fit_square,
+    is_image_file,
+    load_square,
+    read_image,
+)
 from tumorlens.errors import DataError
 
 if TYPE_CHECKING:
@@ -318,6 +324,30 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> Non
     assert problem.endswith("x.png is not a JPEG, PNG, TIFF, BMP or DICOM file")
 
 
+@pytest.mark.parametrize(
+    ("content", "is_image"),
+    [
+        (b"BMI 22, weight 70 kg, height 178 cm", False),
+        (b"BM" + b"\0" * 12 + struct.pack("<L", 40), True),
+        (b"BM" + b"\0" * 12 + struct.pack("<L", 41), False),
+        (b"II*\0", True),
+        (b"", False),
+        (b"\x08\0\x05\0CS\x0a\0ISO_IR 100\x08\0\x16\0UI\x1a\0", True),
+        (b"\x08\0\x05\0CS\x0a\0ISO_IR 100\x08\0\x04\0UI\x1a\0", False),
+        (b"\x08\0\0\0\4\0\0\0\x10\0\0\0\x08\0\x16\0\x1a\0\0\0", True),
+        (b"\0\x08\0\x05CS\0\x0aISO_IR 100\0\x08\0\x16UI\0\x1a", True),
+        (b"\x08\0\x05\0 a text that begins so", False),
+    ],
+)
+def test_a_file_without_a_suffix_is_an_image_by_its_first_bytes(
+    tmp_path: Path,
+    content: bytes,
+    is_image: bool,  # noqa: FBT001
+) -> None:
+    (tmp_path / "x").write_bytes(content and content + bytes(16))
+    assert is_image_file(tmp_path / "x") == is_image
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PPM", "TGA", "ICO", "PDF"])
 def test_other_formats_of_pillow_are_never_decoded(tmp_path: Path, kind: str) -> None:
     Image.fromarray(COLOR).save(tmp_path / "x.png", format=kind)
@@ -439,6 +469,53 @@ def test_a_decompression_bomb_costs_nothing(
     )
     assert seconds < 1
     assert peak < 5e6
+
+
+def test_a_side_that_no_scanner_makes_is_refused(tmp_path: Path) -> None:
+    pixels = np.zeros((1, 65_536), np.uint8)
+    assert read_image(save(tmp_path / "x.png", pixels[:, 1:])).shape == (1, 65_535)
+    problem = error_of(save(tmp_path / "x.png", pixels)).problem
+    assert problem.endswith(
+        "x.png has 65536 x 1 pixels, and no side may be longer than 65535"
+    )
+
+
+@pytest.mark.parametrize("is_tall", [False, True], ids=["wide", "tall"])
+def test_a_strip_takes_no_square_of_its_length(is_tall: bool) -> None:  # noqa: FBT001
+    strip = np.full((4, 65_535), 200, np.uint8)
+    tracemalloc.start()
+    square = fit_square(strip.T if is_tall else strip, size_px=16, fit="pad")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 250e6  # a square of that length takes 4.3e9
+    assert square.shape == (16, 16)
+
+
+@pytest.mark.parametrize("shape", [(30, 300), (300, 30), (299, 300)])
+def test_a_long_image_is_shrunk_before_it_is_padded_with_nearly_the_same_result(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
+) -> None:
+    image = head(*shape)
+    whole = fit_square(image, size_px=20, fit="pad")
+    monkeypatch.setattr(images, "_MAX_PADDED_PX", 100)
+    shrunk = fit_square(image, size_px=20, fit="pad")
+    assert np.abs(shrunk.astype(int) - whole).mean() < 2
+    monkeypatch.setattr(images, "_MAX_PADDED_PX", 300)
+    np.testing.assert_array_equal(fit_square(image, size_px=20, fit="pad"), whole)
+
+
+@pytest.mark.parametrize("place", ["read_picture", "fit_square"])
+def test_a_file_that_does_not_fit_into_memory_is_an_error_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise MemoryError
+
+    path = save(tmp_path / "x.png", GREY)
+    owner = images.raster if place == "read_picture" else images
+    monkeypatch.setattr(owner, place, fail)
+    with pytest.raises(DataError, match=r"x\.png does not fit into the memory"):
+        load_square(path, size_px=8, fit="pad", in_chans=1)
 
 
 def test_the_pages_of_a_tiff_are_bounded(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from tumorlens.files import replacing
 from tumorlens.runs.progress import Progress
 from tumorlens.training.augment import Transform, apply_policy
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 """Must be raised when the result of `images.load_square` changes."""
 
 

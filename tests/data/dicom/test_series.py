@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from pydicom import uid
 
+from support.dicom_files import spoil, write_alone
 from support.images import draw_image
 from support.mr_volumes import (
     IDENTITY,
@@ -21,7 +22,7 @@ from support.mr_volumes import (
     write_volume,
 )
 from tumorlens.data.dicom.series import MANUFACTURER, find_series, holds_study
-from tumorlens.data.images import ImageLimits
+from tumorlens.data.images import ImageLimits, read_image
 from tumorlens.errors import DataError
 
 if TYPE_CHECKING:
@@ -290,70 +291,56 @@ def test_ordinary_images_keep_apart(tmp_path: Path) -> None:
     image = png(tmp_path / "b.png")
     png(tmp_path / ".hidden" / "c.png")
     (tmp_path / "notes.txt").write_text("no image")
+    bare = png(tmp_path / "c.png").rename(tmp_path / "c")
+    (tmp_path / "d").symlink_to(tmp_path / ".hidden")
     found = find_series([tmp_path])
-    assert found.others == (image,)
+    assert found.others == (image, bare)
     assert names(found) == ["a"]
+    assert found.skipped == {".txt": 1, "link to a folder": 1}
 
 
-def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no such file or folder: .*gone"):
-        find_series([tmp_path / "gone"])
-
-
-def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(DataError, match=rf"no image in the folder {tmp_path}"):
-        find_series([tmp_path])
-
-
-def test_only_reports_are_an_error_that_counts_them(tmp_path: Path) -> None:
-    write_study(tmp_path, num_series=0)
-    with pytest.raises(DataError, match=rf"no image in {tmp_path}, only 1 x SR"):
-        find_series([tmp_path])
-
-
-# When series are meant
-
-
-def test_dicom_in_a_folder_a_dicomdir_and_several_files_are_a_study(
-    tmp_path: Path,
+@pytest.mark.parametrize("syntax", [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian])
+def test_slices_without_a_preamble_belong_to_their_series(
+    tmp_path: Path, syntax: uid.UID
 ) -> None:
-    media = write_media(tmp_path / "cd", num_series=1, num_slices=2)
-    first, second = sorted(media.parent.rglob("IM0*"))
-    assert holds_study([media])
-    assert holds_study([media.parent])
-    assert holds_study([first, second])
-    assert not holds_study([first])
+    write_slice(tmp_path / "a", 2)
+    dataset = mr_slice(PIXELS, study_uid=STUDY, series_uid=SERIES, number=1)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    path = write_alone(tmp_path / "b", dataset)
+    assert holds_study([path, path])
+    found = find_series([tmp_path])
+    assert names(found) == ["b", "a"]
+    np.testing.assert_array_equal(read_image(path), read_image(write_slice(tmp_path / "c")))
 
 
-def test_ordinary_images_are_no_study_and_are_not_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("vr", ["FD", "DS", "IS"])
+@pytest.mark.parametrize("value", ["inf", "nan", "1e400", "9" * 400])
+@pytest.mark.parametrize("keyword", ["InstanceNumber", "NumberOfFrames", "Rows"])
+def test_no_number_of_a_header_ends_the_others(
+    tmp_path: Path, keyword: str, value: str, vr: str
 ) -> None:
-    image = png(tmp_path / "a.png")
-    monkeypatch.setattr("pathlib.Path.open", lambda *_, **__: pytest.fail("opened"))
-    assert not holds_study([tmp_path, image, tmp_path / "gone.png"])
+    write_slice(tmp_path / "a", depth=1)
+    dataset = mr_slice(PIXELS, study_uid=STUDY, series_uid=SERIES, number=2, depth=2)
+    spoil(write(tmp_path / "b", dataset), keyword, vr, value)
+    found = find_series([tmp_path])
+    in_series = [name for one in range(len(found.series)) for name in names(found, one)]
+    assert "a" in in_series
+    assert len(in_series) + len(found.others) + sum(found.skipped.values()) == 2
+    try:
+        read_image(tmp_path / "b")
+    except DataError as error:
+        assert "\n" not in error.problem
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    png(tmp_path / "a.png")
-    assert not holds_study([tmp_path, tmp_path / "pipe"])
-
-
-def test_headers_that_make_pydicom_complain_say_nothing(
-    tmp_path: Path, recwarn: pytest.WarningsRecorder
+@pytest.mark.parametrize("size", [1e308, -1e308])
+@pytest.mark.parametrize("keyword", ["ImagePositionPatient", "ImageOrientationPatient"])
+def test_positions_that_overflow_give_no_order(
+    tmp_path: Path, keyword: str, size: float
 ) -> None:
-    path = write_slice(tmp_path / "a", SpecificCharacterSet="ISO_IR 100")
-    content = path.read_bytes()
-    for good, bad in (
-        (b"ISO_IR 100", b"ISO 9999 X"),
-        (SERIES.encode(), b"Quibble^Zephyrine".ljust(len(SERIES), b"!")),
-    ):
-        assert good in content
-        content = content.replace(good, bad)
-    path.write_bytes(content)
-    find_series([path], identify=True)
-    assert not recwarn.list
-    read = pydicom.dcmread(path)
-    with pytest.warns(UserWarning, match="Quibble"):
-        assert read.SeriesInstanceUID
+    for number, name in ((2, "a"), (1, "b")):
+        path = write_slice(tmp_path / name, number, depth=number)
+        num = 3 if keyword == "ImagePositionPatient" else 6
+        spoil(path, keyword, "FD", *[str(size)] * num)
+    found = find_series([tmp_path])
+    assert names(found) == ["b", "a"]
+    assert found.series[0].order == "instance number"
