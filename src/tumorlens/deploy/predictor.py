@@ -94,6 +94,11 @@ class Predictor:
     `Predictor.open` is the way to make one. The probabilities of a k-fold run are the
     means over its folds, those of an ensemble over its members.
 
+    Threads may share a predictor: calls of `probs_of` and `predict_files` that overlap
+    give what they give one after the other. A generator of `predict_files` belongs to
+    one thread. A forked process needs a predictor of its own, because the threads of a
+    runtime do not live on in it.
+
     Example:
         ::
 
