@@ -36,7 +36,9 @@ def test_a_folder_gives_the_images_below_it_sorted(tmp_path: Path) -> None:
 def test_an_image_is_found_by_its_first_bytes_and_the_others_are_counted(
     tmp_path: Path,
 ) -> None:
-    touch(tmp_path, "a.png", "c.jpe", "d.JFIF", "deep/e.txt", "f.txt", "g.WebP", ".h.txt")
+    touch(
+        tmp_path, "a.png", "c.jpe", "d.JFIF", "deep/e.txt", "f.txt", "g.WebP", ".h.txt"
+    )
     touch(tmp_path, "i.doe^jane", "j.0123456789")
     (tmp_path / "b").write_bytes(b"\x89PNG\r\n\x1a\n, or what is left of it")
     (tmp_path / "k").symlink_to(tmp_path / "deep")

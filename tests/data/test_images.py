@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from support.handmade_files import tiff_page, write_png, write_tiff
-from tumorlens.data import images
+from tumorlens.data import images, raster
 from tumorlens.data.images import (
     ImageLimits,
     fit_square,
@@ -512,7 +512,7 @@ def test_a_file_that_does_not_fit_into_memory_is_an_error_of_its_own(
         raise MemoryError
 
     path = save(tmp_path / "x.png", GREY)
-    owner = images.raster if place == "read_picture" else images
+    owner = raster if place == "read_picture" else images
     monkeypatch.setattr(owner, place, fail)
     with pytest.raises(DataError, match=r"x\.png does not fit into the memory"):
         load_square(path, size_px=8, fit="pad", in_chans=1)

@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 
 from support.dicom_files import dataset_of, write, write_alone
-from support.handmade_files import tiff_page, write_png, write_tiff
+from support.handmade_files import Order, tiff_page, write_png, write_tiff
 from tumorlens.data.images import load_square, read_image, to_square
 from tumorlens.errors import DataError
 
@@ -161,9 +161,7 @@ row(
     "8-bit grey with alpha",
     "laid over black",
     np.rint(GREY * ALPHA / 255),
-    make_png(
-        np.stack([GREY, np.broadcast_to(ALPHA, (3, 4))], -1).astype("u1"), 8, 4
-    ),
+    make_png(np.stack([GREY, np.broadcast_to(ALPHA, (3, 4))], -1).astype("u1"), 8, 4),
     1,
 )
 row(
@@ -171,7 +169,9 @@ row(
     "16-bit grey with alpha",
     "the range of what is not fully transparent, laid over black",
     BELOW_TOP,
-    make_png(np.concatenate([DEEP[..., None], OPAQUE * CLEAR_TOP], -1).astype("u2"), 16, 4),
+    make_png(
+        np.concatenate([DEEP[..., None], OPAQUE * CLEAR_TOP], -1).astype("u2"), 16, 4
+    ),
 )
 row("PNG", "8-bit RGB", KEPT, COLOR, make_png(COLOR, 8, 2))
 row(
@@ -193,7 +193,9 @@ row(
     "16-bit RGB with a transparent value",
     "the range of the others; that value is black",
     np.where(STEPS == 11, 0, np.rint(STEPS / 10 * 255)),
-    make_png(np.stack([DEEP] * 3, -1), 16, 2, (b"tRNS", struct.pack(">3H", *[3400] * 3))),
+    make_png(
+        np.stack([DEEP] * 3, -1), 16, 2, (b"tRNS", struct.pack(">3H", *[3400] * 3))
+    ),
 )
 row(
     "PNG",
@@ -201,7 +203,9 @@ row(
     "laid over black",
     np.rint(COLOR * ALPHA[:, None] / 255),
     make_png(
-        np.concatenate([COLOR, np.broadcast_to(ALPHA[:, None], (3, 4, 1))], -1).astype("u1"),
+        np.concatenate([COLOR, np.broadcast_to(ALPHA[:, None], (3, 4, 1))], -1).astype(
+            "u1"
+        ),
         8,
         6,
     ),
@@ -240,17 +244,23 @@ row(
     GREY,
     make_png(GREY, 8, 0, (b"gAMA", struct.pack(">L", 45455)), (b"sRGB", b"\0")),
 )
-row("PNG", "a damaged chunk before the pixels", REFUSED, "PNG file that cannot be", damaged_png)
+row(
+    "PNG",
+    "a damaged chunk before the pixels",
+    REFUSED,
+    "PNG file that cannot be",
+    damaged_png,
+)
 
 
 # TIFF
 
 
-def tiff(*pages: Any, order: str = "<", num_strips: int = 1) -> Any:
+def tiff(*pages: Any, order: Order = "<", num_strips: int = 1) -> Any:
     return partial(_tiff, pages=pages, order=order, num_strips=num_strips)
 
 
-def _tiff(path: Path, pages: Any, order: str, num_strips: int) -> Path:
+def _tiff(path: Path, pages: Any, order: Order, num_strips: int) -> Path:
     return write_tiff(path, *pages, order=order, num_strips=num_strips)
 
 
@@ -300,8 +310,20 @@ row(
     tiff(tiff_page(GREY, photometric=0)),
 )
 row("TIFF", "8-bit signed grey", RANGE, FULL, tiff(tiff_page(SIGNED_8)))
-row("TIFF", "12-bit grey in 12, little endian", RANGE, FULL, tiff(tiff_page(DEEP, bits=12)))
-row("TIFF", "10-, 12- or 16-bit grey in 16, black is zero", RANGE, FULL, tiff(tiff_page(DEEP)))
+row(
+    "TIFF",
+    "12-bit grey in 12, little endian",
+    RANGE,
+    FULL,
+    tiff(tiff_page(DEEP, bits=12)),
+)
+row(
+    "TIFF",
+    "10-, 12- or 16-bit grey in 16, black is zero",
+    RANGE,
+    FULL,
+    tiff(tiff_page(DEEP)),
+)
 row(
     "TIFF",
     "the same in big endian",
@@ -331,7 +353,13 @@ row(
     FULL,
     tiff(tiff_page(SIGNED_16, order=">", deflated=True), order=">"),
 )
-row("TIFF", "32-bit unsigned grey, little endian", RANGE, FULL, tiff(tiff_page(UNSIGNED_32)))
+row(
+    "TIFF",
+    "32-bit unsigned grey, little endian",
+    RANGE,
+    FULL,
+    tiff(tiff_page(UNSIGNED_32)),
+)
 row("TIFF", "32-bit signed grey", RANGE, FULL, tiff(tiff_page(SIGNED_32)))
 row(
     "TIFF",
@@ -397,7 +425,13 @@ row(
     tiff(with_alpha(DEEP_PIXELS, OPAQUE, 2)),
 )
 row("TIFF", "8-bit RGB", KEPT, COLOR, tiff(tiff_page(COLOR, photometric=2)))
-row("TIFF", "8-bit RGB, channel after channel", KEPT, COLOR, tiff(planes(COLOR), num_strips=3))
+row(
+    "TIFF",
+    "8-bit RGB, channel after channel",
+    KEPT,
+    COLOR,
+    tiff(planes(COLOR), num_strips=3),
+)
 row(
     "TIFF",
     "10-, 12- or 16-bit RGB in 16",
@@ -517,9 +551,7 @@ row(
     "a thumbnail, then two pictures",
     "the second picture, the middle one of the two",
     GREY,
-    tiff(
-        tiff_page(THUMBNAIL, t254=1), tiff_page(255 - GREY, t254=2), tiff_page(GREY)
-    ),
+    tiff(tiff_page(THUMBNAIL, t254=1), tiff_page(255 - GREY, t254=2), tiff_page(GREY)),
 )
 row(
     "TIFF",
@@ -546,7 +578,11 @@ def bmp(path: Path, pixels: bytes, bits: int, masks: bytes = b"") -> Path:
     header = struct.pack("<L2l2H6L", size, 4, 3, 1, bits, compression, *[0] * 5)
     start = 14 + len(header) + len(masks)
     path.write_bytes(
-        b"BM" + struct.pack("<3L", start + len(pixels), 0, start) + header + masks + pixels
+        b"BM"
+        + struct.pack("<3L", start + len(pixels), 0, start)
+        + header
+        + masks
+        + pixels
     )
     return path
 
@@ -563,7 +599,8 @@ def bmp_palette(path: Path) -> Path:
     image = Image.fromarray(BITS, mode=None).convert("P")
     image.putdata(BITS.ravel().tolist())
     image.putpalette(PALETTE[1])
-    return saved_bmp(image)(path)
+    image.save(path, "BMP")
+    return path
 
 
 def flipped(pixels: Pixels) -> bytes:
@@ -695,7 +732,13 @@ PADDED = np.where(STEPS < 2, 4000, DEEP).astype(np.uint16)
 """The first two pixels only fill the frame."""
 NOT_PADDED = np.where(STEPS < 2, 0, IN_WINDOW)
 
-row("DICOM", "grey up to 8 bits, unsigned, no window, no rescale", KEPT, GREY, dicom(GREY))
+row(
+    "DICOM",
+    "grey up to 8 bits, unsigned, no window, no rescale",
+    KEPT,
+    GREY,
+    dicom(GREY),
+)
 row("DICOM", "1-bit grey, packed", "0 and 255", BITS * 255, bit_packed)
 row(
     "DICOM",
@@ -761,9 +804,27 @@ row(
     STRETCHED,
     dicom(((MANY - 500) * 10**6).astype("i4"), BitsStored=32),
 )
-row("DICOM", "32-bit floating-point", "as 16 bits; NaN is black", NAN_BLACK, floating("<f4", **WINDOW))
-row("DICOM", "64-bit floating-point", "as 16 bits; NaN is black", NAN_BLACK, floating("<f8", **WINDOW))
-row("DICOM", "12 bits in the upper part of 16 (High Bit 15)", "as 12 bits", IN_WINDOW, high_bit)
+row(
+    "DICOM",
+    "32-bit floating-point",
+    "as 16 bits; NaN is black",
+    NAN_BLACK,
+    floating("<f4", **WINDOW),
+)
+row(
+    "DICOM",
+    "64-bit floating-point",
+    "as 16 bits; NaN is black",
+    NAN_BLACK,
+    floating("<f8", **WINDOW),
+)
+row(
+    "DICOM",
+    "12 bits in the upper part of 16 (High Bit 15)",
+    "as 12 bits",
+    IN_WINDOW,
+    high_bit,
+)
 row(
     "DICOM",
     "an overlay in the unused bits",
@@ -830,7 +891,10 @@ row(
     "black all the same",
     np.where(STEPS < 2, 0, np.rint(255 - DEEP / 4095 * 255)),
     dicom(
-        PADDED, PixelPaddingValue=4000, PhotometricInterpretation="MONOCHROME1", **WINDOW
+        PADDED,
+        PixelPaddingValue=4000,
+        PhotometricInterpretation="MONOCHROME1",
+        **WINDOW,
     ),
 )
 row("DICOM", "8-bit RGB", KEPT, COLOR, dicom(COLOR))
@@ -849,7 +913,13 @@ row(
     GREY,
     dicom(YBR, PhotometricInterpretation="YBR_FULL"),
 )
-row("DICOM", "8-bit YBR_FULL_422", "RGB, or grey where the channels are equal", GREY, reduced_chroma)
+row(
+    "DICOM",
+    "8-bit YBR_FULL_422",
+    "RGB, or grey where the channels are equal",
+    GREY,
+    reduced_chroma,
+)
 row(
     "DICOM",
     "YBR of more than 8 bits",

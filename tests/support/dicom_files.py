@@ -64,16 +64,17 @@ def write_alone(path: Path, dataset: Dataset) -> Path:
 
 def spoil(path: Path, keyword: str, vr: str, *values: str) -> None:
     """Replace an element by bytes of any kind, whatever the standard says of it."""
+    content: bytes
     if vr == "FD":
-        numbers = [float(value) if _is_number(value) else 0.5 for value in values]
-        content = struct.pack(f"<{len(numbers)}d", *numbers)
+        floats = [float(value) if _is_number(value) else 0.5 for value in values]
+        content = struct.pack(f"<{len(floats)}d", *floats)
     elif vr in ("US", "UL"):
         bits, code = (16, "H") if vr == "US" else (32, "L")
-        whole = [int(value) % 2**bits if _is_whole(value) else 7 for value in values]
-        content = struct.pack(f"<{len(whole)}{code}", *whole)
+        numbers = [int(value) % 2**bits if _is_whole(value) else 7 for value in values]
+        content = struct.pack(f"<{len(numbers)}{code}", *numbers)
     else:
-        content = "\\".join(values).encode()
-        content += b" " * (len(content) % 2)
+        text = "\\".join(values)
+        content = (text + " " * (len(text) % 2)).encode()
     dataset = pydicom.dcmread(path)
     tag = tag_for_keyword(keyword)
     assert tag is not None
@@ -104,67 +105,3 @@ def _place_of(path: Path, tag: int) -> int:
     with path.open("rb") as file:
         pydicom.filereader.read_partial(file, stop_when=lambda one, *_: one > tag)
         return file.tell()
-
-
-def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no such file or folder: .*gone"):
-        find_series([tmp_path / "gone"])
-
-
-def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(DataError, match=rf"no image in the folder {tmp_path}"):
-        find_series([tmp_path])
-
-
-def test_only_reports_are_an_error_that_counts_them(tmp_path: Path) -> None:
-    write_study(tmp_path, num_series=0)
-    with pytest.raises(DataError, match=rf"no image in {tmp_path}, only 1 x SR"):
-        find_series([tmp_path])
-
-
-# When series are meant
-
-
-def test_dicom_in_a_folder_a_dicomdir_and_several_files_are_a_study(
-    tmp_path: Path,
-) -> None:
-    media = write_media(tmp_path / "cd", num_series=1, num_slices=2)
-    first, second = sorted(media.parent.rglob("IM0*"))
-    assert holds_study([media])
-    assert holds_study([media.parent])
-    assert holds_study([first, second])
-    assert not holds_study([first])
-
-
-def test_ordinary_images_are_no_study_and_are_not_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    image = png(tmp_path / "a.png")
-    monkeypatch.setattr("pathlib.Path.open", lambda *_, **__: pytest.fail("opened"))
-    assert not holds_study([tmp_path, image, tmp_path / "gone.png"])
-
-
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    png(tmp_path / "a.png")
-    assert not holds_study([tmp_path, tmp_path / "pipe"])
-
-
-def test_headers_that_make_pydicom_complain_say_nothing(
-    tmp_path: Path, recwarn: pytest.WarningsRecorder
-) -> None:
-    path = write_slice(tmp_path / "a", SpecificCharacterSet="ISO_IR 100")
-    content = path.read_bytes()
-    for good, bad in (
-        (b"ISO_IR 100", b"ISO 9999 X"),
-        (SERIES.encode(), b"Quibble^Zephyrine".ljust(len(SERIES), b"!")),
-    ):
-        assert good in content
-        content = content.replace(good, bad)
-    path.write_bytes(content)
-    find_series([path], identify=True)
-    assert not recwarn.list
-    read = pydicom.dcmread(path)
-    with pytest.warns(UserWarning, match="Quibble"):
-        assert read.SeriesInstanceUID

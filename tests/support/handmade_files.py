@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+
+Order = Literal["<", ">"]
+"""Little or big endian."""
 
 _LONGS = (256, 257, 273, 278, 279, 330)
 """Tags of TIFF that are 32-bit numbers here; the others have 16."""
@@ -64,7 +67,7 @@ def tiff_page(
     *,
     photometric: int = 1,
     bits: int = 0,
-    order: str = "<",
+    order: Order = "<",
     deflated: bool = False,
     **tags: int | Sequence[int],
 ) -> tuple[dict[int, Any], bytes]:
@@ -96,7 +99,7 @@ def tiff_page(
 def write_tiff(
     path: Path,
     *pages: tuple[Mapping[int, Any], bytes],
-    order: str = "<",
+    order: Order = "<",
     num_strips: int = 1,
 ) -> Path:
     """Write the pages of `tiff_page`, all tags as LONG or SHORT.
@@ -108,7 +111,9 @@ def write_tiff(
         num_strips: Number of equal parts that are listed as strips, such as the planes
             of an image whose channels are stored one after the other.
     """
-    content = bytearray((b"II" if order == "<" else b"MM") + struct.pack(f"{order}H", 42))
+    content = bytearray(
+        (b"II" if order == "<" else b"MM") + struct.pack(f"{order}H", 42)
+    )
     link = len(content)
     content += b"\0\0\0\0"
     for tags, strip in pages:
@@ -135,7 +140,7 @@ def write_tiff(
     return path
 
 
-def _packed(row: NDArray[Any], bits: int, order: str) -> bytes:
+def _packed(row: NDArray[Any], bits: int, order: Order) -> bytes:
     """Return a row of numbers in so many bits each, the upper bit first."""
     if bits in (8, 16, 32, 64) and row.dtype.itemsize * 8 == bits:
         return row.astype(row.dtype.newbyteorder(order)).tobytes()

@@ -19,7 +19,7 @@ import threading
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -136,8 +136,8 @@ def fit_square(
     brighter than 12 as in the fullest row (column): JPEG noise does not stop the crop,
     and black around an image changes nothing.
 
-    An image longer than 10,000 pixels that `pad` would make a square of is shrunk to that
-    length first, so that the square takes no more memory than the limits allow.
+    An image longer than 10,000 pixels that `pad` would make a square of is shrunk to
+    that length first, so that the square takes no more memory than the limits allow.
 
     Resized by Pillow's bilinear filter, which averages over all pixels when it shrinks:
     torchvision's `Resize` gives the same values within rounding, but this needs no
@@ -243,7 +243,7 @@ def load_square(
     try:
         return to_square(image, size_px=size_px, fit=fit, in_chans=in_chans)
     except MemoryError:
-        raise _too_large(path) from None
+        _say_too_large(path)
 
 
 def to_square(
@@ -304,7 +304,7 @@ def _read(
     except TumorlensError:
         raise
     except MemoryError:
-        raise _too_large(path) from None
+        _say_too_large(path)
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise DataError(
@@ -314,11 +314,11 @@ def _read(
         ) from error
 
 
-def _too_large(path: Path) -> DataError:
-    return DataError(
+def _say_too_large(path: Path) -> NoReturn:
+    raise DataError(
         f"{path} does not fit into the memory of this machine",
         hint="lower data.max_pixels, so that such images are left out",
-    )
+    ) from None
 
 
 def _crop_black_border(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -12,10 +12,10 @@ import re
 import struct
 import sys
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from tumorlens.data.dicom.pixels import choose_frame
 from tumorlens.errors import DataError
@@ -88,13 +88,13 @@ class _Page:
 
 
 def format_of(start: bytes) -> str | None:
-    """Return the format that the first bytes of a file name: 'JPEG', 'TIFF' ...
+    r"""Return the format that the first bytes of a file name: 'JPEG', 'TIFF' ...
 
     Args:
         start: The first `NUM_START_BYTES` bytes, or all of a shorter file.
 
     Example:
-        >>> format_of(b"II*\\0" + b"\\0" * 14), format_of(b"BMI 22; weight 70")
+        >>> format_of(b"II*\0" + b"\0" * 14), format_of(b"BMI 22; weight 70")
         ('TIFF', None)
     """
     for known, name in _STARTS:
@@ -144,7 +144,7 @@ def read_picture(
             choose_frame(path, frame, num_frames=len(pages), max_frames=max_frames)
         ]
         if chosen.error is not None:
-            raise _not_read(path, "TIFF", f"{chosen.error} {_samples(chosen.tags)}")
+            _refuse(path, "TIFF", f"{chosen.error} {_samples(chosen.tags)}")
         _go_to(image, chosen)
         _check_size(path, image, max_pixels=max_pixels, max_side_px=max_side_px)
         _check_kind(path, image, chosen.tags)
@@ -153,7 +153,7 @@ def read_picture(
         return _grey_or_color(path, image, chosen.tags)
 
 
-def _open(path: Path, file: IO[bytes], max_pixels: int) -> Image.Image:
+def _open(path: Path, file: IO[bytes], max_pixels: int) -> ImageFile.ImageFile:
     start = file.read(NUM_START_BYTES)
     file.seek(0)
     try:
@@ -171,14 +171,14 @@ def _open(path: Path, file: IO[bytes], max_pixels: int) -> Image.Image:
                 f"{path} is not a JPEG, PNG, TIFF, BMP or DICOM file",
                 hint="convert it, or move it out of the class folder",
             ) from None
-        raise _not_read(path, kind, _why_not(file, kind)) from None
+        _refuse(path, kind, _why_not(file, kind))
 
 
-def _not_read(path: Path, kind: str, why: str) -> DataError:
-    return DataError(
+def _refuse(path: Path, kind: str, why: str) -> NoReturn:
+    raise DataError(
         f"{path} is a {kind} file that cannot be read: {' '.join(why.split())[:200]}",
         hint="save it with 8 or 16 bits per sample; if it is damaged, fetch it again",
-    )
+    ) from None
 
 
 def _why_not(file: IO[bytes], kind: str) -> str:
@@ -250,7 +250,7 @@ def _all_pages(
         yield _Page(number, {tag: image.tag_v2[tag] for tag in image.tag_v2}, error)
 
 
-def _go_to(image: Image.Image, page: _Page) -> None:
+def _go_to(image: ImageFile.ImageFile, page: _Page) -> None:
     """Make a page the current one, and correct what Pillow expects of its bytes."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
@@ -259,7 +259,7 @@ def _go_to(image: Image.Image, page: _Page) -> None:
     # the raw modes, and takes the others for those of the file (13.0.0).
     image.tile = [
         tile._replace(args=(_NATIVE.get(tile.args[0], tile.args[0]), *tile.args[1:]))
-        if tile.codec_name == "libtiff"
+        if tile.codec_name == "libtiff" and isinstance(tile.args, tuple)
         else tile
         for tile in image.tile
     ]
@@ -294,19 +294,20 @@ def _check_kind(path: Path, image: Image.Image, tags: dict[int, Any]) -> None:
     """
     kind = image.format or "image"
     if image.mode not in _READ_MODES:
-        raise _not_read(path, kind, f"the colour space {image.mode} is not known")
+        _refuse(path, kind, f"the colour space {image.mode} is not known")
     if not tags:
         return
     is_plain = tags.get(_COMPRESSION, 1) == 1
     if tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (1,))) > 8:
-        raise _not_read(path, kind, f"channels one after the other {_samples(tags)}")
+        _refuse(path, kind, f"channels one after the other {_samples(tags)}")
     # Without the tag, the chroma of two by two pixels is stored once.
-    if is_plain and tags.get(_PHOTOMETRIC) == _YCBCR and len(tags.get(_BITS, ())) == 3:
-        if tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1):
-            raise _not_read(path, kind, "uncompressed, and with reduced chroma")
+    is_reduced = tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1)
+    is_ycbcr = tags.get(_PHOTOMETRIC) == _YCBCR and len(tags.get(_BITS, ())) == 3
+    if is_plain and is_ycbcr and is_reduced:
+        _refuse(path, kind, "uncompressed, and with reduced chroma")
 
 
-def _raw_mode(image: Image.Image) -> str:
+def _raw_mode(image: ImageFile.ImageFile) -> str:
     """Return how the bytes of a file that is not yet decoded are to be taken."""
     if not image.tile:
         return ""
@@ -315,7 +316,7 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _grey_or_color(
-    path: Path, image: Image.Image, tags: dict[int, Any]
+    path: Path, image: ImageFile.ImageFile, tags: dict[int, Any]
 ) -> NDArray[np.uint8]:
     step = _GREY_STEPS.get(_raw_mode(image), 1)
     ImageOps.exif_transpose(image, in_place=True)  # else it copies every image
@@ -332,14 +333,14 @@ def _grey_or_color(
         return scale_to_uint8(path, deep, visible=visible, is_negative=is_negative)
     if image.mode == "L" and isinstance(key, int):
         image.info["transparency"] = key * step
+    flat: Image.Image = image
     if image.has_transparency_data:
-        if image.mode == "La":
-            image = image.convert("LA")
+        straight = image.convert("LA") if image.mode == "La" else image
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image.convert("RGBA"))
-    if image.mode in ("1", "L"):
-        return np.array(image if image.mode == "L" else image.convert("L"))
-    return _without_equal_bands(image if image.mode == "RGB" else image.convert("RGB"))
+        flat = Image.alpha_composite(black, straight.convert("RGBA"))
+    if flat.mode in ("1", "L"):
+        return np.array(flat if flat.mode == "L" else flat.convert("L"))
+    return _without_equal_bands(flat if flat.mode == "RGB" else flat.convert("RGB"))
 
 
 def _without_equal_bands(image: Image.Image) -> NDArray[np.uint8]:
@@ -419,7 +420,7 @@ def _shares(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
 
 
 def _deep_color(
-    path: Path, file: IO[bytes], image: Image.Image, page: _Page, channels: str
+    path: Path, file: IO[bytes], image: ImageFile.ImageFile, page: _Page, channels: str
 ) -> NDArray[np.uint8]:
     """Return colour, or grey with transparency, of 16 bits per channel."""
     key = image.info.get("transparency")
@@ -454,7 +455,7 @@ def _deep_color(
     return scaled
 
 
-def _raw_modes(image: Image.Image, channels: str) -> tuple[str, str]:
+def _raw_modes(image: ImageFile.ImageFile, channels: str) -> tuple[str, str]:
     """Return the raw modes that give the upper and the lower byte of each channel."""
     order = _raw_mode(image)[-1]
     if order == "N":
@@ -464,7 +465,7 @@ def _raw_modes(image: Image.Image, channels: str) -> tuple[str, str]:
     return f"{name};16{order}", f"{name};16{'B' if order == 'L' else 'L'}"
 
 
-def _decoded(image: Image.Image, raw_mode: str) -> NDArray[np.uint8]:
+def _decoded(image: ImageFile.ImageFile, raw_mode: str) -> NDArray[np.uint8]:
     """Decode an open file in another raw mode of the same number of bits."""
     image.tile = [
         tile._replace(

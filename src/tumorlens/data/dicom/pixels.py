@@ -863,4 +863,5 @@ def _stretched(
         low, high = known.min(), known.max()
     if low == high:
         return np.zeros(values.shape)
-    return (values - low) / (high - low)
+    shares: NDArray[np.float64] = (values - low) / (high - low)
+    return shares

@@ -164,11 +164,11 @@ def find_series(
     """Return the series and the ordinary images in files, folders and DICOMDIRs.
 
     In a folder, DICOM files are recognised by their first bytes, ordinary images by
-    their suffix or their first bytes; a DICOMDIR adds the files that it names. Slices are ordered by their
-    position along the normal of the series; where a position is missing or the slices
-    are not parallel, by InstanceNumber; where that is missing, by path. An instance
-    that is there twice counts once: where the files differ they are decoded, and the
-    first that can be is taken. If none can, it is the first one.
+    their suffix or their first bytes; a DICOMDIR adds the files that it names. Slices
+    are ordered by their position along the normal of the series; where a position is
+    missing or the slices are not parallel, by InstanceNumber; where that is missing, by
+    path. An instance that is there twice counts once: where the files differ they are
+    decoded, and the first that can be is taken. If none can, it is the first one.
 
     Args:
         paths: Files, folders and DICOMDIRs.
