@@ -139,7 +139,7 @@ def draw(
     ).image.astype(float)
     channels = np.random.default_rng([number, round(10 * gap_mm)])
     real, imaginary = channels.normal(0, noise, (2, *image.shape))
-    return np.hypot(image + real, imaginary).clip(0, 255).round().astype(np.uint8)
+    return _grey(np.hypot(image + real, imaginary))
 
 
 def copies() -> dict[str, dict[str, Callable[[Image8], Image8]]]:
@@ -154,8 +154,8 @@ def copies() -> dict[str, dict[str, Callable[[Image8], Image8]]]:
         },
         "cropped, framed or tilted": {
             **{f"{n} px cut off all sides": _cropped(n) for n in (1, 2, 4, 8)},
-            **{f"{n} px cut off one side": lambda i, n=n: i[n:] for n in (4, 8)},
-            **{f"frame of {n} px": lambda i, n=n: np.pad(i, n) for n in (4, 8)},
+            **{f"{n} px cut off one side": _cut_above(n) for n in (4, 8)},
+            **{f"frame of {n} px": _framed(n) for n in (4, 8)},
             **{f"tilted by {d} degrees": _tilted(d) for d in (1, 2, 3)},
         },
         "other tones or noise": {
@@ -260,8 +260,9 @@ def _by(pairs: list[Pair], field: str) -> Iterator[tuple[str, list[Pair]]]:
     yield from lots.items()
 
 
-def _grey(values: NDArray[np.float64]) -> Image8:
-    return np.clip(values, 0, 255).round().astype(np.uint8)
+def _grey(values: NDArray[np.floating]) -> Image8:
+    grey: Image8 = np.clip(values, 0, 255).round().astype(np.uint8)
+    return grey
 
 
 def _jpeg(quality: int) -> Callable[[Image8], Image8]:
@@ -284,6 +285,14 @@ def _resized(factor: float) -> Callable[[Image8], Image8]:
 
 def _cropped(num_px: int) -> Callable[[Image8], Image8]:
     return lambda image: image[num_px:-num_px, num_px:-num_px]
+
+
+def _cut_above(num_px: int) -> Callable[[Image8], Image8]:
+    return lambda image: image[num_px:]
+
+
+def _framed(num_px: int) -> Callable[[Image8], Image8]:
+    return lambda image: np.pad(image, num_px)
 
 
 def _tilted(degrees: float) -> Callable[[Image8], Image8]:

@@ -175,7 +175,8 @@ def find_duplicates(
     for record in index.records:
         if record.patient is not None and record.path in pixels:
             patients_of[first_of[pixels[record.path]]].add(record.patient)
-    copies, lookalikes = [], []
+    copies: list[NearDuplicate] = []
+    lookalikes: list[NearDuplicate] = []
     for pair in pairs:
         is_known = patients_of[shown[pair.a]] & patients_of[shown[pair.b]]
         least = SAME_DETAIL_OF_PATIENT if is_known else SAME_DETAIL
