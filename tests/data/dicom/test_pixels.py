@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -925,6 +926,55 @@ def test_a_frame_that_takes_too_long_is_an_error_of_its_file(
     assert "x.dcm is damaged: gdcm failed" in problem
     assert "it took longer than 0.05 s" in problem
     assert slow.pid is None
+
+
+LOOPING = """
+from tumorlens.data.dicom.gdcm import _decode_here
+from tumorlens.system import answer_requests, helper_pipes
+
+def handle(request, frame):
+    while b"for ever" in frame:
+        pass
+    return _decode_here(request, frame)
+
+answer_requests(handle, *helper_pipes())
+"""
+
+
+def test_a_decoder_that_never_ends_costs_its_frames_and_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = compressed(
+        tmp_path / "good.dcm", dataset_of(DEEP, **WINDOW), uid.JPEGLSLossless
+    )
+    frame = next(
+        pydicom.encaps.generate_frames(
+            pydicom.dcmread(good).PixelData, number_of_frames=1
+        )
+    )
+    # A comment behind the start mark.
+    endless = frame[:2] + b"\xff\xfe\x00\x0afor ever" + frame[2:]
+    dataset = pydicom.dcmread(good)
+    dataset.NumberOfFrames = 5
+    dataset.PixelData = encapsulate([endless] * 5)
+    bad = write(tmp_path / "bad.dcm", dataset)
+
+    (tmp_path / "looping.py").write_text(LOOPING)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with Helper("looping", time_limit_s=60, environment={"PYTHONPATH": path}) as helper:
+        monkeypatch.setattr(gdcm, "_helper", helper)
+        np.testing.assert_array_equal(read_image(good), EXPECTED)
+        monkeypatch.setattr(helper, "_time_limit_s", 0.3)
+        with ThreadPoolExecutor(5) as pool:
+            problems = [
+                error.problem
+                for error in pool.map(lambda n: error_of(bad, frame=n), range(5))
+            ]
+        problems += [error_of(bad, frame=4).problem]
+        monkeypatch.setattr(helper, "_time_limit_s", 60)
+        np.testing.assert_array_equal(read_image(good), EXPECTED)
+    assert sum("it took longer than 0.3 s" in one for one in problems) >= 3
+    assert "3 of its frames took gdcm too long" in problems[-1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

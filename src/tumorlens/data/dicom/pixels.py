@@ -24,6 +24,7 @@ import re
 import struct
 import threading
 import zlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BytesIO
@@ -97,6 +98,8 @@ _SHORT_VRS = {
 }
 
 _ITEM, _END_OF_ITEMS = 0xFFFEE000, 0xFFFEE0DD
+_MAX_SLOW = 3
+"""Frames of a file that may take gdcm too long; after them, it decodes no others."""
 _MAX_FRAGMENTS = 1_000_000
 """Pieces of compressed data in one file. Writers that cut a frame make tens of them."""
 
@@ -495,11 +498,34 @@ def _decode(
     is_wide_color = dataset.SamplesPerPixel > 1 and dataset.BitsStored > 8
     plugin = plugins[0] if not (is_wide_color and "gdcm" in plugins) else "gdcm"
     if plugin == "gdcm":
-        return gdcm.decode(content, syntax=str(syntax), options=options)
+        return _decode_with_gdcm(path, content, str(syntax), options)
     found = decoder.as_array(
         encapsulate([content]), index=0, raw=False, decoding_plugin=plugin, **options
     )[0]
     return found >> shift if shift else found
+
+
+_num_slow: Counter[tuple[Path, int]] = Counter()
+"""File and its time of change -> frames that took gdcm too long."""
+
+
+def _decode_with_gdcm(
+    path: Path, content: bytes, syntax: str, options: Mapping[str, Any]
+) -> NDArray[Any]:
+    """Return the pixels of a frame, unless too many of its file were too slow.
+
+    Raises:
+        ValueError: They were, or see `gdcm.decode`.
+    """
+    # Ten thousand frames that never end would take a week, a minute each.
+    file = path, path.stat().st_mtime_ns
+    if _num_slow[file] >= _MAX_SLOW:
+        raise ValueError(f"{_MAX_SLOW} of its frames took gdcm too long")
+    try:
+        return gdcm.decode(content, syntax=syntax, options=options)
+    except gdcm.TooSlowError:
+        _num_slow[file] += 1
+        raise
 
 
 def _num_bits_below(dataset: Dataset) -> int:
