@@ -303,6 +303,7 @@ class _Child:
 
         Raises:
             HelperError: See `Helper.request`.
+            HelperTimeoutError: It took longer than the limit.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None

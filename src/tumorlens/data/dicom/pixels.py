@@ -516,6 +516,7 @@ def _decode_with_gdcm(
 
     Raises:
         ValueError: They were, or see `gdcm.decode`.
+        TooSlowError: This one was.
     """
     # Ten thousand frames that never end would take a week, a minute each.
     file = path, path.stat().st_mtime_ns
