@@ -24,8 +24,8 @@ from accelerate.utils import broadcast_object_list, set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from tumorlens.config import Config, with_absolute_paths
-from tumorlens.errors import ConfigError
+from tumorlens.config import Config, absolute_paths
+from tumorlens.errors import ConfigError, RunError
 from tumorlens.runs.folder import Run, create_run, open_run
 from tumorlens.runs.progress import Listener
 from tumorlens.stats import metrics
@@ -40,7 +40,15 @@ from tumorlens.training.dataset import (
     rows_of_fold,
 )
 from tumorlens.training.loading import plain_batches
-from tumorlens.training.loop import Batches, EpochStats, Step, make_loss, train_epoch
+from tumorlens.training.loop import (
+    DIVERGED_HINT,
+    Batches,
+    EpochStats,
+    Step,
+    make_loss,
+    part_size_of,
+    train_epoch,
+)
 from tumorlens.training.network import (
     Preprocessing,
     create_model,
@@ -51,7 +59,8 @@ from tumorlens.training.network import (
     set_trainable,
 )
 from tumorlens.training.optim import Schedule, make_optimizer
-from tumorlens.training.weights import weights_as_bytes
+from tumorlens.training.trial import naming_memory, try_step
+from tumorlens.training.weights import find_spoilt, weights_as_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +105,9 @@ def train(
     Raises:
         ConfigError: A setting does not fit the data or the network.
         DataError: The data cannot be used, or the disk is full.
-        RunError: `out` exists, or cannot be resumed, or the loss is not finite.
+        OutOfMemoryError: The memory is too small for the batches.
+        RunError: `out` exists, or cannot be resumed, or the loss or the weights are not
+            finite.
     """
     listener = listener or Listener()
     keep_freed_memory()
@@ -164,7 +175,8 @@ def fit(
     Raises:
         ConfigError: A setting does not fit the network.
         DataError: A file cannot be read, or the disk is full.
-        RunError: The checkpoint is damaged, or the loss is not finite.
+        OutOfMemoryError: The memory is too small for the batches.
+        RunError: The checkpoint is damaged, or the loss or the weights are not finite.
     """
     if run.is_finished:
         return True
@@ -175,9 +187,18 @@ def fit(
     network, preprocessing = create_model(
         config.model, num_classes=len(data.index.classes)
     )
+    network.to(accelerator.device).to(memory_format=torch.channels_last)
+    use_bf16 = _precision(config, accelerator) == "bf16"
+    try_step(
+        network,
+        config,
+        preprocessing,
+        num_classes=len(data.index.classes),
+        num_images=len(data.subset_rows("train")) // accelerator.num_processes,
+        use_bf16=use_bf16,
+    )
     with accelerator.main_process_first():
         subsets = _load_subsets(data, config, preprocessing, listener=listener)
-    network.to(accelerator.device).to(memory_format=torch.channels_last)
     set_trainable(network, frozen=config.train.freeze)
     optimizer = make_optimizer(network, config.optim)
     # Validation uses and the run keeps the weights or their running average.
@@ -193,15 +214,15 @@ def fit(
         optimizer=optimizer,
         schedule=schedule,
         accelerator=accelerator,
-        use_bf16=_precision(config, accelerator) == "bf16",
+        use_bf16=use_bf16,
         max_grad_norm=config.optim.clip_grad_norm,
-        num_parts=config.train.accumulate,
+        part_size=part_size_of(config.train),
     )
     state = TrainState(network, optimizer, schedule, ema)
     state.restore(run.checkpoint_path)
     state.sums = state.sums.to(accelerator.device)
 
-    with interruptible() as is_interrupted:
+    with interruptible() as is_interrupted, naming_memory(config, preprocessing):
         while not is_over(state.history, config):
             if state.batches_done == 0:
                 set_seed(_epoch_seed(config, state.epoch, accelerator.process_index))
@@ -220,6 +241,7 @@ def fit(
                 should_stop=lambda: _any_process(accelerator, mine=is_interrupted()),
             )
             state.seconds += time.perf_counter() - start
+            _check_weights(network, kept)
             if not stats.is_complete:
                 if is_main:
                     state.save(run.checkpoint_path, random=get_random_state())
@@ -317,7 +339,7 @@ def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str)
         raise ConfigError(
             "no data was named", hint="give --data DIR, or set data.path in the config"
         )
-    run = create_run(out, with_absolute_paths(config))
+    run = create_run(out, absolute_paths(config))
     run.write_environment(
         {
             **describe_environment(command=command, seed=config.train.seed),
@@ -423,6 +445,17 @@ def _after_batch(
         listener.batch(state.epoch, state.batches_done, batches.per_epoch)
 
     return after
+
+
+def _check_weights(*networks: nn.Module) -> None:
+    """Check weights before they are saved: the last step may have spoilt them.
+
+    Raises:
+        RunError: They are not finite.
+    """
+    for network in networks:
+        if spoilt := find_spoilt(network.state_dict()):
+            raise RunError(f"{spoilt}: the training has diverged", hint=DIVERGED_HINT)
 
 
 def _row(state: TrainState, stats: EpochStats) -> dict[str, Any]:

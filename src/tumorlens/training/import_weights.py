@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tumorlens.config import with_absolute_paths
+from tumorlens.config import absolute_paths
 from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import ConfigError, DataError
 from tumorlens.files import sha256_of
@@ -88,7 +88,7 @@ def import_weights(
             hint="set data.protocol=grouped",
         )
     model = config.model.model_copy(update={"pretrained": str(weights)})
-    config = with_absolute_paths(config.model_copy(update={"model": model}))
+    config = absolute_paths(config.model_copy(update={"model": model}))
     card, content = _build(weights, config, classes)
     run = create_run(out, config)
     try:
