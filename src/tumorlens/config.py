@@ -560,6 +560,20 @@ def assign(settings: dict[str, Any], key: str, value: Any) -> None:
         inner[name] = value
 
 
+def merge(settings: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Put the sections of a TOML file into nested settings, in place.
+
+    Example:
+        >>> settings = {"optim": {"lr": 0.1, "epochs": 3}}
+        >>> merge(settings, {"optim": {"lr": 0.2}})
+        >>> settings
+        {'optim': {'lr': 0.2, 'epochs': 3}}
+    """
+    for section, inner in more.items():
+        both = isinstance(inner, dict) and isinstance(settings.get(section), dict)
+        settings[section] = settings[section] | inner if both else inner
+
+
 def parse_config(settings: Mapping[str, Any]) -> Config:
     """Return the complete settings for nested dictionaries, as read from TOML.
 
@@ -685,6 +699,75 @@ def differences(before: Config, now: Config) -> dict[str, str]:
         key: f"{_shown(old)} before, now {_shown(new[key])}"
         for key, old in values_of(before).items()
         if old != new[key]
+    }
+
+
+def idle_settings(config: Config) -> dict[str, str]:
+    """Return setting -> why it has no effect, for those that are not at their default.
+
+    Example:
+        >>> idle_settings(load_config(assignments=["augment.mix_probability=0.5"]))
+        {'augment.mix_probability': 'augment.mixup and augment.cutmix are 0'}
+    """
+    data, augment, optim, train = (
+        *(config.data, config.augment, config.optim, config.train),
+    )
+    rules = {
+        "data.val_fraction": (
+            data.split is not None and data.protocol != "grouped-kfold",
+            "data.split has the subsets",
+        ),
+        "data.test_fraction": (
+            data.split is not None or data.protocol != "grouped",
+            f"data.protocol is {data.protocol!r}"
+            if data.split is None
+            else "data.split has the subsets",
+        ),
+        "data.num_folds": (
+            data.protocol != "grouped-kfold",
+            f"data.protocol is {data.protocol!r}",
+        ),
+        "data.cache_dir": (data.cache_limit_mib == 0, "data.cache_limit_mib is 0"),
+        "augment.crop_scale": (
+            "random-resized-crop" not in augment.policies,
+            f"augment.policy is {augment.policy!r}",
+        ),
+        "augment.auto_augment": (
+            "auto-augment" not in augment.policies,
+            f"augment.policy is {augment.policy!r}",
+        ),
+        "augment.strength": (
+            "mri" not in augment.policies,
+            f"augment.policy is {augment.policy!r}",
+        ),
+        "augment.mix_probability": (
+            not augment.mixup and not augment.cutmix,
+            "augment.mixup and augment.cutmix are 0",
+        ),
+        "optim.step_size": (
+            optim.scheduler != "step",
+            f"optim.scheduler is {optim.scheduler!r}",
+        ),
+        "optim.gamma": (
+            optim.scheduler not in ("step", "exponential"),
+            f"optim.scheduler is {optim.scheduler!r}",
+        ),
+        "optim.min_lr": (
+            optim.scheduler != "cosine",
+            f"optim.scheduler is {optim.scheduler!r}",
+        ),
+        "train.early_stop_epochs": (
+            train.best_by == "last" or (train.early_stop_epochs or 0) >= optim.epochs,
+            "every epoch is the best by 'last'"
+            if train.best_by == "last"
+            else f"optim.epochs is {optim.epochs}",
+        ),
+    }
+    default, now = values_of(Config()), values_of(config)
+    return {
+        key: why
+        for key, (is_idle, why) in rules.items()
+        if is_idle and now[key] != default[key]
     }
 
 

@@ -421,6 +421,10 @@ class Run(NotebookView):
         """Write `tracking.json`."""
         write_json(self.tracking_path, dict(content))
 
+    def write_config(self) -> None:
+        """Write `config.toml`."""
+        write_text(self.path / "config.toml", dump_config(self.config))
+
     def write_split(self, rows: Iterable[SplitRow]) -> None:
         """Write `split.csv`."""
         write_split(self.split_path, rows)
@@ -481,8 +485,9 @@ def create_run(path: Path, config: Config) -> Run:
             f"{path} exists already",
             hint="choose another --out, or continue an interrupted run with --resume",
         )
-    write_text(path / "config.toml", dump_config(config))
-    return Run(path, config)
+    run = Run(path, config)
+    run.write_config()
+    return run
 
 
 def open_run(path: Path) -> Run:

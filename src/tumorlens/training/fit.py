@@ -24,7 +24,12 @@ from accelerate.utils import broadcast_object_list, set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from tumorlens.config import Config, absolute_paths
+from tumorlens.config import (
+    Config,
+    absolute_paths,
+    differences,
+    machine_settings,
+)
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.runs.folder import Run, create_run, open_run
 from tumorlens.runs.progress import Listener
@@ -58,7 +63,7 @@ from tumorlens.training.network import (
     resolve_precision,
     set_trainable,
 )
-from tumorlens.training.optim import Schedule, make_optimizer
+from tumorlens.training.optim import Schedule, idle_words, make_optimizer
 from tumorlens.training.trial import naming_memory, try_step
 from tumorlens.training.weights import find_spoilt, weights_as_bytes
 
@@ -92,9 +97,12 @@ def train(
     """Train one network, or one per fold, and leave a run folder.
 
     Args:
-        config: The settings; `None` only with `resume`, which takes those of the run.
+        config: The settings. With `resume` they may be `None`, for those of the run, or
+            differ from them in what belongs to the machine: the place of the images,
+            which must be the same, the cache, the device.
         out: The run folder. It must not exist, unless `resume`.
-        resume: Whether to continue an interrupted run. A finished run stays unchanged.
+        resume: Whether to continue an interrupted run. The weights of a finished one
+            stay unchanged.
         command: Command line of the user, for the record.
         listener: Receives the progress.
 
@@ -112,7 +120,7 @@ def train(
     listener = listener or Listener()
     keep_freed_memory()
     if resume:
-        config = open_run(out).config
+        config = _settings_to_resume(open_run(out), config)
     assert config is not None
     accelerator = _make_accelerator(config)
     if not accelerator.is_main_process:
@@ -125,11 +133,18 @@ def train(
             if accelerator.is_main_process and not resume:
                 run = _start(config, out, accelerator, command=command)
                 is_ours_to_remove = True
+                for words in idle_words(config):
+                    listener.note(words)
             else:
                 run = open_run(out)
+                if resume:
+                    run = replace(run, config=config)
             if accelerator.is_main_process:
                 run.remove_partial_files()
             data = prepare_data(run, progress=listener.files)
+            if accelerator.is_main_process and resume:
+                # The images may have moved, and are the same.
+                run.write_config()
         result = partial(
             TrainResult,
             run=run,
@@ -334,6 +349,32 @@ def is_over(history: Sequence[dict[str, Any]], config: Config) -> bool:
     return bool(patience and best and len(history) - best[-1] >= patience)
 
 
+def _settings_to_resume(run: Run, config: Config | None) -> Config:
+    """Return the settings to continue a run with.
+
+    Args:
+        run: The run.
+        config: Settings that are given now; `None` takes those of the run.
+
+    Raises:
+        ConfigError: They are not those that the run was begun with.
+    """
+    if config is None:
+        return run.config
+    config = absolute_paths(config)
+    free = set(machine_settings())
+    if run.split_path.is_file():
+        free.add("data.metadata")  # the groups are known
+    found = differences(run.config, config)
+    refused = [f"{key}: {words}" for key, words in found.items() if key not in free]
+    if refused:
+        raise ConfigError(
+            f"{run.path} was begun with other settings: {'; '.join(refused)}",
+            hint="leave them out to go on with those of the run, or give another --out",
+        )
+    return config
+
+
 def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str) -> Run:
     if config.data.path is None:
         raise ConfigError(
@@ -378,6 +419,8 @@ def _fold_of(
         fold_run = _start(config, path, accelerator, command=command)
         fold_run.write_split(fold_data.rows)
         fold_run.write_leak(run.leak())
+    elif accelerator.is_main_process:
+        fold_run.write_config()  # the images may have moved
     return fold_run, fold_data
 
 
