@@ -201,9 +201,11 @@ def create_study(path: Path, plan: StudyPlan, *, store_url: str | None) -> Study
     if (path / "study.toml").exists():
         study = open_study(path)
         if study.plan.digest() != plan.digest():
+            how = "; ".join(study.plan.differences(plan))
             raise RunError(
-                f"{path} holds another study, or this one with other settings",
-                hint="give another --out, or go on with the one that is there: "
+                f"{path} holds another study, or this one with other settings: {how}",
+                hint="give another --out, restore what has changed, or go on with the "
+                "one that is there: "
                 f"tumorlens study run {path}",
             )
     elif path.exists() and any(path.iterdir()):

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tumorlens.cluster.units import LeaseLostError, StoreError
+from tumorlens.config import differences
 from tumorlens.errors import OutOfMemoryError, RunError, TumorlensError
 from tumorlens.files import write_text
 from tumorlens.runs.progress import Listener, Relay
@@ -237,12 +238,12 @@ def _train(
     from tumorlens.training.fit import train
 
     run = study.open_run(name)
-    if run is not None and run.config != config:
-        # It was begun with batches in other parts, and its steps were others.
+    if run and "train.accumulate" in differences(run.config, config):
+        # It was begun with batches in other parts, and its batch norm saw others.
         shutil.rmtree(run.path)
         run = None
     return train(
-        None if run else config,
+        config,
         out=study.run_path(name),
         resume=run is not None,
         command=command,

@@ -122,6 +122,7 @@ def train(
     if resume:
         config = _settings_to_resume(open_run(out), config)
     assert config is not None
+    config = absolute_paths(config)
     accelerator = _make_accelerator(config)
     if not accelerator.is_main_process:
         listener = Listener()
@@ -136,15 +137,8 @@ def train(
                 for words in idle_words(config):
                     listener.note(words)
             else:
-                run = open_run(out)
-                if resume:
-                    run = replace(run, config=config)
-            if accelerator.is_main_process:
-                run.remove_partial_files()
-            data = prepare_data(run, progress=listener.files)
-            if accelerator.is_main_process and resume:
-                # The images may have moved, and are the same.
-                run.write_config()
+                run = replace(open_run(out), config=config)
+            data = _prepare(run, accelerator, listener)
         result = partial(
             TrainResult,
             run=run,
@@ -375,12 +369,22 @@ def _settings_to_resume(run: Run, config: Config | None) -> Config:
     return config
 
 
+def _prepare(run: Run, accelerator: Accelerator, listener: Listener) -> PreparedData:
+    """Return the files and subsets of a run, for which its folder is tidied up."""
+    if accelerator.is_main_process:
+        run.remove_partial_files()
+    data = prepare_data(run, progress=listener.files)
+    if accelerator.is_main_process:
+        run.write_config()  # of a run to resume, the images may have moved
+    return data
+
+
 def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str) -> Run:
     if config.data.path is None:
         raise ConfigError(
             "no data was named", hint="give --data DIR, or set data.path in the config"
         )
-    run = create_run(out, absolute_paths(config))
+    run = create_run(out, config)
     run.write_environment(
         {
             **describe_environment(command=command, seed=config.train.seed),
