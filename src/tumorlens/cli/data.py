@@ -61,7 +61,7 @@ def audit(
     """Check an image set for unreadable files, duplicates, leaks and shortcuts."""
     from tumorlens.data import audit as stage
     from tumorlens.data.duplicates import find_duplicates
-    from tumorlens.data.index import read_index
+    from tumorlens.data.index import patient_note, read_index
     from tumorlens.files import write_model
     from tumorlens.report import write_audit_page
 
@@ -70,6 +70,8 @@ def audit(
     with terminal.counting("reading") as progress:
         duplicates = find_duplicates(index, progress=progress)
     _check_any_readable(data, len(index.records), duplicates.unreadable)
+    if note := patient_note(index):
+        terminal.print_warning(note)
     found = stage.audit(index, duplicates)
     write_model(out / "audit.json", found)
     page = write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
@@ -109,6 +111,8 @@ def split(
         made = split_data(config, progress=progress)
     write_split(out, made.rows)
     terminal.print_split(made)
+    if made.note:
+        terminal.print_warning(made.note)
     terminal.print_line(made.leak.words)
     terminal.print_next(
         f"the split is in {out}",

@@ -363,7 +363,7 @@ def ensemble(
         paths, out=out, tta=views.POLICY if tta else "none", command=context.obj
     )
     names = ", ".join(run.member_names())
-    terminal.print_line(f"{run.config.model.name}: the mean probabilities of {names}")
+    terminal.print_line(f"{run.model_name}: the mean probabilities of {names}")
     if tta and views.has_val_images(run):
         _print_tta(run, subset=None, data=data, command=context.obj)
     elif tta:

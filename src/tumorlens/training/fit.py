@@ -30,6 +30,7 @@ from tumorlens.config import (
     differences,
     machine_settings,
 )
+from tumorlens.data.index import patient_note
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.runs.folder import Run, create_run, open_run
 from tumorlens.runs.progress import Listener
@@ -374,8 +375,10 @@ def _prepare(run: Run, accelerator: Accelerator, listener: Listener) -> Prepared
     if accelerator.is_main_process:
         run.remove_partial_files()
     data = prepare_data(run, progress=listener.files)
+    if note := patient_note(data.index):
+        listener.note(note)
     if accelerator.is_main_process:
-        run.write_config()  # of a run to resume, the images may have moved
+        run.update_config()
     return data
 
 
@@ -424,7 +427,7 @@ def _fold_of(
         fold_run.write_split(fold_data.rows)
         fold_run.write_leak(run.leak())
     elif accelerator.is_main_process:
-        fold_run.write_config()  # the images may have moved
+        fold_run.update_config()
     return fold_run, fold_data
 
 

@@ -12,11 +12,12 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as save_safetensors
 from timm.models import adapt_input_conv, clean_state_dict, load_state_dict
 from torch import Tensor, nn
 
-from tumorlens.errors import ConfigError
+from tumorlens.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -137,6 +138,25 @@ def find_spoilt(state: Mapping[str, Tensor]) -> str | None:
         if name.endswith("running_var") and bool((tensor < 0).any()):
             return f"{name} has negative variances"
     return None
+
+
+def check_weights(path: Path) -> None:
+    """Check that the weights of a run can give an answer.
+
+    Raises:
+        RunError: The file is damaged, or a value is not finite.
+    """
+    try:
+        spoilt = find_spoilt(load_file(path))
+    except SafetensorError as error:
+        raise RunError(
+            f"{path} is not a safetensors file: {error}", hint="restore the run folder"
+        ) from None
+    if spoilt:
+        raise RunError(
+            f"{path} gives no answer: {spoilt}",
+            hint="its training diverged: train it again with a lower optim.lr",
+        )
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
