@@ -669,7 +669,8 @@ def number_kind(key: str) -> type[int] | type[float] | None:
         (<class 'int'>, None)
     """
     annotation = _annotation(key)
-    for one in (annotation, *get_args(annotation)):
+    is_optional = type(None) in get_args(annotation)
+    for one in get_args(annotation) if is_optional else (annotation,):
         kind = get_args(one)[0] if get_origin(one) is Annotated else one
         if kind in (int, float):
             return cast("type[int] | type[float]", kind)

@@ -24,8 +24,8 @@ from tumorlens.data.index import SplitRow, read_index, write_split
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.report.run_figures import draw_lr_curve
 from tumorlens.training import lr_find
-from tumorlens.training.lr_find import LrFindResult, find_lr, sweep
 from tumorlens.training.loop import Loss
+from tumorlens.training.lr_find import LrFindResult, find_lr, sweep
 from tumorlens.training.network import create_model
 
 if TYPE_CHECKING:

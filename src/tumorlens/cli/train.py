@@ -203,8 +203,8 @@ def lr_find(
     from tumorlens.training.optim import idle_words
 
     config = config_of(config_path, settings, ("data.path", data), but=["optim.lr"])
-    for words in idle_words(config):
-        terminal.print_warning(words)
+    for note in idle_words(config):
+        terminal.print_warning(note)
     with terminal.counting("trying learning rates") as progress:
         found = find_lr(
             config,

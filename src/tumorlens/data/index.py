@@ -195,14 +195,14 @@ def read_index(data: Path, *, metadata: str | None = None) -> Index:
     return Index(root=root, classes=tuple(classes), records=tuple(records))
 
 
-def known(text: str) -> str | None:
+def fact_of(text: str) -> str | None:
     """Return a fact of a table, or `None` for a word that stands for not knowing it.
 
     All files of a patient "unknown" would otherwise be one group.
 
     Example:
-        >>> known("P-17"), known("N/A"), known(" Unknown "), known("?"), known("")
-        ('P-17', None, None, None, None)
+        >>> fact_of("P-17"), fact_of("N/A"), fact_of(" Unknown "), fact_of("?")
+        ('P-17', None, None, None)
     """
     word = " ".join(text.casefold().replace("_", " ").split())
     is_word = any(char.isalnum() for char in word) and word not in _NOT_KNOWN
@@ -212,7 +212,7 @@ def known(text: str) -> str | None:
 def patient_note(index: Index) -> str | None:
     """Return a sentence if the key of one patient may be no patient's; or `None`.
 
-    A placeholder that `known` does not know joins the files of many patients. Its key
+    A placeholder that `fact_of` does not know joins the files of many patients. Its key
     holds over a tenth of the files, and over three times as many as the others do on
     average. The key is not named, because it could be a person's.
     """
@@ -441,7 +441,7 @@ def _rows_of_table(table: Path, root: Path) -> list[_Row]:
                 path=path,
                 label=line.fields["label"],
                 subset=_subset(line.fields["subset"], line.place),
-                **{name: known(line.fields[name]) for name in _METADATA_COLUMNS},
+                **{name: fact_of(line.fields[name]) for name in _METADATA_COLUMNS},
             )
         )
     return rows
@@ -469,7 +469,7 @@ def _metadata_table(folder: Path | None, metadata: str | None) -> Path | None:
 def _with_metadata(rows: list[_Row], root: Path, table: Path) -> list[_Row]:
     known: dict[str, dict[str, str]] = {}
     for line in read_table(table, required=("path",), optional=_METADATA_COLUMNS):
-        facts = {name: known(line.fields[name]) or "" for name in _METADATA_COLUMNS}
+        facts = {name: fact_of(line.fields[name]) or "" for name in _METADATA_COLUMNS}
         path = _identity(line.fields["path"], root)
         if known.setdefault(path, facts) != facts:
             raise DataError(
