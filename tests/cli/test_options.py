@@ -25,11 +25,8 @@ if TYPE_CHECKING:
 
 OTHER_VALUES: dict[str, Any] = {
     **{"data.path": "/d", "data.metadata": "/m.csv", "data.split": "/s.csv"},
-    **{
-        "data.protocol": "as-given",
-        "data.val_fraction": 0.3,
-        "data.test_fraction": 0.4,
-    },
+    **{"data.protocol": "as-given", "data.val_fraction": 0.3},
+    **{"data.test_fraction": 0.4},
     **{"data.num_folds": 7, "data.fold": 1, "data.fit": "squash"},
     **{"data.max_unreadable": 0.5, "data.max_file_mib": 3.0, "data.max_pixels": 99},
     **{"data.cache_dir": "/c", "data.cache_limit_mib": 5.0},
