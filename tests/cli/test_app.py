@@ -508,13 +508,19 @@ def test_train_does_not_write_into_a_run_that_is_there(
     assert_refused(answer, str(run), "exists")
 
 
-@pytest.mark.parametrize(
-    "given", [["--data", "d"], ["--set", "optim.lr=1"], ["c.toml"]]
-)
-def test_resume_takes_no_other_settings(
-    ask: Callable[..., Answer], run: Path, given: list[str]
+def test_resume_takes_the_command_again_and_no_other_settings(
+    ask: Callable[..., Answer], work: Path, run: Path, tmp_path: Path
 ) -> None:
-    assert_refused(ask("train", "--resume", "--out", run, *given), "--resume", str(run))
+    words = ["train", "--resume", "--out", run]
+    before = (run / "config.toml").read_bytes()
+    same = ["--data", work / "data", *small(work / "cache")]
+    assert ask(*words, *same).status == 0
+    assert (run / "config.toml").read_bytes() == before
+    answer = ask(*words, "--set", "optim.lr=0.5")
+    assert_refused(answer, str(run), "other settings: optim.lr: 0.001 before, now 0.5")
+    (tmp_path / "c.toml").write_text("[model]\nsize_px = 48\n")
+    assert_refused(ask(*words, tmp_path / "c.toml"), "model.size_px: ")
+    assert (run / "config.toml").read_bytes() == before
 
 
 # A disk that is full

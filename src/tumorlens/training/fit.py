@@ -387,6 +387,12 @@ def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str)
         raise ConfigError(
             "no data was named", hint="give --data DIR, or set data.path in the config"
         )
+    if config.train.batch_size == 1 and (config.augment.mixup or config.augment.cutmix):
+        raise ConfigError(
+            "expected train.batch_size of at least 2 with augment.mixup or "
+            "augment.cutmix, which mix the images of a batch, got 1",
+            hint="raise train.batch_size, or set augment.mixup=0 and augment.cutmix=0",
+        )
     run = create_run(out, config)
     run.write_environment(
         {
