@@ -123,7 +123,7 @@ def test_resuming_takes_the_same_settings_and_no_others(
     (tmp_path / "c.toml").write_text("[model]\nname = 'test_resnet'\n")
     for same in (config, tmp_path / "c.toml"):
         tumorlens.train(same, out="runs/first", data="DATA", resume=True)
-    with pytest.raises(ConfigError, match="epochs: . before, now 77"):
+    with pytest.raises(ConfigError, match=r"epochs: . before, now 77"):
         tumorlens.train(out="runs/first", resume=True, settings={"optim.epochs": 77})
 
 
@@ -132,7 +132,7 @@ def test_images_are_named_in_one_way() -> None:
         lambda: tumorlens.split("a", settings={"data.path": "b"}),
         lambda: tumorlens.train(data="a", out="x", settings={"data.path": "b"}),
     ):
-        with pytest.raises(ConfigError, match="data.path is given twice: 'a' as data"):
+        with pytest.raises(ConfigError, match=r"data.path is given twice: 'a' as data"):
             call()
 
 
