@@ -433,7 +433,7 @@ class Run(NotebookView):
             self.path / "looks.jsonl", [look.model_dump(mode="json") for look in looks]
         )
 
-    def write_ensemble(self, members: Iterable[str], *, model: str) -> None:
+    def write_ensemble(self, members: Iterable[str], *, model: str = "") -> None:
         """Write `ensemble.json`: names of the members, and of their networks."""
         content = _EnsembleFile(members=tuple(members), model=model)
         write_model(self.ensemble_path, content)

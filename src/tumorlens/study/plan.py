@@ -227,16 +227,14 @@ class StudyPlan(_Part):
     def differences(self, now: Self) -> list[str]:
         """Return in words what makes another study of this plan."""
         before, after = self._identity(), now._identity()
+        how = differences(self.base, now.base)
+        mine, theirs = values_of(self.base), values_of(now.base)
         words = [
-            f"{key}: {how}"
-            for key, how in differences(self.base, now.base).items()
-            if before["base"].get(key) != after["base"].get(key)
-        ]
-        words += [
             f"the content of {key} has changed"
-            for key, value in before["base"].items()
-            if value != after["base"].get(key)
-            and not any(one.startswith(f"{key}:") for one in words)
+            if is_path(key, mine[key]) and is_path(key, theirs[key])
+            else f"{key}: {how[key]}"
+            for key in before["base"]
+            if before["base"][key] != after["base"].get(key)
         ]
         return words + [
             f"{key} differ" if key == "arms" else f"{key} differs"

@@ -62,6 +62,7 @@ def load_plan(
     """
     content = _read(path)
     chosen = [*assignments]
+    _check_per_trial(chosen)
     unknown = content.keys() - {*_TOP_KEYS}
     if unknown:
         key = sorted(unknown)[0]
@@ -213,6 +214,17 @@ def _absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: absolute_path(key, value) for key, value in settings.items()}
 
 
+def _check_per_trial(assignments: Sequence[str]) -> None:
+    for assignment in assignments:
+        key = assignment.partition("=")[0].strip()
+        if key in PER_TRIAL:
+            name, line = _OF_A_STUDY[key]
+            raise ConfigError(
+                f"--set {assignment}: a study has {name} of its own",
+                hint=f"write {line} at the top of the study's file",
+            )
+
+
 def _check_varied(path: Path, varied: set[str], assignments: Sequence[str]) -> None:
     for key in sorted(varied):
         if key in PER_TRIAL:
@@ -226,12 +238,6 @@ def _check_varied(path: Path, varied: set[str], assignments: Sequence[str]) -> N
             raise ConfigError(
                 f"--set {assignment} sets what the arms of {path} differ in",
                 hint="change the study's file, or leave the setting out",
-            )
-        if key in PER_TRIAL:
-            name, line = _OF_A_STUDY[key]
-            raise ConfigError(
-                f"--set {assignment}: a study has {name} of its own",
-                hint=f"write {line} at the top of the study's file",
             )
 
 
