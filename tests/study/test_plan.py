@@ -251,7 +251,7 @@ def test_what_a_study_chooses_has_a_line_of_its_own(key: str) -> None:
             "optim.epochs is a whole number, and ranges of",
         ),
         (
-            "[search]\ntrials = 1\nranges.optim.epochs = {low = 1, high = 4, step = 0.5}",
+            "[search]\ntrials=1\nranges.optim.epochs = {low = 1, high = 4, step = 0.5}",
             "goes from 1 to 4 in steps of 0.5",
         ),
         (
