@@ -112,6 +112,24 @@ def assert_refused(answer: Answer, *words: str) -> None:
     assert "Traceback" not in answer.err
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: not enough")],
+)
+def test_want_of_memory_is_one_line_in_every_command(
+    ask: Callable[..., Answer],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: Exception,
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("tumorlens.data.index.read_index", fail)
+    answer = ask("audit", tmp_path, "--out", tmp_path / "out")
+    assert_refused(answer, "memory ran out")
+
+
 # What is typed wrongly
 
 

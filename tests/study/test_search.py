@@ -146,5 +146,5 @@ def test_a_number_is_drawn_of_the_kind_of_its_setting(
     for number in range(1, 5):
         name = search_name(number)
         value = choose(search, {name: SearchTrial("waiting")}, name)[key]
-        assert type(value) is kind
         assert of.low <= value <= of.high
+        assert type(value) is kind

@@ -130,7 +130,7 @@ def test_equal_networks_are_counted_in_the_place_of_the_name(
     tmp_path: Path, data: Path
 ) -> None:
     runs = [make_run(tmp_path / f"{seed}", data, seed=seed) for seed in range(2)]
-    assert join(*runs).config.model.name == "2 x test_resnet"
+    assert join(*runs).model_name == "2 x test_resnet"
 
 
 def test_metrics_say_what_the_members_have_in_common(pair: tuple[Run, Run]) -> None:
@@ -434,6 +434,7 @@ def test_a_list_of_members_is_plain_json(pair: tuple[Run, Run]) -> None:
     assert json.loads(both.ensemble_path.read_text()) == {
         "format": 1,
         "members": ["small", "large"],
+        "model": "test_resnet + test_vit",
     }
     assert both.leak() == CLEAN
 

@@ -36,6 +36,7 @@ from tumorlens.training.dataset import (
 )
 from tumorlens.training.fit import train
 from tumorlens.training.loading import Decoding, plain_batches
+from tumorlens.training.loop import train_epoch
 from tumorlens.training.network import (
     infer,
     load_model,
@@ -598,10 +599,8 @@ def test_weights_that_the_last_step_has_spoilt_are_never_saved(
     monkeypatch: pytest.MonkeyPatch,
     at: tuple[int, int],
 ) -> None:
-    original = fit.train_epoch
-
     def spoil(model: Any, *arguments: Any, **options: Any) -> Any:
-        stats = original(model, *arguments, **options)
+        stats = train_epoch(model, *arguments, **options)
         model.fc.bias.data[0] = torch.nan
         return stats
 

@@ -251,10 +251,10 @@ def test_accumulate_is_the_number_of_parts_of_a_full_batch(
 
 
 def test_processes_divide_by_the_mean_of_their_weights() -> None:
-    class Two(Accelerator):
+    class Two(Accelerator):  # type: ignore[misc]
         """One of two processes; the weights of the other add up to 9."""
 
-        num_processes = 2  # type: ignore[assignment]
+        num_processes = 2
 
         def reduce(self, tensor: Tensor, reduction: str = "sum", **_: Any) -> Tensor:
             return (tensor + 9) / 2 if reduction == "mean" else tensor

@@ -949,7 +949,7 @@ def test_a_card_reads_no_other_file_and_fetches_nothing(
 
     (tmp_path / "w.safetensors").write_bytes(weights_as_bytes(network_of()))
     monkeypatch.setattr(timm, "create_model", refuse)
-    with pytest.raises(RunError, match="expected a network of timm"):
+    with pytest.raises(RunError, match=r"cannot be made: .*(no such net|no argument)"):
         load_model(card_of(**changes), tmp_path / "w.safetensors")
 
 

@@ -404,11 +404,10 @@ def _build(
     # stands for, or load the file of a checkpoint_path.
     forbidden = [key for key in arguments if key in _NOT_OF_A_NETWORK]
     if forbidden or not timm.is_model(name):
-        raise ConfigError(
-            f"expected a network of timm {timm.__version__} and arguments of it, got "
-            f"{name!r}" + "".join(f" with {key}" for key in forbidden[:1]),
-            hint="restore model.json",
-        )
+        why = f"timm {timm.__version__} has no such network"
+        if forbidden:
+            why = f"{forbidden[0]} is no argument of a network"
+        raise ConfigError(f"{name} cannot be made: {why}", hint="restore model.json")
     try:
         return timm.create_model(
             name,
