@@ -122,7 +122,7 @@ def test_want_of_memory_is_one_line_in_every_command(
     tmp_path: Path,
     error: Exception,
 ) -> None:
-    def fail(*_: Any, **__: Any) -> Any:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("tumorlens.data.index.read_index", fail)
