@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from pydantic import ValidationError
 
+import tumorlens
 from tumorlens.config import (
     Config,
     absolute_paths,
@@ -365,3 +368,19 @@ def test_only_settings_that_were_changed_are_without_effect() -> None:
     config = load_config(assignments=["data.split=x", "data.val_fraction=0.3"])
     assert idle_settings(config) == {"data.val_fraction": "data.split has the subsets"}
     assert idle_settings(config).keys() <= setting_names().keys()
+
+
+def test_every_setting_that_the_code_names_exists() -> None:
+    """A list with a name that is none would be passed over in silence."""
+    known = {*setting_names(), "model.json", "model.safetensors"}
+    sections = "|".join(Config.model_fields)
+    named = {
+        (path.name, node.value)
+        for path in Path(tumorlens.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(rf"({sections})\.[a-z_]+", node.value)
+    }
+    assert len(named) > 50
+    assert {one for one in named if one[1] not in known} == set()
