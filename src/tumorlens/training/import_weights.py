@@ -178,7 +178,7 @@ def _try(
     Raises:
         ConfigError: It does not.
     """
-    with torch.random.fork_rng(), torch.inference_mode():
+    with torch.random.fork_rng([]), torch.inference_mode():
         images = noise(2, config.model.in_chans, preprocessing)
         logits = logits_of(model.eval(), images, config, num_classes=num_classes)
     if not bool(logits.isfinite().all()):

@@ -7,7 +7,6 @@ of decoding, somewhere inside torch or timm. The network itself stays unchanged.
 
 from __future__ import annotations
 
-import copy
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -38,11 +37,12 @@ def try_step(
 ) -> None:
     """Check that a network can be trained on the batches of the settings.
 
-    A copy of it takes the largest batch, and a single image where a batch or a part of
-    one has no other.
+    It takes the largest batch, and a single image where a batch or a part of one has no
+    other.
 
     Args:
-        network: The network, on its device.
+        network: The network, on its device. Its weights and statistics stay unchanged;
+            its parts are left as `network.set_trainable` sets them.
         config: Settings of the training.
         preprocessing: Preprocessing of the network.
         num_classes: Classes of the data.
@@ -55,14 +55,18 @@ def try_step(
         OutOfMemoryError: The memory is too small for the largest batch.
     """
     sizes = _sizes(config, num_images)
-    tried = copy.deepcopy(network)
-    set_trainable(tried, frozen=config.train.freeze)
+    set_trainable(network, frozen=config.train.freeze)
     device = next(network.parameters()).device
-    with torch.random.fork_rng(), naming_memory(config, preprocessing):
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        _same_buffers_after(network),
+        naming_memory(config, preprocessing),
+    ):
         for size in sorted({max(sizes), min(sizes)} & {max(sizes), 1}, reverse=True):
             images = noise(size, config.model.in_chans, preprocessing).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16):
-                logits = logits_of(tried, images, config, num_classes=num_classes)
+                logits = logits_of(network, images, config, num_classes=num_classes)
             labels = torch.arange(size, device=device) % num_classes
             (Loss()(logits.float(), labels) / size).backward()
 
@@ -141,9 +145,23 @@ def naming_memory(config: Config, preprocessing: Preprocessing) -> Iterator[None
         raise OutOfMemoryError(
             f"memory ran out: {config.model.name} with a batch of {batch_size} images "
             f"of {size} x {size} pixels{split}",
-            hint=f"split the batch with train.accumulate={2 * parts}, or lower "
-            "train.batch_size or model.size_px",
+            hint=f"split the batch with train.accumulate={2 * parts}, or "
+            * (2 * parts <= batch_size)
+            + "lower train.batch_size or model.size_px",
         ) from None
+
+
+@contextmanager
+def _same_buffers_after(network: nn.Module) -> Iterator[None]:
+    """Put statistics back, and drop gradients."""
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    try:
+        yield
+    finally:
+        network.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, buffer in network.named_buffers():
+                buffer.copy_(before[name])
 
 
 def _sizes(config: Config, num_images: int) -> list[int]:
