@@ -900,7 +900,7 @@ def test_a_precision_that_is_asked_for_is_used(
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("drop_rate", r"model\.extra\.drop_rate is a setting of its own"),
+        ("global_pool", r"model\.extra\.global_pool is a setting of its own"),
         ("in_chans", r"model\.extra\.in_chans is a setting of its own"),
         ("checkpoint_path", r"model\.extra\.checkpoint_path is no argument of a netw"),
         ("features_only", r"model\.extra\.features_only is no argument of a network"),
@@ -910,7 +910,7 @@ def test_a_precision_that_is_asked_for_is_used(
 )
 def test_extra_takes_arguments_of_the_network_only(name: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem) as caught:
-        create_model(settings(extra={name: 1}), num_classes=4)
+        create_model(settings(extra={name: 1}, global_pool="max"), num_classes=4)
     assert caught.value.hint
 
 

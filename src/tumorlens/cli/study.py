@@ -117,12 +117,10 @@ def run(
     """
     from tumorlens.study import worker
     from tumorlens.study.folder import create_study
-    from tumorlens.study.inputs import with_files
     from tumorlens.study.plan import check_only
     from tumorlens.study.plan_file import load_plan
 
-    is_begun = plan_path.is_dir()
-    if is_begun:
+    if plan_path.is_dir():
         plan = _plan_to_continue(plan_path, out, data, settings)
         out = plan_path
     else:
@@ -130,11 +128,7 @@ def run(
         out = out or Path("runs") / plan.name
     check_only(plan, only)
     _warn_of_idle(plan)
-    if not (dry_run and plan.base.data.path is None):
-        _check_data(plan)
-    # The store of a study that was begun without digests knows it without.
-    if plan.base.data.path and (plan.files or not is_begun):
-        plan = with_files(plan)
+    plan = _with_data(plan, out, dry_run=dry_run)
     if dry_run:
         _dry_run(plan, only=only, over=_over(out, plan, store))
         return 0
@@ -304,7 +298,7 @@ def _over(folder: Path, plan: StudyPlan, store: str | None) -> set[str]:
     if not is_study(folder):
         return set()
     study = open_study(folder)
-    if study.plan.digest() != plan.digest():
+    if study.plan.digest() != plan.as_known_to(study.plan).digest():
         return set()
     trials = study.trials(study.open_store(store, must_exist=True))
     ends = ("finished", "pruned", "failed")
@@ -387,6 +381,30 @@ def _warn_of_idle(plan: StudyPlan) -> None:
                 f"{key} has no effect in {counted(len(names), 'trial')} of "
                 f"{len(trials)}: in {names[0]}, {reasons[key]}"
             )
+
+
+def _with_data(plan: StudyPlan, out: Path, *, dry_run: bool) -> StudyPlan:
+    """Return a plan with the digests of its files, after checking where they are.
+
+    Args:
+        plan: The plan. For a dry run it need not name any images.
+        out: The folder of the study.
+        dry_run: Whether nothing is run.
+
+    Raises:
+        ConfigError: A file is not there.
+        DataError: The images cannot be used.
+        RunError: The folder cannot be one.
+    """
+    from tumorlens.study.folder import check_place
+    from tumorlens.study.inputs import with_files
+
+    if dry_run and plan.base.data.path is None:
+        return plan
+    _check_data(plan)
+    if not dry_run:
+        check_place(out)
+    return with_files(plan)
 
 
 def _check_data(plan: StudyPlan) -> None:

@@ -83,7 +83,7 @@ def create_model(
             weights cannot be read or do not fit.
     """
     name = config.name
-    _check_extra(config.extra)
+    _check_extra(config)
     if not timm.is_model(name):
         raise ConfigError(
             f"unknown model.name {name!r}: timm {timm.__version__} has no such network",
@@ -363,14 +363,18 @@ _NOT_OF_A_NETWORK = (
 something else than a classifier of the data's classes."""
 
 
-def _check_extra(extra: Mapping[str, Any]) -> None:
-    """Check that `model.extra` holds arguments of the network only.
+def _check_extra(config: ModelConfig) -> None:
+    """Check that `model.extra` holds arguments of the network only, and each once.
 
     Raises:
-        ConfigError: It holds something else.
+        ConfigError: It does not.
     """
-    for name in extra:
-        if name in _OF_SETTINGS:
+    default = ModelConfig()
+    for name in config.extra:
+        if name in _OF_SETTINGS and (
+            name in ("in_chans", "pretrained")
+            or getattr(config, name) != getattr(default, name)
+        ):
             raise ConfigError(
                 f"model.extra.{name} is a setting of its own", hint=f"set model.{name}"
             )
