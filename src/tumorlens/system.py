@@ -82,6 +82,18 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, on a GPU or in main memory."""
+    # torch, cuBLAS, cuDNN, oneDNN and C++ have no type for it in common, and torch is
+    # not imported here.
+    words = ("out of memory", "defaultcpuallocator", "bad_alloc", "alloc_failed")
+    is_named = type(error).__name__ == "OutOfMemoryError"
+    is_told = isinstance(error, RuntimeError) and any(
+        word in str(error).lower() for word in words
+    )
+    return isinstance(error, MemoryError) or is_named or is_told
+
+
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Turn SIGINT and SIGTERM into a flag while the body runs.
@@ -181,6 +193,10 @@ def start_python(
 
 class HelperError(Exception):
     """A helper process died, took too long, or gave no valid answer."""
+
+
+class HelperTimeoutError(HelperError):
+    """A helper process took too long."""
 
 
 class Helper:
@@ -299,6 +315,7 @@ class _Child:
 
         Raises:
             HelperError: See `Helper.request`.
+            HelperTimeoutError: It took longer than the limit.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -327,7 +344,7 @@ class _Child:
             timer.cancel()
             timer.join()
         if is_late.is_set():
-            raise HelperError(f"took longer than {time_limit_s:g} s")
+            raise HelperTimeoutError(f"took longer than {time_limit_s:g} s")
         if answer is None:
             raise HelperError(self._last_words())
         return answer

@@ -8,6 +8,7 @@ name. `docs/images.md` has a table of what comes out, and each of its rows has a
 
 from __future__ import annotations
 
+import logging
 import re
 import struct
 import sys
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+# Where nobody has set up logging, Python prints errors of a logger without a handler.
+# Pillow's name no file, and each ends as an error here.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # Pillow has some fifty formats more; none of their decoders is ever reached.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
@@ -286,7 +291,7 @@ def _too_many_pixels(path: Path, found: object, max_pixels: int) -> DataError:
     )
 
 
-def _check_kind(path: Path, image: Image.Image, tags: dict[int, Any]) -> None:
+def _check_kind(path: Path, image: ImageFile.ImageFile, tags: dict[int, Any]) -> None:
     """Refuse what Pillow would decode to something else than the file shows.
 
     Raises:
@@ -305,6 +310,9 @@ def _check_kind(path: Path, image: Image.Image, tags: dict[int, Any]) -> None:
     is_ycbcr = tags.get(_PHOTOMETRIC) == _YCBCR and len(tags.get(_BITS, ())) == 3
     if is_plain and is_ycbcr and is_reduced:
         _refuse(path, kind, "uncompressed, and with reduced chroma")
+    if is_plain and is_ycbcr and _raw_mode(image) != "YCbCr":
+        # Pillow 11 takes four bytes for each pixel.
+        _refuse(path, kind, "uncompressed YCbCr, which needs Pillow 13")
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:

@@ -192,18 +192,16 @@ def create_study(path: Path, plan: StudyPlan, *, store_url: str | None) -> Study
         RunError: The folder holds something else, or cannot be one: it or a folder
             above it is a file.
     """
-    for place in (path, *path.parents):
-        if place.exists() and not place.is_dir():
-            raise RunError(
-                f"the study cannot be put in {path}: {place} is a file",
-                hint="give another --out",
-            )
+    check_place(path)
     if (path / "study.toml").exists():
         study = open_study(path)
+        plan = plan.as_known_to(study.plan)
         if study.plan.digest() != plan.digest():
+            how = "; ".join(study.plan.differences(plan))
             raise RunError(
-                f"{path} holds another study, or this one with other settings",
-                hint="give another --out, or go on with the one that is there: "
+                f"{path} holds another study, or this one with other settings: {how}",
+                hint="give another --out, restore what has changed, or go on with the "
+                "one that is there: "
                 f"tumorlens study run {path}",
             )
     elif path.exists() and any(path.iterdir()):
@@ -215,6 +213,20 @@ def create_study(path: Path, plan: StudyPlan, *, store_url: str | None) -> Study
     # Last: a folder with this file is complete.
     write_text(path / "study.toml", dump_plan(plan))
     return Study(path, plan)
+
+
+def check_place(path: Path) -> None:
+    """Check that a path can be a folder, before work is done for it.
+
+    Raises:
+        RunError: It or a folder above it is a file.
+    """
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise RunError(
+                f"the study cannot be put in {path}: {place} is a file",
+                hint="give another --out",
+            )
 
 
 def open_study(path: Path) -> Study:
