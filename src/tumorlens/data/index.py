@@ -178,7 +178,8 @@ def read_index(data: Path, *, metadata: str | None = None) -> Index:
             files, class folders that differ between subsets, or two labels that differ
             only in spelling; a table cannot be read, lacks a column or has one that is
             nearly named so, names a file twice or one that does not exist; the
-            metadata says nothing about any file of the index; a file cannot be read.
+            metadata names no file of the index, or has no column for a fact; a file
+            cannot be read.
         MissingExtraError: A Parquet table needs the extra `parquet`.
     """
     root, rows = _rows_of(data)
@@ -540,12 +541,10 @@ def _metadata_table(folder: Path | None, metadata: str | None) -> Path | None:
 
 def _with_metadata(rows: list[_Row], root: Path, table: Path) -> list[_Row]:
     known: dict[str, dict[str, str]] = {}
-    says_something = False
-    for line in read_table(table, required=("path",), optional=_METADATA_COLUMNS):
+    for line in read_table(
+        table, required=("path",), optional=_METADATA_COLUMNS, needs_optional=True
+    ):
         facts = {name: fact_of(line.fields[name]) or "" for name in _METADATA_COLUMNS}
-        says_something = says_something or any(
-            line.fields[name] for name in _METADATA_COLUMNS
-        )
         path = _identity(line.fields["path"], root)
         if known.setdefault(path, facts) != facts:
             raise DataError(
@@ -561,12 +560,6 @@ def _with_metadata(rows: list[_Row], root: Path, table: Path) -> list[_Row]:
             hint=f"expected paths such as {rows[0].path!r}"
             if rows
             else "the index is empty",
-        )
-    if not says_something:
-        raise DataError(
-            f"{table} has nothing in a column {', '.join(_METADATA_COLUMNS[:-1])} or "
-            f"{_METADATA_COLUMNS[-1]}",
-            hint="give a column one of these names and fill it in",
         )
     return [
         replace(row, **{k: v for k, v in known.get(row.path, {}).items() if v})

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    _Wanted = tuple[Sequence[str], Sequence[str], bool]
+
 MAX_BYTES = 256 * 1024 * 1024
 """Larger files are not opened: a million images need about 150 MiB."""
 
@@ -67,7 +69,11 @@ class TableRow:
 
 
 def read_table(
-    path: Path, *, required: Sequence[str], optional: Sequence[str] = ()
+    path: Path,
+    *,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    needs_optional: bool = False,
 ) -> Iterator[TableRow]:
     """Yield the rows of a CSV file, or of a Parquet file when the name ends so.
 
@@ -79,21 +85,23 @@ def read_table(
         path: The table.
         required: Columns that the table must have.
         optional: Columns that are read where they exist. All others are dropped.
+        needs_optional: Whether the table must have one of them.
 
     Yields:
         The rows in their order, each with all of `required` and `optional`.
 
     Raises:
         DataError: The file cannot be opened, is too large, is not a table of this
-            kind, lacks a required column, or has a column whose name is nearly that
+            kind, lacks a column that is needed, or has one whose name is nearly that
             of a column it lacks; a cell of a Parquet file is no text, number or date.
         MissingExtraError: A Parquet file needs the extra `parquet`.
     """
     _check_size(path)
+    wanted = (required, optional, needs_optional)
     if path.suffix.lower() == ".parquet":
-        yield from _read_parquet(path, required, optional)
+        yield from _read_parquet(path, wanted)
     else:
-        yield from _read_csv(path, required, optional)
+        yield from _read_csv(path, wanted)
 
 
 def _check_size(path: Path) -> None:
@@ -112,15 +120,13 @@ def _check_size(path: Path) -> None:
         )
 
 
-def _read_csv(
-    path: Path, required: Sequence[str], optional: Sequence[str]
-) -> Iterator[TableRow]:
+def _read_csv(path: Path, wanted: _Wanted) -> Iterator[TableRow]:
     line = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
-            positions = _positions(path, header, required, optional)
+            positions = _positions(path, header, wanted)
             for number, cells in enumerate(reader, start=1):
                 line = reader.line_num
                 if not cells:
@@ -156,9 +162,7 @@ def _read_csv(
         ) from error
 
 
-def _read_parquet(
-    path: Path, required: Sequence[str], optional: Sequence[str]
-) -> Iterator[TableRow]:
+def _read_parquet(path: Path, wanted: _Wanted) -> Iterator[TableRow]:
     parquet = require("pyarrow.parquet")
     # Arrow is a parser in C++ whose errors on damaged files are not one family: seen
     # were ArrowInvalid, OSError, ArrowNotImplementedError, OverflowError. Only its
@@ -167,12 +171,12 @@ def _read_parquet(
         with parquet.ParquetFile(path) as file:
             num_rows = file.metadata.num_rows
             header = list(file.schema_arrow.names)
-            positions = _positions(path, header, required, optional)
+            positions = _positions(path, header, wanted)
             _check_num_rows(path, num_rows)
-            wanted = {at: name for name, at in positions.items() if at is not None}
             columns = {
                 name: file.read(columns=[header[at]]).column(0).to_pylist()
-                for at, name in wanted.items()
+                for name, at in positions.items()
+                if at is not None
             }
     except DataError:
         raise
@@ -195,8 +199,9 @@ def _read_parquet(
 
 
 def _positions(
-    path: Path, header: Sequence[str], required: Sequence[str], optional: Sequence[str]
+    path: Path, header: Sequence[str], wanted: _Wanted
 ) -> dict[str, int | None]:
+    required, optional, needs_optional = wanted
     # Where each column is; `None` for an optional one that is missing.
     names = [name.strip().lower() for name in header]
     positions: dict[str, int | None] = {}
@@ -227,6 +232,12 @@ def _positions(
             f"{_shown_column(name, names, at)}, which may be meant",
             hint=f"name the column {name!r} if it is that one, or else by a word that "
             "is not so close",
+        )
+    if needs_optional and all(positions[name] is None for name in optional):
+        raise DataError(
+            f"{path} has no column {', '.join(optional[:-1])} or {optional[-1]} among "
+            f"its {len(header)}",
+            hint="give a column one of these names",
         )
     return positions
 
