@@ -191,7 +191,7 @@ def test_a_helper_stays_between_requests_and_ends_when_it_is_closed(
 
 
 def test_a_helper_that_is_forgotten_ends(helper: Helper) -> None:
-    forgotten = Helper("child")
+    forgotten = Helper("child", time_limit_s=60)
     pid = forgotten.request({"do": "reverse"})[0]["pid"]
     del forgotten
     gc.collect()
@@ -250,7 +250,7 @@ def test_a_helper_that_takes_too_long_is_killed(helper: Helper) -> None:
 
 
 def test_without_a_limit_a_helper_is_waited_for(helper: Helper) -> None:
-    with Helper("child") as patient:
+    with Helper("child", time_limit_s=60) as patient:
         assert patient.request({"do": "reverse"})[0]["num"] == 0
 
 
@@ -327,7 +327,7 @@ def test_a_helper_ends_when_its_parent_is_killed(helper: Helper) -> None:
     code = """
 import os, signal
 from tumorlens.system import Helper
-helper = Helper("child")
+helper = Helper("child", time_limit_s=60)
 print(helper.request({"do": "reverse"})[0]["pid"], flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

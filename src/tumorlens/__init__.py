@@ -86,7 +86,7 @@ def audit(
     from tumorlens.data.audit import audit as audit_index
     from tumorlens.data.duplicates import find_duplicates
     from tumorlens.data.index import read_index
-    from tumorlens.files import write_model
+    from tumorlens.files import locked, write_model
 
     with extras.naming_missing_extras("audit"):
         index = read_index(Path(data), metadata=metadata)
@@ -96,10 +96,11 @@ def audit(
             from tumorlens.report import write_audit_page
 
             json_path = Path(out) / "audit.json"
-            write_model(json_path, found)
-            write_audit_page(
-                json_path, data=Path(data), out=json_path.with_suffix(".html")
-            )
+            with locked(json_path.parent):
+                write_model(json_path, found)
+                write_audit_page(
+                    json_path, data=Path(data), out=json_path.with_suffix(".html")
+                )
         return found
 
 
@@ -416,7 +417,7 @@ def benchmark(
     """
     from pathlib import Path
 
-    from tumorlens.files import write_model
+    from tumorlens.files import locked, write_model
 
     with extras.naming_missing_extras("benchmark"):
         from tumorlens.deploy.benchmark.session import benchmark as measure
@@ -432,9 +433,10 @@ def benchmark(
             from tumorlens.report import write_benchmark_page
 
             json_path = Path(out) / "benchmark.json"
-            write_model(json_path, found)
-            write_csv(found, json_path.with_suffix(".csv"))
-            write_benchmark_page(json_path, out=json_path.with_suffix(".html"))
+            with locked(json_path.parent):
+                write_model(json_path, found)
+                write_csv(found, json_path.with_suffix(".csv"))
+                write_benchmark_page(json_path, out=json_path.with_suffix(".html"))
     return found
 
 

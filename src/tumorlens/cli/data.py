@@ -59,7 +59,7 @@ def audit(
     from tumorlens.data import audit as stage
     from tumorlens.data.duplicates import find_duplicates
     from tumorlens.data.index import read_index
-    from tumorlens.files import write_model
+    from tumorlens.files import locked, write_model
     from tumorlens.report import write_audit_page
 
     _check_folder(out)
@@ -68,8 +68,9 @@ def audit(
         duplicates = find_duplicates(index, progress=progress)
     _check_any_readable(data, len(index.records), duplicates.unreadable)
     found = stage.audit(index, duplicates)
-    write_model(out / "audit.json", found)
-    page = write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
+    with locked(out):  # the page is made of the file
+        write_model(out / "audit.json", found)
+        page = write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
     terminal.print_audit(found)
     where = f"the page with the pictures is {page}, audit.json is beside it"
     if found.is_trainable:

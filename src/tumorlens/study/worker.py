@@ -28,7 +28,7 @@ from tumorlens.errors import RunError, TumorlensError
 from tumorlens.files import write_text
 from tumorlens.runs.progress import Listener, Relay
 from tumorlens.study.folder import Study, Trial
-from tumorlens.system import interruptible, start_python
+from tumorlens.system import interruptible, num_processors, start_python
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -247,8 +247,8 @@ def _train(
     from tumorlens.training.fit import train
 
     run = study.open_run(name)
-    if run is not None and run.config != config:
-        # It was begun with batches in other parts, and its steps were others.
+    if run is not None and not _continues(run, config):
+        # It was begun with batches in fewer parts, and its steps were others.
         shutil.rmtree(run.path)
         run = None
     return train(
@@ -258,6 +258,24 @@ def _train(
         command=command,
         listener=listener,
     )
+
+
+def _continues(run: Run, config: Config) -> bool:
+    """Whether a run is one of these settings that can go on, or is finished.
+
+    A batch in more parts than `config` has is no reason to start again: memory ran out
+    before, and a store that was lost does not know.
+
+    Raises:
+        RunError: It has other settings, so it is not of this trial.
+    """
+    parts = run.config.train.accumulate
+    if run.config != _with_parts(config, parts):
+        raise RunError(
+            f"{run.path} holds a run with other settings than this trial has",
+            hint="move it away, then run the study with --retry-failed",
+        )
+    return run.is_finished or parts >= config.train.accumulate
 
 
 def _evaluate(run: Run, *, command: str) -> None:
@@ -391,9 +409,7 @@ def _start_worker(
         # Not on the command line, where every user of the machine could read it.
         environment["TUMORLENS_STUDY_STORE"] = store_url
     if jobs > 1:
-        has_affinity = hasattr(os, "sched_getaffinity")
-        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-        threads = str(max(1, cores // jobs))
+        threads = str(max(1, num_processors() // jobs))
         environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     try:
         log = study.log_path.open("ab")

@@ -9,9 +9,9 @@ weights are kept is chosen on val. The test subset is never used, except under
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from tumorlens.config import Config, with_absolute_paths
-from tumorlens.errors import ConfigError
-from tumorlens.runs.folder import Run, create_run, open_run
+from tumorlens.errors import ConfigError, RunError
+from tumorlens.files import locked
+from tumorlens.runs.folder import Run, check_free, create_run, open_run
 from tumorlens.runs.progress import Listener
 from tumorlens.stats import metrics
 from tumorlens.system import describe_environment, interruptible, keep_freed_memory
@@ -96,16 +97,40 @@ def train(
     Raises:
         ConfigError: A setting does not fit the data or the network.
         DataError: The data cannot be used, or the disk is full.
-        RunError: `out` exists, or cannot be resumed, or the loss is not finite.
+        RunError: `out` exists, or cannot be resumed, or another process trains in it,
+            or the loss is not finite.
     """
     listener = listener or Listener()
     keep_freed_memory()
     if resume:
         config = open_run(out).config
     assert config is not None
+    if not resume:
+        _check_start(config, out)
     accelerator = _make_accelerator(config)
     if not accelerator.is_main_process:
         listener = Listener()
+    # Two processes in one folder would mix their epochs and checkpoints.
+    with locked(out) if accelerator.is_main_process else nullcontext():
+        return _train(
+            config,
+            out,
+            accelerator,
+            resume=resume,
+            command=command,
+            listener=listener,
+        )
+
+
+def _train(
+    config: Config,
+    out: Path,
+    accelerator: Accelerator,
+    *,
+    resume: bool,
+    command: str,
+    listener: Listener,
+) -> TrainResult:
     is_ours_to_remove = False
     try:
         # Under torchrun the first process makes the folder, and the others open it.
@@ -118,6 +143,8 @@ def train(
                 run = open_run(out)
             if accelerator.is_main_process:
                 run.remove_partial_files()
+                # Also where the process was killed before it could.
+                _describe(run, accelerator, command=command)
             data = prepare_data(run, progress=listener.files)
         result = partial(
             TrainResult,
@@ -141,9 +168,9 @@ def train(
     except Exception:
         # Settings that turn out not to fit leave no folder behind, unless weights or a
         # checkpoint were saved.
-        learnt = (*out.rglob("checkpoint.pt"), *out.rglob("weights.safetensors"))
-        if is_ours_to_remove and not learnt:
-            shutil.rmtree(out, ignore_errors=True)
+        if is_ours_to_remove:
+            with suppress(OSError):
+                run.remove_unlearnt()
         raise
 
 
@@ -312,12 +339,33 @@ def is_over(history: Sequence[dict[str, Any]], config: Config) -> bool:
     return bool(patience and best and len(history) - best[-1] >= patience)
 
 
-def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str) -> Run:
+def _check_start(config: Config, out: Path) -> None:
+    """Refuse settings without data, and a folder with content.
+
+    Raises:
+        ConfigError: There is no `data.path`.
+        RunError: The folder has content.
+    """
     if config.data.path is None:
         raise ConfigError(
             "no data was named", hint="give --data DIR, or set data.path in the config"
         )
+    check_free(out)
+
+
+def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str) -> Run:
     run = create_run(out, with_absolute_paths(config))
+    _describe(run, accelerator, command=command)
+    return run
+
+
+def _describe(run: Run, accelerator: Accelerator, *, command: str) -> None:
+    """Write how the run was begun, once."""
+    if run.environment_path.is_file():
+        return
+    config = run.config
+    if config.train.watch_test:
+        run.log_look(subset="test", command=f"{command} (train.watch_test)")
     run.write_environment(
         {
             **describe_environment(command=command, seed=config.train.seed),
@@ -330,9 +378,6 @@ def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str)
             },
         }
     )
-    if config.train.watch_test:
-        run.log_look(subset="test", command=f"{command} (train.watch_test)")
-    return run
 
 
 def _fold_of(
@@ -343,7 +388,11 @@ def _fold_of(
     *,
     command: str,
 ) -> tuple[Run, PreparedData]:
-    """Return one fold of a k-fold run as an ordinary run, made if it is missing."""
+    """Return one fold of a k-fold run as an ordinary run, made if it is missing.
+
+    Raises:
+        RunError: It has weights, and its leak verdict is gone.
+    """
     path = run.fold_path(fold)
     config = run.config.model_copy(
         update={"data": run.config.data.model_copy(update={"fold": fold})}
@@ -351,8 +400,13 @@ def _fold_of(
     fold_data = replace(data, rows=rows_of_fold(run, data.rows, fold))
     fold_run = Run(path, config)
     if not fold_run.leak_path.is_file():
-        # The process was killed while it made the folder: it holds nothing of use.
-        shutil.rmtree(path, ignore_errors=True)
+        if fold_run.has_learnt:
+            raise RunError(
+                f"{path} has weights, and no {fold_run.leak_path.name}",
+                hint=f"copy {run.leak_path} there: both are the same",
+            )
+        # The process was killed while it made the folder.
+        fold_run.remove_unlearnt()
         fold_run = _start(config, path, accelerator, command=command)
         fold_run.write_split(fold_data.rows)
         fold_run.write_leak(run.leak())

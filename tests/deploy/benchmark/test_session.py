@@ -29,9 +29,9 @@ from tumorlens.deploy.benchmark.results import (
 )
 from tumorlens.deploy.benchmark.session import benchmark, find_artefacts, find_files
 from tumorlens.deploy.benchmark.worker import Worker
-from tumorlens.deploy.runtimes import num_processors
 from tumorlens.errors import ArtefactError, ConfigError, DataError, RunError
 from tumorlens.files import write_model
+from tumorlens.system import num_processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
