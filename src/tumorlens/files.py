@@ -143,7 +143,8 @@ def locked(
 
     The lock is that of a hidden file, which is removed in the end. When a process is
     killed the system releases its lock, and the file that stays is of no matter. Where
-    a file system has no locks, and on Windows, nothing is kept out.
+    a file system has no locks, and on Windows, nothing is kept out. What killed
+    processes have left half-written is removed.
 
     Args:
         place: The folder, or a file, for the message. Folders that are missing are
@@ -170,6 +171,8 @@ def locked(
             f"another command works in {place}",
             hint="wait until it has ended, or stop it, or choose another folder",
         )
+    name = "" if lock is None else glob.escape(place.stem[:40]) + "."
+    remove_leftovers((place if lock is None else place.parent).glob(f".{name}*"))
     try:
         yield
     finally:

@@ -92,6 +92,7 @@ def split(
 ) -> None:
     """Assign every file to a subset, as a table to check or edit."""
     from tumorlens.data.index import write_split
+    from tumorlens.files import locked
     from tumorlens.training.dataset import split_data
 
     config = config_of(
@@ -103,7 +104,8 @@ def split(
     )
     with terminal.counting("reading") as progress:
         made = split_data(config, progress=progress)
-    write_split(out, made.rows)
+    with locked(out, lock=out.with_name(f".{out.name[:40]}.lock")):
+        write_split(out, made.rows)
     terminal.print_split(made)
     terminal.print_line(made.leak.words)
     terminal.print_next(

@@ -96,7 +96,7 @@ class RowFile:
             require("pyarrow.parquet")
         self._lock = ExitStack()
         self._lock.enter_context(
-            locked(out, lock=out.with_name(f".{out.name[:100]}.lock"))
+            locked(out, lock=out.with_name(f".{out.name[:40]}.lock"))
         )
         try:
             self._start(out, columns, predictors, resume=resume)

@@ -347,16 +347,18 @@ def _fill_cache(
         except _ColourFoundError:
             channels = decoding.in_chans
             _decode_into(path, files, decoding, channels=channels, progress=progress)
-    except (OSError, DataError) as error:
-        # `replacing` has turned a full disk into an error without these settings.
-        why = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(why, OSError):
+        return
+    except OSError as error:
+        why = error
+    except DataError as error:
+        if not isinstance(error.__cause__, OSError):
             raise
-        raise DataError(
-            f"cannot write to the cache folder {path.parent}: {why.strerror or why}",
-            hint="set data.cache_dir to a folder that can be written and has room, or "
-            "data.cache_limit_mib=0 to switch the cache off",
-        ) from None
+        why = error.__cause__  # `replacing` does not know these settings
+    raise DataError(
+        f"cannot write to the cache folder {path.parent}: {why.strerror or why}",
+        hint="set data.cache_dir to a folder that can be written and has room, or "
+        "data.cache_limit_mib=0 to switch the cache off",
+    )
 
 
 def _decode_into(
