@@ -15,7 +15,7 @@ import subprocess
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,6 @@ from tumorlens.runs.folder import open_run
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from support.zygote import Ended
 
 pytestmark = pytest.mark.faults
 
@@ -288,15 +287,33 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
         yield zygote
 
 
+@dataclass(frozen=True)
+class Whole:
+    """What a command gives that nothing disturbs."""
+
+    outcome: Any
+    seconds: float
+    size_bytes: int
+    num_bytes_written: int
+
+
+@pytest.fixture(scope="module")
 def undisturbed(
-    command: Command, place: Place, zygote: Zygote, out: Path
-) -> tuple[Any, Ended]:
-    """Return the outcome of a command that nothing disturbs, and how it ended."""
-    out.mkdir()
-    command.prepare(place, out)
-    done = zygote.run(*command.words(place, out))
-    assert done.status == 0, done.output
-    return command.outcome(out), done
+    place: Place, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Whole]:
+    """Return a function: name of a command -> what it gives undisturbed."""
+
+    @cache
+    def whole(name: str) -> Whole:
+        command, out = COMMANDS[name], tmp_path_factory.mktemp("whole")
+        command.prepare(place, out)
+        before = sum(map(len, contents(out).values()))
+        done = zygote.run(*command.words(place, out))
+        assert done.status == 0, done.output
+        after = sum(map(len, contents(out).values()))
+        return Whole(command.outcome(out), done.seconds, after, after - before)
+
+    return whole
 
 
 def left_in(out: Path) -> list[str]:
@@ -310,10 +327,13 @@ def left_in(out: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", TO_KILL)
 def test_kill_9_at_random_moments_changes_nothing(
-    name: str, place: Place, zygote: Zygote, tmp_path: Path
+    name: str,
+    undisturbed: Callable[[str], Whole],
+    place: Place,
+    zygote: Zygote,
+    tmp_path: Path,
 ) -> None:
-    command = COMMANDS[name]
-    expected, whole = undisturbed(command, place, zygote, tmp_path / "whole")
+    command, whole = COMMANDS[name], undisturbed(name)
     dice = random.Random(0)
     num_hits = 0
     for number in range(NUM_KILLS):
@@ -325,7 +345,7 @@ def test_kill_9_at_random_moments_changes_nothing(
         num_hits += running.kill().status == -9
         again = zygote.run(*command.next_words(place, out))
         assert again.status == 0, again.output
-        assert command.outcome(out) == expected, number
+        assert command.outcome(out) == whole.outcome, number
         assert left_in(out) == [], number
         shutil.rmtree(out)
     assert num_hits > NUM_KILLS / 2
@@ -363,23 +383,21 @@ def fill_up(folder: Path, *, free_bytes: int) -> Path:
 @pytest.mark.parametrize("share", [0.0, 0.5])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_full_disk_is_one_error_and_costs_nothing(
-    name: str, share: float, place: Place, zygote: Zygote, tmp_path: Path
+    name: str,
+    share: float,
+    undisturbed: Callable[[str], Whole],
+    place: Place,
+    zygote: Zygote,
+    tmp_path: Path,
 ) -> None:
-    command = COMMANDS[name]
-    expected, _ = undisturbed(command, place, zygote, tmp_path / "whole")
-    (tmp_path / "before").mkdir()
-    command.prepare(place, tmp_path / "before")
-    sizes = [
-        sum(map(len, contents(tmp_path / one).values())) for one in ("whole", "before")
-    ]
-    needed = max(4096, sizes[0] - sizes[1])
-    size_kib = 4 * sizes[0] // 1024 + EXTRA_DISK_KIB
+    command, whole = COMMANDS[name], undisturbed(name)
+    size_kib = 4 * whole.size_bytes // 1024 + EXTRA_DISK_KIB
     with small_disk(tmp_path / "disk", size_kib=size_kib) as disk:
         out = disk / "out"
         out.mkdir()
         command.prepare(place, out)
         before = contents(out)
-        filler = fill_up(disk, free_bytes=int(share * needed))
+        filler = fill_up(disk, free_bytes=int(share * whole.num_bytes_written))
         failed = zygote.run(*command.words(place, out))
         assert failed.is_clean_error, failed.output
         found = contents(out)
@@ -387,7 +405,7 @@ def test_a_full_disk_is_one_error_and_costs_nothing(
         filler.unlink()
         again = zygote.run(*command.next_words(place, out))
         assert again.status == 0, again.output
-        assert command.outcome(out) == expected
+        assert command.outcome(out) == whole.outcome
         assert left_in(out) == []
 
 
@@ -407,10 +425,13 @@ def test_a_file_that_may_not_grow_is_one_error(
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_two_at_once_in_one_folder_give_what_one_gives(
-    name: str, place: Place, zygote: Zygote, tmp_path: Path
+    name: str,
+    undisturbed: Callable[[str], Whole],
+    place: Place,
+    zygote: Zygote,
+    tmp_path: Path,
 ) -> None:
     command = COMMANDS[name]
-    expected, _ = undisturbed(command, place, zygote, tmp_path / "whole")
     out = tmp_path / "both"
     out.mkdir()
     command.prepare(place, out)
@@ -419,5 +440,5 @@ def test_two_at_once_in_one_folder_give_what_one_gives(
     assert 0 in [one.status for one in ended], [one.output for one in ended]
     for one in ended:
         assert one.status == 0 or one.is_clean_error, one.output
-    assert command.outcome(out) == expected
+    assert command.outcome(out) == undisturbed(name).outcome
     assert left_in(out) == []
