@@ -23,7 +23,7 @@ import pytest
 import tumorlens
 from tumorlens import system
 from tumorlens.errors import DataError
-from tumorlens.system import Helper, HelperError, describe_environment
+from tumorlens.system import Helper, HelperError, describe_environment, num_processors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +56,18 @@ def test_a_package_that_is_missing_has_no_version(
     monkeypatch.setattr(system, "_PACKAGES", ("numpy", "no-such-package-at-all"))
     packages = describe()["packages"]
     assert packages == {"numpy": np.__version__, "no-such-package-at-all": None}
+
+
+def test_where_a_process_may_not_be_pinned_all_processors_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert num_processors() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 6, raising=False)
+    assert num_processors() == 6
+    monkeypatch.delattr(os, "process_cpu_count")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert num_processors() == 1
 
 
 def test_the_record_names_neither_user_nor_host() -> None:
