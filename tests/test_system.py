@@ -322,7 +322,7 @@ def test_a_helper_finds_this_package_and_not_files_of_the_current_folder(
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "json.py").write_text("raise SystemExit('mine')")
     monkeypatch.chdir(tmp_path / "here")
-    with Helper("child", environment={"A_NAME": "a value"}) as other:
+    with Helper("child", time_limit_s=60, environment={"A_NAME": "a value"}) as other:
         found = other.request({"do": "environment", "name": "A_NAME"})[0]
     assert found["value"] == "a value"
     assert str(Path(tumorlens.__file__).parents[1]) in found["path"]

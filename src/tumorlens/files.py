@@ -112,7 +112,8 @@ def replacing_folder(out: Path) -> Iterator[Path]:
     """
     temporary = _temporary_beside(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        if not out.parent.exists():
+            out.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out.parent.glob(f".{glob.escape(out.stem[:40])}.*"))
         with _in_use(temporary, is_folder=True):
             yield temporary
@@ -121,7 +122,7 @@ def replacing_folder(out: Path) -> Iterator[Path]:
             temporary.rename(out)
         _sync(out.parent)
     except OSError as error:
-        if error.errno in _IN_USE:
+        if error.errno in _IN_USE and out.exists():
             raise DataError(
                 f"{out} was made by another process meanwhile",
                 hint="use what is there, or choose another folder",

@@ -142,7 +142,7 @@ def resume_prediction(place: Place, out: Path) -> list[object] | None:
 
 def resume_study(place: Place, out: Path) -> list[object] | None:
     started = (out / "study" / "study.toml").exists()
-    return ["study", "run", out / "study"] if started else None
+    return ["study", "run", out / "study", "--retry-failed"] if started else None
 
 
 def copy_run(name: str, place: Place, out: Path) -> None:
@@ -391,7 +391,9 @@ def test_a_full_disk_is_one_error_and_costs_nothing(
     tmp_path: Path,
 ) -> None:
     command, whole = COMMANDS[name], undisturbed(name)
-    size_kib = 4 * whole.size_bytes // 1024 + EXTRA_DISK_KIB
+    # A checkpoint, which a finished run has no more, is larger than the weights, and
+    # for a moment there are two of them.
+    size_kib = 20 * whole.size_bytes // 1024 + EXTRA_DISK_KIB
     with small_disk(tmp_path / "disk", size_kib=size_kib) as disk:
         out = disk / "out"
         out.mkdir()
@@ -399,7 +401,10 @@ def test_a_full_disk_is_one_error_and_costs_nothing(
         before = contents(out)
         filler = fill_up(disk, free_bytes=int(share * whole.num_bytes_written))
         failed = zygote.run(*command.words(place, out))
-        assert failed.is_clean_error, failed.output
+        # Of a study, whose trials may fail one by one, with the reason.
+        fails = name == "study" and failed.status == 3
+        assert failed.is_clean_error or fails, failed.output
+        assert not fails or "No space left" in failed.output
         found = contents(out)
         assert {path: found.get(path) for path in before} == before
         filler.unlink()
