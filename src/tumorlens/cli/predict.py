@@ -15,7 +15,6 @@ import typer
 
 from tumorlens.cli import terminal
 from tumorlens.errors import ConfigError
-from tumorlens.files import locked
 from tumorlens.system import keep_freed_memory
 from tumorlens.text import counted, one_line, percent
 
@@ -320,6 +319,7 @@ def predict_series(
     """
     from tumorlens.data.dicom.series import find_series
     from tumorlens.data.images import ImageLimits
+    from tumorlens.files import locked
 
     limits = [one.limits for _, one in models]
     found = find_series(
