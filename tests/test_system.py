@@ -19,11 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 import tumorlens
 from tumorlens import system
-from tumorlens.errors import DataError
-from tumorlens.system import Helper, HelperError, describe_environment, num_processors
+from tumorlens.errors import DataError, OutOfMemoryError
+from tumorlens.system import (
+    Helper,
+    HelperError,
+    describe_environment,
+    is_out_of_memory,
+    num_processors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -375,3 +382,22 @@ def test_a_helper_leaves_no_thread(helper: Helper) -> None:
     before = threading.active_count()
     helper.request({"do": "reverse"})
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (OutOfMemoryError("memory ran out: resnet18 with a batch of 8"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_only_want_of_memory_counts_as_such(
+    error: BaseException, *, expected: bool
+) -> None:
+    assert is_out_of_memory(error) is expected

@@ -90,6 +90,18 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, on a GPU or in main memory."""
+    # torch, cuBLAS, cuDNN, oneDNN and C++ have no type for it in common, and torch is
+    # not imported here.
+    words = ("out of memory", "defaultcpuallocator", "bad_alloc", "alloc_failed")
+    is_named = type(error).__name__ == "OutOfMemoryError"
+    is_told = isinstance(error, RuntimeError) and any(
+        word in str(error).lower() for word in words
+    )
+    return isinstance(error, MemoryError) or is_named or is_told
+
+
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Turn SIGINT and SIGTERM into a flag while the body runs.

@@ -49,7 +49,7 @@ from tumorlens.deploy.graph_files import (
     write_graph,
 )
 from tumorlens.deploy.parity import MAX_DROP, bounds_of, judge_parity
-from tumorlens.deploy.predictor import Predictor, Progress
+from tumorlens.deploy.predictor import NO_NUMBER, Predictor, Progress
 from tumorlens.deploy.runtimes import has_bf16, open_session
 from tumorlens.errors import (
     ConfigError,
@@ -511,6 +511,9 @@ def _probs_of(
     paths = [index.root / row.path for row in rows]
     probs = []
     for one in predictor.predict_files(paths, progress=progress):
+        if one.error == NO_NUMBER:  # for the verdict
+            probs.append(np.full(len(predictor.classes), np.nan, np.float32))
+            continue
         if one.probs is None:
             raise RunError(
                 f"a val image cannot be read any more: {one.path}: {one.error}",

@@ -37,6 +37,9 @@ Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 
 BATCH_SIZE = 32
 
+NO_NUMBER = "the model's answer is NaN or infinite"
+"""The error of an image that a model has no probabilities for."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -48,7 +51,8 @@ class Prediction:
     predicted: str | None
     """The most probable class."""
     error: str | None
-    """Why the file could not be read, in one line and without the path."""
+    """Why there are no probabilities, in one line and without the path: the file could
+    not be read, or `NO_NUMBER`."""
 
 
 class FilePredictions(list[Prediction], NotebookView):
@@ -236,6 +240,7 @@ class Predictor:
 
         Raises:
             DataError: An image has another shape or type, or there is none.
+            RunError: A probability is NaN or infinite.
         """
         _check_images(images)
         probs = [  # (N, C) of each member
@@ -243,6 +248,8 @@ class Predictor:
             for member in self._members
         ]
         mean: NDArray[np.float32] = np.mean(probs, axis=0).astype(np.float32)
+        if not np.isfinite(mean).all():
+            raise RunError(f"{self.name}: {NO_NUMBER}", hint="export or train it again")
         return mean
 
     def _predict_batch(self, batch: Sequence[Decoded]) -> list[Prediction]:
@@ -261,6 +268,8 @@ class Predictor:
         ]
 
     def _prediction(self, path: Path, probs: NDArray[np.float32]) -> Prediction:
+        if not np.isfinite(probs).all():
+            return Prediction(path, None, None, NO_NUMBER)
         return Prediction(path, probs, self.classes[int(probs.argmax())], None)
 
 

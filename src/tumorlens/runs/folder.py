@@ -149,6 +149,9 @@ class _EnsembleFile(BaseModel):
     format: int = FORMAT
     members: tuple[str, ...] = Field(min_length=1)
     """Names of the runs that the members were copied from."""
+    model: str = ""
+    """What takes the place of a network's name, such as "2 x resnet18". Ensembles of
+    earlier versions have it as `model.name` in their settings."""
 
 
 @dataclass(frozen=True)
@@ -322,8 +325,32 @@ class Run(NotebookView):
         Raises:
             RunError: `ensemble.json` is damaged.
         """
+        return self._ensemble().members
+
+    def _ensemble(self) -> _EnsembleFile:
         hint = "make the ensemble again"
-        return read_model(self.ensemble_path, _EnsembleFile, hint=hint).members
+        return read_model(self.ensemble_path, _EnsembleFile, hint=hint)
+
+    @property
+    def model_name(self) -> str:
+        """Name of the network, or of what an ensemble is made of: "2 x resnet18".
+
+        Raises:
+            RunError: `ensemble.json` is damaged.
+        """
+        if not self.is_ensemble:
+            return self.config.model.name
+        return self._ensemble().model or self.config.model.name
+
+    @property
+    def shown_config(self) -> Config:
+        """The settings; those of an ensemble have its `model_name`.
+
+        Raises:
+            RunError: `ensemble.json` is damaged.
+        """
+        model = self.config.model.model_copy(update={"name": self.model_name})
+        return self.config.model_copy(update={"model": model})
 
     def networks(self) -> tuple[Run, ...]:
         """Return the runs that hold the networks of this one.
@@ -433,9 +460,10 @@ class Run(NotebookView):
         """Write a whole log of looks: an ensemble starts with that of its members."""
         _write_lines(self.looks_path, [look.model_dump(mode="json") for look in looks])
 
-    def write_ensemble(self, members: Iterable[str]) -> None:
-        """Write `ensemble.json`."""
-        write_model(self.ensemble_path, _EnsembleFile(members=tuple(members)))
+    def write_ensemble(self, members: Iterable[str], *, model: str = "") -> None:
+        """Write `ensemble.json`: names of the members, and of their networks."""
+        content = _EnsembleFile(members=tuple(members), model=model)
+        write_model(self.ensemble_path, content)
 
     def tracking(self) -> dict[str, Any]:
         """Return the run of MLflow that mirrors this one; empty if none does."""
@@ -447,6 +475,15 @@ class Run(NotebookView):
     def write_tracking(self, content: Mapping[str, Any]) -> None:
         """Write `tracking.json`."""
         write_json(self.tracking_path, dict(content))
+
+    def write_config(self) -> None:
+        """Write `config.toml`."""
+        write_text(self.path / "config.toml", dump_config(self.config))
+
+    def update_config(self) -> None:
+        """Write `config.toml` if it differs: the images may have moved."""
+        if open_run(self.path).config != self.config:
+            self.write_config()
 
     def write_split(self, rows: Iterable[SplitRow]) -> None:
         """Write `split.csv`."""
@@ -536,8 +573,9 @@ def create_run(path: Path, config: Config) -> Run:
         RunError: The folder exists and is not empty.
     """
     check_free(path)
-    write_text(path / "config.toml", dump_config(config))
-    return Run(path, config)
+    run = Run(path, config)
+    run.write_config()
+    return run
 
 
 def open_run(path: Path) -> Run:

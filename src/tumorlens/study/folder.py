@@ -175,12 +175,7 @@ def create_study(path: Path, plan: StudyPlan, *, store_url: str | None) -> Study
         RunError: The folder holds something else, or cannot be one: it or a folder
             above it is a file.
     """
-    for place in (path, *path.parents):
-        if place.exists() and not place.is_dir():
-            raise RunError(
-                f"the study cannot be put in {path}: {place} is a file",
-                hint="give another --out",
-            )
+    check_place(path)
     # Two at once with other settings would mix the plan of one with the other's store.
     with locked(path):
         return _create(path, plan, store_url)
@@ -189,10 +184,13 @@ def create_study(path: Path, plan: StudyPlan, *, store_url: str | None) -> Study
 def _create(path: Path, plan: StudyPlan, store_url: str | None) -> Study:
     if (path / "study.toml").exists():
         study = open_study(path)
+        plan = plan.as_known_to(study.plan)
         if study.plan.digest() != plan.digest():
+            how = "; ".join(study.plan.differences(plan))
             raise RunError(
-                f"{path} holds another study, or this one with other settings",
-                hint="give another --out, or go on with the one that is there: "
+                f"{path} holds another study, or this one with other settings: {how}",
+                hint="give another --out, restore what has changed, or go on with the "
+                "one that is there: "
                 f"tumorlens study run {path}",
             )
     elif not all(map(is_ours, path.iterdir())):
@@ -204,6 +202,20 @@ def _create(path: Path, plan: StudyPlan, store_url: str | None) -> Study:
     # Last: a folder with this file is complete.
     write_text(path / "study.toml", dump_plan(plan))
     return Study(path, plan)
+
+
+def check_place(path: Path) -> None:
+    """Check that a path can be a folder, before work is done for it.
+
+    Raises:
+        RunError: It or a folder above it is a file.
+    """
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise RunError(
+                f"the study cannot be put in {path}: {place} is a file",
+                hint="give another --out",
+            )
 
 
 def open_study(path: Path) -> Study:

@@ -20,6 +20,7 @@ from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import replacing_folder
 from tumorlens.runs.folder import Run, create_run, open_run
 from tumorlens.system import describe_environment
+from tumorlens.training.weights import check_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +53,7 @@ def make_ensemble(
         ConfigError: Too few runs, or one of them twice.
         RunError: `out` exists, or the members differ in protocol, classes, data or test
             images, or one of them is not finished, is an ensemble itself, or has
-            weights that do not match its card.
+            weights that do not match its card, or are not finite.
         DataError: The disk is full.
     """
     members = _open_members(paths, tta)
@@ -193,8 +194,7 @@ def _make(
 ) -> Run:
     """Write the folder of an ensemble, with members or, for k-fold runs, without."""
     first = members[0]
-    model = first.config.model.model_copy(update={"name": _model_name(members, tta)})
-    run = create_run(path, first.config.model_copy(update={"model": model}))
+    run = create_run(path, first.config)
     run.write_environment(
         describe_environment(command=command, seed=first.config.train.seed)
     )
@@ -205,7 +205,7 @@ def _make(
             key=lambda look: look.time,
         )
     )
-    run.write_ensemble(names)
+    run.write_ensemble(names, model=_model_name(members, tta))
     if first.is_kfold:
         run.write_split(first.split())
         return run
@@ -265,6 +265,7 @@ def _joined(subsets: set[str]) -> str:
 def _copy(member: Run, path: Path, *, tta: Tta) -> None:
     """Copy the files that are needed to use an ordinary run and to trace its origin."""
     card = member.card().model_copy(update={"tta": tta})
+    check_weights(member.weights_path)
     copy = create_run(path, member.config)
     copy.write_weights(member.weights_path.read_bytes(), card)
     # Checks the digest of the copy, which is the file in use.

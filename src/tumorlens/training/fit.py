@@ -24,7 +24,13 @@ from accelerate.utils import broadcast_object_list, set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from tumorlens.config import Config, with_absolute_paths
+from tumorlens.config import (
+    Config,
+    absolute_paths,
+    differences,
+    machine_settings,
+)
+from tumorlens.data.index import patient_note
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import locked
 from tumorlens.runs.folder import Run, check_free, create_run, open_run
@@ -41,7 +47,15 @@ from tumorlens.training.dataset import (
     rows_of_fold,
 )
 from tumorlens.training.loading import plain_batches
-from tumorlens.training.loop import Batches, EpochStats, Step, make_loss, train_epoch
+from tumorlens.training.loop import (
+    DIVERGED_HINT,
+    Batches,
+    EpochStats,
+    Step,
+    make_loss,
+    part_size_of,
+    train_epoch,
+)
 from tumorlens.training.network import (
     Preprocessing,
     create_model,
@@ -51,8 +65,9 @@ from tumorlens.training.network import (
     resolve_precision,
     set_trainable,
 )
-from tumorlens.training.optim import Schedule, make_optimizer
-from tumorlens.training.weights import weights_as_bytes
+from tumorlens.training.optim import Schedule, idle_words, make_optimizer
+from tumorlens.training.trial import naming_memory, try_step
+from tumorlens.training.weights import find_spoilt, weights_as_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,9 +99,12 @@ def train(
     """Train one network, or one per fold, and leave a run folder.
 
     Args:
-        config: The settings; `None` only with `resume`, which takes those of the run.
+        config: The settings. With `resume` they may be `None`, for those of the run, or
+            differ from them in what belongs to the machine: the place of the images,
+            which must be the same, the cache, the device.
         out: The run folder. It must not exist, unless `resume`.
-        resume: Whether to continue an interrupted run. A finished run stays unchanged.
+        resume: Whether to continue an interrupted run. The weights of a finished one
+            stay unchanged.
         command: Command line of the user, for the record.
         listener: Receives the progress.
 
@@ -97,16 +115,18 @@ def train(
     Raises:
         ConfigError: A setting does not fit the data or the network.
         DataError: The data cannot be used, or the disk is full.
+        OutOfMemoryError: The memory is too small for the batches.
         RunError: `out` exists, or cannot be resumed, or another process trains in it,
-            or the loss is not finite.
+            or the loss or the weights are not finite.
     """
     listener = listener or Listener()
     keep_freed_memory()
     if resume:
-        config = open_run(out).config
+        config = _settings_to_resume(open_run(out), config)
     assert config is not None
     if not resume:
         _check_start(config, out)
+    config = absolute_paths(config)
     accelerator = _make_accelerator(config)
     if not accelerator.is_main_process:
         listener = Listener()
@@ -139,13 +159,14 @@ def _train(
             if accelerator.is_main_process and not resume:
                 run = _start(config, out, accelerator, command=command)
                 is_ours_to_remove = True
+                for words in idle_words(config):
+                    listener.note(words)
             else:
-                run = open_run(out)
-            if accelerator.is_main_process:
-                run.remove_partial_files()
-                # Also where the process was killed before it could.
-                _describe(run, accelerator, command=command)
-            data = prepare_data(run, progress=listener.files)
+                run = replace(open_run(out), config=config)
+                if accelerator.is_main_process:
+                    # Also where the process was killed before it could.
+                    _describe(run, accelerator, command=command)
+            data = _prepare(run, accelerator, listener)
         result = partial(
             TrainResult,
             run=run,
@@ -191,7 +212,8 @@ def fit(
     Raises:
         ConfigError: A setting does not fit the network.
         DataError: A file cannot be read, or the disk is full.
-        RunError: The checkpoint is damaged, or the loss is not finite.
+        OutOfMemoryError: The memory is too small for the batches.
+        RunError: The checkpoint is damaged, or the loss or the weights are not finite.
     """
     if run.is_finished:
         return True
@@ -202,9 +224,18 @@ def fit(
     network, preprocessing = create_model(
         config.model, num_classes=len(data.index.classes)
     )
+    network.to(accelerator.device).to(memory_format=torch.channels_last)
+    use_bf16 = _precision(config, accelerator) == "bf16"
+    try_step(
+        network,
+        config,
+        preprocessing,
+        num_classes=len(data.index.classes),
+        num_images=len(data.subset_rows("train")) // accelerator.num_processes,
+        use_bf16=use_bf16,
+    )
     with accelerator.main_process_first():
         subsets = _load_subsets(data, config, preprocessing, listener=listener)
-    network.to(accelerator.device).to(memory_format=torch.channels_last)
     set_trainable(network, frozen=config.train.freeze)
     optimizer = make_optimizer(network, config.optim)
     # Validation uses and the run keeps the weights or their running average.
@@ -220,15 +251,15 @@ def fit(
         optimizer=optimizer,
         schedule=schedule,
         accelerator=accelerator,
-        use_bf16=_precision(config, accelerator) == "bf16",
+        use_bf16=use_bf16,
         max_grad_norm=config.optim.clip_grad_norm,
-        num_parts=config.train.accumulate,
+        part_size=part_size_of(config.train),
     )
     state = TrainState(network, optimizer, schedule, ema)
     state.restore(run.checkpoint_path)
     state.sums = state.sums.to(accelerator.device)
 
-    with interruptible() as is_interrupted:
+    with interruptible() as is_interrupted, naming_memory(config, preprocessing):
         while not is_over(state.history, config):
             if state.batches_done == 0:
                 set_seed(_epoch_seed(config, state.epoch, accelerator.process_index))
@@ -247,6 +278,7 @@ def fit(
                 should_stop=lambda: _any_process(accelerator, mine=is_interrupted()),
             )
             state.seconds += time.perf_counter() - start
+            _check_weights(network, kept)
             if not stats.is_complete:
                 if is_main:
                     state.save(run.checkpoint_path, random=get_random_state())
@@ -340,21 +372,65 @@ def is_over(history: Sequence[dict[str, Any]], config: Config) -> bool:
 
 
 def _check_start(config: Config, out: Path) -> None:
-    """Refuse settings without data, and a folder with content.
+    """Refuse settings that cannot be trained with, and a folder with content.
 
     Raises:
-        ConfigError: There is no `data.path`.
+        ConfigError: There is no `data.path`, or single images are to be mixed.
         RunError: The folder has content.
     """
     if config.data.path is None:
         raise ConfigError(
             "no data was named", hint="give --data DIR, or set data.path in the config"
         )
+    if config.train.batch_size == 1 and (config.augment.mixup or config.augment.cutmix):
+        raise ConfigError(
+            "expected train.batch_size of at least 2 with augment.mixup or "
+            "augment.cutmix, which mix the images of a batch, got 1",
+            hint="raise train.batch_size, or set augment.mixup=0 and augment.cutmix=0",
+        )
     check_free(out)
 
 
+def _settings_to_resume(run: Run, config: Config | None) -> Config:
+    """Return the settings to continue a run with.
+
+    Args:
+        run: The run.
+        config: Settings that are given now; `None` takes those of the run.
+
+    Raises:
+        ConfigError: They are not those that the run was begun with.
+    """
+    if config is None:
+        return run.config
+    config = absolute_paths(config)
+    free = set(machine_settings())
+    if run.split_path.is_file():
+        free.add("data.metadata")  # the groups are known
+    found = differences(run.config, config)
+    refused = [f"{key}: {words}" for key, words in found.items() if key not in free]
+    if refused:
+        raise ConfigError(
+            f"{run.path} was begun with other settings: {'; '.join(refused)}",
+            hint="leave them out to go on with those of the run, or give another --out",
+        )
+    return config
+
+
+def _prepare(run: Run, accelerator: Accelerator, listener: Listener) -> PreparedData:
+    """Return the files and subsets of a run, for which its folder is tidied up."""
+    if accelerator.is_main_process:
+        run.remove_partial_files()
+    data = prepare_data(run, progress=listener.files)
+    if note := patient_note(data.index):
+        listener.note(note)
+    if accelerator.is_main_process:
+        run.update_config()
+    return data
+
+
 def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str) -> Run:
-    run = create_run(out, with_absolute_paths(config))
+    run = create_run(out, config)
     _describe(run, accelerator, command=command)
     return run
 
@@ -410,6 +486,8 @@ def _fold_of(
         fold_run = _start(config, path, accelerator, command=command)
         fold_run.write_split(fold_data.rows)
         fold_run.write_leak(run.leak())
+    elif accelerator.is_main_process:
+        fold_run.update_config()
     return fold_run, fold_data
 
 
@@ -477,6 +555,17 @@ def _after_batch(
         listener.batch(state.epoch, state.batches_done, batches.per_epoch)
 
     return after
+
+
+def _check_weights(*networks: nn.Module) -> None:
+    """Check weights before they are saved: the last step may have spoilt them.
+
+    Raises:
+        RunError: They are not finite.
+    """
+    for network in networks:
+        if spoilt := find_spoilt(network.state_dict()):
+            raise RunError(f"{spoilt}: the training has diverged", hint=DIVERGED_HINT)
 
 
 def _row(state: TrainState, stats: EpochStats) -> dict[str, Any]:
