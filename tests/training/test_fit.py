@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -348,11 +349,9 @@ def test_two_trainings_in_one_folder_are_one_training_and_one_error(
 def test_a_run_killed_before_it_was_described_is_described_when_it_is_resumed(
     configure: Callable[..., Config], tmp_path: Path
 ) -> None:
-    config = configure("train.watch_test=true", "optim.epochs=1")
-    create_run(tmp_path / "run", config)
+    create_run(tmp_path / "run", configure("optim.epochs=1"))
     run = train(None, out=tmp_path / "run", resume=True, command="tumorlens x").run
     assert run.environment()["command"] == "tumorlens x"
-    assert len(run.looks()) == 1
 
 
 def test_a_fold_without_its_verdict_keeps_its_weights(
@@ -378,7 +377,7 @@ def test_a_fold_without_its_verdict_keeps_its_weights(
     # What a kill left of a fold that learnt nothing is taken over.
     first.leak_path.write_bytes(run.leak_path.read_bytes())
     (run.fold_path(1) / "leak.json").unlink()
-    run.folds()[1].checkpoint_path.unlink()
+    shutil.rmtree(run.folds()[1].checkpoint_path.parent)
     assert train(None, out=out, resume=True).is_finished
 
 
