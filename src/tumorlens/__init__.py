@@ -86,7 +86,7 @@ def audit(
     from tumorlens.data.audit import audit as audit_index
     from tumorlens.data.duplicates import find_duplicates
     from tumorlens.data.index import check_outside, read_index
-    from tumorlens.files import write_model
+    from tumorlens.files import locked, write_model
 
     with extras.naming_missing_extras("audit"):
         if out is not None:
@@ -98,10 +98,11 @@ def audit(
             from tumorlens.report import write_audit_page
 
             json_path = Path(out) / "audit.json"
-            write_model(json_path, found)
-            write_audit_page(
-                json_path, data=Path(data), out=json_path.with_suffix(".html")
-            )
+            with locked(json_path.parent):
+                write_model(json_path, found)
+                write_audit_page(
+                    json_path, data=Path(data), out=json_path.with_suffix(".html")
+                )
         return found
 
 
@@ -420,7 +421,7 @@ def benchmark(
     """
     from pathlib import Path
 
-    from tumorlens.files import write_model
+    from tumorlens.files import locked, write_model
 
     with extras.naming_missing_extras("benchmark"):
         from tumorlens.deploy.benchmark.session import benchmark as measure
@@ -436,9 +437,10 @@ def benchmark(
             from tumorlens.report import write_benchmark_page
 
             json_path = Path(out) / "benchmark.json"
-            write_model(json_path, found)
-            write_csv(found, json_path.with_suffix(".csv"))
-            write_benchmark_page(json_path, out=json_path.with_suffix(".html"))
+            with locked(json_path.parent):
+                write_model(json_path, found)
+                write_csv(found, json_path.with_suffix(".csv"))
+                write_benchmark_page(json_path, out=json_path.with_suffix(".html"))
     return found
 
 

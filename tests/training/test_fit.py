@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tumorlens import files
 from tumorlens.config import (
     Config,
     absolute_paths,
@@ -295,6 +297,88 @@ def test_settings_that_do_not_fit_leave_no_folder(
     with pytest.raises(ConfigError, match=r"unknown model\.name 'resnet1000'"):
         train(config, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class FailAt(Listener):
+    """Fails when a stage begins, and lets a user put a file into the run before."""
+
+    def __init__(self, stage: str, file: Path | None = None) -> None:
+        self.at = stage
+        self.file = file
+
+    def stage(self, name: str) -> None:
+        if name == self.at:
+            if self.file is not None:
+                self.file.write_text("years of work")
+            raise MemoryError
+
+
+def test_a_training_that_fails_early_removes_only_what_it_has_written(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(MemoryError):
+        train(configure(), out=out, listener=FailAt("decoding"))
+    assert not out.exists()
+    with pytest.raises(MemoryError):
+        train(configure(), out=out, listener=FailAt("decoding", out / "thesis.txt"))
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+def test_two_trainings_in_one_folder_are_one_training_and_one_error(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LOCK_WAIT_S", 0.1)
+    out = tmp_path / "run"
+    problems = []
+
+    class TrainHereToo(Listener):
+        def epoch(self, row: dict[str, Any]) -> None:
+            for resume in (False, True):
+                with pytest.raises(RunError) as caught:
+                    train(None if resume else configure(), out=out, resume=resume)
+                problems.append(caught.value.problem)
+
+    config = configure("optim.epochs=1")
+    whole = train(config, out=tmp_path / "whole").run
+    run = train(config, out=out, listener=TrainHereToo()).run
+    assert problems == [f"{out} exists already", f"another command works in {out}"]
+    assert run.weights_path.read_bytes() == whole.weights_path.read_bytes()
+
+
+def test_a_run_killed_before_it_was_described_is_described_when_it_is_resumed(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    create_run(tmp_path / "run", configure("optim.epochs=1"))
+    run = train(None, out=tmp_path / "run", resume=True, command="tumorlens x").run
+    assert run.environment()["command"] == "tumorlens x"
+
+
+def test_a_fold_without_its_verdict_keeps_its_weights(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configure(
+        "data.protocol=grouped-kfold", "data.num_folds=2", "optim.epochs=1"
+    )
+
+    class StopInSecondFold(StopAt):
+        def fold(self, fold: int, num_folds: int) -> None:
+            if fold == 1:
+                self.at = (1, 1)
+
+    out = tmp_path / "run"
+    run = train(config, out=out, listener=StopInSecondFold(0, 0)).run
+    first = run.folds()[0]
+    first.leak_path.unlink()
+    with pytest.raises(RunError, match=r"0 has weights, and no leak\.json") as caught:
+        train(None, out=out, resume=True)
+    assert f"copy {run.leak_path} there" in caught.value.hint
+    assert first.weights_path.exists()
+    # What a kill left of a fold that learnt nothing is taken over.
+    first.leak_path.write_bytes(run.leak_path.read_bytes())
+    (run.fold_path(1) / "leak.json").unlink()
+    shutil.rmtree(run.folds()[1].checkpoint_path.parent)
+    assert train(None, out=out, resume=True).is_finished
 
 
 def test_training_without_data_says_how_to_name_it(tmp_path: Path) -> None:

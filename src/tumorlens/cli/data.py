@@ -62,7 +62,7 @@ def audit(
     from tumorlens.data import audit as stage
     from tumorlens.data.duplicates import find_duplicates
     from tumorlens.data.index import check_outside, patient_note, read_index
-    from tumorlens.files import write_model
+    from tumorlens.files import locked, write_model
     from tumorlens.report import write_audit_page
 
     _check_folder(out)
@@ -74,8 +74,9 @@ def audit(
     if note := patient_note(index):
         terminal.print_warning(note)
     found = stage.audit(index, duplicates)
-    write_model(out / "audit.json", found)
-    page = write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
+    with locked(out):  # the page is made of the file
+        write_model(out / "audit.json", found)
+        page = write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
     terminal.print_audit(found)
     where = f"the page with the pictures is {page}, audit.json is beside it"
     if found.is_trainable:
@@ -98,6 +99,7 @@ def split(
 ) -> None:
     """Assign every file to a subset, as a table to check or edit."""
     from tumorlens.data.index import check_outside, write_split
+    from tumorlens.files import locked
     from tumorlens.training.dataset import split_data
 
     check_outside(out, data, is_folder=False)
@@ -111,7 +113,8 @@ def split(
     )
     with terminal.counting("reading") as progress:
         made = split_data(config, progress=progress)
-    write_split(out, made.rows)
+    with locked(out, lock=out.with_name(f".{out.name[:40]}.lock")):
+        write_split(out, made.rows)
     terminal.print_split(made)
     if made.note:
         terminal.print_warning(made.note)

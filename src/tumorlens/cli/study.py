@@ -224,7 +224,7 @@ def compare(
     ] = False,
 ) -> None:
     """Compare runs, and tell real differences from noise."""
-    from tumorlens.files import write_model
+    from tumorlens.files import locked, write_model
     from tumorlens.report import tables, write_comparison_page
     from tumorlens.study import compare as stage
     from tumorlens.study.arms import is_study
@@ -244,11 +244,12 @@ def compare(
             command=context.obj,
             progress=progress,
         )
-    write_model(out / "comparison.json", found)
-    tables.write_tables(found, out)
-    page = write_comparison_page(
-        out / "comparison.json", data=data, out=out / "comparison.html"
-    )
+    with locked(out):  # the page is made of the file
+        write_model(out / "comparison.json", found)
+        tables.write_tables(found, out)
+        page = write_comparison_page(
+            out / "comparison.json", data=data, out=out / "comparison.html"
+        )
     terminal.print_table(*tables.table_rows(found, is_short=True))
     for sentence in found.summary:
         terminal.print_line(sentence)

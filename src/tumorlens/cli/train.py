@@ -198,7 +198,7 @@ def lr_find(
 ) -> None:
     """Suggest a learning rate from a short sweep over the train subset."""
     from tumorlens.data.index import check_outside
-    from tumorlens.files import write_model
+    from tumorlens.files import locked, write_model
     from tumorlens.report.run_figures import write_lr_plot
     from tumorlens.training.lr_find import find_lr
     from tumorlens.training.optim import idle_words
@@ -217,8 +217,9 @@ def lr_find(
             command=context.obj,
             progress=progress,
         )
-    write_model(out / "lr_find.json", found)
-    svg, png = write_lr_plot(found, out)
+    with locked(out):
+        write_model(out / "lr_find.json", found)
+        svg, png = write_lr_plot(found, out)
     terminal.print_line(found.summary)
     where = f"the curve is in {svg} and {png}, its numbers are in lr_find.json"
     if found.suggestion is None:

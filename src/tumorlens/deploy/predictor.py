@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from tumorlens.data.decoding import Decoded, InputSpec, decode_ahead
 from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, to_square
 from tumorlens.deploy.artefact import Artefact, is_artefact, open_artefact
-from tumorlens.deploy.runtimes import num_processors, open_session
+from tumorlens.deploy.runtimes import open_session
 from tumorlens.errors import DataError, RunError
 from tumorlens.extras import naming_missing_extras
 from tumorlens.files import sha256_of, sha256_of_bytes
+from tumorlens.system import num_processors
 from tumorlens.text import NotebookView
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class Predictor:
                 print(one.path, one.predicted or one.error, one.probs)
 
     Attributes:
+        limits: Limits above which a file is refused: those of the run's settings.
         name: Name of the run folder.
         classes: Class names, in the order of the probabilities.
         digest: SHA-256 of everything that determines the probabilities; models with
@@ -125,10 +127,12 @@ class Predictor:
         classes: tuple[str, ...],
         digest: str,
         members: Sequence[Member],
+        limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
         self.name = name
         self.classes = classes
         self.digest = digest
+        self.limits = limits
         self._members = tuple(members)
 
     @property
@@ -158,7 +162,10 @@ class Predictor:
 
         run = open_run(path)
         with naming_missing_extras():
-            return cls(run.name, *_members_of(run, device=device))
+            from tumorlens.training.dataset import image_limits
+
+            limits = image_limits(run.config.data)
+            return cls(run.name, *_members_of(run, device=device), limits)
 
     @classmethod
     def of_artefact(cls, artefact: Artefact) -> Self:
@@ -173,14 +180,15 @@ class Predictor:
             lambda images: session(images).probs,
             card.weights_sha256,
         )
-        return cls(f"{card.run} ({card.kind})", card.classes, digest, [member])
+        name = f"{card.run} ({card.kind})"
+        return cls(name, card.classes, digest, [member], card.limits)
 
     def predict_files(
         self,
         paths: Iterable[str | Path],
         *,
         batch_size: int = BATCH_SIZE,
-        limits: ImageLimits = DEFAULT_LIMITS,
+        limits: ImageLimits | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Prediction]:
         """Yield a prediction for each file, in order.
@@ -192,7 +200,7 @@ class Predictor:
             paths: Files, not folders: see `data.files.walk_images`. A generator is
                 consumed no faster than the network works.
             batch_size: Number of images that go through the network together.
-            limits: Limits above which a file is refused.
+            limits: Limits above which a file is refused; `None` for its own.
             progress: Called with the number of files done, and of all files if `paths`
                 has a length.
 
@@ -214,7 +222,7 @@ class Predictor:
             [member.spec for member in self._members],
             num_ahead=2 * batch_size,
             num_threads=num_processors(),
-            limits=limits,
+            limits=limits or self.limits,
         )
         with closing(decoded):
             while batch := list(islice(decoded, batch_size)):

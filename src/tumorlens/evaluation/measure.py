@@ -109,6 +109,7 @@ def evaluate(
             the data has changed.
     """
     check_subset(run, subset)
+    run.remove_partial_files()
     predict = partial(
         predict_subset,
         index=read_data(run, data),

@@ -116,6 +116,7 @@ def write_run_report(run: Run, *, data: Path | None = None) -> RunPage:
         DataError: The page cannot be written.
     """
     metrics = run.metrics()
+    run.remove_partial_files()
     mistakes, num_mistakes = _read_mistakes(run, data)
     drawings, curves = _draw(run, metrics)
     for name, drawing in drawings.items():

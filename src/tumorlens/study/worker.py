@@ -24,12 +24,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tumorlens.cluster.units import LeaseLostError, StoreError
-from tumorlens.config import differences
+from tumorlens.config import differences, machine_settings
 from tumorlens.errors import OutOfMemoryError, RunError, TumorlensError
 from tumorlens.files import write_text
 from tumorlens.runs.progress import Listener, Relay
 from tumorlens.study.folder import Study, Trial
-from tumorlens.system import interruptible, is_out_of_memory, start_python
+from tumorlens.system import (
+    interruptible,
+    is_out_of_memory,
+    num_processors,
+    start_python,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -238,8 +243,11 @@ def _train(
     from tumorlens.training.fit import train
 
     run = study.open_run(name)
-    if run and "train.accumulate" in differences(run.config, config):
-        # It was begun with batches in other parts, and its batch norm saw others.
+    if run is not None and _had_more_parts(run, config):
+        # Memory ran out before, and a store that was lost does not know.
+        config = _with_parts(config, run.config.train.accumulate)
+    elif run is not None and _other_settings(run, config) == {"train.accumulate"}:
+        # It was begun with batches in fewer parts, and its batch norm saw others.
         shutil.rmtree(run.path)
         run = None
     return train(
@@ -249,6 +257,16 @@ def _train(
         command=command,
         listener=listener,
     )
+
+
+def _had_more_parts(run: Run, config: Config) -> bool:
+    """Whether a run is finished, or its batches were in more parts than planned."""
+    return run.is_finished or run.config.train.accumulate > config.train.accumulate
+
+
+def _other_settings(run: Run, config: Config) -> set[str]:
+    """Return the settings that differ and do not belong to the machine."""
+    return set(differences(run.config, config)) - set(machine_settings())
 
 
 def _evaluate(run: Run, *, command: str) -> None:
@@ -382,9 +400,7 @@ def _start_worker(
         # Not on the command line, where every user of the machine could read it.
         environment["TUMORLENS_STUDY_STORE"] = store_url
     if jobs > 1:
-        has_affinity = hasattr(os, "sched_getaffinity")
-        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-        threads = str(max(1, cores // jobs))
+        threads = str(max(1, num_processors() // jobs))
         environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     try:
         log = study.log_path.open("ab")

@@ -10,8 +10,6 @@ from the test images of another.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tumorlens.data.split import LEFT_OUT
 from tumorlens.errors import ConfigError, RunError
+from tumorlens.files import replacing_folder
 from tumorlens.runs.folder import Run, create_run, open_run
 from tumorlens.system import describe_environment
 from tumorlens.training.weights import check_weights
@@ -71,17 +70,11 @@ def make_ensemble(
             _check_classes(one, another)
             _check_split(one, another)
 
-    # Made under a temporary name: an existing folder is complete.
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
     names = [member.name for member in members]
-    try:
-        run = _make(members, unfinished, names=names, tta=tta, command=command)
+    with replacing_folder(out) as folder:
+        run = _make(members, folder, names=names, tta=tta, command=command)
         for fold, parts in enumerate(zip(*(m.folds() for m in members), strict=True)):
             _make(parts, run.fold_path(fold), names=names, tta=tta, command=command)
-        unfinished.rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return open_run(out)
 
 

@@ -9,9 +9,9 @@ weights are kept is chosen on val. The test subset is never used, except under
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,8 @@ from tumorlens.config import (
 from tumorlens.data.index import check_outside, patient_note
 from tumorlens.data.split import count_left_out
 from tumorlens.errors import ConfigError, RunError
-from tumorlens.runs.folder import Run, create_run, open_run
+from tumorlens.files import locked
+from tumorlens.runs.folder import Run, check_free, create_run, open_run
 from tumorlens.runs.progress import Listener
 from tumorlens.stats import metrics
 from tumorlens.system import describe_environment, interruptible, keep_freed_memory
@@ -117,18 +118,41 @@ def train(
         DataError: The data cannot be used, `out` is inside its folder, or the disk is
             full.
         OutOfMemoryError: The memory is too small for the batches.
-        RunError: `out` exists, or cannot be resumed, or the loss or the weights are not
-            finite.
+        RunError: `out` exists, or cannot be resumed, or another process trains in it,
+            or the loss or the weights are not finite.
     """
     listener = listener or Listener()
     keep_freed_memory()
     if resume:
         config = _settings_to_resume(open_run(out), config)
     assert config is not None
+    if not resume:
+        _check_start(config, out)
     config = absolute_paths(config)
     accelerator = _make_accelerator(config)
     if not accelerator.is_main_process:
         listener = Listener()
+    # Two processes in one folder would mix their epochs and checkpoints.
+    with locked(out) if accelerator.is_main_process else nullcontext():
+        return _train(
+            config,
+            out,
+            accelerator,
+            resume=resume,
+            command=command,
+            listener=listener,
+        )
+
+
+def _train(
+    config: Config,
+    out: Path,
+    accelerator: Accelerator,
+    *,
+    resume: bool,
+    command: str,
+    listener: Listener,
+) -> TrainResult:
     is_ours_to_remove = False
     try:
         # Under torchrun the first process makes the folder, and the others open it.
@@ -141,6 +165,9 @@ def train(
                     listener.note(words)
             else:
                 run = replace(open_run(out), config=config)
+                if accelerator.is_main_process:
+                    # Also where the process was killed before it could.
+                    _describe(run, accelerator, command=command)
             data = _prepare(run, accelerator, listener)
         result = partial(
             TrainResult,
@@ -164,9 +191,9 @@ def train(
     except Exception:
         # Settings that turn out not to fit leave no folder behind, unless weights or a
         # checkpoint were saved.
-        learnt = (*out.rglob("checkpoint.pt"), *out.rglob("weights.safetensors"))
-        if is_ours_to_remove and not learnt:
-            shutil.rmtree(out, ignore_errors=True)
+        if is_ours_to_remove:
+            with suppress(OSError):
+                run.remove_unlearnt()
         raise
 
 
@@ -346,6 +373,28 @@ def is_over(history: Sequence[dict[str, Any]], config: Config) -> bool:
     return bool(patience and best and len(history) - best[-1] >= patience)
 
 
+def _check_start(config: Config, out: Path) -> None:
+    """Refuse settings that cannot be trained with, and a folder with content.
+
+    Raises:
+        ConfigError: There is no `data.path`, or single images are to be mixed.
+        DataError: The folder is inside that of the images.
+        RunError: The folder has content.
+    """
+    if config.data.path is None:
+        raise ConfigError(
+            "no data was named", hint="give --data DIR, or set data.path in the config"
+        )
+    if config.train.batch_size == 1 and (config.augment.mixup or config.augment.cutmix):
+        raise ConfigError(
+            "expected train.batch_size of at least 2 with augment.mixup or "
+            "augment.cutmix, which mix the images of a batch, got 1",
+            hint="raise train.batch_size, or set augment.mixup=0 and augment.cutmix=0",
+        )
+    check_outside(out, Path(config.data.path))
+    check_free(out)
+
+
 def _settings_to_resume(run: Run, config: Config | None) -> Config:
     """Return the settings to continue a run with.
 
@@ -385,18 +434,18 @@ def _prepare(run: Run, accelerator: Accelerator, listener: Listener) -> Prepared
 
 
 def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str) -> Run:
-    if config.data.path is None:
-        raise ConfigError(
-            "no data was named", hint="give --data DIR, or set data.path in the config"
-        )
-    check_outside(out, Path(config.data.path))
-    if config.train.batch_size == 1 and (config.augment.mixup or config.augment.cutmix):
-        raise ConfigError(
-            "expected train.batch_size of at least 2 with augment.mixup or "
-            "augment.cutmix, which mix the images of a batch, got 1",
-            hint="raise train.batch_size, or set augment.mixup=0 and augment.cutmix=0",
-        )
     run = create_run(out, config)
+    _describe(run, accelerator, command=command)
+    return run
+
+
+def _describe(run: Run, accelerator: Accelerator, *, command: str) -> None:
+    """Write how the run was begun, once."""
+    if run.environment_path.is_file():
+        return
+    config = run.config
+    if config.train.watch_test:
+        run.log_look(subset="test", command=f"{command} (train.watch_test)")
     run.write_environment(
         {
             **describe_environment(command=command, seed=config.train.seed),
@@ -409,9 +458,6 @@ def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str)
             },
         }
     )
-    if config.train.watch_test:
-        run.log_look(subset="test", command=f"{command} (train.watch_test)")
-    return run
 
 
 def _fold_of(
@@ -422,7 +468,11 @@ def _fold_of(
     *,
     command: str,
 ) -> tuple[Run, PreparedData]:
-    """Return one fold of a k-fold run as an ordinary run, made if it is missing."""
+    """Return one fold of a k-fold run as an ordinary run, made if it is missing.
+
+    Raises:
+        RunError: It has weights, and its leak verdict is gone.
+    """
     path = run.fold_path(fold)
     config = run.config.model_copy(
         update={"data": run.config.data.model_copy(update={"fold": fold})}
@@ -430,8 +480,13 @@ def _fold_of(
     fold_data = replace(data, rows=rows_of_fold(run, data.rows, fold))
     fold_run = Run(path, config)
     if not fold_run.leak_path.is_file():
-        # The process was killed while it made the folder: it holds nothing of use.
-        shutil.rmtree(path, ignore_errors=True)
+        if fold_run.has_learnt:
+            raise RunError(
+                f"{path} has weights, and no {fold_run.leak_path.name}",
+                hint=f"copy {run.leak_path} there: both are the same",
+            )
+        # The process was killed while it made the folder.
+        fold_run.remove_unlearnt()
         fold_run = _start(config, path, accelerator, command=command)
         fold_run.write_split(fold_data.rows)
         fold_run.write_leak(run.leak())

@@ -9,7 +9,6 @@ images of the weights are not known.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +18,8 @@ import torch
 from tumorlens.config import absolute_paths
 from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import ConfigError, DataError
-from tumorlens.files import sha256_of
-from tumorlens.runs.folder import ModelCard, Run, create_run
+from tumorlens.files import replacing_folder, sha256_of
+from tumorlens.runs.folder import ModelCard, Run, check_free, create_run, open_run
 from tumorlens.system import describe_environment
 from tumorlens.training.dataset import prepare_data
 from tumorlens.training.network import classifier_layers, create_model, make_card
@@ -99,8 +98,10 @@ def import_weights(
     model = config.model.model_copy(update={"pretrained": str(weights)})
     config = absolute_paths(config.model_copy(update={"model": model}))
     card, content = _build(weights, config, classes)
-    run = create_run(out, config)
-    try:
+    check_free(out)
+    # Complete or not there: half of it, resumed, would be trained.
+    with replacing_folder(out) as folder:
+        run = create_run(folder, config)
         run.write_weights(content, card)
         run.write_environment(
             {
@@ -116,10 +117,7 @@ def import_weights(
             _split(run, card, progress=progress)
         run.write_leak(_leak(run, weights))
         run.mark_finished()
-    except BaseException:
-        # Also after Ctrl-C there is nothing to keep.
-        shutil.rmtree(out, ignore_errors=True)
-        raise
+    run = open_run(out)
     return Imported(run, card, f"{_input_summary(card)} {run.leak().words}")
 
 
