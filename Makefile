@@ -70,6 +70,10 @@ coverage: $(WITH_TEST) ## The tests, with the branches that they miss: what CI r
 real: $(WITH_TEST) ## Slow checks on the real images in ../shared (skipped without them)
 	$(BIN)/python -m pytest -q -m real
 
+.PHONY: fuzz
+fuzz: $(WITH_TEST) ## 10,000 damaged files of every kind: writes docs/fuzz.md (about 15 minutes)
+	PYTHONPATH=tests $(BIN)/python -m support.fuzzing --cases 10000 --out docs/fuzz.md
+
 .PHONY: bench-train
 bench-train: $(WITH_TEST) ## Training speed against the plain loop (DATA=folder for other images)
 	$(BIN)/python benchmarks/train_speed.py $(if $(DATA),--data $(DATA))

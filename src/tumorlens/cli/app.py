@@ -7,7 +7,7 @@ every call slower by seconds, `tumorlens --help` included (a test would fail).
 
 Exit status: 0; 2 for an error that the user can remove (one `error:` and one `hint:`
 line); 3 when `predict` met files that cannot be read, or a trial of `study run` failed;
-130 after Ctrl-C.
+130 after Ctrl-C; 141 when whatever reads the output has closed it, as `head` does.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from tumorlens.cli.completion import join_words_of_bash
 from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.errors import TumorlensError
 from tumorlens.extras import naming_missing_extras
+from tumorlens.files import naming_refused_paths
 from tumorlens.urls import without_password
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 STATUS_ERROR = 2
+STATUS_CLOSED = 141
+"""What a shell reports for a program that a closed pipe has ended."""
 
 app = typer.Typer(
     name="tumorlens",
@@ -51,8 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     join_words_of_bash(os.environ)
+    terminal.escape_unknown_letters()
     try:
-        with naming_missing_extras():
+        return _run(arguments)
+    except BrokenPipeError:
+        terminal.discard_output()
+        return STATUS_CLOSED
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        with naming_missing_extras(), naming_refused_paths():
             status = app(
                 list(arguments) or ["--help"],
                 prog_name="tumorlens",
@@ -70,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = STATUS_INTERRUPTED
     if status == STATUS_INTERRUPTED:
         print("stopped", file=sys.stderr)
+    # Here, where a closed pipe is still caught, and not when Python ends.
+    terminal.flush_output()
     return int(status or 0)
 
 

@@ -46,22 +46,38 @@ def count_images(paths: Iterable[Path]) -> int:
 
 
 def _check(path: Path) -> None:
-    if path.is_dir():
+    if is_folder(path):
         if next(_below(path), None) is None:
             raise DataError(
                 f"there is no image in the folder {path}",
                 hint=f"images end in {', '.join(sorted(SUFFIXES))}; name a file "
                 "itself if it ends otherwise",
             )
-    elif not path.exists():
+    elif not may_exist(path):
         raise DataError(
             f"no such file or folder: {path}", hint="check the path's spelling"
         )
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder, as far as one can see."""
+    try:
+        return path.is_dir()
+    except OSError:  # below a locked folder, or a link into one: reading reports it
+        return False
+
+
+def may_exist(path: Path) -> bool:
+    """Return whether a path exists, as far as one can see: reading reports the rest."""
+    try:
+        return path.exists()
+    except OSError:  # below a locked folder
+        return True
+
+
 def _walk(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
-        if path.is_dir():
+        if is_folder(path):
             yield from _below(path)
         else:
             yield path
@@ -95,16 +111,9 @@ def files_below(folder: Path, is_wanted: Callable[[Path], bool]) -> Iterator[Pat
             f"cannot read the folder {folder}: {error.strerror or error}",
             hint="check its permissions",
         ) from error
-    for name, is_folder in names:
+    for name, is_inner in names:
         path = folder / name
-        if is_folder:
+        if is_inner:
             yield from files_below(path, is_wanted)
-        elif is_wanted(path) and not _is_folder(path):
+        elif is_wanted(path) and not is_folder(path):
             yield path
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a link into a locked folder: reported when it is read
-        return False

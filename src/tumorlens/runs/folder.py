@@ -48,7 +48,7 @@ from tumorlens.files import (
     write_model,
     write_text,
 )
-from tumorlens.runs.measures import Metrics
+from tumorlens.runs.measures import EpochRow, Metrics
 from tumorlens.text import NotebookView
 
 if TYPE_CHECKING:
@@ -128,6 +128,26 @@ class Look(BaseModel):
     subset: str
     command: str
     """Command line of the user."""
+
+
+class _Environment(BaseModel):
+    """`environment.json`, as far as it is used and not only shown."""
+
+    model_config = ConfigDict(extra="allow")
+
+    command: str | list[str] = ""
+    packages: dict[str, str | None] = Field(default_factory=dict)
+
+
+class _Tracking(BaseModel):
+    """`tracking.json`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    url: str = ""
+    run_id: str | None = None
+    sent: dict[str, str] = Field(default_factory=dict)
+    """File -> SHA-256 of what was sent."""
 
 
 class _EnsembleFile(BaseModel):
@@ -369,18 +389,36 @@ class Run(NotebookView):
         return read_model(self.leak_path, LeakVerdict, hint="train the run again")
 
     def environment(self) -> dict[str, Any]:
-        """Return versions, device, seed and command."""
-        content = read_json(self.path / "environment.json", hint="train the run again")
+        """Return versions, device, seed and command.
+
+        Raises:
+            RunError: The file is missing or damaged.
+        """
+        path, hint = self.path / "environment.json", "train the run again"
+        content = read_json(path, hint=hint)
+        check_model(content, _Environment, path=path, hint=hint)
         return dict(content)
 
     def history(self) -> list[dict[str, Any]]:
         """Return one dictionary per finished epoch; empty before the first.
 
         A figure that is not finite, as of a training that diverged, is NaN.
+
+        Raises:
+            RunError: The file is damaged.
         """
+        rows = _read_lines(self.history_path)
+        for number, row in enumerate(rows, start=1):
+            check_model(
+                nan_as_none(row),
+                EpochRow,
+                path=self.history_path,
+                place=f"line {number}",
+                hint="restore the file or train the run again",
+            )
         return [
             {key: math.nan if value is None else value for key, value in row.items()}
-            for row in _read_lines(self.history_path)
+            for row in rows
         ]
 
     def log_look(self, *, subset: str, command: str) -> None:
@@ -397,7 +435,8 @@ class Run(NotebookView):
         """
         path, hint = self.path / "looks.jsonl", "restore the file"
         return [
-            check_model(line, Look, path=path, hint=hint) for line in _read_lines(path)
+            check_model(line, Look, path=path, hint=hint, place=f"line {number}")
+            for number, line in enumerate(_read_lines(path), start=1)
         ]
 
     def write_looks(self, looks: Iterable[Look]) -> None:
@@ -411,11 +450,17 @@ class Run(NotebookView):
         write_model(self.ensemble_path, _EnsembleFile(members=tuple(members)))
 
     def tracking(self) -> dict[str, Any]:
-        """Return the run of MLflow that mirrors this one; empty if none does."""
+        """Return the run of MLflow that mirrors this one; empty if none does.
+
+        Raises:
+            RunError: The file is damaged.
+        """
         if not self.tracking_path.is_file():
             return {}
-        content = read_json(self.tracking_path, hint="delete the file")
-        return dict(content) if isinstance(content, dict) else {}
+        hint = "delete the file"
+        content = read_json(self.tracking_path, hint=hint)
+        check_model(content, _Tracking, path=self.tracking_path, hint=hint)
+        return dict(content)
 
     def write_tracking(self, content: Mapping[str, Any]) -> None:
         """Write `tracking.json`."""
@@ -527,6 +572,11 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         return [dict(json.loads(line)) for line in lines if line.strip()]
+    except OSError as error:
+        raise RunError(
+            f"cannot read {path}: {error.strerror}",
+            hint="restore the file or train the run again",
+        ) from None
     except (ValueError, TypeError, RecursionError) as error:
         raise RunError(
             f"{path} is not one JSON object per line: {error}",
