@@ -27,7 +27,7 @@ from tumorlens.report.comparison_figures import (
     wrap_name,
 )
 from tumorlens.report.drawing import LIGHT, Heading
-from tumorlens.study.comparison import HistoryRow
+from tumorlens.runs.measures import HistoryRow
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -122,7 +122,7 @@ def _pictures(folder: Path) -> dict[str, Subject]:
     images["deep"] = Image.fromarray(grey.astype(np.uint16) * 257)
     images["float"] = Image.fromarray(grey.astype(np.float32))
     images["cmyk"] = images["color"].convert("CMYK")
-    made = {
+    made: dict[str, list[tuple[str, dict[str, Any]]]] = {
         "jpeg": [
             ("grey", {}),
             ("color", {"exif": exif}),
@@ -184,7 +184,11 @@ def _dicom(folder: Path) -> dict[str, Subject]:
         "number": 1,
         "depth": 3.0,
     }
-    window = {"WindowCenter": 900, "WindowWidth": 1800, "RescaleSlope": 1.5}
+    window: dict[str, Any] = {
+        "WindowCenter": 900,
+        "WindowWidth": 1800,
+        "RescaleSlope": 1.5,
+    }
     datasets = [
         mr_slice(pixels, **options),
         mr_slice(pixels, **options, **window, RescaleIntercept=-100),

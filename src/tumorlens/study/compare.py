@@ -25,7 +25,7 @@ from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
 from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.predictions import pool_predictions, read_predictions
 from tumorlens.files import sha256_of
-from tumorlens.runs.measures import Estimate
+from tumorlens.runs.measures import Estimate, HistoryRow
 from tumorlens.stats.paired import exact_mcnemar, holm, paired_bootstrap
 from tumorlens.study.arm_measures import (
     epoch_accuracies,
@@ -42,7 +42,6 @@ from tumorlens.study.comparison import (
     Comparison,
     Example,
     ExampleRow,
-    HistoryRow,
     Pair,
     summarize,
 )
