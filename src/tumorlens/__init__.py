@@ -327,7 +327,8 @@ def predict(
     Args:
         model: Run folder, artefact folder, or an open `Predictor`.
         images: Files, and folders for all images below them. A file that cannot be read
-            has an `error` in place of probabilities.
+            has an `error` in place of probabilities. What was passed over in folders
+            is in `skipped` of the result.
 
     Raises:
         DataError: A path does not exist, or there is no image in a folder.
@@ -340,6 +341,7 @@ def predict(
         >>> answer.predicted in ("glioma", "meningioma", "no_tumor", "pituitary")
         True
     """
+    from collections import Counter
     from pathlib import Path
 
     from tumorlens.data.files import walk_images
@@ -347,8 +349,10 @@ def predict(
 
     if not isinstance(model, Predictor):
         model = Predictor.open(model if isinstance(model, str | Path) else model.path)
-    files = walk_images(_paths(images))
-    return FilePredictions(model.classes, model.predict_files(files))
+    skipped = Counter[str]()
+    files = walk_images(_paths(images), skipped=skipped)
+    answers = list(model.predict_files(files))
+    return FilePredictions(model.classes, answers, skipped=skipped)
 
 
 def export(

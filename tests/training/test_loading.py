@@ -509,3 +509,28 @@ def test_plain_batches_have_each_image_once_in_order() -> None:
     assert [len(batch) for batch in batches] == [2, 2, 1]
     assert torch.cat(batches)[:, 0, 0, 0].tolist() == positions
     assert (torch.cat(batches)[:, 0].numpy() == images[positions, :, :, 0]).all()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["train", "plain"])
+def test_a_file_that_cannot_be_read_is_one_line_with_and_without_loader_processes(
+    files: list[ImageFile], workers: int, kind: str
+) -> None:
+    streamed = decoded_images(files, DECODING, cache_dir=None, cache_limit_mib=0)
+    files[2].path.write_bytes(b"xx")
+    positions = list(range(6))
+    batches: Any
+    if kind == "plain":
+        plain = PlainImages(streamed, positions)
+        batches = plain_batches(plain, batch_size=2, workers=workers)
+    else:
+        images = TrainImages(streamed, positions, [0, 1] * 3, ())
+        batches = train_batches(
+            images, batch_size=2, seed=0, epoch=1, balanced=False, workers=workers
+        )
+    with pytest.raises(DataError) as caught:
+        list(batches)
+    assert caught.value.problem == (
+        f"{files[2].path} is not a JPEG, PNG, TIFF, BMP or DICOM file"
+    )
+    assert caught.value.hint.startswith("convert it")

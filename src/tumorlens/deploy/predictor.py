@@ -8,7 +8,7 @@ imported for a run, or for an artefact of torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -55,13 +55,19 @@ class FilePredictions(list[Prediction], NotebookView):
 
     Attributes:
         classes: Names of the classes, in the order of the probabilities.
+        skipped: Kinds of file that were passed over in folders -> their number.
     """
 
     def __init__(
-        self, classes: tuple[str, ...], answers: Iterable[Prediction] = ()
+        self,
+        classes: tuple[str, ...],
+        answers: Iterable[Prediction] = (),
+        *,
+        skipped: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(answers)
         self.classes = classes
+        self.skipped = dict(skipped or {})
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,11 @@ class Predictor:
 
     `Predictor.open` is the way to make one. The probabilities of a k-fold run are the
     means over its folds, those of an ensemble over its members.
+
+    Threads may share a predictor: calls of `probs_of` and `predict_files` that overlap
+    give what they give one after the other. A generator of `predict_files` belongs to
+    one thread. A forked process needs a predictor of its own, because the threads of a
+    runtime do not live on in it.
 
     Example:
         ::

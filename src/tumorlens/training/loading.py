@@ -19,23 +19,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from tumorlens.config import Fit
 from tumorlens.data.images import ImageLimits, load_square
-from tumorlens.errors import DataError
+from tumorlens.errors import DataError, TumorlensError
 from tumorlens.files import replacing
 from tumorlens.runs.progress import Progress
 from tumorlens.training.augment import Transform, apply_policy
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 """Must be raised when the result of `images.load_square` changes."""
 
 
@@ -129,7 +129,7 @@ def default_cache_dir() -> Path:
     """Return the folder for decoded images in the user's cache.
 
     Raises:
-        DataError: The user has no home folder, as in a container under a foreign number.
+        DataError: The user has no home folder, as in some containers.
     """
     # platformdirs raises, or in earlier versions keeps the `~`.
     try:
@@ -167,6 +167,49 @@ class TrainImages(Dataset[tuple[Tensor, int]]):
         with seeded(seed):
             image = apply_policy(self.policy, image)
         return _as_tensor(image), self.labels[item]
+
+
+class _Reporting(Dataset[Any]):
+    """A set whose items are, where one cannot be loaded, the error that says why."""
+
+    def __init__(self, images: Dataset[Any]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]  # a set with a sampler has none
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.images[key]
+        except TumorlensError as error:
+            return error
+
+
+class _Loader(DataLoader[Any]):
+    """A loader that raises the error of an item as it is.
+
+    torch makes the error of a loader process again from the text of its traceback, so
+    the problem would be a page long, and the hint lost.
+    """
+
+    def __init__(self, images: Dataset[Any], **options: Any) -> None:
+        super().__init__(_Reporting(images), collate_fn=_collate, **options)
+
+    def __iter__(self) -> Any:
+        """Yield the batches.
+
+        Raises:
+            TumorlensError: An image cannot be loaded.
+        """
+        for batch in super().__iter__():
+            if isinstance(batch, TumorlensError):
+                raise batch
+            yield batch
+
+
+def _collate(items: list[Any]) -> Any:
+    errors = (item for item in items if isinstance(item, TumorlensError))
+    return next(errors, None) or default_collate(items)
 
 
 class PlainImages(Dataset[Tensor]):
@@ -223,10 +266,8 @@ def train_batches(
     if len(batches) > 1 and len(batches[-1]) == 1:
         # Batch norm has no variance over one image: leave it for another epoch.
         batches.pop()
-    # The default collation turns items (image, number) into a batch of two tensors,
-    # which the types of DataLoader cannot express.
-    return DataLoader(
-        images,  # type: ignore[arg-type]
+    return _Loader(
+        images,
         batch_sampler=batches[first_batch:],
         num_workers=workers,
         pin_memory=pin_memory,
@@ -240,7 +281,7 @@ def plain_batches(
     images: PlainImages, *, batch_size: int, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[Tensor]:
     """Return batches (N, C, S, S) uint8, in order, each image once."""
-    return DataLoader(
+    return _Loader(
         images,
         batch_size=batch_size,
         generator=torch.Generator(),

@@ -17,11 +17,12 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom import uid
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import apply_windowing
 
 from support.compressed_dicom import compressed
+from support.dicom_files import PATIENT, dataset_of, spoil, write
 from tumorlens.data.dicom import gdcm, pixels
 from tumorlens.data.images import ImageLimits, read_image
 from tumorlens.errors import DataError, MissingExtraError
@@ -30,43 +31,11 @@ from tumorlens.system import Helper
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PATIENT = "DOE^JANE"
 DEEP = (np.mgrid[:24, :20].sum(axis=0) * 90).astype(np.uint16)  # 0 to 3780: 12 bits
 COLOR = np.stack([DEEP // 16, 255 - DEEP // 16, DEEP // 32], axis=-1).astype(np.uint8)
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
 EXPECTED = np.rint(DEEP / 4095 * 255)
 """What a window over all of the 12 bits makes of `DEEP`."""
-
-
-def dataset_of(pixels: NDArray[Any], **attributes: Any) -> Dataset:
-    """Return a data set with native pixels: (H, W), (N, H, W) or (H, W, 3)."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-    dataset.SOPClassUID = uid.SecondaryCaptureImageStorage
-    dataset.SOPInstanceUID = uid.generate_uid()
-    dataset.PatientName = PATIENT
-    is_color = pixels.ndim == 3 and pixels.shape[2] == 3
-    dataset.SamplesPerPixel = 3 if is_color else 1
-    dataset.PhotometricInterpretation = "RGB" if is_color else "MONOCHROME2"
-    if is_color:
-        dataset.PlanarConfiguration = 0
-    elif pixels.ndim == 3:
-        dataset.NumberOfFrames = len(pixels)
-    dataset.Rows, dataset.Columns = pixels.shape[:2] if is_color else pixels.shape[-2:]
-    dataset.BitsAllocated = 8 * pixels.itemsize
-    dataset.BitsStored = 12 if pixels.itemsize == 2 else dataset.BitsAllocated
-    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
-    dataset.PixelData = pixels.tobytes()
-    for name, value in attributes.items():
-        setattr(dataset, name, value)
-    dataset.HighBit = dataset.BitsStored - 1
-    return dataset
-
-
-def write(path: Path, dataset: Dataset) -> Path:
-    dataset.save_as(path, enforce_file_format=True)
-    return path
 
 
 def read(tmp_path: Path, pixels: NDArray[Any], **attributes: Any) -> NDArray[np.uint8]:
@@ -262,6 +231,72 @@ def test_numbers_beyond_all_bounds_do_not_warn(tmp_path: Path) -> None:
     dataset.RescaleSlope, dataset.RescaleIntercept = 1e300, 0
     image = read_image(write(tmp_path / "x.dcm", dataset))
     assert image.shape == DEEP.shape
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        *("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "BitsAllocated"),
+        *("BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration"),
+        *("PixelPaddingValue", "PixelPaddingRangeLimit", "WindowCenter", "WindowWidth"),
+        *("RescaleSlope", "RescaleIntercept"),
+    ],
+)
+def test_no_number_of_a_header_does_more_than_spoil_its_file(
+    tmp_path: Path, keyword: str
+) -> None:
+    path = tmp_path / "x.dcm"
+    for vr in ("FD", "DS", "IS", "UL"):
+        for value in ("inf", "nan", "1e400", "9" * 400, "4294967295", "-7"):
+            write(path, dataset_of(DEEP))
+            spoil(path, keyword, vr, value)
+            try:
+                found: Any = read_image(path)
+            except DataError as error:
+                found = error
+            if isinstance(found, DataError):
+                assert "\n" not in found.problem
+                assert PATIENT not in found.problem
+
+
+@pytest.mark.parametrize("num_bits", [0, 17, 4_000_000_000])
+def test_a_lookup_table_of_impossible_depth_is_an_error(
+    tmp_path: Path, num_bits: int
+) -> None:
+    # 2 to the power of 4 billion is a number of half a gigabyte.
+    item = Dataset()
+    item.add_new("LUTDescriptor", "UL", [4, 0, num_bits])
+    item.add_new("LUTData", "US", [1, 2, 3, 4])
+    path = write(tmp_path / "x.dcm", dataset_of(DEEP, VOILUTSequence=[item]))
+    problem = error_of(path).problem
+    assert f"its lookup table has entries of {num_bits} bits" in problem
+
+
+def test_a_signed_first_number_of_a_lookup_table_may_be_written_unsigned(
+    tmp_path: Path,
+) -> None:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [3, 65536 - 1, 8])
+    item.add_new("LUTData", "US", [10, 100, 200])
+    pixels = np.array([[-9, -1, 0, 1, 9]], np.int16)
+    image = read(tmp_path, pixels, VOILUTSequence=[item])
+    np.testing.assert_array_equal(image, [[10, 10, 100, 200, 200]])
+
+
+def test_signed_padding_may_be_written_unsigned(tmp_path: Path) -> None:
+    pixels = np.array([[-2000, 0, 100, 1000]], np.int16)
+    path = write(tmp_path / "x.dcm", dataset_of(pixels, BitsStored=16))
+    spoil(path, "PixelPaddingValue", "US", str(65536 - 2000))
+    assert read_image(path)[0, [0, 1, 3]].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "SIGMOID"])
+def test_padding_is_black_whatever_the_window(tmp_path: Path, function: str) -> None:
+    pixels = np.where(DEEP > 3000, 65535, DEEP).astype(np.uint16)
+    attributes = {"BitsStored": 16, "VOILUTFunction": function, **WINDOW}
+    image = read(tmp_path, pixels, PixelPaddingValue=65535, **attributes)
+    without = read(tmp_path, pixels, **attributes)
+    np.testing.assert_array_equal(image, np.where(DEEP > 3000, 0, without))
 
 
 def test_color_with_equal_channels_is_grey(tmp_path: Path) -> None:
