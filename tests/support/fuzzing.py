@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import platform
 import random
 import resource
@@ -215,13 +216,16 @@ def _fuzz_from(kind: str, start: int, end: int, outcome: Outcome) -> int:
 
 def _child(kind: str, start: int, end: int) -> None:
     """Run cases here and report each on standard output."""
+    # Libraries in C write there too.
+    reports = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         samples = folder / "samples"
         samples.mkdir()
         subject = subjects(samples)[kind]
         _limit_memory()
-        print(json.dumps({"ready": True}), flush=True)
+        print(json.dumps({"ready": True}), file=reports, flush=True)
         before_mb = None
         for number in range(start, end):
             began = time.process_time()
@@ -234,11 +238,12 @@ def _child(kind: str, start: int, end: int) -> None:
                 where = f"{Path(place.filename).name}:{place.lineno}"
                 report |= {"result": "fault", "why": f"{why} ({where})"}
             report["seconds"] = time.process_time() - began
-            print(json.dumps(report), flush=True)
+            print(json.dumps(report), file=reports, flush=True)
             if number == start + min(50, (end - start) // 2):
                 before_mb = _resident_mb()
         if before_mb is not None:
-            print(json.dumps({"growth_mb": _resident_mb() - before_mb}), flush=True)
+            growth = {"growth_mb": _resident_mb() - before_mb}
+            print(json.dumps(growth), file=reports, flush=True)
 
 
 def _resident_mb() -> float:

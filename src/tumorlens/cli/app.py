@@ -26,6 +26,7 @@ from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.errors import TumorlensError
 from tumorlens.extras import naming_missing_extras
 from tumorlens.files import naming_refused_paths
+from tumorlens.system import without_user
 from tumorlens.urls import without_password
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         One of those at the top of this module.
+
+    Raises:
+        SystemExit: A shell was answered what it completes.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     join_words_of_bash(os.environ)
@@ -58,8 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except BrokenPipeError:
-        terminal.discard_output()
-        return STATUS_CLOSED
+        pass
+    except SystemExit as error:
+        # Typer leaves so, with status 1, when a pipe is closed while a command prints.
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+    terminal.discard_output()
+    return STATUS_CLOSED
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -69,8 +78,11 @@ def _run(arguments: Sequence[str]) -> int:
                 list(arguments) or ["--help"],
                 prog_name="tumorlens",
                 standalone_mode=False,
-                # What was typed, for the record of a run. Passwords are kept nowhere.
-                obj=shlex.join(["tumorlens", *map(without_password, arguments)]),
+                # What was typed, for the record of a run, which may be handed on.
+                # Passwords are kept nowhere.
+                obj=without_user(
+                    shlex.join(["tumorlens", *map(without_password, arguments)])
+                ),
             )
     except typer.TyperException as error:
         terminal.print_error(error.format_message(), _see_help(arguments))

@@ -147,6 +147,8 @@ def _read_parquet(
                 name: file.read(columns=[header[at]]).column(0).to_pylist()
                 for at, name in wanted.items()
             }
+            if any(len(column) != num_rows for column in columns.values()):
+                raise ValueError("columns of different lengths")
     except DataError:
         raise
     except Exception as error:

@@ -45,6 +45,7 @@ from tumorlens.study.comparison import (
     Pair,
     summarize,
 )
+from tumorlens.system import without_user
 from tumorlens.training.network import resolve_device
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def compare(
     ]
     comparison = Comparison(
         title=_title(entries, root),
-        study=None if root is None else str(root.resolve()),
+        study=None if root is None else without_user(str(root.resolve())),
         subset=subset,
         headline_protocol=headline,
         arms=tuple(arms),
@@ -323,8 +324,8 @@ def _compared_run(member: Member, subset: str, root: Path | None) -> ComparedRun
         protocol=member.protocol,
         seed=member.seed,
         state=member.state,
-        reason=_reason(member, subset),
-        place=member.place,
+        reason=without_user(_reason(member, subset) or "") or None,
+        place=member.place and without_user(member.place),
         history=tuple(HistoryRow.model_validate(row) for row in history),
     )
 
@@ -333,7 +334,7 @@ def _path_of(member: Member, root: Path | None) -> str:
     path = member.path.resolve()
     if root is not None and path.is_relative_to(root.resolve()):
         return path.relative_to(root.resolve()).as_posix()
-    return str(path)
+    return without_user(str(path))
 
 
 def _costs(
@@ -529,7 +530,7 @@ def _find_image(image: Path, data: Path | None) -> tuple[Path, str]:
         file = place.resolve()
         if root is not None and file.is_relative_to(root.resolve()):
             return file, file.relative_to(root.resolve()).as_posix()
-        return file, str(file)
+        return file, without_user(str(file))
     raise DataError(
         f"no such image: {image}", hint="give --image one file, not a folder"
     )
