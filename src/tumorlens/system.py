@@ -221,6 +221,10 @@ class HelperError(Exception):
     """A helper process died, took too long, or gave no valid answer."""
 
 
+class HelperTimeoutError(HelperError):
+    """A helper process took too long."""
+
+
 class Helper:
     """A Python child process that answers requests, one at a time.
 
@@ -337,6 +341,7 @@ class _Child:
 
         Raises:
             HelperError: See `Helper.request`.
+            HelperTimeoutError: It took longer than the limit.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -365,7 +370,7 @@ class _Child:
             timer.cancel()
             timer.join()
         if is_late.is_set():
-            raise HelperError(f"took longer than {time_limit_s:g} s")
+            raise HelperTimeoutError(f"took longer than {time_limit_s:g} s")
         if answer is None:
             raise HelperError(self._last_words())
         return answer

@@ -286,7 +286,7 @@ def _too_many_pixels(path: Path, found: object, max_pixels: int) -> DataError:
     )
 
 
-def _check_kind(path: Path, image: Image.Image, tags: dict[int, Any]) -> None:
+def _check_kind(path: Path, image: ImageFile.ImageFile, tags: dict[int, Any]) -> None:
     """Refuse what Pillow would decode to something else than the file shows.
 
     Raises:
@@ -305,6 +305,9 @@ def _check_kind(path: Path, image: Image.Image, tags: dict[int, Any]) -> None:
     is_ycbcr = tags.get(_PHOTOMETRIC) == _YCBCR and len(tags.get(_BITS, ())) == 3
     if is_plain and is_ycbcr and is_reduced:
         _refuse(path, kind, "uncompressed, and with reduced chroma")
+    if is_plain and is_ycbcr and _raw_mode(image) != "YCbCr":
+        # Pillow 11 takes four bytes for each pixel.
+        _refuse(path, kind, "uncompressed YCbCr, which needs Pillow 13")
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.pixels.processing import apply_windowing
 
 from support.compressed_dicom import compressed
@@ -446,6 +447,135 @@ def test_every_frame_is_read_in_every_syntax(
         np.testing.assert_array_equal(read_image(path, frame=number), frames[number])
 
 
+@pytest.mark.parametrize(
+    ("change", "num_bytes"),
+    [
+        ({"BitsAllocated": 1, "BitsStored": 1}, 8),
+        ({"PhotometricInterpretation": "YBR_FULL_422"}, 128),
+        ({"syntax": uid.ExplicitVRBigEndian}, 128),
+    ],
+    ids=["1 bit", "half the chroma", "big endian"],
+)
+def test_a_frame_of_any_native_kind_is_read_alone_where_bytes_allow(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    num_bytes: int,
+) -> None:
+    read_bytes: list[int] = []
+    native = pixels._native_frame
+
+    def note(*args: Any, **options: Any) -> Any:
+        found = native(*args, **options)
+        read_bytes.append(len(found[2]))
+        return found
+
+    monkeypatch.setattr(pixels, "_native_frame", note)
+    frames = np.stack([(np.indices((8, 8)).sum(axis=0) + n) % 2 for n in range(3)])
+    if "PhotometricInterpretation" in change:
+        dataset = dataset_of(np.zeros((8, 8, 3), np.uint8), NumberOfFrames=3, **change)
+        luma = (frames * 200).astype(np.uint8).reshape(3, 8, 4, 2)
+        chroma = np.full((3, 8, 4, 2), 128, np.uint8)
+        dataset.PixelData = np.concatenate([luma, chroma], axis=-1).tobytes()
+        expected = frames * 200
+    elif "syntax" in change:
+        dataset = dataset_of(np.zeros((3, 8, 8), np.uint16), **WINDOW)
+        dataset.file_meta.TransferSyntaxUID = change["syntax"]
+        dataset.set_original_encoding(False, False, "ascii")  # noqa: FBT003
+        dataset.PixelData = (frames * 4095).astype(">u2").tobytes()
+        expected = frames * 255
+    else:
+        dataset = dataset_of(frames.astype(np.uint8), **change)
+        dataset.PixelData = np.packbits(
+            frames.astype(np.uint8).ravel(), bitorder="little"
+        ).tobytes()
+        expected = frames * 255
+    path = write(tmp_path / "x.dcm", dataset)
+    for number in range(3):
+        found = read_image(path, frame=number)
+        np.testing.assert_array_equal(found, expected[number])
+    assert read_bytes == [num_bytes] * 3
+
+
+FRAGMENTED = [bytes([n]) * (50 + 10 * n) + b"\xff\xd9" for n in range(6)]
+
+
+@pytest.mark.parametrize("has_table", [True, False], ids=["table", "no table"])
+@pytest.mark.parametrize("num_pieces", [1, 3])
+@pytest.mark.parametrize("num_frames", [1, 6])
+def test_compressed_frames_lie_where_pydicom_finds_them(
+    num_frames: int,
+    num_pieces: int,
+    has_table: bool,  # noqa: FBT001
+) -> None:
+    some = FRAGMENTED[:num_frames]
+    data = encapsulate(some, fragments_per_frame=num_pieces, has_bot=has_table)
+    header = Dataset()
+    header.NumberOfFrames = num_frames
+    file = _CountingReads(data)
+    frames = pixels._frames_in(file, header)
+    assert file.num_bytes < 500 + 10 * num_frames * num_pieces  # and not the frames
+    assert len(frames) == num_frames
+    for number, pieces in enumerate(frames):
+        found = b"".join(data[at : at + length] for at, length in pieces)
+        theirs = pydicom.encaps.get_frame(data, number, number_of_frames=num_frames)
+        assert found == theirs
+        assert found.rstrip(b"\0") == some[number].rstrip(b"\0")
+
+
+def test_an_extended_offset_table_counts() -> None:
+    data, offsets, lengths = encapsulate_extended(FRAGMENTED)
+    header = Dataset()
+    header.NumberOfFrames = 6
+    header.ExtendedOffsetTable, header.ExtendedOffsetTableLengths = offsets, lengths
+    frames = pixels._frames_in(BytesIO(data), header)
+    found = [data[at : at + length] for ((at, length),) in frames]
+    assert [one.rstrip(b"\0") for one in found] == [
+        one.rstrip(b"\0") for one in FRAGMENTED
+    ]
+
+
+class _CountingReads(BytesIO):
+    num_bytes = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = super().read(size)
+        self.num_bytes += len(found)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "it has no compressed data"),
+        (b"\xfe\xff\x00\xe0" + bytes(4), "it has no compressed data"),
+        (b"\xfe\xff\x00\xe0" + b"\xff" * 4, "is not cut into items"),
+        (b"\xfe\xff\x00\xe0" + bytes(4) + b"\x10\0" * 8, "is not cut into items"),
+    ],
+)
+def test_compressed_data_without_items_is_an_error(data: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        pixels._frames_in(BytesIO(data), Dataset())
+
+
+def test_pieces_of_compressed_data_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "_MAX_FRAGMENTS", 5)
+    assert len(pixels._items_in(BytesIO(encapsulate([b"x" * 60] * 5)))) == 6
+    with pytest.raises(ValueError, match="over 5 pieces"):
+        pixels._items_in(BytesIO(encapsulate([b"x" * 60] * 6)))
+
+
+def test_fewer_compressed_frames_than_the_header_has_are_an_error(
+    tmp_path: Path,
+) -> None:
+    dataset = dataset_of(FRAMES)
+    dataset.compress(uid.RLELossless, encoding_plugin="pydicom")
+    dataset.NumberOfFrames = 6
+    path = write(tmp_path / "x.dcm", dataset)
+    np.testing.assert_array_equal(read_image(path, frame=4), FRAMES[4])
+    assert "its compressed data holds 5 frame(s)" in error_of(path, frame=5).problem
+
+
 def test_frames_of_which_the_last_is_cut_short_are_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "x.dcm", dataset_of(FRAMES))
     path.write_bytes(path.read_bytes()[:-1])
@@ -796,6 +926,55 @@ def test_a_frame_that_takes_too_long_is_an_error_of_its_file(
     assert "x.dcm is damaged: gdcm failed" in problem
     assert "it took longer than 0.05 s" in problem
     assert slow.pid is None
+
+
+LOOPING = """
+from tumorlens.data.dicom.gdcm import _decode_here
+from tumorlens.system import answer_requests, helper_pipes
+
+def handle(request, frame):
+    while b"for ever" in frame:
+        pass
+    return _decode_here(request, frame)
+
+answer_requests(handle, *helper_pipes())
+"""
+
+
+def test_a_decoder_that_never_ends_costs_its_frames_and_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = compressed(
+        tmp_path / "good.dcm", dataset_of(DEEP, **WINDOW), uid.JPEGLSLossless
+    )
+    frame = next(
+        pydicom.encaps.generate_frames(
+            pydicom.dcmread(good).PixelData, number_of_frames=1
+        )
+    )
+    # A comment behind the start mark.
+    endless = frame[:2] + b"\xff\xfe\x00\x0afor ever" + frame[2:]
+    dataset = pydicom.dcmread(good)
+    dataset.NumberOfFrames = 5
+    dataset.PixelData = encapsulate([endless] * 5)
+    bad = write(tmp_path / "bad.dcm", dataset)
+
+    (tmp_path / "looping.py").write_text(LOOPING)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with Helper("looping", time_limit_s=60, environment={"PYTHONPATH": path}) as helper:
+        monkeypatch.setattr(gdcm, "_helper", helper)
+        np.testing.assert_array_equal(read_image(good), EXPECTED)
+        monkeypatch.setattr(helper, "_time_limit_s", 0.3)
+        with ThreadPoolExecutor(5) as pool:
+            problems = [
+                error.problem
+                for error in pool.map(lambda n: error_of(bad, frame=n), range(5))
+            ]
+        problems += [error_of(bad, frame=4).problem]
+        monkeypatch.setattr(helper, "_time_limit_s", 60)
+        np.testing.assert_array_equal(read_image(good), EXPECTED)
+    assert sum("it took longer than 0.3 s" in one for one in problems) >= 3
+    assert "3 of its frames took gdcm too long" in problems[-1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

@@ -24,6 +24,7 @@ import re
 import struct
 import threading
 import zlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BytesIO
@@ -97,6 +98,8 @@ _SHORT_VRS = {
 }
 
 _ITEM, _END_OF_ITEMS = 0xFFFEE000, 0xFFFEE0DD
+_MAX_SLOW = 3
+"""Frames of a file that may take gdcm too long; after them, it decodes no others."""
 _MAX_FRAGMENTS = 1_000_000
 """Pieces of compressed data in one file. Writers that cut a frame make tens of them."""
 
@@ -495,11 +498,35 @@ def _decode(
     is_wide_color = dataset.SamplesPerPixel > 1 and dataset.BitsStored > 8
     plugin = plugins[0] if not (is_wide_color and "gdcm" in plugins) else "gdcm"
     if plugin == "gdcm":
-        return gdcm.decode(content, syntax=str(syntax), options=options)
+        return _decode_with_gdcm(path, content, str(syntax), options)
     found = decoder.as_array(
         encapsulate([content]), index=0, raw=False, decoding_plugin=plugin, **options
     )[0]
     return found >> shift if shift else found
+
+
+_num_slow: Counter[tuple[Path, int]] = Counter()
+"""File and its time of change -> frames that took gdcm too long."""
+
+
+def _decode_with_gdcm(
+    path: Path, content: bytes, syntax: str, options: Mapping[str, Any]
+) -> NDArray[Any]:
+    """Return the pixels of a frame, unless too many of its file were too slow.
+
+    Raises:
+        ValueError: They were, or see `gdcm.decode`.
+        TooSlowError: This one was.
+    """
+    # Ten thousand frames that never end would take a week, a minute each.
+    file = path, path.stat().st_mtime_ns
+    if _num_slow[file] >= _MAX_SLOW:
+        raise ValueError(f"{_MAX_SLOW} of its frames took gdcm too long")
+    try:
+        return gdcm.decode(content, syntax=syntax, options=options)
+    except gdcm.TooSlowError:
+        _num_slow[file] += 1
+        raise
 
 
 def _num_bits_below(dataset: Dataset) -> int:
@@ -747,7 +774,7 @@ def _upper_byte(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 
 def _grey(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
     values, is_scaled = _modality(stored, dataset)
-    inside = ~_padding(stored, dataset) & np.isfinite(values)
+    inside = _inside(stored, values, dataset)
     shares: NDArray[np.float64]
     if dataset.get("VOILUTSequence"):
         item = dataset.VOILUTSequence[0]
@@ -760,12 +787,17 @@ def _grey(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
         shares = _stretched(values, inside=inside)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shares = 1 - shares
-    shares = np.where(inside, shares, 0)  # whatever the polarity
+    if inside is not None:
+        shares = np.where(inside, shares, 0)  # whatever the polarity
     return np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
 
 
-def _padding(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_]:
-    """Return where the stored numbers only fill the frame.
+def _inside(
+    stored: NDArray[Any], values: NDArray[np.float64], dataset: Dataset
+) -> NDArray[np.bool_] | None:
+    """Return where there are numbers that show something; `None` is everywhere.
+
+    Neither padding nor what is not a finite number shows anything.
 
     Source:
         DICOM PS3.3 C.7.5.1.1.2 (Pixel Padding Value and Range Limit).
@@ -775,14 +807,17 @@ def _padding(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_]:
         dataset.get(f"{prefix}PixelPadding{name}") for name in ("Value", "RangeLimit")
     ]
     numbers = [end for end in ends if isinstance(end, (int, float))]
+    is_whole = stored.dtype.kind in "ui"
+    inside = None if is_whole else np.isfinite(values)
     if not numbers or ends[0] is None:
-        return np.zeros(stored.shape, np.bool_)
-    if stored.dtype.kind in "ui":
+        return inside
+    if is_whole:
         # Signed files name -2000 as 63536 often enough: the bits are the same.
         bits = 8 * stored.itemsize
         whole = np.array([int(number) % 2**bits for number in numbers], f"u{bits // 8}")
         numbers = whole.view(stored.dtype.newbyteorder("=")).tolist()
-    return (stored >= min(numbers)) & (stored <= max(numbers))
+    outside = (stored >= min(numbers)) & (stored <= max(numbers))
+    return ~outside if inside is None else inside & ~outside
 
 
 def _modality(
@@ -853,9 +888,9 @@ def _windowed(
 
 
 def _stretched(
-    values: NDArray[np.float64], *, inside: NDArray[np.bool_]
+    values: NDArray[np.float64], *, inside: NDArray[np.bool_] | None
 ) -> NDArray[np.float64]:
-    known = values[inside]
+    known = values if inside is None else values[inside]
     if known.size == 0:
         return np.zeros(values.shape)
     low, high = np.percentile(known, _PERCENTILES)
