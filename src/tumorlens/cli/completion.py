@@ -44,11 +44,9 @@ def complete_condition(incomplete: str) -> list[str]:
     return [f"{name}=" for name in (*_names()["columns"], *_names()["settings"])]
 
 
-def complete_sort_key(incomplete: str) -> list[str]:
-    """Return the columns and settings for --sort, with a minus if one is typed."""
-    minus = "-" if incomplete.startswith("-") else ""
-    names = (*_names()["columns"], *_names()["settings"])
-    return [f"{minus}{name}" for name in names]
+def complete_sort_key() -> list[str]:
+    """Return the columns and settings for --sort."""
+    return [*_names()["columns"], *_names()["settings"]]
 
 
 def complete_model(incomplete: str) -> list[str]:
