@@ -22,7 +22,7 @@ WORKERS ?= 2
 # Tests that need what this machine may not have run only where they are named. Each
 # process begins with half of the tests in the order of the files, so most of what a
 # file prepares is prepared once, and takes tests from the other when it has none left.
-TESTS := -n $(WORKERS) --dist worksteal -m "not (gpu or network or real)"
+TESTS := -n $(WORKERS) --dist worksteal -m "not (gpu or network or real or faults)"
 # The first of RUNS is a resnet18: some benchmarks measure only that one.
 BENCH := $(if $(DATA),--data $(DATA)) $(if $(RUNS),--runs $(RUNS)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
@@ -73,6 +73,10 @@ real: $(WITH_TEST) ## Slow checks on the real images in ../shared (skipped witho
 .PHONY: fuzz
 fuzz: $(WITH_TEST) ## 10,000 damaged files of every kind: writes docs/fuzz.md (about 15 minutes)
 	PYTHONPATH=tests $(BIN)/python -m support.fuzzing --cases 10000 --out docs/fuzz.md
+
+.PHONY: faults
+faults: $(WITH_TEST) ## Kills, full disks and commands at once: docs/reliability.md (10 minutes)
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m faults tests/project/test_faults.py
 
 .PHONY: bench-train
 bench-train: $(WITH_TEST) ## Training speed against the plain loop (DATA=folder for other images)

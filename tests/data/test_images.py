@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import random
 import struct
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -541,6 +542,22 @@ def test_a_tiff_whose_pages_go_round_in_a_circle_ends(tmp_path: Path) -> None:
 
 
 # Warnings and global state
+
+
+def test_what_pillow_logs_is_not_printed(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "x.tif", tiff_page(GREY, t277=127))
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from tumorlens.data.images import read_image\n"
+        "from tumorlens.errors import DataError\n"
+        "try: read_image(Path(sys.argv[1]))\n"
+        "except DataError as error: print(error.problem)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
+    )
+    assert "cannot be read: Invalid value for samples per pixel" in done.stdout
+    assert done.stderr == ""
 
 
 def test_warnings_of_pillow_do_not_leave(

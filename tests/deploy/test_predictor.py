@@ -15,8 +15,9 @@ import tumorlens
 from support.images import draw_image
 from support.working_artefacts import make_artefact, probs_by_hand
 from tumorlens.config import ModelConfig, parse_config
+from tumorlens.data.decoding import InputSpec
 from tumorlens.data.images import ImageLimits, load_square, read_image
-from tumorlens.deploy.predictor import Prediction, Predictor
+from tumorlens.deploy.predictor import NO_NUMBER, Member, Prediction, Predictor
 from tumorlens.errors import ArtefactError, ConfigError, DataError, RunError
 from tumorlens.files import sha256_of_bytes
 from tumorlens.runs.folder import ModelCard, Run, create_run
@@ -421,6 +422,23 @@ def test_a_digest_tells_what_answers(run: Run, tmp_path: Path) -> None:
     assert len(set(digests)) == 4
     again = [Predictor.open(path, device="cpu").digest for path in paths]
     assert again == digests
+
+
+def test_an_answer_that_is_no_number_is_an_error_and_the_others_go_on(
+    images: list[Path],
+) -> None:
+    def predict(batch: Any) -> Any:
+        probs = np.full((len(batch), 2), 0.5)
+        probs[1:2] = np.nan
+        return probs
+
+    member = Member(InputSpec(32, "pad", 3), predict, ("0" * 64,))
+    predictor = Predictor("hand", ("a", "b"), "digest", [member])
+    first, second, third = predictor.predict_files(images[:3])
+    assert second == Prediction(images[1], None, None, NO_NUMBER)
+    assert first.predicted == third.predicted == "a"
+    with pytest.raises(RunError, match="hand: the model's answer is NaN or infinite"):
+        predictor.probs_of([np.zeros((9, 9), np.uint8)] * 2)
 
 
 def test_a_graph_without_its_manifest_is_refused_as_an_artefact(tmp_path: Path) -> None:

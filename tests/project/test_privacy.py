@@ -52,8 +52,8 @@ def test_files_that_are_handed_on_name_no_user_and_no_machine(
     for label in CLASSES[:2]:
         (data / label).mkdir(parents=True)
         for number in range(12):
-            image = Image.fromarray(draw_image(label, number, size_px=48))
-            image.save(data / label / f"{number}.png")
+            drawn = Image.fromarray(draw_image(label, number, size_px=48))
+            drawn.save(data / label / f"{number}.png")
     volume = home / "volume"
     write_volume(volume, num_slices=2)
     run = made / "run"

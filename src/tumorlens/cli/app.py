@@ -23,10 +23,9 @@ import tumorlens
 from tumorlens.cli import data, deploy, predict, study, terminal, train
 from tumorlens.cli.completion import join_words_of_bash
 from tumorlens.cli.options import STATUS_INTERRUPTED
-from tumorlens.errors import TumorlensError
+from tumorlens.errors import TumorlensError, naming_refused_paths
 from tumorlens.extras import naming_missing_extras
-from tumorlens.files import naming_refused_paths
-from tumorlens.system import without_user
+from tumorlens.system import is_out_of_memory, without_user
 from tumorlens.urls import without_password
 
 if TYPE_CHECKING:
@@ -55,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Raises:
         SystemExit: A shell was answered what it completes.
+        RuntimeError: A fault of ours, or of a library.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     join_words_of_bash(os.environ)
@@ -92,6 +92,13 @@ def _run(arguments: Sequence[str]) -> int:
         return STATUS_ERROR
     except KeyboardInterrupt:
         status = STATUS_INTERRUPTED
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        terminal.print_error(
+            "memory ran out", "end other programs, or use smaller images or models"
+        )
+        return STATUS_ERROR
     if status == STATUS_INTERRUPTED:
         print("stopped", file=sys.stderr)
     # Here, where a closed pipe is still caught, and not when Python ends.

@@ -318,12 +318,38 @@ def predict_series(
         KeyboardInterrupt: Ctrl-C; what is there stays.
     """
     from tumorlens.data.dicom.series import find_series
+    from tumorlens.data.images import ImageLimits
+    from tumorlens.files import locked
+
+    limits = [one.limits for _, one in models]
+    found = find_series(
+        images,
+        identify=options.identify,
+        limits=ImageLimits(
+            max_bytes=max(one.max_bytes for one in limits),
+            max_pixels=max(one.max_pixels for one in limits),
+        ),
+    )
+    with ExitStack() as stack:
+        if options.dicom_out:
+            stack.enter_context(locked(options.dicom_out))
+            _check_dicom_out(
+                options.dicom_out, found, num_runs=len(models), resume=resume
+            )
+        return _predict_found(found, models, options, out=out, resume=resume)
+
+
+def _predict_found(
+    found: Found,
+    models: Sequence[tuple[Path, Predictor]],
+    options: SeriesOptions,
+    *,
+    out: Path | None,
+    resume: bool,
+) -> int:
     from tumorlens.deploy.prediction_file import RowFile
     from tumorlens.deploy.series import check_rule, columns_of
 
-    found = find_series(images, identify=options.identify)
-    if options.dicom_out:
-        _check_dicom_out(options.dicom_out, found, num_runs=len(models), resume=resume)
     predictors = [one for _, one in models]
     rule = options.rule or "mean"
     ways = [

@@ -8,6 +8,7 @@ name. `docs/images.md` has a table of what comes out, and each of its rows has a
 
 from __future__ import annotations
 
+import logging
 import re
 import struct
 import sys
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+# Where nobody has set up logging, Python prints errors of a logger without a handler.
+# Pillow's name no file, and each ends as an error here.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # Pillow has some fifty formats more; none of their decoders is ever reached.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP")

@@ -10,7 +10,6 @@ reports of the layers that it really runs.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ import numpy as np
 
 from tumorlens.errors import ArtefactError, ConfigError
 from tumorlens.extras import require
+from tumorlens.system import num_processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -164,11 +164,6 @@ def openvino_core() -> Any:
     with ThreadPoolExecutor(max_workers=1) as pool:
         pool.submit(core.get_property, "CPU", "FULL_DEVICE_NAME").result()
     return core
-
-
-def num_processors() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def check_images(images: NDArray[np.uint8], size_px: int) -> None:
