@@ -71,7 +71,7 @@ real: $(WITH_TEST) ## Slow checks on the real images in ../shared (skipped witho
 	$(BIN)/python -m pytest -q -m real
 
 .PHONY: fuzz
-fuzz: $(WITH_TEST) ## 10,000 damaged files of every kind: writes docs/fuzz.md (about 15 minutes)
+fuzz: $(WITH_TEST) ## 10,000 damaged files of every kind: writes docs/fuzz.md (8 minutes of a free core)
 	PYTHONPATH=tests $(BIN)/python -m support.fuzzing --cases 10000 --out docs/fuzz.md
 
 .PHONY: faults
