@@ -72,7 +72,7 @@ def pair_rows(comparison: Comparison) -> Rows:
     """Return the table of the pairs for people, a row for each."""
     heading = [
         *("protocol", "first", "second", "images", "points (95 %)"),
-        *("p, McNemar", "p, bootstrap", "p, Holm", ""),
+        *("p, McNemar", "p, bootstrap", "p, Holm", "verdict"),
     ]
     return heading, [
         [
