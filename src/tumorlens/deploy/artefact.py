@@ -126,6 +126,11 @@ class Change(_Part):
     low: float | None
     """`None`, as `high`, where there is no interval, as with a single group."""
     high: float | None
+    method: str | None = None
+    """How the interval was made; `None` in files of early versions."""
+    unit: Literal["group"] | None = None
+    num_units: int | None = None
+    """Number of groups of the images."""
 
 
 class ParityAccuracy(_Part):
@@ -183,6 +188,25 @@ class Parity(Verdict):
     bounds: Bounds
     plain: PlainParity | None = None
     """Figures of the plain version, where this is the careful one."""
+
+    @property
+    def excludes_larger_drop(self) -> bool:
+        """Whether the images show that accuracy falls by no more than `max_drop`.
+
+        Non-inferiority: the low end of the interval of the change is above the limit.
+        """
+        low = self.accuracy.change.low
+        return low is not None and low >= -self.bounds.max_drop
+
+    @property
+    def shown(self) -> str:
+        """What the images show about the loss of accuracy, in a sentence."""
+        limit = f"a loss of more than {100 * self.bounds.max_drop:g} points"
+        if self.excludes_larger_drop:
+            return f"{limit} is excluded (95 %)"
+        low = self.accuracy.change.low
+        up_to = "" if low is None else f"; up to {-100 * low:.1f} are possible"
+        return f"{limit} is not excluded by {self.num_images} images{up_to}"
 
 
 class ManifestFile(_Part):

@@ -20,7 +20,7 @@ from tumorlens.deploy.artefact import (
     ParityAccuracy,
     Verdict,
 )
-from tumorlens.stats.paired import paired_bootstrap
+from tumorlens.stats.paired import BONETT_PRICE, paired_difference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,14 +102,15 @@ def judge_parity(
     flipped = np.flatnonzero(before != after)
     margins = np.diff(np.sort(reference, axis=1)[:, -2:], axis=1)[:, 0]  # (N,)
     is_right, was_right = after == labels, before == labels  # (N,)
-    if (is_right == was_right).all():
-        # Not an unknown interval: every resample gives 0.
-        change = Change(value=0.0, low=0.0, high=0.0)
-    else:
-        found = paired_bootstrap(
-            is_right.astype(float), was_right.astype(float), groups
-        )
-        change = Change(value=found.value, low=found.low, high=found.high)
+    found = paired_difference(is_right.astype(float), was_right.astype(float), groups)
+    change = Change(
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        method=None if found.low is None else BONETT_PRICE,
+        unit=None if found.low is None else "group",
+        num_units=found.num_groups,
+    )
     flips = tuple(
         Flip(
             path=paths[row],

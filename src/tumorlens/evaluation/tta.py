@@ -8,7 +8,6 @@ difference shows that, not the intervals of the two accuracies.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +16,7 @@ from tumorlens.evaluation.inference import check_subset, predict_subset, read_da
 from tumorlens.evaluation.predictions import write_predictions
 from tumorlens.files import write_model
 from tumorlens.runs.measures import PairedDifference, TtaEffect
-from tumorlens.stats.paired import paired_bootstrap
+from tumorlens.stats.paired import BONETT_PRICE, paired_difference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 POLICY: Tta = "eight-views"
 """Policy of `--tta`; not a choice, because one of several is always best by luck."""
 
-SEED = 42
 SIGNIFICANCE = 0.05
 
 
@@ -80,9 +78,7 @@ def measure_tta(
     )
     names = np.array(tables["with"].groups, dtype=object)
     unique, groups = np.unique(names, return_inverse=True)
-    difference = paired_bootstrap(
-        with_views, without, groups.astype(np.int64), seed=SEED
-    )
+    difference = paired_difference(with_views, without, groups.astype(np.int64))
     is_noise = difference.p >= SIGNIFICANCE or _has_zero(difference)
     effect = TtaEffect(
         policy=POLICY,
@@ -91,7 +87,15 @@ def measure_tta(
         num_groups=len(unique),
         without=float(without.mean()),
         with_views=float(with_views.mean()),
-        difference=PairedDifference(**asdict(difference)),
+        difference=PairedDifference(
+            value=difference.value,
+            low=difference.low,
+            high=difference.high,
+            method=None if difference.low is None else BONETT_PRICE,
+            unit=None if difference.low is None else "group",
+            num_units=difference.num_groups,
+            p=difference.p,
+        ),
         is_noise=is_noise,
         summary=_summary(difference, is_noise=is_noise),
     )

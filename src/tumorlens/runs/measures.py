@@ -7,12 +7,15 @@ defined, such as the recall of a class without images.
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tumorlens.config import Fit
 from tumorlens.data.leakage import LeakVerdict
+from tumorlens.stats.estimates import Estimated
+from tumorlens.stats.intervals import WILSON, Score
 from tumorlens.text import NotebookView, interval
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -30,6 +33,12 @@ class Estimate(_Content):
     low: Number | None
     """`None` where there is no interval, and so is `high`."""
     high: Number | None
+    method: str | None = None
+    """How the interval was made; `None` where there is none, and in early files."""
+    unit: Literal["group"] | None = None
+    """What is taken to be independent."""
+    num_units: int | None = None
+    """Number of groups with an image that the measure looks at."""
 
     @property
     def percentage(self) -> str:
@@ -37,18 +46,55 @@ class Estimate(_Content):
         return interval(self.model_dump())
 
 
+def estimate_of(found: Estimated, *, num_groups: int | None = None) -> Estimate:
+    """Return a measure and its interval as they are written."""
+    value = None if math.isnan(found.value) else float(found.value)
+    if found.interval is None:
+        return Estimate(value=value, low=None, high=None, num_units=num_groups)
+    low, high, method = found.interval
+    return Estimate(
+        value=value,
+        low=low,
+        high=high,
+        method=method,
+        unit="group",
+        num_units=num_groups,
+    )
+
+
+def estimate_of_score(score: Score | None, *, method: str = WILSON) -> Estimate:
+    """Return a score as it is written; undefined where there is none."""
+    if score is None:
+        return Estimate(value=None, low=None, high=None)
+    return estimate_of(
+        Estimated(score.value, score.interval(method)),
+        num_groups=int((score.num_images > 0).sum()),
+    )
+
+
 class ClassMeasures(_Content):
     """Measures of one class against all others."""
 
     num_images: int
-    precision: Number | None
+    precision: Estimate
     recall: Estimate
-    """With Wilson's interval over images, as if they were independent."""
-    recall_by_group: Estimate | None = None
-    """With the interval over resampled groups; `None` in files of early versions."""
-    specificity: Number | None
+    specificity: Estimate
     f1: Number | None
-    auroc: Number | None
+    auroc: Estimate
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, content: Any) -> Any:
+        """Make estimates of plain numbers, and prefer the recall over groups."""
+        if not isinstance(content, dict):
+            return content
+        content = dict(content)
+        if content.get("recall_by_group"):
+            content["recall"] = content["recall_by_group"]
+        for name in ("precision", "specificity", "auroc"):
+            if name in content and not isinstance(content[name], dict | Estimate):
+                content[name] = {"value": content[name], "low": None, "high": None}
+        return content
 
 
 class SourceRecall(Estimate):
@@ -116,7 +162,8 @@ class NetworkSettings(_Content):
 
 
 class _Header(_Content):
-    format: int = 1
+    format: Literal[1, 2] = 2
+    OLDER_FORMATS: ClassVar[tuple[int, ...]] = (1,)
     protocol: str
     subset: str
     leak: LeakVerdict
@@ -159,12 +206,33 @@ class Metrics(NotebookView, Measures, _Header):
     """`metrics.json`."""
 
 
+class Percentiles(_Content):
+    """A median with the 5th and the 95th percentile: a spread, not an interval."""
+
+    value: Number
+    p5: Number
+    p95: Number
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, content: Any) -> Any:
+        return with_percentiles(content)
+
+
+def with_percentiles(content: Any) -> Any:
+    """Return percentiles under their names; files of format 1 had `low` and `high`."""
+    if isinstance(content, dict) and "low" in content:
+        content = dict(content)
+        content["p5"], content["p95"] = content.pop("low"), content.pop("high", None)
+    return content
+
+
 class PairedDifference(Estimate):
     """Difference of two accuracies on the same images."""
 
     value: Number
     p: Number
-    """Two-sided p-value."""
+    """Two-sided p-value of McNemar's test over groups."""
 
 
 class TtaEffect(_Content):

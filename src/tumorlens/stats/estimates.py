@@ -124,6 +124,7 @@ def balanced_accuracy(
     groups: NDArray[np.integer],
     *,
     num_classes: int,
+    num_groups: int | None = None,
 ) -> Score:
     """Return the mean recall over the classes that have images.
 
@@ -137,6 +138,7 @@ def balanced_accuracy(
         groups,
         weights=_class_weights(labels),
         num_errors=float(min(right.sum(), (~right).sum())),
+        num_groups=num_groups,
     )
 
 
@@ -146,6 +148,7 @@ def macro_f1(
     groups: NDArray[np.integer],
     *,
     num_classes: int,
+    num_groups: int | None = None,
 ) -> Score:
     """Return the mean F1 over the classes with an image or a prediction.
 
@@ -168,6 +171,7 @@ def macro_f1(
         groups,
         weights=weights,
         num_errors=float(min(right.sum(), (~right).sum())),
+        num_groups=num_groups,
     )
 
 
@@ -180,11 +184,20 @@ def macro_auroc(
 
     `None` where all images are of one class.
     """
-    scores = [
+    scores = aurocs(probs, labels, groups)
+    return _mean(scores) if any(scores) else None
+
+
+def aurocs(
+    probs: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    groups: NDArray[np.integer],
+) -> list[Score | None]:
+    """Return the one-vs-rest AUROC of each class; `None` where it is not defined."""
+    return [
         intervals.auroc(probs[:, number], labels == number, groups)
         for number in range(probs.shape[1])
     ]
-    return _mean(scores) if any(scores) else None
 
 
 def log_loss(

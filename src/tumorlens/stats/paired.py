@@ -1,8 +1,8 @@
 """Two classifiers on the same images: is the difference more than chance?
 
-Pure numpy and scipy on arrays of "right or wrong". Two overlapping intervals do not rule out a difference: both
-networks meet the same hard images, so most of what moves their accuracies moves both,
-and only the images on which they disagree count.
+Pure numpy and scipy on arrays of "right or wrong". Two overlapping intervals do not
+rule out a difference: both networks meet the same hard images, so most of what moves
+their accuracies moves both, and only the images on which they disagree count.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from tumorlens.stats.intervals import (
     design_effect,
     robust_variance,
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+BONETT_PRICE = "Bonett-Price, design effect"
 
 MAX_STEPS = 20_000
 """Steps to which the exact test rounds sums of groups that no fraction divides."""

@@ -8,13 +8,20 @@ chance, and they say where it is not.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, computed_field
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    computed_field,
+    field_validator,
+)
 
 from tumorlens import text
 from tumorlens.files import read_model
-from tumorlens.runs.measures import Estimate
+from tumorlens.runs.measures import Estimate, Percentiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +61,7 @@ class ArmMeasures(_Content):
     balanced_accuracy: Estimate
     macro_f1: Estimate
     log_loss: Estimate
-    ece: float | None
+    ece: Estimate | None
     """Expected calibration error."""
     last_epoch_accuracy: float | None = None
     """`None` unless test was watched, as the next three."""
@@ -63,6 +70,13 @@ class ArmMeasures(_Content):
     """Chosen on test, and for that not to be believed."""
     best_test_epoch: int | None = None
     leak: ArmLeak
+
+    @field_validator("ece", mode="before")
+    @classmethod
+    def _of_format_1(cls, ece: Any) -> Any:
+        return (
+            {"value": ece, "low": None, "high": None} if isinstance(ece, float) else ece
+        )
 
     @property
     def has_epochs(self) -> bool:
@@ -111,8 +125,7 @@ class ComparedArm(_Content):
     """`None` without a network on this machine, as the next three."""
     macs: int | None
     size_bytes: int | None
-    latency_ms: Estimate | None
-    """Median with the 5th and 95th percentile."""
+    latency_ms: Percentiles | None
     train_seconds: float | None
     images_per_second: float | None
     measures: dict[ProtocolName, ArmMeasures]
@@ -128,11 +141,10 @@ class Pair(_Content):
     second: str
     num_images: int
     difference: Estimate
-    p_mcnemar: float | None
-    """`None` where an arm has several seeds."""
-    p_bootstrap: float
+    p: float = Field(validation_alias=AliasChoices("p", "p_bootstrap"))
+    """McNemar's test over groups; that of a bootstrap in files of format 1."""
     p_holm: float
-    """Corrected for the number of pairs under the protocol."""
+    """Corrected for the pairs of this comparison under the same protocol: a family."""
     is_noise: bool
 
     # mypy takes no decorator on a property; pydantic documents this order.
@@ -148,8 +160,7 @@ class Pair(_Content):
             ...     second="B",
             ...     num_images=1311,
             ...     difference={"value": -0.041, "low": -0.07, "high": -0.012},
-            ...     p_mcnemar=None,
-            ...     p_bootstrap=0.003,
+            ...     p=0.003,
             ...     p_holm=0.003,
             ...     is_noise=False,
             ... ).sentence
@@ -201,7 +212,8 @@ class Example(_Content):
 class Comparison(text.NotebookView, _Content):
     """The content of `comparison.json`."""
 
-    format: int = 1
+    format: Literal[1, 2] = 2
+    OLDER_FORMATS: ClassVar[tuple[int, ...]] = (1,)
     title: str
     study: str | None
     """The study's folder; `None` for run folders given by hand."""
