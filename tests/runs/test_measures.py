@@ -82,7 +82,7 @@ def test_measures_from_before_reasons_and_warnings_have_none(run: Run) -> None:
     write_json(run.metrics_path, content)
     metrics = run.metrics()
     assert (metrics.no_interval, metrics.warnings) == ({}, ())
-    assert metrics.per_class["glioma"].recall_by_group is None
+    assert metrics.per_class["glioma"].precision.low is None
 
 
 def test_the_effect_of_augmentation_of_before_has_no_format_and_is_read() -> None:

@@ -76,7 +76,9 @@ def test_the_influence_of_an_image_is_what_it_changes(measure: object) -> None:
     for row in (0, 17, int(np.flatnonzero(LABELS != PREDICTED)[0])):
         # An image that counts twice changes the measure by about its influence.
         twice = np.append(np.arange(240), row)
-        changed = measure(LABELS[twice], PREDICTED[twice], np.arange(241), num_classes=4)
+        changed = measure(
+            LABELS[twice], PREDICTED[twice], np.arange(241), num_classes=4
+        )
         assert changed.value - whole.value == pytest.approx(
             whole.influence[row], abs=2e-4
         )

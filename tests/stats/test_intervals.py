@@ -40,7 +40,7 @@ def test_of_independent_images_a_share_has_wilsons_interval_with_students_t(
     quantile = scipy.stats.t.ppf(0.975, num_images - 1)
     # Two estimates of one variance, which differ by G / (G - 1).
     num = num_images - 1
-    assert found[:2] + (found.high,) == pytest.approx(
+    assert (found.value, found.low, found.high) == pytest.approx(
         (num_right / num_images, *wilson(num_right / num_images, num, quantile))
     )
 

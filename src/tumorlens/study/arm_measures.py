@@ -67,9 +67,7 @@ def mean_measures(tables: Sequence[Predictions]) -> dict[str, Any]:
             ("macro_f1", estimates.macro_f1),
         ):
             scores[name].append(
-                measure(
-                    *arrays, num_classes=len(table.classes), num_groups=len(names)
-                )
+                measure(*arrays, num_classes=len(table.classes), num_groups=len(names))
             )
         _, own = np.unique(groups, return_inverse=True)
         found["log_loss"].append(estimates.log_loss(table.probs, table.labels, own))
