@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     from tumorlens.runs.folder import Run
     from tumorlens.runs.progress import Progress
 
+FEW_GROUPS = 20
+"""Fewest groups for which the intervals were simulated; see docs/statistics.md."""
+
 FEW_GROUPS_OF_CLASS = 10
 """Fewest groups of a class for which `metrics.json` has no warning: with fewer, a
 single patient decides about its recall."""
@@ -142,6 +145,7 @@ def metrics_from_predictions(path: Path) -> Measures:
         by_source=_by_source(table),
         folds=_by_fold(table),
         curves=_curves(table),
+        interval_holds_from=estimates.NUM_GROUPS_FOR,
         interval=f"95 %, with {counted(num_groups, 'group')} as units",
         warnings=_warnings(table, groups),
     )
@@ -234,8 +238,8 @@ def _without_interval(measures: Measures) -> dict[str, str]:
     }
     return {
         name: "there is one group only"
-        if figure.num_units in (None, 1)
-        else f"it holds from {estimates.NUM_GROUPS_FOR[name]} groups on"
+        if figure.num_units == 1
+        else "all groups have the same value"
         for name, figure in figures.items()
         if figure.value is not None and figure.low is None
     }
@@ -320,17 +324,26 @@ def _warnings(table: Predictions, groups: NDArray[np.int64]) -> tuple[str, ...]:
         num = len(np.unique(groups[table.labels == number]))
         if 0 < num < FEW_GROUPS_OF_CLASS:
             few[name] = num
-    fewest = min(estimates.NUM_GROUPS_FOR.values())
-    if num_all >= fewest and not few:
-        return ()
+    warnings = []
     parts = [_count_groups(num, f" of {name}") for name, num in few.items()]
-    if num_all < fewest:
+    if num_all < FEW_GROUPS:
         parts = [*parts, _count_groups(num_all, " in all")]
-    words = (
-        f"Few groups carry these figures: {', '.join(parts)}. A single patient can "
-        "decide about them, whatever the interval."
-    )
-    return (words,)
+    if parts:
+        warnings.append(
+            f"Few groups carry these figures: {', '.join(parts)}. A single patient can "
+            "decide about them, whatever the interval."
+        )
+    narrow = [
+        f"{name.replace('_', ' ')} (from {number} groups)"
+        for name, number in estimates.NUM_GROUPS_FOR.items()
+        if num_all < number
+    ]
+    if narrow and num_all > 1:
+        warnings.append(
+            f"With {counted(num_all, 'group')} these intervals may be too narrow, as "
+            f"simulations show: {', '.join(narrow)}."
+        )
+    return tuple(warnings)
 
 
 def _count_groups(num: int, suffix: str) -> str:

@@ -118,13 +118,13 @@ def _has_zero(difference: Difference) -> bool:
 
 def _summary(difference: Difference, *, is_noise: bool) -> str:
     value = f"{100 * difference.value:+.1f} points"
-    if difference.low is None or difference.high is None:
-        if difference.value:
-            return (
-                f"Test-time augmentation changes the accuracy by {value}, in one group "
-                "of images only: nothing follows from that."
-            )
+    if not difference.num_discordant_groups:
         return "Test-time augmentation changes no accuracy: leave it out."
+    if difference.low is None or difference.high is None:
+        return (
+            f"Test-time augmentation changes the accuracy by {value}, in one group of "
+            "images only: nothing follows from that."
+        )
     bounds = f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
     change = f"Test-time augmentation changes the accuracy by {value} ({bounds})"
     if is_noise:

@@ -196,6 +196,9 @@ class Measures(_Content):
     curves: Curves
     interval: str
     """How the intervals were made, in a sentence."""
+    interval_holds_from: dict[str, int] = Field(default_factory=dict)
+    """Measure -> groups from which on its interval covers what it states; with fewer
+    it may be too narrow. Empty in files of early versions."""
     warnings: tuple[str, ...] = ()
     """Reasons to doubt the intervals."""
     no_interval: dict[str, str] = Field(default_factory=dict)

@@ -138,6 +138,7 @@ def balanced_accuracy(
         groups,
         weights=_class_weights(labels),
         num_errors=float(min(right.sum(), (~right).sum())),
+        num_means=len(np.unique(labels)),
         num_groups=num_groups,
     )
 
@@ -171,6 +172,7 @@ def macro_f1(
         groups,
         weights=weights,
         num_errors=float(min(right.sum(), (~right).sum())),
+        num_means=len(np.unique(labels)),
         num_groups=num_groups,
     )
 

@@ -128,11 +128,21 @@ def share(
         raise ValueError(
             f"expected values in [0, 1], got {counted.min()} to {counted.max()}"
         )
+    value = float(counted.mean())
+    residuals = counted - value
+    num_errors = len(counted) * min(value, 1 - value)
+    num_independent = float(len(counted))
+    if num_errors:
+        # Images that count in part vary less than right and wrong do.
+        binomial = value * (1 - value)
+        variance = num_errors * (residuals**2).mean() + PRIOR_WEIGHT * binomial
+        num_independent *= binomial * (num_errors + PRIOR_WEIGHT) / variance
     return score(
-        float(counted.mean()),
-        counted - counted.mean(),
+        value,
+        residuals,
         groups,
-        num_errors=min(counted.sum(), (1 - counted).sum()),
+        num_errors=num_errors,
+        num_independent=num_independent,
         num_groups=num_groups,
     )
 
@@ -182,6 +192,7 @@ def auroc(
         weights=1 / np.where(positive, num_positive, num_negative),
         num_errors=2 * num_positive * min(value, 1 - value),
         num_independent=num_positive * num_negative / bracket,
+        num_means=2,
     )
 
 
@@ -331,6 +342,7 @@ def score(
     num_errors: float,
     weights: NDArray[np.float64] | None = None,
     num_independent: float | None = None,
+    num_means: int = 1,
     num_groups: int | None = None,
 ) -> Score:
     """Return a measure in [0, 1] with Wilson's interval, as `share` describes it.
@@ -344,6 +356,8 @@ def score(
         weights: Weight of each image, shape (N,), with sum 1; `None` for 1 / N.
         num_independent: Images that would tell as much if all were independent; `None`
             takes 1 / sum(weights^2), which is N for equal weights (Kish).
+        num_means: Means that the residuals are taken from, such as one per class; so
+            many degrees of freedom are lost.
         num_groups: G, where the last groups have no image here.
     """
     if weights is None:
@@ -358,10 +372,11 @@ def score(
         effective = num_independent / design_effect(
             residuals, groups, weights=weights, num_errors=num_errors
         )
-        robust = robust_variance(sums[held])
+        freedom = max(1, int(held.sum()) - num_means)
+        robust = float((sums**2).sum() * held.sum() / freedom)
         if robust > 0:
             effective = min(effective, value * (1 - value) / robust)
-        low, high = _wilson(value, effective, t_quantile(int(held.sum())))
+        low, high = _wilson(value, effective, t_quantile(freedom))
     return Score(value, low, high, sums, num_images)
 
 
@@ -497,6 +512,6 @@ def _drawn(
 
 
 @cache
-def t_quantile(num_groups: int) -> float:
-    """Return the quantile of Student's t for an interval over some groups."""
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, num_groups - 1))
+def t_quantile(freedom: int) -> float:
+    """Return the quantile of Student's t for an interval, for degrees of freedom."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))

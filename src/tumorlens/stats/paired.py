@@ -153,7 +153,7 @@ def paired_difference(
         for sign in (1, -1)
     )
     centre = better - worse
-    half = t_quantile(num_groups) * float(
+    half = t_quantile(num_groups - 1) * float(
         np.sqrt((better + worse - centre**2) / (num + 2))
     )
     return Difference(
