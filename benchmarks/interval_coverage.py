@@ -142,7 +142,7 @@ def logit_interval(
         found = stats.binomtest(int(value) * num_groups, num_groups)
         ends = found.proportion_ci(method="wilson")
         return float(ends.low), float(ends.high)
-    influence = np.bincount(groups, (right - value) / len(right))
+    influence = intervals.sums_of_groups((right - value) / len(right), groups)
     error = np.sqrt(intervals.robust_variance(influence)) / (value * (1 - value))
     centre = np.log(value / (1 - value))
     low, high = (1 / (1 + np.exp(-centre - side * normal * error)) for side in (-1, 1))

@@ -107,8 +107,9 @@ def test_the_order_of_the_images_does_not_matter() -> None:
     for name, (value, interval) in one.items():
         assert other[name].value == pytest.approx(value)
         assert interval is not None
-        assert other[name].interval is not None
-        assert other[name].interval[:2] == pytest.approx(interval[:2])
+        same = other[name].interval
+        assert same is not None
+        assert same[:2] == pytest.approx(interval[:2])
 
 
 # A slice of `make coverage`: the hardest cells, and enough sets to see a fall to 90 %.

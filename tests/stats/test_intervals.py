@@ -110,8 +110,8 @@ def test_a_perfect_share_has_a_width_and_ends_at_one() -> None:
 
 def test_a_single_group_has_no_interval() -> None:
     found = share(np.array([1.0, 0.0]), np.zeros(2, dtype=np.int64))
-    assert found.interval("any") is None
-    assert share(np.array([1.0, 0.0]), np.arange(2)).interval("any") is not None
+    assert found.interval is None
+    assert share(np.array([1.0, 0.0]), np.arange(2)).interval is not None
 
 
 def test_groups_without_an_image_do_not_count() -> None:

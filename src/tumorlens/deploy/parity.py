@@ -20,7 +20,8 @@ from tumorlens.deploy.artefact import (
     ParityAccuracy,
     Verdict,
 )
-from tumorlens.stats.paired import BONETT_PRICE, paired_difference
+from tumorlens.runs.measures import estimate_of_difference
+from tumorlens.stats.paired import paired_difference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,14 +104,7 @@ def judge_parity(
     margins = np.diff(np.sort(reference, axis=1)[:, -2:], axis=1)[:, 0]  # (N,)
     is_right, was_right = after == labels, before == labels  # (N,)
     found = paired_difference(is_right.astype(float), was_right.astype(float), groups)
-    change = Change(
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        method=None if found.low is None else BONETT_PRICE,
-        unit=None if found.low is None else "group",
-        num_units=found.num_groups,
-    )
+    change = Change(**dict(estimate_of_difference(found)))
     flips = tuple(
         Flip(
             path=paths[row],

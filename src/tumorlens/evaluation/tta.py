@@ -15,8 +15,12 @@ import numpy as np
 from tumorlens.evaluation.inference import check_subset, predict_subset, read_data
 from tumorlens.evaluation.predictions import write_predictions
 from tumorlens.files import write_model
-from tumorlens.runs.measures import PairedDifference, TtaEffect
-from tumorlens.stats.paired import BONETT_PRICE, paired_difference
+from tumorlens.runs.measures import (
+    PairedDifference,
+    TtaEffect,
+    estimate_of_difference,
+)
+from tumorlens.stats.paired import paired_difference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,13 +92,7 @@ def measure_tta(
         without=float(without.mean()),
         with_views=float(with_views.mean()),
         difference=PairedDifference(
-            value=difference.value,
-            low=difference.low,
-            high=difference.high,
-            method=None if difference.low is None else BONETT_PRICE,
-            unit=None if difference.low is None else "group",
-            num_units=difference.num_groups,
-            p=difference.p,
+            **dict(estimate_of_difference(difference)), p=difference.p
         ),
         is_noise=is_noise,
         summary=_summary(difference, is_noise=is_noise),

@@ -8,15 +8,18 @@ defined, such as the recall of a class without images.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tumorlens.config import Fit
 from tumorlens.data.leakage import LeakVerdict
-from tumorlens.stats.estimates import Estimated
-from tumorlens.stats.intervals import WILSON, Score
 from tumorlens.text import NotebookView, interval
+
+if TYPE_CHECKING:
+    from tumorlens.stats.estimates import Estimated
+    from tumorlens.stats.intervals import Score
+    from tumorlens.stats.paired import Difference
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """A finite number; `true` and texts that look like numbers are none."""
@@ -46,7 +49,7 @@ class Estimate(_Content):
         return interval(self.model_dump())
 
 
-def estimate_of(found: Estimated, *, num_groups: int | None = None) -> Estimate:
+def estimate_of(found: Estimated | Score, *, num_groups: int | None = None) -> Estimate:
     """Return a measure and its interval as they are written."""
     value = None if math.isnan(found.value) else float(found.value)
     if found.interval is None:
@@ -62,13 +65,22 @@ def estimate_of(found: Estimated, *, num_groups: int | None = None) -> Estimate:
     )
 
 
-def estimate_of_score(score: Score | None, *, method: str = WILSON) -> Estimate:
+def estimate_of_score(score: Score | None) -> Estimate:
     """Return a score as it is written; undefined where there is none."""
     if score is None:
         return Estimate(value=None, low=None, high=None)
-    return estimate_of(
-        Estimated(score.value, score.interval(method)),
-        num_groups=int((score.num_images > 0).sum()),
+    return estimate_of(score, num_groups=score.num_groups)
+
+
+def estimate_of_difference(found: Difference) -> Estimate:
+    """Return a difference of two accuracies as it is written."""
+    return Estimate(
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        method=found.method,
+        unit=None if found.method is None else "group",
+        num_units=found.num_groups,
     )
 
 

@@ -58,18 +58,12 @@ def headline(
     predicted = probs.argmax(axis=1)
     by_class = {"num_classes": probs.shape[1]}
     return {
-        "accuracy": _estimated(
-            intervals.share(predicted == labels, groups), intervals.WILSON
-        ),
+        "accuracy": _estimated(intervals.share(predicted == labels, groups)),
         "balanced_accuracy": _estimated(
-            balanced_accuracy(labels, predicted, groups, **by_class), intervals.WILSON
+            balanced_accuracy(labels, predicted, groups, **by_class)
         ),
-        "macro_f1": _estimated(
-            macro_f1(labels, predicted, groups, **by_class), intervals.WILSON
-        ),
-        "macro_auroc": _estimated(
-            macro_auroc(probs, labels, groups), intervals.SQUARE_AND_ADD
-        ),
+        "macro_f1": _estimated(macro_f1(labels, predicted, groups, **by_class)),
+        "macro_auroc": _estimated(macro_auroc(probs, labels, groups)),
         "log_loss": log_loss(probs, labels, groups),
         "brier": brier(probs, labels, groups),
         "ece": calibration_error(probs, labels, groups),
@@ -223,7 +217,7 @@ def brier(
     """
     scores = metrics.brier_scores(probs, labels)
     score = intervals.share(np.clip(1 - scores / 2, 0, 1), groups)
-    found = score.interval(intervals.WILSON)
+    found = score.interval
     if found:
         found = Interval(2 * (1 - found.high), 2 * (1 - found.low), found.method)
     return Estimated(float(scores.mean()), found)
@@ -255,7 +249,7 @@ def _share_of(
 def _class_weights(labels: NDArray[np.integer]) -> NDArray[np.float64]:
     """Return the weight of each image, equal for all classes that have images."""
     counts = np.bincount(labels)
-    return 1 / counts[labels] / (counts > 0).sum()
+    return np.asarray(1 / counts[labels] / (counts > 0).sum(), np.float64)
 
 
 def _mean(scores: list[Score | None]) -> Score:
@@ -263,7 +257,7 @@ def _mean(scores: list[Score | None]) -> Score:
     return combine(defined, [1 / len(defined)] * len(defined))
 
 
-def _estimated(score: Score | None, method: str) -> Estimated:
+def _estimated(score: Score | None) -> Estimated:
     if score is None:
         return Estimated(float("nan"), None)
-    return Estimated(score.value, score.interval(method))
+    return Estimated(score.value, score.interval)

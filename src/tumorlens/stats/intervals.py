@@ -18,7 +18,7 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -62,12 +62,20 @@ class Score(NamedTuple):
     """Influence of each group on the value, shape (G,); their sum is 0."""
     num_images: NDArray[np.float64]
     """Images of each group that the measure looks at, shape (G,)."""
+    method: str
+    """How the interval was made."""
 
-    def interval(self, method: str) -> Interval | None:
-        """Return the ends, or `None` for a single group, which shows no spread."""
-        if (self.num_images > 0).sum() < 2:
+    @property
+    def num_groups(self) -> int:
+        """Number of groups with an image that the measure looks at."""
+        return int((self.num_images > 0).sum())
+
+    @property
+    def interval(self) -> Interval | None:
+        """The ends, or `None` for a single group, which shows no spread."""
+        if self.num_groups < 2:
             return None
-        return Interval(self.low, self.high, method)
+        return Interval(self.low, self.high, self.method)
 
 
 WILSON = "Wilson, design effect"
@@ -89,7 +97,7 @@ def share(
         n = N / deff,  deff = max(1 + (sum_g m_g^2 / N - 1) * icc, robust / binomial)
 
     with m_g images in group g, the ANOVA estimate of the intraclass correlation shrunk
-    towards `PRIOR_ICC` by the number of errors e, icc = (e * anova + 4 * 0.5) / (e + 4),
+    towards `PRIOR_ICC` by the number of errors e, icc = (e anova + 4 * 0.5) / (e + 4),
     and the t quantile of G - 1 degrees of freedom. It is never narrower than the
     variance over groups (robust) asks for, stays inside [0, 1], and has a width where
     all images are right.
@@ -238,6 +246,7 @@ def combine(scores: Sequence[Score], weights: Sequence[float]) -> Score:
         min(1.0, value + float(np.sqrt(max(0.0, above @ correlation @ above)))),
         factors @ influences,
         images.max(axis=0),
+        SQUARE_AND_ADD,
     )
 
 
@@ -364,7 +373,7 @@ def score(
         weights = np.full(len(groups), 1 / len(groups))
     if num_independent is None:
         num_independent = float(1 / (weights**2).sum())
-    sums = np.bincount(groups, weights * residuals, minlength=num_groups or 0)
+    sums = sums_of_groups(weights * residuals, groups, num_groups=num_groups or 0)
     num_images = np.bincount(groups, minlength=num_groups or 0).astype(np.float64)
     held = num_images > 0
     low, high = 0.0, 1.0
@@ -377,7 +386,7 @@ def score(
         if robust > 0:
             effective = min(effective, value * (1 - value) / robust)
         low, high = _wilson(value, effective, t_quantile(freedom))
-    return Score(value, low, high, sums, num_images)
+    return Score(value, low, high, sums, num_images, WILSON)
 
 
 def design_effect(
@@ -400,7 +409,7 @@ def design_effect(
     num_groups, num_images = len(sizes), len(groups)
     icc = PRIOR_ICC
     if num_groups > 1 and num_images > num_groups and np.any(residuals):
-        sums = np.bincount(numbers, residuals)
+        sums = sums_of_groups(residuals, numbers)
         between = float((sums**2 / sizes).sum())
         within = max(0.0, float((residuals**2).sum()) - between)
         within /= num_images - num_groups
@@ -412,8 +421,16 @@ def design_effect(
     )
     if weights is None:
         weights = np.ones(num_images)
-    of_groups = np.bincount(numbers, weights)
+    of_groups = sums_of_groups(weights, numbers)
     return float(1 + ((of_groups**2).sum() / (weights**2).sum() - 1) * icc)
+
+
+def sums_of_groups(
+    values: NDArray[np.floating], groups: NDArray[np.integer], *, num_groups: int = 0
+) -> NDArray[np.float64]:
+    """Return the sum of the values of each group, shape (G,), with G >= num_groups."""
+    # numpy types these sums as whole numbers.
+    return np.asarray(np.bincount(groups, values, minlength=num_groups), np.float64)
 
 
 def robust_variance(influence: NDArray[np.float64]) -> float:
@@ -477,7 +494,7 @@ def _sums(
     """Return sum and number of the values of each group, shape (G,) each."""
     sizes = np.bincount(groups).astype(np.float64)
     held = sizes > 0
-    return np.bincount(groups, weights=values)[held], sizes[held]
+    return sums_of_groups(values, groups)[held], sizes[held]
 
 
 def _ratio_with_error(
@@ -514,4 +531,5 @@ def _drawn(
 @cache
 def t_quantile(freedom: int) -> float:
     """Return the quantile of Student's t for an interval, for degrees of freedom."""
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+    # `scipy.stats` takes most of a second to import, and every command would pay.
+    return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2))

@@ -320,7 +320,7 @@ def confidence_bins(
     """Return the bin of each image, shape (N,), each in [0, num_bins)."""
     inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]
     confidence = probs.max(axis=1).astype(np.float64)
-    return np.digitize(confidence, inner_edges, right=True).astype(np.int64)
+    return np.asarray(np.digitize(confidence, inner_edges, right=True), np.int64)
 
 
 def _check(probs: NDArray[np.floating], labels: NDArray[np.integer]) -> None:

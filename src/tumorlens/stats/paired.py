@@ -15,6 +15,7 @@ import numpy as np
 from tumorlens.stats.intervals import (
     design_effect,
     robust_variance,
+    sums_of_groups,
     t_quantile,
 )
 
@@ -45,6 +46,11 @@ class Difference:
     num_groups: int
     num_discordant_groups: int
     """Groups in which one of the two was right more often."""
+
+    @property
+    def method(self) -> str | None:
+        """How the interval was made; `None` where there is none."""
+        return None if self.low is None else BONETT_PRICE
 
 
 def group_mcnemar(
@@ -144,7 +150,7 @@ def paired_difference(
     effect = design_effect(differences - value, groups, num_errors=squares)
     independent = float((influence**2).sum())
     if independent > 0:
-        of_groups = np.bincount(groups, influence)[np.bincount(groups) > 0]
+        of_groups = sums_of_groups(influence, groups)[np.bincount(groups) > 0]
         effect = max(effect, robust_variance(of_groups) / independent)
     num = num_images / effect
     # Images on which only one is right, each side with one more.
@@ -197,7 +203,7 @@ def _group_differences(
 ) -> NDArray[np.float64]:
     """Return how much more often the first was right, summed by group, shape (G,)."""
     differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=float)
-    return np.bincount(groups, differences)
+    return sums_of_groups(differences, groups)
 
 
 def _sign_flips(sums: NDArray[np.float64]) -> float:
@@ -227,16 +233,16 @@ def _whole_numbers(sums: NDArray[np.float64]) -> NDArray[np.int64]:
     for denominator in range(1, 101):
         scaled = sums * denominator
         if np.allclose(scaled, scaled.round(), rtol=0, atol=1e-6):
-            return scaled.round().astype(np.int64)
+            return np.asarray(scaled.round(), np.int64)
     scale = MAX_STEPS / np.abs(sums).sum()
-    return (sums * scale).round().astype(np.int64)
+    return np.asarray((sums * scale).round(), np.int64)
 
 
 def _check(*arrays: NDArray[np.generic]) -> None:
     """Refuse arrays that do not describe the same images.
 
     Raises:
-        ValueError: See `paired_bootstrap`.
+        ValueError: See `paired_difference`.
     """
     shapes = [array.shape for array in arrays]
     if len(set(shapes)) > 1 or len(shapes[0]) != 1 or shapes[0] == (0,):

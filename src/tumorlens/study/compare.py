@@ -25,8 +25,8 @@ from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
 from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.predictions import pool_predictions, read_predictions
 from tumorlens.files import sha256_of
-from tumorlens.runs.measures import Estimate, Percentiles
-from tumorlens.stats.paired import BONETT_PRICE, holm, paired_difference
+from tumorlens.runs.measures import Percentiles, estimate_of_difference
+from tumorlens.stats.paired import holm, paired_difference
 from tumorlens.study.arm_measures import (
     epoch_accuracies,
     joined_history,
@@ -418,14 +418,7 @@ def _difference(
     found = paired_difference(right_of_one, right_of_other, groups)
     return {
         "num_images": len(set(paths)),
-        "difference": Estimate(
-            value=found.value,
-            low=found.low,
-            high=found.high,
-            method=BONETT_PRICE,
-            unit="group",
-            num_units=found.num_groups,
-        ),
+        "difference": estimate_of_difference(found),
         "p": found.p,
     }
 
