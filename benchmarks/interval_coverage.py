@@ -352,8 +352,7 @@ class _Tally:
 def table_of_shares(rows: Sequence[Row]) -> str:
     """Return coverage by cell, and the widths against the logit interval."""
     lines = [
-        "**Shares**: coverage, and in brackets the mean width as a multiple of that of "
-        "the logit interval with robust errors, which covers too little.",
+        "**Shares**: coverage (mean width over that of the robust logit interval).",
         "",
         "| accuracy | ICC |" + "".join(f" {num} groups |" for num in NUM_GROUPS),
         "|---|---|" + "---|" * len(NUM_GROUPS),
@@ -417,8 +416,7 @@ def table_of_differences(rows: Sequence[Row]) -> str:
     """Return the lowest coverage, and how often equal networks are called different."""
     equal = [row for row in rows if row["measure"] == "no difference"]
     lines = [
-        "How often p is below 0.05 for two networks that are equally good, and in "
-        "brackets in how many groups they differ:",
+        "How often p < 0.05 for equally good networks (groups in which they differ).",
         "",
         "| accuracy | ICC |" + "".join(f" {num} groups |" for num in NUM_GROUPS),
         "|---|---|" + "---|" * len(NUM_GROUPS),
