@@ -39,9 +39,9 @@ from tumorlens.deploy.benchmark.results import (
 )
 from tumorlens.deploy.benchmark.timing import are_narrow, take_turns
 from tumorlens.deploy.benchmark.worker import Worker
-from tumorlens.deploy.runtimes import num_processors
 from tumorlens.errors import ArtefactError, ConfigError, DataError, RunError
 from tumorlens.runs.folder import Run, open_run
+from tumorlens.system import num_processors
 
 T = TypeVar("T")
 
@@ -277,7 +277,13 @@ def _decoded(
         key = card.size_px, card.fit
         if key not in made:
             images = [
-                load_square(file, size_px=card.size_px, fit=card.fit, in_chans=3)
+                load_square(
+                    file,
+                    size_px=card.size_px,
+                    fit=card.fit,
+                    in_chans=3,
+                    limits=card.limits,
+                )
                 # As many as the largest batch, and enough not to repeat one image.
                 for file in files[: max(num_least, 64)]
             ]
