@@ -270,7 +270,7 @@ COMMANDS = {
             *("lr-find", place.folder / "tiny.toml", "--data", place.data),
             *("--steps", "20", "--out", out / "lr"),
         ],
-        lambda out: json.loads((out / "lr/lr_find.json").read_text())["points"],
+        lambda out: json.loads((out / "lr/lr_find.json").read_text())["losses"],
     ),
 }
 TO_KILL = ("audit", "split", "train", "evaluate", "export", "predict", "study")

@@ -270,7 +270,11 @@ def _decoded(
     folder: Path,
     num_least: int,
 ) -> list[Path]:
-    """Return files of decoded images, one for each input shape, by artefact."""
+    """Return files of decoded images, one for each input shape, by artefact.
+
+    Raises:
+        DataError: An image cannot be read, or the folder is full.
+    """
     made: dict[tuple[int, str], Path] = {}
     for one in artefacts:
         card = one.artefact.card
@@ -288,7 +292,13 @@ def _decoded(
                 for file in files[: max(num_least, 64)]
             ]
             made[key] = folder / f"{card.size_px}-{card.fit}.npy"
-            np.save(made[key], np.stack(images))
+            try:
+                np.save(made[key], np.stack(images))
+            except OSError as error:
+                raise DataError(
+                    f"cannot write {made[key]}: {error.strerror or error}",
+                    hint="free some space there, or set TMPDIR to another folder",
+                ) from error
     return [made[one.artefact.card.size_px, one.artefact.card.fit] for one in artefacts]
 
 
