@@ -22,7 +22,7 @@ WORKERS ?= 2
 # Tests that need what this machine may not have run only where they are named. Each
 # process begins with half of the tests in the order of the files, so most of what a
 # file prepares is prepared once, and takes tests from the other when it has none left.
-TESTS := -n $(WORKERS) --dist worksteal -m "not (gpu or network or real)"
+TESTS := -n $(WORKERS) --dist worksteal -m "not (gpu or network or real or faults)"
 # The first of RUNS is a resnet18: some benchmarks measure only that one.
 BENCH := $(if $(DATA),--data $(DATA)) $(if $(RUNS),--runs $(RUNS)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
@@ -61,14 +61,22 @@ format: $(WITH_TEST) ## Put the code in its format
 	$(BIN)/ruff format $(wildcard $(CODE))
 	$(BIN)/ruff check --fix $(wildcard $(CODE))
 
-.PHONY: coverage
-coverage: $(WITH_TEST) ## The tests, with the branches that they miss: what CI runs
+.PHONY: test-coverage
+test-coverage: $(WITH_TEST) ## The tests, with the branches that they miss: what CI runs
 	@echo "==> tests"
 	$(BIN)/python -m pytest -q $(TESTS) --cov --cov-report=term-missing:skip-covered
+
+.PHONY: coverage
+coverage: $(WITH_TEST) ## How often the intervals hold the truth, into docs/statistics.md (20 minutes)
+	$(BIN)/python benchmarks/interval_coverage.py --csv docs/coverage.csv --into docs/statistics.md
 
 .PHONY: real
 real: $(WITH_TEST) ## Slow checks on the real images in ../shared (skipped without them)
 	$(BIN)/python -m pytest -q -m real
+
+.PHONY: faults
+faults: $(WITH_TEST) ## Kills, full disks and commands at once: docs/reliability.md (10 minutes)
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m faults tests/project/test_faults.py
 
 .PHONY: bench-train
 bench-train: $(WITH_TEST) ## Training speed against the plain loop (DATA=folder for other images)

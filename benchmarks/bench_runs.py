@@ -16,10 +16,9 @@ from pathlib import Path
 from tumorlens.data.phantom.dataset import make_phantom
 from tumorlens.deploy.artefact import KINDS, Kind, is_artefact
 from tumorlens.deploy.benchmark.timing import Ratio
-from tumorlens.deploy.runtimes import num_processors
 from tumorlens.files import write_text
 from tumorlens.runs.folder import Run, open_run
-from tumorlens.system import processor_name
+from tumorlens.system import num_processors, processor_name
 
 MODELS = ("resnet18", "resnet50", "densenet121")
 PHANTOM_PATIENTS = 24

@@ -29,8 +29,8 @@ from tumorlens.data.files import walk_images
 from tumorlens.deploy.artefact import Kind
 from tumorlens.deploy.benchmark.timing import ratio_by_rounds, take_turns
 from tumorlens.deploy.predictor import Predictor
-from tumorlens.deploy.runtimes import num_processors
 from tumorlens.runs.folder import open_run
+from tumorlens.system import num_processors
 from tumorlens.training.network import load_model
 
 KINDS: tuple[Kind, ...] = ("openvino", "openvino-int8")

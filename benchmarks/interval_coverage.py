@@ -69,19 +69,40 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=2000, help="test sets a cell")
     parser.add_argument("--only", choices=list(PARTS), help="one part")
     parser.add_argument("--csv", type=Path, help="every cell as CSV")
+    parser.add_argument("--into", type=Path, help="page that gets the tables")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
 
     rows: list[Row] = []
+    tables: list[str] = []
     for name in [args.only] if args.only else list(PARTS):
         found = list(run(name, num_sets=args.sets, workers=args.workers))
-        print(PARTS[name].table(found), flush=True)
+        tables.append(PARTS[name].table(found))
+        print(tables[-1], flush=True)
         rows += found
     if args.csv:
+        columns = list(dict.fromkeys(column for row in rows for column in row))
         with args.csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(
+                {name: _rounded(value) for name, value in row.items()} for row in rows
+            )
+    if args.into:
+        write_between(args.into, "\n".join(tables))
+
+
+def write_between(path: Path, tables: str) -> None:
+    """Replace what stands between the two marks of a page."""
+    page = path.read_text(encoding="utf-8")
+    begin, end = (f"<!-- coverage: {place} -->" for place in ("begin", "end"))
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{begin}\n{tables}{end}{after}", encoding="utf-8")
+
+
+def _rounded(value: object) -> object:
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def run(
@@ -331,6 +352,8 @@ class _Tally:
 def table_of_shares(rows: Sequence[Row]) -> str:
     """Return coverage by cell, and the widths against the logit interval."""
     lines = [
+        "**Shares**: coverage (mean width over that of the robust logit interval).",
+        "",
         "| accuracy | ICC |" + "".join(f" {num} groups |" for num in NUM_GROUPS),
         "|---|---|" + "---|" * len(NUM_GROUPS),
     ]
@@ -360,7 +383,13 @@ def _relative(row: Row) -> float:
     return float(row["width"] / row["width_of_logit"])
 
 
-def table_of_lowest(rows: Sequence[Row]) -> str:
+def table_of_measures(rows: Sequence[Row]) -> str:
+    """Return the lowest coverage of the other measures."""
+    heading = "**Other measures**: the lowest coverage, and at which accuracy and ICC."
+    return f"{heading}\n\n{_lowest(rows)}"
+
+
+def _lowest(rows: Sequence[Row]) -> str:
     """Return the lowest coverage of each measure over accuracies and ICCs."""
     lines = [
         "| measure |" + "".join(f" {num} groups |" for num in NUM_GROUPS),
@@ -387,6 +416,8 @@ def table_of_differences(rows: Sequence[Row]) -> str:
     """Return the lowest coverage, and how often equal networks are called different."""
     equal = [row for row in rows if row["measure"] == "no difference"]
     lines = [
+        "How often p < 0.05 for equally good networks (groups in which they differ).",
+        "",
         "| accuracy | ICC |" + "".join(f" {num} groups |" for num in NUM_GROUPS),
         "|---|---|" + "---|" * len(NUM_GROUPS),
     ]
@@ -402,7 +433,8 @@ def table_of_differences(rows: Sequence[Row]) -> str:
             f"| {accuracy:.2f} | {icc:.1f} |"
             + "".join(cells[num] for num in NUM_GROUPS)
         )
-    return "\n".join([table_of_lowest(rows), *lines, ""])
+    heading = "**Differences**: the lowest coverage, and at which accuracy and ICC."
+    return "\n".join([heading, "", _lowest(rows), *lines, ""])
 
 
 class _Part(NamedTuple):
@@ -412,7 +444,7 @@ class _Part(NamedTuple):
 
 PARTS = {
     "shares": _Part(simulate_shares, table_of_shares),
-    "measures": _Part(simulate_measures, table_of_lowest),
+    "measures": _Part(simulate_measures, table_of_measures),
     "differences": _Part(simulate_differences, table_of_differences),
 }
 

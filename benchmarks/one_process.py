@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from tumorlens.deploy.artefact import open_artefact
 from tumorlens.deploy.benchmark.timing import ratio_by_rounds, take_turns
 from tumorlens.deploy.benchmark.worker import NUM_FIRST_CALLS, SETTLE_SECONDS, Worker
-from tumorlens.deploy.runtimes import Session, num_processors, open_session
+from tumorlens.deploy.runtimes import Session, open_session
+from tumorlens.system import num_processors
 
 NUM_CALLS = 10
 LAST = "apart, turns"

@@ -1,18 +1,27 @@
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from pydantic import ValidationError
 
+import tumorlens
 from tumorlens.config import (
     Config,
+    absolute_paths,
+    differences,
     dump_config,
+    idle_settings,
     load_config,
     machine_settings,
+    number_kind,
     parse_config,
+    path_settings,
     setting_names,
+    values_of,
 )
 from tumorlens.errors import ConfigError
 
@@ -195,7 +204,7 @@ def test_a_section_that_is_no_table_is_named(tmp_path: Path) -> None:
     ("content", "problem"),
     [
         (b"[optim\n", "x.toml is not TOML: "),
-        (b"\xff\xfe", "x.toml is not TOML: "),
+        (b"\xfe", "x.toml is not TOML: "),
         (b"[optim]\nlr = 1\nlr = 2\n", "x.toml is not TOML: "),
     ],
 )
@@ -230,3 +239,148 @@ def test_settings_of_the_machine_are_those_that_change_no_result() -> None:
 def test_a_key_of_a_table_does_not_take_the_type_of_a_setting_of_its_name() -> None:
     config = load_config(assignments=["model.extra.name=123", "model.extra.path=none"])
     assert config.model.extra == {"name": 123, "path": "none"}
+
+
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b""], ids=["mark", "none"])
+def test_a_byte_order_mark_before_the_settings_is_passed_over(
+    tmp_path: Path, mark: bytes
+) -> None:
+    (tmp_path / "x.toml").write_bytes(mark + b"[optim]\r\nlr = 0.5\r\n")
+    assert load_config(tmp_path / "x.toml").optim.lr == 0.5
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_a_file_in_utf_16_is_named_as_such(tmp_path: Path, encoding: str) -> None:
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "x.toml").write_bytes(f"{mark}[optim]\n".encode(encoding))
+    error = error_of(path=tmp_path / "x.toml")
+    assert "x.toml is not TOML: it is text in UTF-16" in error.problem
+    assert error.hint.startswith("save it as UTF-8")
+
+
+def test_a_file_of_any_size_or_depth_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("a = " + "[" * 100_000)
+    assert "x.toml is not TOML: " in error_of(path=path).problem
+    monkeypatch.setattr("tumorlens.config.MAX_TOML_BYTES", 20)
+    path.write_text("# a comment that is too long")
+    assert error_of(path=path).problem == f"{path} is larger than 20 bytes"
+
+
+def test_an_assignment_of_several_lines_sets_nothing_beside() -> None:
+    config = load_config(assignments=["data.path='a'\n[optim]\nlr = 5"])
+    assert config.data.path == "'a'\n[optim]\nlr = 5"
+    assert config.optim == Config().optim
+
+
+# paths
+
+
+def test_every_path_becomes_absolute_and_no_other_setting_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = load_config(assignments=[f"{key}=sub/../x" for key in path_settings()])
+    after = absolute_paths(before)
+    assert set(differences(before, after)) == path_settings()
+    expected = dict.fromkeys(path_settings(), str(tmp_path / "x"))
+    assert {key: values_of(after)[key] for key in path_settings()} == expected
+    assert absolute_paths(after) == after
+
+
+def test_the_paths_are_those_that_the_descriptions_speak_of() -> None:
+    assert path_settings() == {
+        *("data.path", "data.metadata", "data.split", "data.cache_dir"),
+        "model.pretrained",
+    }
+    assert path_settings() < setting_names().keys()
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("data.metadata=none", "model.pretrained=auto", "model.pretrained=yes"),
+        "model.pretrained=no",
+    ],
+)
+def test_a_word_in_place_of_a_path_stays_a_word(word: str) -> None:
+    config = load_config(assignments=[word])
+    assert absolute_paths(config) == config
+
+
+def test_the_kind_of_a_number_is_that_of_the_setting() -> None:
+    kinds = {
+        key: number_kind(key) for key, value in values_of(Config()).items() if value
+    }
+    del kinds["model.in_chans"]  # one of two choices
+    for key, kind in kinds.items():
+        value = values_of(Config())[key]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        assert kind is (type(value) if is_number else None), key
+    assert number_kind("train.ema_decay") is float
+    assert number_kind("data.fold") is int
+    assert number_kind("model.in_chans") is None
+    assert number_kind("model.extra.depth") is None
+
+
+# settings without effect
+
+
+@pytest.mark.parametrize(
+    ("idle", "used"),
+    [
+        ("augment.mix_probability=0.5", "augment.mixup=1"),
+        ("augment.mix_probability=0.5", "augment.cutmix=1"),
+        ("augment.crop_scale=[0.1, 1.0]", "augment.policy=random-resized-crop"),
+        ("augment.auto_augment=v0", "augment.policy=auto-augment+mri"),
+        ("augment.strength=2", "augment.policy=basic+mri"),
+        ("optim.min_lr=1e-5", "optim.scheduler=cosine"),
+        ("optim.gamma=0.5", "optim.scheduler=step"),
+        ("optim.gamma=0.5", "optim.scheduler=exponential"),
+        ("optim.step_size=2", "optim.scheduler=step"),
+        ("train.early_stop_epochs=3", "train.best_by=loss"),
+        ("train.early_stop_epochs=12", "optim.epochs=13"),
+        ("data.num_folds=3", "data.protocol=grouped-kfold"),
+        ("data.test_fraction=0.3", "data.protocol=grouped"),
+        ("data.cache_dir=x", "data.cache_limit_mib=1"),
+    ],
+)
+def test_a_setting_without_effect_is_named_with_the_reason(
+    idle: str, used: str
+) -> None:
+    off = {
+        "augment": ["augment.policy=none"],
+        "optim": ["optim.scheduler=constant"],
+        "train": ["train.best_by=last"] * (idle != "train.early_stop_epochs=12"),
+        "data": ["data.protocol=as-given", "data.cache_limit_mib=0"],
+    }[idle.partition(".")[0]]
+    key = idle.partition("=")[0]
+    found = idle_settings(load_config(assignments=[*off, idle]))
+    assert key in found
+    assert found[key]
+    assert key not in idle_settings(load_config(assignments=[*off, idle, used]))
+
+
+def test_only_settings_that_were_changed_are_without_effect() -> None:
+    assert idle_settings(Config()) == {}
+    config = load_config(assignments=["data.split=x", "data.val_fraction=0.3"])
+    assert idle_settings(config) == {"data.val_fraction": "data.split has the subsets"}
+    assert idle_settings(config).keys() <= setting_names().keys()
+
+
+def test_every_setting_that_the_code_names_exists() -> None:
+    """A list with a name that is none would be passed over in silence."""
+    known = {*setting_names(), "model.json", "model.safetensors"}
+    sections = "|".join(Config.model_fields)
+    named = {
+        (path.name, node.value)
+        for path in Path(tumorlens.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(rf"({sections})\.[a-z_]+", node.value)
+    }
+    assert len(named) > 50
+    assert {one for one in named if one[1] not in known} == set()

@@ -5,6 +5,9 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +16,12 @@ from pydantic import BaseModel
 from tumorlens import files
 from tumorlens.errors import DataError, RunError
 from tumorlens.files import (
+    append_json,
+    locked,
+    read_json_lines,
+    remove_leftovers,
     replacing,
+    replacing_folder,
     sha256_of,
     write_bytes,
     write_json,
@@ -191,3 +199,176 @@ def test_a_file_that_is_missing_or_too_large_is_refused_unread(tmp_path: Path) -
         files.read_json(thing(tmp_path / "a.json", "1234"), hint="", max_bytes=3)
     with pytest.raises(RunError, match=r"cannot read .*: Is a directory"):
         files.read_json(tmp_path, hint="")
+
+
+# several processes, of one machine or more
+
+
+def test_two_that_write_one_file_at_once_do_not_share_a_temporary_name(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.txt"
+    with replacing(path) as one, replacing(path) as other:
+        one.write_text("one")
+        other.write_text("other")
+        assert one != other
+    assert path.read_text() == "one"  # the last to end
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_long_name_has_a_temporary_name_too(tmp_path: Path) -> None:
+    path = tmp_path / ("ä" * 120 + ".json")  # 245 of the 255 bytes of a name
+    write_json(path, [])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def left_by_a_kill(folder: Path) -> None:
+    """Let a process die while it writes a file and a folder."""
+    code = """
+import os, sys
+from pathlib import Path
+from tumorlens.files import locked, replacing, replacing_folder
+out = Path(sys.argv[1])
+with locked(out), replacing(out / "a.npy") as a, replacing_folder(out / "b") as b:
+    a.write_text("half")
+    (b / "c").write_text("half")
+    os._exit(9)
+"""
+    done = subprocess.run([sys.executable, "-c", code, folder], check=False)
+    assert done.returncode == 9
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_what_a_dead_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    left_by_a_kill(tmp_path)
+    (tmp_path / ".notes.txt").write_text("mine")
+    with replacing(tmp_path / "a.npy") as alive:
+        alive.write_text("half")
+        with replacing_folder(tmp_path / "d") as growing:
+            remove_leftovers(tmp_path.iterdir())
+            assert {path.name for path in tmp_path.iterdir()} == {
+                *(".lock", ".notes.txt", alive.name, growing.name)
+            }
+    assert (tmp_path / "a.npy").read_text() == "half"
+
+
+def test_a_second_command_is_kept_out_until_the_first_has_ended(tmp_path: Path) -> None:
+    left_by_a_kill(tmp_path)  # its lock is not held any more
+    with (
+        locked(tmp_path),
+        pytest.raises(RunError, match=rf"^another command works in {tmp_path}\n"),
+        locked(tmp_path, wait_s=0.1),
+    ):
+        pass
+    with locked(tmp_path, wait_s=0):
+        assert (tmp_path / ".lock").exists()
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_many_that_wait_for_a_folder_work_in_it_one_after_the_other(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "new" / "count.txt"
+
+    def count(_: int) -> None:
+        with locked(path.parent, wait_s=60):
+            before = int(path.read_text()) if path.exists() else 0
+            path.write_text(str(before + 1))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(count, range(80)))
+    assert path.read_text() == "80"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_was_made_for_nothing_is_removed_again(tmp_path: Path) -> None:
+    with locked(tmp_path / "new"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old").mkdir()
+    with locked(tmp_path / "old"):
+        pass
+    assert (tmp_path / "old").is_dir()
+
+
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a-file").write_text("")
+    with (
+        pytest.raises(DataError, match=r"^cannot write .*a-file: "),
+        locked(tmp_path / "a-file"),
+    ):
+        pass
+
+
+def test_a_folder_has_its_name_when_it_is_complete(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with replacing_folder(out) as folder:
+        (folder / "a").write_text("1")
+        assert not out.exists()
+    assert [path.name for path in out.iterdir()] == ["a"]
+    with pytest.raises(KeyboardInterrupt), replacing_folder(tmp_path / "b") as folder:
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_of_two_that_make_one_folder_the_second_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    second = replacing_folder(out)
+    (second.__enter__() / "a").write_text("second")
+    with replacing_folder(out) as first:
+        (first / "a").write_text("first")
+    with pytest.raises(DataError, match=r"out was made by another process meanwhile"):
+        second.__exit__(None, None, None)
+    assert (out / "a").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_no_line_is_lost_among_many_that_append(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: append_json(path, {"n": n}), range(80)))
+    found = [row["n"] for row in read_json_lines(path, hint="", is_log=True)]
+    assert sorted(found) == list(range(80))
+
+
+def test_a_full_disk_leaves_a_log_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.jsonl"
+    append_json(path, {"n": 1})
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(DataError, match=r"cannot write .*log\.jsonl: No space"):
+            append_json(path, {"n": 2})
+    assert read_json_lines(path, hint="") == [{"n": 1}]
+
+
+@pytest.mark.parametrize(
+    ("end", "kept"), [(b'{"n": 2', []), (b"\0\0\0", []), (b'{"n": 2}', [{"n": 2}])]
+)
+def test_half_a_last_line_of_a_log_does_not_spoil_it(
+    end: bytes, kept: list[dict[str, int]], tmp_path: Path
+) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"n": 1}\n' + end)
+    expected = [{"n": 1}, *kept]
+    assert read_json_lines(path, hint="", is_log=True) == expected
+    append_json(path, {"n": 3})
+    assert read_json_lines(path, hint="") == [*expected, {"n": 3}]
+
+
+def test_a_log_that_another_process_holds_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.jsonl"
+    append_json(path, {"n": 1})
+    monkeypatch.setattr(files, "LOCK_WAIT_S", 0.1)
+    with (
+        locked(tmp_path, lock=path),
+        pytest.raises(DataError, match=r"log\.jsonl: another process holds it"),
+    ):
+        append_json(path, {"n": 2})

@@ -19,11 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 import tumorlens
 from tumorlens import system
-from tumorlens.errors import DataError
-from tumorlens.system import Helper, HelperError, describe_environment
+from tumorlens.errors import DataError, OutOfMemoryError
+from tumorlens.system import (
+    Helper,
+    HelperError,
+    describe_environment,
+    is_out_of_memory,
+    num_processors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +63,18 @@ def test_a_package_that_is_missing_has_no_version(
     monkeypatch.setattr(system, "_PACKAGES", ("numpy", "no-such-package-at-all"))
     packages = describe()["packages"]
     assert packages == {"numpy": np.__version__, "no-such-package-at-all": None}
+
+
+def test_where_a_process_may_not_be_pinned_all_processors_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert num_processors() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 6, raising=False)
+    assert num_processors() == 6
+    monkeypatch.delattr(os, "process_cpu_count")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert num_processors() == 1
 
 
 def test_the_record_names_neither_user_nor_host() -> None:
@@ -191,7 +210,7 @@ def test_a_helper_stays_between_requests_and_ends_when_it_is_closed(
 
 
 def test_a_helper_that_is_forgotten_ends(helper: Helper) -> None:
-    forgotten = Helper("child")
+    forgotten = Helper("child", time_limit_s=60)
     pid = forgotten.request({"do": "reverse"})[0]["pid"]
     del forgotten
     gc.collect()
@@ -247,11 +266,6 @@ def test_a_helper_that_takes_too_long_is_killed(helper: Helper) -> None:
             impatient.request({"do": "sleep"})
         assert time.monotonic() - start < 10
         assert impatient.pid is None
-
-
-def test_without_a_limit_a_helper_is_waited_for(helper: Helper) -> None:
-    with Helper("child") as patient:
-        assert patient.request({"do": "reverse"})[0]["num"] == 0
 
 
 def test_prints_of_libraries_do_not_end_up_among_the_answers(helper: Helper) -> None:
@@ -315,7 +329,7 @@ def test_a_helper_finds_this_package_and_not_files_of_the_current_folder(
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "json.py").write_text("raise SystemExit('mine')")
     monkeypatch.chdir(tmp_path / "here")
-    with Helper("child", environment={"A_NAME": "a value"}) as other:
+    with Helper("child", time_limit_s=60, environment={"A_NAME": "a value"}) as other:
         found = other.request({"do": "environment", "name": "A_NAME"})[0]
     assert found["value"] == "a value"
     assert str(Path(tumorlens.__file__).parents[1]) in found["path"]
@@ -327,7 +341,7 @@ def test_a_helper_ends_when_its_parent_is_killed(helper: Helper) -> None:
     code = """
 import os, signal
 from tumorlens.system import Helper
-helper = Helper("child")
+helper = Helper("child", time_limit_s=60)
 print(helper.request({"do": "reverse"})[0]["pid"], flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -368,3 +382,22 @@ def test_a_helper_leaves_no_thread(helper: Helper) -> None:
     before = threading.active_count()
     helper.request({"do": "reverse"})
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (OutOfMemoryError("memory ran out: resnet18 with a batch of 8"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_only_want_of_memory_counts_as_such(
+    error: BaseException, *, expected: bool
+) -> None:
+    assert is_out_of_memory(error) is expected

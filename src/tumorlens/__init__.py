@@ -86,7 +86,7 @@ def audit(
     from tumorlens.data.audit import audit as audit_index
     from tumorlens.data.duplicates import find_duplicates
     from tumorlens.data.index import read_index
-    from tumorlens.files import write_model
+    from tumorlens.files import locked, write_model
 
     with extras.naming_missing_extras("audit"):
         index = read_index(Path(data), metadata=metadata)
@@ -96,10 +96,11 @@ def audit(
             from tumorlens.report import write_audit_page
 
             json_path = Path(out) / "audit.json"
-            write_model(json_path, found)
-            write_audit_page(
-                json_path, data=Path(data), out=json_path.with_suffix(".html")
-            )
+            with locked(json_path.parent):
+                write_model(json_path, found)
+                write_audit_page(
+                    json_path, data=Path(data), out=json_path.with_suffix(".html")
+                )
         return found
 
 
@@ -131,7 +132,7 @@ def split(
 
     from tumorlens.data.index import write_split
 
-    config = load_config(settings={"data.path": str(data), **(settings or {})})
+    config = load_config(settings=_with_data(data, settings))
     with extras.naming_missing_extras("split"):
         from tumorlens.training.dataset import split_data
 
@@ -196,7 +197,8 @@ def train(
         out: The run folder to make.
         data: Same as the setting `data.path`.
         settings: Dotted names and values, as for `--set`; they go on top of `config`.
-        resume: Continue the interrupted run in `out` with its own settings.
+        resume: Continue the interrupted run in `out`. What is given again must be as it
+            was, except `data`, where the images are now, and settings of the machine.
         show_progress: Whether to show bars and a line for each epoch. Default: only in
             a notebook.
 
@@ -226,16 +228,11 @@ def train(
         from tumorlens.runs.progress import TqdmProgress
         from tumorlens.training.fit import train as fit
 
-    if resume and (config or data or settings):
-        raise errors.ConfigError(
-            f"resume=True continues {out} with the settings it was started with",
-            hint="leave out config, data and settings, or start another run",
-        )
     if show_progress is None:
         show_progress = _is_notebook()
-    given = {} if data is None else {"data.path": str(data)}
+    start = _on_top_of(open_run(out).config, config) if resume else config
     result = fit(
-        None if resume else load_config(config, settings=given | dict(settings or {})),
+        load_config(start, settings=_with_data(data, settings)),
         out=Path(out),
         resume=resume,
         listener=TqdmProgress() if show_progress else None,
@@ -327,7 +324,8 @@ def predict(
     Args:
         model: Run folder, artefact folder, or an open `Predictor`.
         images: Files, and folders for all images below them. A file that cannot be read
-            has an `error` in place of probabilities.
+            has an `error` in place of probabilities. What was passed over in folders
+            is in `skipped` of the result.
 
     Raises:
         DataError: A path does not exist, or there is no image in a folder.
@@ -340,6 +338,7 @@ def predict(
         >>> answer.predicted in ("glioma", "meningioma", "no_tumor", "pituitary")
         True
     """
+    from collections import Counter
     from pathlib import Path
 
     from tumorlens.data.files import walk_images
@@ -347,8 +346,10 @@ def predict(
 
     if not isinstance(model, Predictor):
         model = Predictor.open(model if isinstance(model, str | Path) else model.path)
-    files = walk_images(_paths(images))
-    return FilePredictions(model.classes, model.predict_files(files))
+    skipped = Counter[str]()
+    files = walk_images(_paths(images), skipped=skipped)
+    answers = list(model.predict_files(files))
+    return FilePredictions(model.classes, answers, skipped=skipped)
 
 
 def export(
@@ -416,7 +417,7 @@ def benchmark(
     """
     from pathlib import Path
 
-    from tumorlens.files import write_model
+    from tumorlens.files import locked, write_model
 
     with extras.naming_missing_extras("benchmark"):
         from tumorlens.deploy.benchmark.session import benchmark as measure
@@ -432,9 +433,10 @@ def benchmark(
             from tumorlens.report import write_benchmark_page
 
             json_path = Path(out) / "benchmark.json"
-            write_model(json_path, found)
-            write_csv(found, json_path.with_suffix(".csv"))
-            write_benchmark_page(json_path, out=json_path.with_suffix(".html"))
+            with locked(json_path.parent):
+                write_model(json_path, found)
+                write_csv(found, json_path.with_suffix(".csv"))
+                write_benchmark_page(json_path, out=json_path.with_suffix(".html"))
     return found
 
 
@@ -504,6 +506,45 @@ def _paths(given: str | Path | Run | Sequence[str | Path | Run]) -> list[Path]:
 
     several = [given] if isinstance(given, str | Path | Run) else given
     return [one.path if isinstance(one, Run) else Path(one) for one in several]
+
+
+def _with_data(
+    data: str | Path | None, settings: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return settings together with the argument `data`.
+
+    Raises:
+        ConfigError: They name other images.
+    """
+    given = dict(settings or {})
+    if data is None:
+        return given
+    named = str(given.get("data.path", data))
+    if named != str(data):
+        raise errors.ConfigError(
+            f"data.path is given twice: {str(data)!r} as data, {named!r} in settings",
+            hint="leave out one of the two",
+        )
+    return {"data.path": str(data)} | given
+
+
+def _on_top_of(begun: Config, config: str | Path | Config | None) -> Config:
+    """Return the settings of a run with those of a TOML file on top.
+
+    Settings as a whole, from `load_config`, take their place.
+
+    Raises:
+        ConfigError: The file cannot be read, or a setting is wrong.
+    """
+    from pathlib import Path
+
+    from tumorlens.config import merge, parse_config, read_toml
+
+    if not isinstance(config, str | Path):
+        return begun if config is None else config
+    values = begun.model_dump(mode="json", exclude_none=True)
+    merge(values, read_toml(Path(config)))
+    return parse_config(values)
 
 
 def _run(run: str | Path | Run) -> Run:

@@ -8,9 +8,19 @@ run folder has its complete settings. Nothing here reads images or imports torch
 
 from __future__ import annotations
 
+import codecs
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    Self,
+    cast,
+    get_args,
+    get_origin,
+)
 
 import tomli_w
 from pydantic import (
@@ -27,6 +37,7 @@ from tumorlens.errors import ConfigError, did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
 Protocol = Literal["as-given", "grouped", "grouped-kfold"]
@@ -44,6 +55,15 @@ _MACHINE: dict[str, JsonValue] = {"machine": True}
 """Mark of a setting that says where and with what a run is computed, not what it is."""
 
 
+def _path_or(*words: str) -> dict[str, JsonValue]:
+    """Return the mark of a setting that is a path, unless it is one of these words."""
+    return {"path": True, "words": list(words)}
+
+
+MAX_TOML_BYTES = 16 << 20
+"""Largest TOML file that is read; a plan of 10,000 arms stays below it."""
+
+
 class _Section(BaseModel):
     # Strict: `epochs = true` or `lr = "1e-3"` is a mistake, not a number.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -55,12 +75,13 @@ class DataConfig(_Section):
     path: str | None = Field(
         None,
         description="Folder of class folders, or a CSV/Parquet table.",
-        json_schema_extra=_MACHINE,
+        json_schema_extra=_MACHINE | _path_or(),
     )
     metadata: str | None = Field(
         None,
         description="CSV with the columns path, patient, source and source_label. "
         "Unset: DATA/metadata.csv if it exists; 'none' ignores that file too.",
+        json_schema_extra=_path_or("none"),
     )
     protocol: Protocol = Field(
         "grouped",
@@ -71,6 +92,7 @@ class DataConfig(_Section):
         None,
         description="Existing split.csv to use instead of making one; refused if it "
         "puts a group on two sides, unless protocol is 'as-given'.",
+        json_schema_extra=_path_or(),
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.15, description="Share of the training images that become val, by group."
@@ -105,7 +127,7 @@ class DataConfig(_Section):
         None,
         description="Folder for decoded images, which are kept between runs. Unset: "
         "tumorlens in the user's cache folder.",
-        json_schema_extra=_MACHINE,
+        json_schema_extra=_MACHINE | _path_or(),
     )
     cache_limit_mib: NotNegative = Field(
         8192.0,
@@ -137,6 +159,7 @@ class ModelConfig(_Section):
         "auto",
         description="Initial weights: 'auto' and 'yes' fetch those of the model hub, "
         "'no' draws random ones; anything else is a .safetensors or .pth file.",
+        json_schema_extra=_path_or("auto", "yes", "no"),
     )
     drop_rate: Fraction = Field(0.0, description="Dropout before the last layer.")
     drop_path_rate: Fraction = Field(
@@ -170,7 +193,7 @@ class ModelConfig(_Section):
     )
     extra: dict[str, Any] = Field(
         default_factory=dict,
-        description="Further arguments of timm.create_model, such as pad_type.",
+        description="Further arguments of the network itself, such as pad_type.",
     )
 
     @model_validator(mode="after")
@@ -306,9 +329,9 @@ class TrainConfig(_Section):
     )
     accumulate: Annotated[int, Field(gt=0, le=1024)] = Field(
         1,
-        description="Parts into which each batch is split on its way through the "
+        description="Parts into which a full batch is split on its way through the "
         "network; their gradients are added up. Less memory for the same steps, but "
-        "batch norm works on the parts.",
+        "batch norm works on the parts. A part of a single image joins the one before.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         42,
@@ -332,8 +355,8 @@ class TrainConfig(_Section):
     class_weights: Literal["none", "sqrt", "balanced"] = Field(
         "none",
         description="Weights of the classes in the loss: 'none' for equal ones, "
-        "'balanced' for the inverse of the frequency, 'sqrt' for its square root; "
-        "mean 1 over the images.",
+        "'balanced' for the inverse of the frequency, 'sqrt' for its square root. The "
+        "loss of a batch is divided by the sum of its weights.",
     )
     sampler: Literal["shuffle", "balanced"] = Field(
         "shuffle",
@@ -424,12 +447,27 @@ def read_toml(
         ConfigError: The file cannot be read, or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MAX_TOML_BYTES + 1)
     except OSError as error:
         raise ConfigError(
             f"cannot read the {kind} {path}: {error.strerror}", hint=hint
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    if len(content) > MAX_TOML_BYTES:
+        raise ConfigError(
+            f"{path} is larger than {MAX_TOML_BYTES:,} bytes",
+            hint=f"see {examples} for files that work",
+        )
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ConfigError(
+            f"{path} is not TOML: it is text in UTF-16, and TOML is UTF-8",
+            hint="save it as UTF-8: in Notepad by Save as, in PowerShell by "
+            "Out-File -Encoding utf8",
+        )
+    try:
+        # Notepad and PowerShell put a byte order mark before UTF-8.
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(
             f"{path} is not TOML: {error}", hint=f"see {examples} for files that work"
         ) from None
@@ -485,9 +523,12 @@ def parse_assignment(assignment: str) -> tuple[str, Any]:
             hint="for example --set optim.lr=1e-4",
         )
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        found = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
         return key, text
+    if len(found) > 1:  # several lines
+        return key, text
+    value = found["value"]
     # A folder may be called 2020, but no text setting is a number.
     is_text = _annotation(key) in (str, str | None)
     return key, text if is_text and not isinstance(value, str) else value
@@ -519,6 +560,20 @@ def assign(settings: dict[str, Any], key: str, value: Any) -> None:
         inner[name] = value
 
 
+def merge(settings: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Put the sections of a TOML file into nested settings, in place.
+
+    Example:
+        >>> settings = {"optim": {"lr": 0.1, "epochs": 3}}
+        >>> merge(settings, {"optim": {"lr": 0.2}})
+        >>> settings
+        {'optim': {'lr': 0.2, 'epochs': 3}}
+    """
+    for section, inner in more.items():
+        both = isinstance(inner, dict) and isinstance(settings.get(section), dict)
+        settings[section] = settings[section] | inner if both else inner
+
+
 def parse_config(settings: Mapping[str, Any]) -> Config:
     """Return the complete settings for nested dictionaries, as read from TOML.
 
@@ -533,18 +588,45 @@ def parse_config(settings: Mapping[str, Any]) -> Config:
         raise ConfigError(problem, hint=hint) from None
 
 
-def with_absolute_paths(config: Config) -> Config:
+def absolute_paths(config: Config) -> Config:
     """Return the settings with absolute paths, so that they hold in any folder."""
-    paths = {
-        name: str(Path(value).resolve())
-        for name in ("path", "split", "cache_dir")
-        if (value := getattr(config.data, name)) is not None
-    }
-    data, model = config.data.model_copy(update=paths), config.model
-    if Path(model.pretrained).is_file():
-        weights = str(Path(model.pretrained).resolve())
-        model = model.model_copy(update={"pretrained": weights})
-    return config.model_copy(update={"data": data, "model": model})
+    values = config.model_dump(mode="json", exclude_none=True)
+    for key in path_settings():
+        section, _, name = key.partition(".")
+        if name in values[section]:
+            values[section][name] = absolute_path(key, values[section][name])
+    return parse_config(values)
+
+
+def absolute_path(key: str, value: Any) -> Any:
+    """Return the value of a setting; a path becomes absolute.
+
+    Args:
+        key: `section.name` of any setting.
+        value: Its value. Words such as 'none' of data.metadata are no paths.
+
+    Example:
+        >>> absolute_path("data.metadata", "none"), absolute_path("optim.lr", 0.1)
+        ('none', 0.1)
+        >>> absolute_path("data.path", "/images/../set")
+        '/set'
+    """
+    return str(Path(value).resolve()) if is_path(key, value) else value
+
+
+def is_path(key: str, value: Any) -> bool:
+    """Whether this value of a setting is a path, and not a word.
+
+    Example:
+        >>> is_path("model.pretrained", "no"), is_path("model.pretrained", "a.pth")
+        (False, True)
+    """
+    extra = _extra_of(key)
+    return (
+        isinstance(value, str)
+        and bool(extra.get("path"))
+        and value not in extra.get("words", ())
+    )
 
 
 def dump_config(config: Config) -> str:
@@ -569,12 +651,129 @@ def machine_settings() -> frozenset[str]:
 
     Two runs that differ in nothing else are the same training on two machines.
     """
-    return frozenset(
-        f"{section}.{name}"
-        for section, outer in Config.model_fields.items()
-        for name, field in _section(outer.annotation).model_fields.items()
-        if field.json_schema_extra == _MACHINE
+    return frozenset(key for key in setting_names() if _extra_of(key).get("machine"))
+
+
+def path_settings() -> frozenset[str]:
+    """Return the settings, as `section.name`, whose values are paths."""
+    return frozenset(key for key in setting_names() if _extra_of(key).get("path"))
+
+
+def number_kind(key: str) -> type[int] | type[float] | None:
+    """Return int or float for a setting that is a number; `None` for any other.
+
+    Example:
+        >>> number_kind("optim.epochs"), number_kind("optim.lr")
+        (<class 'int'>, <class 'float'>)
+        >>> number_kind("model.size_px"), number_kind("model.name")
+        (<class 'int'>, None)
+    """
+    annotation = _annotation(key)
+    is_optional = type(None) in get_args(annotation)
+    for one in get_args(annotation) if is_optional else (annotation,):
+        kind = get_args(one)[0] if get_origin(one) is Annotated else one
+        if kind in (int, float):
+            return cast("type[int] | type[float]", kind)
+    return None
+
+
+def values_of(config: Config) -> dict[str, Any]:
+    """Return the settings as `section.name` -> value; `None` for those unset."""
+    content = config.model_dump(mode="json")
+    return {
+        f"{section}.{name}": value
+        for section, inner in content.items()
+        for name, value in inner.items()
+    }
+
+
+def differences(before: Config, now: Config) -> dict[str, str]:
+    """Return setting -> how it differs, in words, for all settings that do.
+
+    Example:
+        >>> now = load_config(assignments=["optim.lr=0.1", "model.size_px=64"])
+        >>> differences(Config(), now)
+        {'model.size_px': 'unset before, now 64', 'optim.lr': '0.001 before, now 0.1'}
+    """
+    new = values_of(now)
+    return {
+        key: f"{_shown(old)} before, now {_shown(new[key])}"
+        for key, old in values_of(before).items()
+        if old != new[key]
+    }
+
+
+def idle_settings(config: Config) -> dict[str, str]:
+    """Return setting -> why it has no effect, for those that are not at their default.
+
+    Example:
+        >>> idle_settings(load_config(assignments=["augment.mix_probability=0.5"]))
+        {'augment.mix_probability': 'augment.mixup and augment.cutmix are 0'}
+    """
+    data, augment, optim, train = (
+        *(config.data, config.augment, config.optim, config.train),
     )
+    rules = {
+        "data.val_fraction": (
+            data.split is not None and data.protocol != "grouped-kfold",
+            "data.split has the subsets",
+        ),
+        "data.test_fraction": (
+            data.split is not None or data.protocol != "grouped",
+            f"data.protocol is {data.protocol!r}"
+            if data.split is None
+            else "data.split has the subsets",
+        ),
+        "data.num_folds": (
+            data.protocol != "grouped-kfold",
+            f"data.protocol is {data.protocol!r}",
+        ),
+        "data.cache_dir": (data.cache_limit_mib == 0, "data.cache_limit_mib is 0"),
+        "augment.crop_scale": (
+            "random-resized-crop" not in augment.policies,
+            f"augment.policy is {augment.policy!r}",
+        ),
+        "augment.auto_augment": (
+            "auto-augment" not in augment.policies,
+            f"augment.policy is {augment.policy!r}",
+        ),
+        "augment.strength": (
+            "mri" not in augment.policies,
+            f"augment.policy is {augment.policy!r}",
+        ),
+        "augment.mix_probability": (
+            not augment.mixup and not augment.cutmix,
+            "augment.mixup and augment.cutmix are 0",
+        ),
+        "optim.step_size": (
+            optim.scheduler != "step",
+            f"optim.scheduler is {optim.scheduler!r}",
+        ),
+        "optim.gamma": (
+            optim.scheduler not in ("step", "exponential"),
+            f"optim.scheduler is {optim.scheduler!r}",
+        ),
+        "optim.min_lr": (
+            optim.scheduler != "cosine",
+            f"optim.scheduler is {optim.scheduler!r}",
+        ),
+        "train.early_stop_epochs": (
+            train.best_by == "last" or (train.early_stop_epochs or 0) >= optim.epochs,
+            "every epoch is the best by 'last'"
+            if train.best_by == "last"
+            else f"optim.epochs is {optim.epochs}",
+        ),
+    }
+    default, now = values_of(Config()), values_of(config)
+    return {
+        key: why
+        for key, (is_idle, why) in rules.items()
+        if is_idle and now[key] != default[key]
+    }
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else str(value)
 
 
 def _can_be_unset(key: str) -> bool:
@@ -583,10 +782,21 @@ def _can_be_unset(key: str) -> bool:
 
 
 def _annotation(key: str) -> Any:
+    field = _field(key)
+    return field.annotation if field else None
+
+
+def _extra_of(key: str) -> dict[str, Any]:
+    """Return the marks of a setting; none for a name that is no setting."""
+    field = _field(key)
+    extra = field.json_schema_extra if field else None
+    return extra if isinstance(extra, dict) else {}
+
+
+def _field(key: str) -> FieldInfo | None:
     section, _, name = key.partition(".")
     outer = Config.model_fields.get(section)
-    field = outer and _section(outer.annotation).model_fields.get(name)
-    return field.annotation if field else None
+    return _section(outer.annotation).model_fields.get(name) if outer else None
 
 
 def _section(annotation: Any) -> type[_Section]:

@@ -4,6 +4,7 @@
     |- ConfigError        a setting is unknown, of the wrong type or out of range
     |- DataError          the image folder or one of its files cannot be used
     |- RunError           a run folder is missing, incomplete or from another version
+    |- OutOfMemoryError   the memory is too small for what the settings demand
     |- ArtefactError      an exported model is missing, changed, or not as promised
     `- MissingExtraError  an optional dependency is not installed
 
@@ -44,6 +45,10 @@ class DataError(TumorlensError):
 
 class RunError(TumorlensError):
     """A run folder is missing, incomplete or from another version."""
+
+
+class OutOfMemoryError(TumorlensError):
+    """The memory is too small for what the settings demand."""
 
 
 class ArtefactError(TumorlensError):

@@ -29,7 +29,6 @@ _EXTRA_OF = {
     "gdcm": "dicom",
     "highdicom": "dicom",
     "jinja2": "train",
-    "filelock": "train",
     "matplotlib": "train",
     "mlflow": "track",
     "nibabel": "demo",

@@ -77,9 +77,29 @@ def processor_name() -> str:
     return platform.machine()
 
 
+def num_processors() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    count = getattr(os, "process_cpu_count", os.cpu_count)()  # the first: Python 3.13
+    return int(count or 1)
+
+
 def is_main_process() -> bool:
     """Return whether this process should print: under torchrun, that of rank 0."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, on a GPU or in main memory."""
+    # torch, cuBLAS, cuDNN, oneDNN and C++ have no type for it in common, and torch is
+    # not imported here.
+    words = ("out of memory", "defaultcpuallocator", "bad_alloc", "alloc_failed")
+    is_named = type(error).__name__ == "OutOfMemoryError"
+    is_told = isinstance(error, RuntimeError) and any(
+        word in str(error).lower() for word in words
+    )
+    return isinstance(error, MemoryError) or is_named or is_told
 
 
 @contextmanager
@@ -183,6 +203,10 @@ class HelperError(Exception):
     """A helper process died, took too long, or gave no valid answer."""
 
 
+class HelperTimeoutError(HelperError):
+    """A helper process took too long."""
+
+
 class Helper:
     """A Python child process that answers requests, one at a time.
 
@@ -204,15 +228,15 @@ class Helper:
         self,
         module: str,
         *,
-        time_limit_s: float | None = None,
+        time_limit_s: float,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """Prepare a helper; nothing is started yet.
 
         Args:
             module: Full name of the module that is the child's program.
-            time_limit_s: Seconds after which a request fails and the child is killed;
-                `None` for no limit. The first request includes the start.
+            time_limit_s: Seconds after which a request fails and the child is killed.
+                The first request includes the start.
             environment: Variables that the child gets besides those of this process.
         """
         self._module = module
@@ -293,12 +317,13 @@ class _Child:
         )
 
     def exchange(
-        self, content: Mapping[str, Any], payload: bytes, time_limit_s: float | None
+        self, content: Mapping[str, Any], payload: bytes, time_limit_s: float
     ) -> tuple[dict[str, Any], bytes]:
         """Return header and payload of the answer to a request.
 
         Raises:
             HelperError: See `Helper.request`.
+            HelperTimeoutError: It took longer than the limit.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -311,8 +336,7 @@ class _Child:
             is_late.set()
             self.process.kill()
 
-        limit = threading.TIMEOUT_MAX if time_limit_s is None else time_limit_s
-        timer = threading.Timer(limit, kill)
+        timer = threading.Timer(time_limit_s, kill)
         timer.daemon = True
         timer.start()
         answer = None
@@ -327,7 +351,7 @@ class _Child:
             timer.cancel()
             timer.join()
         if is_late.is_set():
-            raise HelperError(f"took longer than {time_limit_s:g} s")
+            raise HelperTimeoutError(f"took longer than {time_limit_s:g} s")
         if answer is None:
             raise HelperError(self._last_words())
         return answer

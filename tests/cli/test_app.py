@@ -112,6 +112,24 @@ def assert_refused(answer: Answer, *words: str) -> None:
     assert "Traceback" not in answer.err
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: not enough")],
+)
+def test_want_of_memory_is_one_line_in_every_command(
+    ask: Callable[..., Answer],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: Exception,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tumorlens.data.index.read_index", fail)
+    answer = ask("audit", tmp_path, "--out", tmp_path / "out")
+    assert_refused(answer, "memory ran out")
+
+
 # What is typed wrongly
 
 
@@ -508,13 +526,19 @@ def test_train_does_not_write_into_a_run_that_is_there(
     assert_refused(answer, str(run), "exists")
 
 
-@pytest.mark.parametrize(
-    "given", [["--data", "d"], ["--set", "optim.lr=1"], ["c.toml"]]
-)
-def test_resume_takes_no_other_settings(
-    ask: Callable[..., Answer], run: Path, given: list[str]
+def test_resume_takes_the_command_again_and_no_other_settings(
+    ask: Callable[..., Answer], work: Path, run: Path, tmp_path: Path
 ) -> None:
-    assert_refused(ask("train", "--resume", "--out", run, *given), "--resume", str(run))
+    words = ["train", "--resume", "--out", run]
+    before = (run / "config.toml").read_bytes()
+    same = ["--data", work / "data", *small(work / "cache")]
+    assert ask(*words, *same).status == 0
+    assert (run / "config.toml").read_bytes() == before
+    answer = ask(*words, "--set", "optim.lr=0.5")
+    assert_refused(answer, str(run), "other settings: optim.lr: 0.001 before, now 0.5")
+    (tmp_path / "c.toml").write_text("[model]\nsize_px = 48\n")
+    assert_refused(ask(*words, tmp_path / "c.toml"), "model.size_px: ")
+    assert (run / "config.toml").read_bytes() == before
 
 
 # A disk that is full

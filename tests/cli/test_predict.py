@@ -99,6 +99,49 @@ def test_models_of_one_name_have_names_of_their_own_in_the_file(
     assert {row["run"] for row in rows} == {"a/onnx", "b/onnx"}
 
 
+@pytest.mark.parametrize("num_models", [1, 2])
+@pytest.mark.parametrize("to_file", [True, False], ids=["file", "table"])
+def test_what_is_passed_over_in_a_folder_is_counted_once(
+    ask: Callable[..., Answer],
+    images: Path,
+    tmp_path: Path,
+    to_file: bool,  # noqa: FBT001
+    num_models: int,
+) -> None:
+    paths = [make_artefact(tmp_path / name / "onnx", kind="onnx").path for name in "ab"]
+    (images / "0.png").rename(images / "0.jfif")
+    (images / "1.png").rename(images / "one")
+    (images / "notes.txt").write_text("no image")
+    Image.new("L", (9, 9)).save(images / "a.webp")
+    (images / "again").symlink_to(images)
+    more = ["--run", paths[1]] if num_models == 2 else []
+    out = ["--out", tmp_path / "out.csv"] if to_file else []
+    answer = ask(paths[0], images, *more, *out)
+    assert answer.status == 0
+    assert answer.err.strip() == "skipped: 1 x .txt, 1 x .webp, 1 x link to a folder"
+    listed = (tmp_path / "out.csv").read_text() if to_file else answer.out
+    assert "0.jfif" in listed
+    assert "one" in listed
+    found = tumorlens.predict(paths[0], images)
+    assert len(found) == 6
+    assert found.skipped == {".txt": 1, ".webp": 1, "link to a folder": 1}
+
+
+def test_a_strip_costs_no_more_than_its_own_row(
+    ask: Callable[..., Answer], images: Path, tmp_path: Path
+) -> None:
+    artefact = make_artefact(tmp_path / "onnx", kind="onnx")
+    for name, width in (("long", 60_000), ("longer", 1_500_000)):
+        Image.new("L", (width, 4), 200).save(images / f"{name}.png")
+    answer = ask(artefact.path, images, "--out", tmp_path / "out.csv")
+    rows = list(csv.DictReader((tmp_path / "out.csv").read_text("utf-8").splitlines()))
+    errors = {Path(row["path"]).stem: row["error"] for row in rows if row["error"]}
+    assert answer.status == 3
+    assert len(rows) == 8
+    assert set(errors) == {"longer"}
+    assert errors["longer"].startswith("has 1500000 x 4 pixels, and no side may be")
+
+
 # Without torch
 
 

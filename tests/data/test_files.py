@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tumorlens.data.files import count_images, walk_images
+from tumorlens.data.files import count_images, described, walk_images
 from tumorlens.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,6 +31,24 @@ def test_a_folder_gives_the_images_below_it_sorted(tmp_path: Path) -> None:
         tmp_path / name
         for name in ("a.JPG", "b.png", "deep/er/c.dcm", "folder.png/f.tif")
     ]
+
+
+def test_an_image_is_found_by_its_first_bytes_and_the_others_are_counted(
+    tmp_path: Path,
+) -> None:
+    touch(
+        tmp_path, "a.png", "c.jpe", "d.JFIF", "deep/e.txt", "f.txt", "g.WebP", ".h.txt"
+    )
+    touch(tmp_path, "i.doe^jane", "j.0123456789")
+    (tmp_path / "b").write_bytes(b"\x89PNG\r\n\x1a\n, or what is left of it")
+    (tmp_path / "k").symlink_to(tmp_path / "deep")
+    os.mkfifo(tmp_path / "pipe")
+    skipped = Counter[str]()
+    names = [path.name for path in walk_images([tmp_path], skipped=skipped)]
+    assert names == ["a.png", "b", "c.jpe", "d.JFIF"]
+    assert described(skipped) == (
+        "2 x .txt, 1 x .webp, 3 x file of another kind, 1 x link to a folder"
+    )
 
 
 def test_a_folder_in_a_hidden_place_is_searched_all_the_same(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import random
 import struct
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -16,8 +17,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tumorlens.data import images
-from tumorlens.data.images import ImageLimits, fit_square, load_square, read_image
+from support.handmade_files import tiff_page, write_png, write_tiff
+from tumorlens.data import images, raster
+from tumorlens.data.images import (
+    ImageLimits,
+    fit_square,
+    is_image_file,
+    load_square,
+    read_image,
+)
 from tumorlens.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,30 +48,6 @@ def error_of(path: Path, **options: Any) -> DataError:
     assert "\n" not in caught.value.problem
     assert caught.value.hint
     return caught.value
-
-
-def png_chunk(name: bytes, content: bytes) -> bytes:
-    return (
-        struct.pack(">L", len(content))
-        + name
-        + content
-        + struct.pack(">L", zlib.crc32(name + content))
-    )
-
-
-def write_png(
-    path: Path, width: int, height: int, depth_color: bytes, *rows: bytes
-) -> Path:
-    """Write a PNG by hand, in forms that Pillow cannot write."""
-    header = struct.pack(">2L", width, height) + depth_color + b"\0\0\0"
-    data = zlib.compress(b"".join(b"\0" + row for row in rows))
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + png_chunk(b"IHDR", header)
-        + png_chunk(b"IDAT", data)
-        + png_chunk(b"IEND", b"")
-    )
-    return path
 
 
 # Formats and depths
@@ -153,12 +137,26 @@ def test_an_image_without_a_finite_pixel_is_an_error(
         read_image(path)
 
 
-def test_16_bit_color_keeps_the_upper_byte(tmp_path: Path) -> None:
-    row = struct.pack(">6H", 0x1234, 0x5678, 0x9ABC, 0x0102, 0xFF00, 0x00FF)
-    path = write_png(tmp_path / "x.png", 2, 1, b"\x10\x02", row)
-    np.testing.assert_array_equal(
-        read_image(path), [[[0x12, 0x56, 0x9A], [0x01, 0xFF, 0x00]]]
-    )
+def test_16_bit_color_is_scaled_by_the_range_of_all_its_channels(
+    tmp_path: Path,
+) -> None:
+    # (1000 - 100) / (4000 - 100) * 255 = 58.8.
+    pixels = np.array([[[100, 1000, 2050], [4000, 100, 4000]]], np.uint16)
+    path = write_png(tmp_path / "x.png", pixels, depth=16, color=2)
+    np.testing.assert_array_equal(read_image(path), [[[0, 59, 128], [255, 0, 255]]])
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_both_bytes_of_16_bit_color_are_turned_upright(
+    tmp_path: Path, orientation: int
+) -> None:
+    deep = np.array([[100, 1000], [2050, 4000]], np.uint16)
+    tags, strip = tiff_page(np.stack([deep] * 3, -1), photometric=2, t274=orientation)
+    path = write_tiff(tmp_path / "x.tif", (tags, strip))
+    expected = np.array([[0, 59], [128, 255]])
+    if orientation == 6:  # the first stored column is the upper row, from the right
+        expected = np.rot90(expected, -1)
+    np.testing.assert_array_equal(read_image(path), expected)
 
 
 def test_a_palette_gives_its_colors(tmp_path: Path) -> None:
@@ -204,7 +202,7 @@ def test_a_transparent_value_is_black_in_every_mode(tmp_path: Path) -> None:
 
     deep = np.array([[1000, 2000, 3000]], np.uint16)
     Image.fromarray(deep).save(path, transparency=3000)
-    np.testing.assert_array_equal(read_image(path), [[0, 128, 0]])
+    np.testing.assert_array_equal(read_image(path), [[0, 255, 0]])
 
     Image.fromarray(COLOR).save(path, transparency=tuple(COLOR[2, 3].tolist()))
     assert read_image(path)[2, 3].tolist() == [0, 0, 0]
@@ -327,6 +325,30 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> Non
     assert problem.endswith("x.png is not a JPEG, PNG, TIFF, BMP or DICOM file")
 
 
+@pytest.mark.parametrize(
+    ("content", "is_image"),
+    [
+        (b"BMI 22, weight 70 kg, height 178 cm", False),
+        (b"BM" + b"\0" * 12 + struct.pack("<L", 40), True),
+        (b"BM" + b"\0" * 12 + struct.pack("<L", 41), False),
+        (b"II*\0", True),
+        (b"", False),
+        (b"\x08\0\x05\0CS\x0a\0ISO_IR 100\x08\0\x16\0UI\x1a\0", True),
+        (b"\x08\0\x05\0CS\x0a\0ISO_IR 100\x08\0\x04\0UI\x1a\0", False),
+        (b"\x08\0\0\0\4\0\0\0\x10\0\0\0\x08\0\x16\0\x1a\0\0\0", True),
+        (b"\0\x08\0\x05CS\0\x0aISO_IR 100\0\x08\0\x16UI\0\x1a", True),
+        (b"\x08\0\x05\0 a text that begins so", False),
+    ],
+)
+def test_a_file_without_a_suffix_is_an_image_by_its_first_bytes(
+    tmp_path: Path,
+    content: bytes,
+    is_image: bool,  # noqa: FBT001
+) -> None:
+    (tmp_path / "x").write_bytes(content and content + bytes(16))
+    assert is_image_file(tmp_path / "x") == is_image
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PPM", "TGA", "ICO", "PDF"])
 def test_other_formats_of_pillow_are_never_decoded(tmp_path: Path, kind: str) -> None:
     Image.fromarray(COLOR).save(tmp_path / "x.png", format=kind)
@@ -343,7 +365,7 @@ def test_a_truncated_file_is_an_error(
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     problem = error_of(path).problem
-    assert "is damaged: " in problem or "is not a JPEG" in problem
+    assert "is damaged: " in problem or "file that cannot be read" in problem
 
 
 def test_what_a_decoder_says_is_cut_to_one_line(
@@ -450,6 +472,53 @@ def test_a_decompression_bomb_costs_nothing(
     assert peak < 5e6
 
 
+def test_a_side_that_no_scanner_makes_is_refused(tmp_path: Path) -> None:
+    pixels = np.zeros((1, 65_536), np.uint8)
+    assert read_image(save(tmp_path / "x.png", pixels[:, 1:])).shape == (1, 65_535)
+    problem = error_of(save(tmp_path / "x.png", pixels)).problem
+    assert problem.endswith(
+        "x.png has 65536 x 1 pixels, and no side may be longer than 65535"
+    )
+
+
+@pytest.mark.parametrize("is_tall", [False, True], ids=["wide", "tall"])
+def test_a_strip_takes_no_square_of_its_length(is_tall: bool) -> None:  # noqa: FBT001
+    strip = np.full((4, 65_535), 200, np.uint8)
+    tracemalloc.start()
+    square = fit_square(strip.T if is_tall else strip, size_px=16, fit="pad")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 250e6  # a square of that length takes 4.3e9
+    assert square.shape == (16, 16)
+
+
+@pytest.mark.parametrize("shape", [(30, 300), (300, 30), (299, 300)])
+def test_a_long_image_is_shrunk_before_it_is_padded_with_nearly_the_same_result(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
+) -> None:
+    image = head(*shape)
+    whole = fit_square(image, size_px=20, fit="pad")
+    monkeypatch.setattr(images, "_MAX_PADDED_PX", 100)
+    shrunk = fit_square(image, size_px=20, fit="pad")
+    assert np.abs(shrunk.astype(int) - whole).mean() < 2
+    monkeypatch.setattr(images, "_MAX_PADDED_PX", 300)
+    np.testing.assert_array_equal(fit_square(image, size_px=20, fit="pad"), whole)
+
+
+@pytest.mark.parametrize("place", ["read_picture", "fit_square"])
+def test_a_file_that_does_not_fit_into_memory_is_an_error_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise MemoryError
+
+    path = save(tmp_path / "x.png", GREY)
+    owner = raster if place == "read_picture" else images
+    monkeypatch.setattr(owner, place, fail)
+    with pytest.raises(DataError, match=r"x\.png does not fit into the memory"):
+        load_square(path, size_px=8, fit="pad", in_chans=1)
+
+
 def test_the_pages_of_a_tiff_are_bounded(tmp_path: Path) -> None:
     page = Image.fromarray(GREY)
     page.save(tmp_path / "x.tif", save_all=True, append_images=[page] * 4)
@@ -473,6 +542,22 @@ def test_a_tiff_whose_pages_go_round_in_a_circle_ends(tmp_path: Path) -> None:
 
 
 # Warnings and global state
+
+
+def test_what_pillow_logs_is_not_printed(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "x.tif", tiff_page(GREY, t277=127))
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from tumorlens.data.images import read_image\n"
+        "from tumorlens.errors import DataError\n"
+        "try: read_image(Path(sys.argv[1]))\n"
+        "except DataError as error: print(error.problem)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
+    )
+    assert "cannot be read: Invalid value for samples per pixel" in done.stdout
+    assert done.stderr == ""
 
 
 def test_warnings_of_pillow_do_not_leave(

@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from tumorlens.data.index import (
     SUBSET_WORDS,
     Index,
+    Record,
     SplitRow,
+    fact_of,
+    patient_note,
     read_index,
     read_split,
     write_split,
@@ -22,7 +25,7 @@ from tumorlens.data.index import (
 from tumorlens.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 REAL_SET = Path(__file__).parents[3] / "shared" / "data" / "brain-tumor-mri"
 PATIENT = "DOE^JANE"
@@ -541,3 +544,61 @@ def test_any_split_is_read_back_as_it_was_written(
 ) -> None:
     write_split(tmp_path / "split.csv", rows)
     assert read_split(tmp_path / "split.csv") == tuple(rows)
+
+
+# words for what is not known
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("unknown", "Unknown", " UNKNOWN ", "NA", "n/a", "N/A", "nan", "None", "null"),
+        *("?", "??", "-", "--", "", " ", ".", "_", "Not Known", "not_available"),
+        *("Anonymous", "anonymised", "missing", "unk"),
+    ],
+)
+def test_a_word_for_an_unknown_patient_makes_no_patient(
+    make_images: Callable[..., Path], word: str
+) -> None:
+    data = make_images(num_each=2)
+    paths = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))
+    lines = [f'{path},"{word}","{word}","{word}"' for path in paths]
+    table = data / "metadata.csv"
+    table.write_text("\n".join(["path,patient,source,source_label", *lines]))
+    records = read_index(data).records
+    assert {(one.patient, one.source, one.source_label) for one in records} == {
+        (None, None, None)
+    }
+
+
+@pytest.mark.parametrize("key", ["P-1", "0", "1", "no", "Unknown-17", "NA12878", "x"])
+def test_a_key_that_may_be_a_patient_s_stays_one(key: str) -> None:
+    assert fact_of(key) == key
+
+
+def index_of_patients(*patients: str | None) -> Index:
+    records = tuple(
+        Record(f"a/{number}.png", "a", None, patient, None, None, "0" * 64, 1)
+        for number, patient in enumerate(patients)
+    )
+    return Index(Path("data"), ("a", "b"), records)
+
+
+@pytest.mark.parametrize(
+    ("patients", "is_odd"),
+    [
+        (("x",) * 12 + tuple("abcdefgh"), True),
+        (("x",) * 12 + (None,) * 8, True),
+        (("x",) * 12 + (None,) * 200, False),  # less than a tenth
+        (tuple("aabbccddee"), False),  # few patients: each has a fifth
+        (("x",) * 4 + tuple("aabbccdd"), False),
+        ((None, None), False),
+    ],
+)
+def test_one_patient_with_most_files_is_noted_without_its_key(
+    patients: tuple[str | None, ...], *, is_odd: bool
+) -> None:
+    note = patient_note(index_of_patients(*patients))
+    assert bool(note) is is_odd
+    if note:
+        assert note.startswith("12 of 20 files have the same patient")

@@ -487,9 +487,28 @@ def test_as_given_with_a_file_of_no_subset_says_so() -> None:
         split(index, protocol="as-given")
 
 
-def test_as_given_refuses_a_class_that_val_would_empty() -> None:
+def test_as_given_keeps_the_only_group_of_a_class_in_train() -> None:
     index = index_of(
-        [*given(train=9, test=2).records, record("Training/c/1.png", subset="train")]
+        [
+            *given(train=9, test=2).records,
+            record("Training/c/1.png", subset="train"),
+            record("Testing/c/1.png", subset="test"),
+            # One patient of two classes, whose group is the last of class a and all
+            # that class d has.
+            record("Training/a/99.png", subset="train", patient="P"),
+            record("Training/d/1.png", subset="train", patient="P"),
+        ]
+    )
+    got = subsets(split(index, protocol="as-given"))
+    assert got["Training/c/1.png"] == got["Training/d/1.png"] == "train"
+    assert got["Training/a/99.png"] == "train"
+    val = [path for path, subset in got.items() if subset == "val"]
+    assert val == [f"Training/{c}/{i}.png" for c in "ab" for i in (7, 8)]
+
+
+def test_as_given_refuses_a_class_that_is_in_test_alone() -> None:
+    index = index_of(
+        [*given(train=9, test=2).records, record("Testing/c/1.png", subset="test")]
     )
     with pytest.raises(DataError, match=r"no readable image of class 'c' in train"):
         split(index, protocol="as-given")

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from filelock import FileLock
 from PIL import Image
 
 from support.exported_runs import write_images
 from support.handmade_artefacts import parity_of
 from support.runs_on_images import make_kfold_run, make_run, rows_of
+from tumorlens import files
 from tumorlens.cli import app
-from tumorlens.data.images import load_square
+from tumorlens.data.images import ImageLimits, load_square
 from tumorlens.deploy.artefact import (
     KINDS,
     Change,
@@ -33,10 +33,12 @@ from tumorlens.deploy.artefact import (
     ParityAccuracy,
     is_artefact,
     open_artefact,
+    remove_artefact,
 )
 from tumorlens.deploy.export import export, kinds_here
 from tumorlens.deploy.predictor import Predictor
 from tumorlens.errors import ArtefactError, DataError, RunError, TumorlensError
+from tumorlens.files import locked
 from tumorlens.training.ensemble import make_ensemble
 
 if TYPE_CHECKING:
@@ -587,7 +589,7 @@ def test_a_killed_export_leaves_the_old_artefact_and_nothing_that_opens(
     )
     assert done.returncode == -9, done.stderr
     assert open_artefact(folder / "torchscript").card.run == exported_run.name
-    (left,) = [path for path in folder.iterdir() if path.name.startswith(".")]
+    (left,) = folder.glob(".unproven-*")
     if moment != "artefact:remove_artefact":  # which comes after the seal
         assert not (left / "torchscript" / "manifest.json").exists()
         if is_artefact(left / "torchscript"):
@@ -599,16 +601,55 @@ def test_a_killed_export_leaves_the_old_artefact_and_nothing_that_opens(
     ]
 
 
-def test_the_scratch_of_a_process_that_still_runs_is_left_alone(fresh_run: Run) -> None:
+def test_the_scratch_of_a_process_that_still_runs_is_left_alone(
+    fresh_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = fresh_run.path / "export"
-    others = [folder / f".unproven-{name}" for name in ("running", "killed", "4711")]
-    for other in others:
-        other.mkdir(parents=True)
-        (other / "graph.pt").write_bytes(b"half")
-    (folder / ".unproven-killed" / "lock").write_bytes(b"")
-    with FileLock(others[0] / "lock"):
+    other = folder / ".unproven-4711"
+    other.mkdir(parents=True)
+    (other / "graph.pt").write_bytes(b"half")
+    monkeypatch.setattr(files, "LOCK_WAIT_S", 0.1)
+    with locked(folder), pytest.raises(RunError, match=r"another command works in"):
         export(fresh_run, ["torchscript"])
-        assert [other.is_dir() for other in others] == [True, False, False]
+    assert other.is_dir()
+    export(fresh_run, ["torchscript"])
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("parity.json", "torchscript")
+    ]
+
+
+def test_what_no_export_wrote_is_not_removed_with_an_earlier_artefact(
+    fresh_run: Run,
+) -> None:
+    folder = fresh_run.path / "export" / "torchscript"
+    for _ in range(2):
+        export(fresh_run, ["torchscript"])
+        (folder / "notes.txt").write_text("works on the scanner's computer")
+        (folder / "more").mkdir(exist_ok=True)
+    assert open_artefact(folder).parity().passed
+    remove_artefact(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["more", "notes.txt"]
+
+
+def test_the_limits_of_the_run_s_settings_go_with_the_artefact(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data")
+    large = next(data.glob("*/11.png"))
+    with Image.open(large) as image:
+        image.convert("RGB").resize((600, 600)).save(large)
+    settings = {"data": {"max_pixels": 400_000, "max_file_mib": 3.0}}
+    run = make_run(tmp_path / "run", data, settings=settings)
+    assert Predictor.open(run.path).limits == ImageLimits(3 * 2**20, 400_000)
+    (made,) = export(run, ["torchscript"])
+    assert made.artefact is not None
+    predictor = Predictor.open(made.artefact.path)
+    assert predictor.limits == ImageLimits(3 * 2**20, 400_000)
+    # Above the default, below the run's: with the default, val could not be read.
+    settings = {"data": {"max_pixels": 300_000}}
+    small = make_run(tmp_path / "small", data, settings=settings)
+    (refused,) = Predictor.open(small.path).predict_files([large])
+    assert "360000 pixels" in str(refused.error)
+    (answer,) = predictor.predict_files([large])
+    assert answer.error is None
 
 
 # what cannot be exported

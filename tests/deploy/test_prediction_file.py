@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import gc
 import io
 import json
 import os
@@ -16,10 +17,11 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
+from tumorlens import files
 from tumorlens.deploy import prediction_file
 from tumorlens.deploy.prediction_file import PredictionFile, check_output
 from tumorlens.deploy.predictor import Prediction
-from tumorlens.errors import ConfigError, DataError, MissingExtraError
+from tumorlens.errors import ConfigError, DataError, MissingExtraError, RunError
 
 
 def answers() -> list[tuple[str, tuple[str, ...], list[Prediction]]]:
@@ -285,7 +287,25 @@ def test_a_session_without_a_row_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     # One that was killed before its first row has left a note, which says nothing.
     PredictionFile(tmp_path / "p.csv", [Info()])
+    gc.collect()  # its lock ends with it
     assert write(tmp_path / "p.csv") == 4
+
+
+def test_two_sessions_at_once_are_one_file_and_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LOCK_WAIT_S", 0.1)
+    out = tmp_path / "p.csv"
+    with PredictionFile(out, [Info()]) as file:
+        for path in PATHS:
+            file.add(Info(), answer(path))
+        for resume in (False, True):
+            with pytest.raises(RunError, match=r"another command works in .*p\.csv"):
+                PredictionFile(out, [Info()], resume=resume)
+        assert PredictionFile(tmp_path / "q.csv", [Info()]).num_rows == 0
+        file.finish()
+    write(tmp_path / "whole.csv")
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
 def test_nothing_to_go_on_with_is_said(tmp_path: Path) -> None:
@@ -333,7 +353,7 @@ def test_a_place_for_rows_that_cannot_be_written_is_named(
     tmp_path: Path, *, resume: bool
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"cannot write .*file/p\.csv\.part"):
+    with pytest.raises(DataError, match=r"cannot write .*file/p\.csv: "):
         write(tmp_path / "file" / "p.csv", resume=resume)
 
 

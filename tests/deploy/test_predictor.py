@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import tumorlens
 from support.images import draw_image
 from support.working_artefacts import make_artefact, probs_by_hand
 from tumorlens.config import ModelConfig, parse_config
-from tumorlens.data.images import ImageLimits, load_square
-from tumorlens.deploy.predictor import Prediction, Predictor
+from tumorlens.data.decoding import InputSpec
+from tumorlens.data.images import ImageLimits, load_square, read_image
+from tumorlens.deploy.predictor import NO_NUMBER, Member, Prediction, Predictor
 from tumorlens.errors import ArtefactError, ConfigError, DataError, RunError
 from tumorlens.files import sha256_of_bytes
 from tumorlens.runs.folder import ModelCard, Run, create_run
@@ -170,6 +172,23 @@ def test_images_of_any_size_grey_or_coloured_are_one_batch(run: Run) -> None:
     both = predictor.probs_of([grey, coloured])
     assert both[:1] == pytest.approx(predictor.probs_of([grey]), abs=1e-5)
     assert both[1:] == pytest.approx(predictor.probs_of(coloured[None]), abs=1e-5)
+
+
+def test_threads_that_share_a_predictor_get_the_answers_of_one(
+    run: Run, images: list[Path]
+) -> None:
+    predictor = Predictor.open(run.path, device="cpu")
+    arrays = [read_image(path) for path in images]
+    by_array = [predictor.probs_of([array]) for array in arrays]
+    by_file = probs_of(list(predictor.predict_files(images)))
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda array: predictor.probs_of([array]), arrays * 4))
+        several = list(
+            pool.map(lambda _: list(predictor.predict_files(images)), range(4))
+        )
+    np.testing.assert_allclose(together, by_array * 4, atol=1e-6)
+    for answers in several:
+        np.testing.assert_allclose(probs_of(answers), by_file, atol=1e-6)
 
 
 # Files to probabilities
@@ -403,6 +422,23 @@ def test_a_digest_tells_what_answers(run: Run, tmp_path: Path) -> None:
     assert len(set(digests)) == 4
     again = [Predictor.open(path, device="cpu").digest for path in paths]
     assert again == digests
+
+
+def test_an_answer_that_is_no_number_is_an_error_and_the_others_go_on(
+    images: list[Path],
+) -> None:
+    def predict(batch: Any) -> Any:
+        probs = np.full((len(batch), 2), 0.5)
+        probs[1:2] = np.nan
+        return probs
+
+    member = Member(InputSpec(32, "pad", 3), predict, ("0" * 64,))
+    predictor = Predictor("hand", ("a", "b"), "digest", [member])
+    first, second, third = predictor.predict_files(images[:3])
+    assert second == Prediction(images[1], None, None, NO_NUMBER)
+    assert first.predicted == third.predicted == "a"
+    with pytest.raises(RunError, match="hand: the model's answer is NaN or infinite"):
+        predictor.probs_of([np.zeros((9, 9), np.uint8)] * 2)
 
 
 def test_a_graph_without_its_manifest_is_refused_as_an_artefact(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ import onnx
 import pytest
 import torch
 
-from tumorlens.deploy import runtimes
 from tumorlens.deploy.artefact import (
     GRAPH_FILES,
     KINDS,
@@ -92,6 +92,19 @@ def test_answers_stay_when_the_session_is_asked_again(
     kept = first.probs.copy()
     sessions[kind](noise(2)[::-1])
     assert np.array_equal(first.probs, kept)
+
+
+@pytest.mark.parametrize("kind", HERE)
+def test_threads_that_share_a_session_get_the_answers_of_one(
+    sessions: dict[Kind, Session], kind: Kind
+) -> None:
+    batches = [noise(3)[:count] // (count + 1) for count in (1, 2, 3)] * 10
+    alone = [sessions[kind](batch) for batch in batches]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(sessions[kind], batches))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one.probs, other.probs)
+        np.testing.assert_array_equal(one.embedding, other.embedding)
 
 
 @pytest.mark.parametrize("kind", HERE)
@@ -322,4 +335,3 @@ def test_onnx_and_openvino_need_no_torch(exported_run: Run, kind: Kind) -> None:
 
 def test_every_format_has_its_runtime() -> None:
     assert set(GRAPH_FILES) == set(KINDS)
-    assert runtimes.num_processors() >= 1

@@ -12,6 +12,7 @@ from pydicom import uid
 from support.mr_volumes import mr_slice, write
 from tumorlens.data.decoding import InputSpec
 from tumorlens.data.dicom.series import Series, Slice, find_series
+from tumorlens.data.images import ImageLimits
 from tumorlens.deploy.predictor import Member, Predictor
 from tumorlens.deploy.series import (
     RULES,
@@ -168,3 +169,13 @@ def test_a_damaged_slice_does_not_stop_the_others(tmp_path: Path) -> None:
     assert answer.slices[1].error
     assert str(bad) not in answer.slices[1].error
     assert answer.rule == "mean of 1 of 2 slices"
+
+
+def test_a_slice_above_the_limits_of_the_model_s_run_is_refused(tmp_path: Path) -> None:
+    path = write_grey(tmp_path / "x", 51)
+    (series,) = find_series([path]).series
+    predictor = by_hand(32)
+    predictor.limits = ImageLimits(max_pixels=10)
+    answer = answer_series(predictor, series, rule="mean", no_tumor=1)
+    assert answer.probs is None
+    assert "limit of 10" in str(answer.slices[0].error)

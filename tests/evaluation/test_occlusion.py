@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tumorlens.evaluation.occlusion import occlusion_boxes, occlusion_map
+from tumorlens.data.images import square_box
+from tumorlens.evaluation.occlusion import (
+    occlusion_boxes,
+    occlusion_map,
+    place_on_image,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,3 +73,27 @@ def test_every_pixel_is_covered_equally_often(size_px: int) -> None:
     for box in occlusion_boxes(size_px):
         counts[box] += 1
     assert (counts == 4).all()
+
+
+@pytest.mark.parametrize("shape", [(50, 20), (20, 50), (33, 33)])
+def test_a_placed_map_is_the_part_of_the_whole_square_that_lies_on_the_image(
+    shape: tuple[int, int],
+) -> None:
+    values = np.random.default_rng(0).random((SIZE, SIZE), np.float32)
+    left, top, right, bottom = square_box(np.full(shape, 99, np.uint8), fit="pad")
+    whole = Image.fromarray(values).resize(
+        (right - left, bottom - top), Image.Resampling.BILINEAR
+    )
+    expected = np.array(whole)[-top : -top + shape[0], -left : -left + shape[1]]
+    found = place_on_image(values, box=(left, top, right, bottom), shape=shape)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_square_around_a_strip_is_not_made() -> None:
+    strip = np.full((4, 60_000), 99, np.uint8)
+    found = place_on_image(
+        np.ones((SIZE, SIZE), np.float32),
+        box=square_box(strip, fit="pad"),
+        shape=strip.shape,
+    )
+    assert (found == 1).all()

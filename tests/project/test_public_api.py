@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 import tumorlens
-from support.public_examples import TINY
 from tumorlens.config import Config
 from tumorlens.errors import ConfigError
 from tumorlens.report.notebook import view_of
@@ -117,9 +116,24 @@ def test_settings_go_on_top_of_other_settings() -> None:
     assert (start.data.path, config.data.path) == ("2020", None)
 
 
-def test_resuming_takes_no_settings(examples: Path) -> None:
-    with pytest.raises(ConfigError, match="resume=True continues runs/first"):
-        tumorlens.train(out="runs/first", resume=True, settings=TINY)
+def test_resuming_takes_the_same_settings_and_no_others(
+    examples: Path, tmp_path: Path
+) -> None:
+    config = tumorlens.open_run("runs/first").config
+    (tmp_path / "c.toml").write_text("[model]\nname = 'test_resnet'\n")
+    for same in (config, tmp_path / "c.toml"):
+        tumorlens.train(same, out="runs/first", data="DATA", resume=True)
+    with pytest.raises(ConfigError, match=r"epochs: . before, now 77"):
+        tumorlens.train(out="runs/first", resume=True, settings={"optim.epochs": 77})
+
+
+def test_images_are_named_in_one_way() -> None:
+    for call in (
+        lambda: tumorlens.split("a", settings={"data.path": "b"}),
+        lambda: tumorlens.train(data="a", out="x", settings={"data.path": "b"}),
+    ):
+        with pytest.raises(ConfigError, match=r"data.path is given twice: 'a' as data"):
+            call()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -234,6 +235,36 @@ def test_every_look_at_test_is_kept_in_order(run: Run) -> None:
     run.log_look(subset="test", command="first")
     run.log_look(subset="test", command="second")
     assert [look.command for look in run.looks()] == ["first", "second"]
+
+
+def test_looks_at_the_same_moment_are_all_kept(run: Run) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(
+            pool.map(
+                lambda n: run.log_look(subset="test", command=f"look {n}"), range(40)
+            )
+        )
+    assert {look.command for look in run.looks()} == {f"look {n}" for n in range(40)}
+
+
+def test_a_run_that_learnt_nothing_is_removed_but_not_what_others_put_there(
+    tmp_path: Path,
+) -> None:
+    run = kfold_run(tmp_path / "run", 2)
+    run.write_environment({})
+    run.remove_unlearnt()
+    assert not run.path.exists()
+    run = kfold_run(tmp_path / "run", 2)
+    (run.fold_path(1) / "thesis.txt").write_text("years of work")
+    run.remove_unlearnt()
+    assert [path.name for path in run.path.rglob("*") if path.is_file()] == [
+        "thesis.txt"
+    ]
+    run = kfold_run(tmp_path / "learnt", 2)
+    (run.fold_path(1) / "weights.safetensors").write_bytes(b"dear")
+    before = sorted(run.path.rglob("*"))
+    run.remove_unlearnt()
+    assert sorted(run.path.rglob("*")) == before
 
 
 def test_a_damaged_look_is_an_error_with_file_and_field(run: Run) -> None:

@@ -33,6 +33,9 @@ class Noting(Listener):
     def fold(self, fold: int, num_folds: int) -> None:
         self.events.append(("fold", fold, num_folds))
 
+    def note(self, text: str) -> None:
+        self.events.append(("note", text))
+
     def files(self, done: int, total: int) -> None:
         self.events.append(("files", done, total))
 
@@ -45,6 +48,7 @@ class Noting(Listener):
 
 def play(listener: Listener) -> None:
     listener.stage("decoding")
+    listener.note("a setting has no effect")
     listener.fold(1, 5)
     listener.files(3, 4)
     listener.batch(2, 6, 7)

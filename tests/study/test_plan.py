@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from tumorlens.config import path_settings, setting_names, values_of
 from tumorlens.errors import ConfigError
-from tumorlens.study.plan import StudyPlan, check_only, trial_name
+from tumorlens.study import plan_file
+from tumorlens.study.plan import PER_TRIAL, StudyPlan, check_only, trial_name
 from tumorlens.study.plan_file import dump_plan, load_plan, read_plan
 
 AXES = """
@@ -148,6 +150,62 @@ def test_weights_in_another_folder_are_the_same_study(study: Path) -> None:
     assert digests[0] == digests[1] != plan_of(study, AXES).digest()
 
 
+PATHS_IN_ARMS = """
+[base]
+model.name = "test_resnet"
+[[arms]]
+name = "a"
+model.pretrained = "w.safetensors"
+data.metadata = "m.csv"
+[[arms]]
+name = "b"
+model.pretrained = "no"
+data.metadata = "none"
+"""
+
+
+def test_paths_of_arms_hold_from_any_folder_and_words_stay(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(study.parent)
+    first, second = plan_of(study, PATHS_IN_ARMS).arms
+    assert first.settings == {
+        "model.pretrained": str(study.parent / "w.safetensors"),
+        "data.metadata": str(study.parent / "m.csv"),
+    }
+    assert second.settings == {"model.pretrained": "no", "data.metadata": "none"}
+    axes = plan_of(study, '[axes]\nmodel.pretrained = ["w.pth", "no"]').arms
+    assert [arm.name for arm in axes] == ["pretrained=w.pth", "pretrained=no"]
+    assert axes[0].settings == {"model.pretrained": str(study.parent / "w.pth")}
+    search = plan_of(
+        study, '[search]\ntrials = 1\nranges.model.pretrained = ["w.pth", "no"]'
+    ).search
+    assert search is not None
+    assert search.ranges["model.pretrained"] == [str(study.parent / "w.pth"), "no"]
+
+
+def test_every_path_of_the_base_holds_from_any_folder(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(study.parent)
+    plan = plan_of(study, AXES, *(f"{key}=x" for key in path_settings()))
+    found = {key: values_of(plan.base)[key] for key in path_settings()}
+    assert found == dict.fromkeys(path_settings(), str(study.parent / "x"))
+
+
+def test_the_images_are_named_once(study: Path) -> None:
+    study.write_text(AXES)
+    with pytest.raises(ConfigError, match=r"data.path is given twice: 'a' by --data"):
+        load_plan(study, assignments=["data.path=b"], data=Path("a"))
+    load_plan(study, assignments=["data.path=a"], data=Path("a"))
+
+
+@pytest.mark.parametrize("key", sorted(PER_TRIAL))
+def test_what_a_study_chooses_has_a_line_of_its_own(key: str) -> None:
+    assert key in setting_names()
+    assert plan_file._OF_A_STUDY[key]
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -188,6 +246,18 @@ def test_weights_in_another_folder_are_the_same_study(study: Path) -> None:
             "expected one protocol and one seed with [search], got 1 and 2",
         ),
         ("[search]\ntrials = 1\nobjective = 'test'\n[search.ranges]\noptim.lr=[1]", ""),
+        (
+            "[search]\ntrials = 1\nranges.optim.epochs = {low = 1.5, high = 4}",
+            "optim.epochs is a whole number, and ranges of",
+        ),
+        (
+            "[search]\ntrials=1\nranges.optim.epochs = {low = 1, high = 4, step = 0.5}",
+            "goes from 1 to 4 in steps of 0.5",
+        ),
+        (
+            "[search]\ntrials = 1\nranges.model.mirror = {low = 0, high = 1}",
+            "model.mirror is no number, and ranges of",
+        ),
         ("arms = 3", "expected [[arms]] tables"),
         ("[base\n", "is not TOML"),
     ],
@@ -204,6 +274,8 @@ def test_a_plan_that_cannot_be_run_is_refused_with_the_value(
         ("optim.lr=1", "--set optim.lr=1 sets what the arms of"),
         ("train.seed=1", "--set train.seed=1: a study has seeds of its own"),
         ("data.protocol=grouped", "a study has protocols of its own"),
+        ("data.fold=1", "a study has protocols of its own"),
+        ("train.watch_test=true", "a study has watch_test of its own"),
         ("optim.lrr=1", "unknown setting 'optim.lrr'"),
     ],
 )

@@ -124,3 +124,27 @@ def test_points_of_a_sequence_are_spread_evenly_over_the_range() -> None:
     drawn = [choose(search, waiting, name)["optim.lr"] for name in waiting]
     # Sobol's first eight points have one in each eighth.
     assert sorted(int(8 * value) for value in drawn) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("key", "of", "kind"),
+    [
+        ("optim.epochs", Range(low=2, high=8), int),
+        ("model.size_px", Range(low=32, high=512, log=True), int),
+        ("train.batch_size", Range(low=8, high=64, step=8), int),
+        ("optim.lr", Range(low=1, high=3), float),
+        ("augment.strength", Range(low=1, high=3, step=1), float),
+        ("model.extra.depth", Range(low=1, high=3, step=1), int),
+        ("model.extra.rate", Range(low=1, high=3), float),
+    ],
+)
+@pytest.mark.parametrize("sampler", ["random", "qmc", "tpe"])
+def test_a_number_is_drawn_of_the_kind_of_its_setting(
+    key: str, of: Range, kind: type, sampler: Any
+) -> None:
+    search = Search(trials=9, sampler=sampler, ranges={key: of})
+    for number in range(1, 5):
+        name = search_name(number)
+        value = choose(search, {name: SearchTrial("waiting")}, name)[key]
+        assert of.low <= value <= of.high
+        assert type(value) is kind

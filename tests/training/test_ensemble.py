@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save
 
 from support.runs_on_images import CLEAN, deal, make_kfold_run, make_run, rows_of
 from tumorlens.data.leakage import LeakVerdict
@@ -17,7 +19,9 @@ from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.predictions import read_predictions
 from tumorlens.report import write_run_report
 from tumorlens.runs.folder import Look, Run, open_run
+from tumorlens.runs.listing import list_runs
 from tumorlens.training.ensemble import make_ensemble
+from tumorlens.training.network import create_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,7 +130,7 @@ def test_equal_networks_are_counted_in_the_place_of_the_name(
     tmp_path: Path, data: Path
 ) -> None:
     runs = [make_run(tmp_path / f"{seed}", data, seed=seed) for seed in range(2)]
-    assert join(*runs).config.model.name == "2 x test_resnet"
+    assert join(*runs).model_name == "2 x test_resnet"
 
 
 def test_metrics_say_what_the_members_have_in_common(pair: tuple[Run, Run]) -> None:
@@ -430,5 +434,47 @@ def test_a_list_of_members_is_plain_json(pair: tuple[Run, Run]) -> None:
     assert json.loads(both.ensemble_path.read_text()) == {
         "format": 1,
         "members": ["small", "large"],
+        "model": "test_resnet + test_vit",
     }
     assert both.leak() == CLEAN
+
+
+def test_its_settings_can_be_used_and_its_name_is_that_of_its_networks(
+    pair: tuple[Run, Run],
+) -> None:
+    run = join(*pair)
+    config = open_run(run.path).config
+    assert config == pair[0].config
+    create_model(config.model.model_copy(update={"pretrained": "no"}), num_classes=4)
+    assert run.model_name == "test_resnet + test_vit"
+    assert run.shown_config.model.name == "test_resnet + test_vit"
+    (row,) = [row for row in list_runs([run.path]) if row.path == run.path]
+    assert row.value("model") == "test_resnet + test_vit"
+
+
+def test_an_ensemble_of_an_earlier_version_keeps_its_name(
+    pair: tuple[Run, Run],
+) -> None:
+    run = join(*pair)
+    content = json.loads(run.ensemble_path.read_text())
+    del content["model"]
+    run.ensemble_path.write_text(json.dumps(content))
+    model = run.config.model.model_copy(update={"name": "2 x resnet18"})
+    Run(run.path, run.config.model_copy(update={"model": model})).write_config()
+    assert open_run(run.path).model_name == "2 x resnet18"
+
+
+def test_a_member_whose_weights_are_no_numbers_is_refused(
+    pair: tuple[Run, Run],
+) -> None:
+    spoilt = pair[1]
+    state = load_file(spoilt.weights_path)
+    state["head.bias"][0] = float("nan")
+    content = save(state)
+    card = spoilt.card().model_copy(
+        update={"weights_sha256": hashlib.sha256(content).hexdigest()}
+    )
+    spoilt.write_weights(content, card)
+    with pytest.raises(RunError, match=r"gives no answer: head\.bias has 1 of"):
+        join(*pair)
+    assert not (spoilt.path.parent / "both").exists()

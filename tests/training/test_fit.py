@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,21 +14,38 @@ import numpy as np
 import pytest
 import torch
 
-from tumorlens.config import Config, dump_config, load_config
+from tumorlens import files
+from tumorlens.config import (
+    Config,
+    absolute_paths,
+    assign,
+    dump_config,
+    load_config,
+    parse_assignment,
+    parse_config,
+)
 from tumorlens.data.index import read_index
 from tumorlens.errors import ConfigError, DataError, RunError
-from tumorlens.runs.folder import Run, open_run
+from tumorlens.runs.folder import Run, create_run, open_run
 from tumorlens.runs.progress import Listener
 from tumorlens.stats import metrics
-from tumorlens.training.dataset import PreparedData, image_limits, load_subset
+from tumorlens.training import fit
+from tumorlens.training.dataset import (
+    PreparedData,
+    image_limits,
+    load_subset,
+    prepare_data,
+)
 from tumorlens.training.fit import train
 from tumorlens.training.loading import Decoding, plain_batches
+from tumorlens.training.loop import train_epoch
 from tumorlens.training.network import (
     infer,
     load_model,
     resolve_device,
     resolve_precision,
 )
+from tumorlens.training.optim import idle_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -281,6 +299,88 @@ def test_settings_that_do_not_fit_leave_no_folder(
     assert not (tmp_path / "run").exists()
 
 
+class FailAt(Listener):
+    """Fails when a stage begins, and lets a user put a file into the run before."""
+
+    def __init__(self, stage: str, file: Path | None = None) -> None:
+        self.at = stage
+        self.file = file
+
+    def stage(self, name: str) -> None:
+        if name == self.at:
+            if self.file is not None:
+                self.file.write_text("years of work")
+            raise MemoryError
+
+
+def test_a_training_that_fails_early_removes_only_what_it_has_written(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(MemoryError):
+        train(configure(), out=out, listener=FailAt("decoding"))
+    assert not out.exists()
+    with pytest.raises(MemoryError):
+        train(configure(), out=out, listener=FailAt("decoding", out / "thesis.txt"))
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+def test_two_trainings_in_one_folder_are_one_training_and_one_error(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LOCK_WAIT_S", 0.1)
+    out = tmp_path / "run"
+    problems = []
+
+    class TrainHereToo(Listener):
+        def epoch(self, row: dict[str, Any]) -> None:
+            for resume in (False, True):
+                with pytest.raises(RunError) as caught:
+                    train(None if resume else configure(), out=out, resume=resume)
+                problems.append(caught.value.problem)
+
+    config = configure("optim.epochs=1")
+    whole = train(config, out=tmp_path / "whole").run
+    run = train(config, out=out, listener=TrainHereToo()).run
+    assert problems == [f"{out} exists already", f"another command works in {out}"]
+    assert run.weights_path.read_bytes() == whole.weights_path.read_bytes()
+
+
+def test_a_run_killed_before_it_was_described_is_described_when_it_is_resumed(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    create_run(tmp_path / "run", configure("optim.epochs=1"))
+    run = train(None, out=tmp_path / "run", resume=True, command="tumorlens x").run
+    assert run.environment()["command"] == "tumorlens x"
+
+
+def test_a_fold_without_its_verdict_keeps_its_weights(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configure(
+        "data.protocol=grouped-kfold", "data.num_folds=2", "optim.epochs=1"
+    )
+
+    class StopInSecondFold(StopAt):
+        def fold(self, fold: int, num_folds: int) -> None:
+            if fold == 1:
+                self.at = (1, 1)
+
+    out = tmp_path / "run"
+    run = train(config, out=out, listener=StopInSecondFold(0, 0)).run
+    first = run.folds()[0]
+    first.leak_path.unlink()
+    with pytest.raises(RunError, match=r"0 has weights, and no leak\.json") as caught:
+        train(None, out=out, resume=True)
+    assert f"copy {run.leak_path} there" in caught.value.hint
+    assert first.weights_path.exists()
+    # What a kill left of a fold that learnt nothing is taken over.
+    first.leak_path.write_bytes(run.leak_path.read_bytes())
+    (run.fold_path(1) / "leak.json").unlink()
+    shutil.rmtree(run.folds()[1].checkpoint_path.parent)
+    assert train(None, out=out, resume=True).is_finished
+
+
 def test_training_without_data_says_how_to_name_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no data was named") as caught:
         train(Config(), out=tmp_path / "run")
@@ -452,3 +552,151 @@ def test_the_val_columns_are_those_of_scikit_learn(*, mirror: bool) -> None:
         },
         rel=1e-5,
     )
+
+
+# resuming with settings
+
+
+def test_a_run_goes_on_with_its_own_settings_given_again_and_with_moved_images(
+    configure: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = configure("optim.epochs=2")
+    whole = train(config, out=tmp_path / "whole").run
+    train(config, out=tmp_path / "run", listener=StopAt(1, 2))
+    data = Path(str(config.data.path))
+    data.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    again = configure_again(config, "data.path=moved", "train.workers=1")
+    done = train(again, out=tmp_path / "run", resume=True)
+    assert done.run.weights_path.read_bytes() == whole.weights_path.read_bytes()
+    # What comes after finds the images by the run alone.
+    assert open_run(done.run.path).config == done.run.config
+    assert done.run.config.data.path == str(tmp_path / "moved")
+    assert (done.run.config.train.workers, whole.config.train.workers) == (1, 0)
+
+
+def configure_again(config: Config, *assignments: str) -> Config:
+    values = config.model_dump(mode="json", exclude_none=True)
+    for assignment in assignments:
+        assign(values, *parse_assignment(assignment))
+    return parse_config(values)
+
+
+def begun(config: Config, path: Path) -> Run:
+    """Return a run whose training has not begun, with its split."""
+    run = create_run(path, absolute_paths(config))
+    prepare_data(run)
+    return run
+
+
+def test_other_settings_are_refused_with_the_difference_and_change_nothing(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configure()
+    run = begun(config, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.path.rglob("*")}
+    now = configure_again(config, "optim.lr=0.5", "model.size_px=none")
+    with pytest.raises(ConfigError) as caught:
+        train(now, out=run.path, resume=True)
+    assert caught.value.problem == (
+        f"{run.path} was begun with other settings: model.size_px: 32 before, now "
+        "unset; optim.lr: 0.001 before, now 0.5"
+    )
+    assert {path: path.read_bytes() for path in run.path.rglob("*")} == before
+
+
+def test_images_that_are_others_are_refused_at_their_new_place(
+    configure: Callable[..., Config], make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = configure()
+    run = begun(config, tmp_path / "run")
+    others = make_images(num_each=19, name="others")
+    with pytest.raises(RunError, match="has changed since the run was made"):
+        train(configure_again(config, f"data.path={others}"), out=run.path, resume=True)
+    assert open_run(run.path).config == run.config
+
+
+def test_every_path_of_a_run_holds_from_any_folder(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = configure("optim.epochs=1")
+    data = Path(str(config.data.path))
+    paths = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))
+    (tmp_path / "meta.csv").write_text(
+        "\n".join(["path,patient", *(f"{path},p{n}" for n, path in enumerate(paths))])
+    )
+    now = configure_again(config, "data.metadata=meta.csv", "data.path=data")
+    run = train(now, out=tmp_path / "run", listener=StopAt(1, 1)).run
+    saved = open_run(run.path).config.data
+    assert saved.metadata == str(tmp_path / "meta.csv")
+    assert saved.path == str(data)
+
+
+# what cannot be trained
+
+
+class NoteKeeper(Listener):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_settings_without_effect_are_said_once(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configure("optim.momentum=0.5", "optim.min_lr=1e-5", "optim.name=adamw")
+    assert idle_words(config) == [
+        "optim.min_lr has no effect: optim.scheduler is 'onecycle'",
+        "optim.momentum has no effect: optim.name is 'adamw'",
+    ]
+    listener = NoteKeeper()
+    short = configure_again(config, "optim.epochs=1")
+    train(short, out=tmp_path / "run", listener=listener)
+    assert listener.notes == idle_words(config)
+    again = NoteKeeper()
+    train(None, out=tmp_path / "run", resume=True, listener=again)
+    assert again.notes == []
+
+
+def test_a_network_is_tried_before_the_images_are_decoded(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise AssertionError("images were decoded")
+
+    monkeypatch.setattr(fit, "load_subset", fail)
+    config = configure("model.name=vit_tiny_patch16_224")
+    with pytest.raises(ConfigError, match="does not take images of 32 x 32 pixels"):
+        train(config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("at", [(1, 2), (99, 99)], ids=["stopped", "whole epoch"])
+def test_weights_that_the_last_step_has_spoilt_are_never_saved(
+    configure: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: tuple[int, int],
+) -> None:
+    def spoil(model: Any, *arguments: Any, **options: Any) -> Any:
+        stats = train_epoch(model, *arguments, **options)
+        model.fc.bias.data[0] = torch.nan
+        return stats
+
+    monkeypatch.setattr(fit, "train_epoch", spoil)
+    config = configure("train.ema_decay=none", "optim.epochs=2")
+    with pytest.raises(RunError, match=r"fc.bias has 1 of . values that are NaN.*dive"):
+        train(config, out=tmp_path / "run", listener=StopAt(*at))
+    assert not (tmp_path / "run").exists()
+
+
+def test_mixing_needs_two_images(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"batch_size of at least 2 with augment"):
+        train(configure("train.batch_size=1"), out=tmp_path / "run")

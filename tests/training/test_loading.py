@@ -16,7 +16,7 @@ from PIL import Image
 from tumorlens.config import AugmentConfig
 from tumorlens.data.images import ImageLimits, load_square
 from tumorlens.errors import DataError
-from tumorlens.files import sha256_of
+from tumorlens.files import replacing, sha256_of
 from tumorlens.training import loading
 from tumorlens.training.augment import make_policy
 from tumorlens.training.loading import (
@@ -223,6 +223,87 @@ def test_the_sets_used_longest_ago_make_room(tmp_path: Path, reads: list[Path]) 
     assert len(reads) == 6
     decode(sets[1], cache, limit_mib=1)
     assert len(reads) == 11
+
+
+def test_a_set_that_does_not_fit_makes_no_room_for_older_ones_to_go(
+    tmp_path: Path, reads: list[Path]
+) -> None:
+    cache = tmp_path / "cache"
+    sets = [write_files(tmp_path / str(num), num) for num in (4, 20)]
+    for age, files in zip((300, 200), sets, strict=True):
+        before = set(cache.glob("*"))
+        decode(files, cache, limit_mib=1)
+        (new,) = set(cache.glob("*")) - before
+        os.utime(new, (1e9 - age, 1e9 - age))
+    # Room for one image beside the older set of four: the younger set of 20 goes.
+    new_set = write_files(tmp_path / "new", 1)
+    decode(new_set, cache, limit_mib=(3 + 4.5) * SIZE * SIZE / 2**20)
+    reads.clear()
+    decode(sets[0], cache, limit_mib=1)
+    assert reads == []
+
+
+def test_a_set_that_another_process_removes_meanwhile_is_decoded_again(
+    files: list[ImageFile],
+    tmp_path: Path,
+    reads: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = tmp_path / "cache"
+    expected = pixels(decode(files, cache))
+    utime = os.utime
+
+    def remove_first(path: Path) -> None:
+        monkeypatch.setattr(os, "utime", utime)
+        path.unlink()
+        utime(path)
+
+    monkeypatch.setattr(os, "utime", remove_first)
+    reads.clear()
+    assert (pixels(decode(files, cache)) == expected).all()
+    assert len(reads) == len(files)
+
+
+def test_room_is_made_though_another_process_makes_some_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    decode(write_files(tmp_path / "a", 4), cache)
+    found = [*cache.iterdir(), cache / "images-gone.npy"]
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(found))
+    decode(write_files(tmp_path / "b", 1), cache, limit_mib=4 * SIZE * SIZE / 2**20)
+    assert not found[0].exists()
+
+
+def test_half_a_set_of_a_killed_process_is_removed_by_the_next_that_decodes(
+    files: list[ImageFile], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / ".images-0123.89ab.tmp.npy").write_bytes(b"half")
+    (cache / ".thesis.txt").write_text("mine")
+    with replacing(cache / "images-4567.npy") as alive:
+        alive.write_bytes(b"half")
+        decode(files, cache)
+        assert len(list(cache.iterdir())) == 3
+        assert alive.exists()
+
+
+def test_the_cache_is_written_and_not_mapped(
+    files: list[ImageFile], tmp_path: Path
+) -> None:
+    """A map of a file without blocks ends its process when the disk is full."""
+    cache = tmp_path / "cache"
+    sizes = []
+
+    def look(done: int, total: int) -> None:
+        (growing,) = cache.iterdir()
+        sizes.append(growing.stat().st_size)
+
+    decode(files, cache, progress=look)
+    whole = next(cache.iterdir()).stat().st_size
+    # A map has its full size at once; a file grows by what was written to it.
+    assert sizes[0] < whole
 
 
 def test_an_interrupted_filling_leaves_nothing_and_does_not_decode_the_rest(
@@ -509,3 +590,28 @@ def test_plain_batches_have_each_image_once_in_order() -> None:
     assert [len(batch) for batch in batches] == [2, 2, 1]
     assert torch.cat(batches)[:, 0, 0, 0].tolist() == positions
     assert (torch.cat(batches)[:, 0].numpy() == images[positions, :, :, 0]).all()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["train", "plain"])
+def test_a_file_that_cannot_be_read_is_one_line_with_and_without_loader_processes(
+    files: list[ImageFile], workers: int, kind: str
+) -> None:
+    streamed = decoded_images(files, DECODING, cache_dir=None, cache_limit_mib=0)
+    files[2].path.write_bytes(b"xx")
+    positions = list(range(6))
+    batches: Any
+    if kind == "plain":
+        plain = PlainImages(streamed, positions)
+        batches = plain_batches(plain, batch_size=2, workers=workers)
+    else:
+        images = TrainImages(streamed, positions, [0, 1] * 3, ())
+        batches = train_batches(
+            images, batch_size=2, seed=0, epoch=1, balanced=False, workers=workers
+        )
+    with pytest.raises(DataError) as caught:
+        list(batches)
+    assert caught.value.problem == (
+        f"{files[2].path} is not a JPEG, PNG, TIFF, BMP or DICOM file"
+    )
+    assert caught.value.hint.startswith("convert it")

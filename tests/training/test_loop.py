@@ -12,9 +12,19 @@ from torch import Tensor, nn
 
 from tumorlens.config import Config, OptimConfig, parse_config
 from tumorlens.errors import RunError
+from tumorlens.training import loop
 from tumorlens.training.dataset import Subset
 from tumorlens.training.loading import epoch_order, seeded
-from tumorlens.training.loop import Batches, EpochStats, Step, make_loss, train_epoch
+from tumorlens.training.loop import (
+    Batches,
+    EpochStats,
+    Loss,
+    Step,
+    make_loss,
+    part_size_of,
+    part_sizes,
+    train_epoch,
+)
 from tumorlens.training.network import Preprocessing
 from tumorlens.training.optim import Schedule
 
@@ -32,9 +42,9 @@ class Scale(nn.Module):
         return self.w * x
 
 
-class SquareLoss(nn.Module):
+class SquareLoss(Loss):
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return outputs.square().mean()
+        return outputs.square().mean(1).sum()
 
 
 def step_of(
@@ -136,6 +146,124 @@ def test_a_stop_ends_the_epoch_after_the_batch() -> None:
     stats = run_epoch(Scale(), [torch.ones(3, 1)] * 5, lr=0.0, should_stop=lambda: True)
     assert not stats.is_complete
     assert stats.num_images == 3
+
+
+class Counting(Scale):
+    """Notes the number of images of each pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return super().forward(x)
+
+
+def test_a_loss_that_is_lost_in_the_middle_of_an_epoch_ends_it_soon() -> None:
+    model = Counting()
+    spoilt = torch.full((1, 1), torch.nan)
+    with pytest.raises(RunError, match="mean training loss is nan"):
+        run_epoch(model, [torch.ones(1, 1), spoilt] * 500, lr=0.1)
+    assert len(model.sizes) < 50
+
+
+def gradient_of(
+    loss: Loss, logits: Tensor, targets: Tensor, *, part_size: int | None
+) -> tuple[Tensor, float]:
+    """Return the gradient of one step at the logits (N, C), and the reported loss."""
+
+    class Table(nn.Module):
+        """Returns its own row for the number of an image."""
+
+        pretrained_cfg: ClassVar = {"classifier": ()}
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.Parameter(logits.clone())
+
+        def forward(self, numbers: Tensor) -> Tensor:
+            return self.rows[numbers]
+
+    model = Table()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    schedule = Schedule(
+        optimizer, OptimConfig(lr=1.0, scheduler="constant"), batches_per_epoch=1
+    )
+    stats = train_epoch(
+        model,
+        [(torch.arange(len(logits)), targets)],
+        step_of(optimizer, schedule, loss_fn=loss, part_size=part_size),
+        sums=torch.zeros(3, dtype=torch.float64),
+    )
+    return logits - model.rows.detach(), stats.loss
+
+
+WEIGHTS = torch.tensor([4.0, 0.5, 1.0])
+
+
+@pytest.mark.parametrize("part_size", [None, 4, 3, 2, 1])
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["equal", "weighted"])
+def test_a_step_in_parts_is_that_of_torch_for_the_whole_batch(
+    weights: Tensor | None, part_size: int | None
+) -> None:
+    logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, 1, 1, 1, 1, 2, 1, 0])
+    loss = Loss(weights, label_smoothing=0.1)
+    got, reported = gradient_of(loss, logits, labels, part_size=part_size)
+    plain = logits.clone().requires_grad_()
+    mean = nn.CrossEntropyLoss(weights, label_smoothing=0.1)(plain, labels)
+    (expected,) = torch.autograd.grad(mean, plain)
+    assert got.numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+    assert reported == pytest.approx(mean.item())
+
+
+@pytest.mark.parametrize("part_size", [None, 3])
+def test_labels_as_probabilities_weigh_as_labels_do(part_size: int | None) -> None:
+    logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, 1, 1, 1, 1, 2, 1, 0])
+    plain, _ = gradient_of(Loss(WEIGHTS), logits, labels, part_size=None)
+    one_hot = nn.functional.one_hot(labels, 3).float()
+    mixed, _ = gradient_of(Loss(WEIGHTS), logits, one_hot, part_size=part_size)
+    assert mixed.numpy() == pytest.approx(plain.numpy(), abs=1e-6)
+
+
+def test_no_part_is_a_single_image_that_the_settings_do_not_demand() -> None:
+    for num_images in range(1, 40):
+        for size in range(2, 12):
+            sizes = part_sizes(num_images, size)
+            assert sum(sizes) == num_images
+            assert min(sizes) > 1 or num_images == 1
+            assert max(sizes) <= size + 1
+    assert part_sizes(3, 1) == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "expected"), [(32, 1, None), (32, 4, 8), (5, 2, 3)]
+)
+def test_accumulate_is_the_number_of_parts_of_a_full_batch(
+    batch_size: int, accumulate: int, expected: int | None
+) -> None:
+    train = {"batch_size": batch_size, "accumulate": accumulate}
+    size = part_size_of(settings(train=train).train)
+    assert size == expected
+    assert len(part_sizes(batch_size, size)) == accumulate
+
+
+def test_processes_divide_by_the_mean_of_their_weights() -> None:
+    class Two(Accelerator):  # type: ignore[misc]
+        """One of two processes; the weights of the other add up to 9."""
+
+        num_processes = 2
+
+        def reduce(self, tensor: Tensor, reduction: str = "sum", **_: Any) -> Tensor:
+            return (tensor + 9) / 2 if reduction == "mean" else tensor
+
+    weight = loop._weight_of_batch(
+        step_of(None, None, loss_fn=Loss(WEIGHTS), accelerator=Two(cpu=True)),  # type: ignore[arg-type]
+        torch.tensor([0, 2]),
+    )
+    assert float(weight) == (4 + 1 + 9) / 2
 
 
 class WithHead(nn.Module):
@@ -342,12 +470,19 @@ def test_cutmix_pastes_a_rectangle_and_counts_its_area() -> None:
     assert targets.numpy() == pytest.approx(expected.numpy(), abs=0.02)
 
 
-def test_a_batch_of_an_odd_size_is_not_mixed() -> None:
-    batches = batches_of(settings(augment={"mixup": 1.0}), LABELS)
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_of_an_odd_number_of_images_all_but_the_last_are_mixed(kind: str) -> None:
+    batches = batches_of(settings(augment={kind: 1.0}), LABELS)
     images, labels = decoded_batch(7)
-    got, targets = batches.prepare(images, labels)
-    assert got.numpy() == pytest.approx(normalized(images).numpy(), abs=1e-4)
-    assert torch.equal(targets, labels)
+    with seeded(3):
+        got, targets = batches.prepare(images, labels)
+    with seeded(3):
+        even, even_targets = batches.prepare(images[:6], labels[:6])
+    assert torch.equal(got[:6], even)
+    assert torch.equal(targets[:6], even_targets)
+    assert even_targets.amax(1).min() < 1
+    assert got[6].numpy() == pytest.approx(normalized(images)[6].numpy(), abs=1e-4)
+    assert targets[6].tolist() == [1, 0, 0]
 
 
 def test_only_the_asked_share_of_the_batches_is_mixed() -> None:
@@ -375,26 +510,25 @@ def test_class_weights_are_those_of_scikit_learn_or_its_root(
 ) -> None:
     labels = [0] * 50 + [1] * 10 + [2] * 40
     loss = make_loss(subset_of(labels), settings(train={"class_weights": name}))
-    assert isinstance(loss, nn.CrossEntropyLoss)
     if name == "none":
-        assert loss.weight is None
+        assert loss.class_weights is None
         return
     balanced = compute_class_weight(
         "balanced", classes=np.arange(3), y=np.array(labels)
     )
     expected = balanced**power
     expected /= expected[labels].mean()
-    assert loss.weight is not None
-    assert loss.weight.numpy() == pytest.approx(expected)
-    assert loss.weight.numpy()[labels].mean() == pytest.approx(1)
+    assert loss.class_weights is not None
+    assert loss.class_weights.numpy() == pytest.approx(expected)
+    assert loss.class_weights.numpy()[labels].mean() == pytest.approx(1)
 
 
 def test_balanced_weights_are_exactly_scikit_learns() -> None:
     labels = [0] * 50 + [1] * 10 + [2] * 40
     loss = make_loss(subset_of(labels), settings(train={"class_weights": "balanced"}))
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    assert isinstance(loss.weight, Tensor)
-    assert loss.weight.numpy() == pytest.approx(expected)
+    assert loss.class_weights is not None
+    assert loss.class_weights.numpy() == pytest.approx(expected)
 
 
 def test_the_loss_smooths_the_labels() -> None:

@@ -24,6 +24,7 @@ from tumorlens.data.index import SplitRow, read_index, write_split
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.report.run_figures import draw_lr_curve
 from tumorlens.training import lr_find
+from tumorlens.training.loop import Loss
 from tumorlens.training.lr_find import LrFindResult, find_lr, sweep
 from tumorlens.training.network import create_model
 
@@ -54,9 +55,9 @@ class Scale(nn.Module):
         return outputs
 
 
-class SquareLoss(nn.Module):
+class SquareLoss(Loss):
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return outputs.square().mean()
+        return outputs.square().mean(1).sum()
 
 
 def ones() -> Iterator[tuple[Tensor, Tensor]]:
@@ -119,7 +120,7 @@ def test_a_batch_in_parts_is_one_step() -> None:
             sizes.append(len(x))
             return super().forward(x)
 
-    assert sweep_scale(Sized(), num_parts=2) == sweep_scale()
+    assert sweep_scale(Sized(), part_size=1) == sweep_scale()
     assert sizes == [1] * 40
 
 
@@ -289,11 +290,11 @@ def test_the_settings_of_the_loop_reach_the_sweep(
     monkeypatch.setattr(lr_find, "sweep", note)
     settings = ["train.accumulate=2", "train.precision=bf16", "train.freeze=['conv1']"]
     find_lr(configure(*settings, "train.freeze_backbone_epochs=3", "optim.epochs=3"))
-    assert (asked["num_parts"], asked["use_bf16"]) == (2, True)
+    assert (asked["part_size"], asked["use_bf16"]) == (4, True)
     assert (asked["frozen"], asked["head_only"]) == (["conv1"], True)
     # A backbone that is trained later is what the rate is for.
     find_lr(configure("train.freeze_backbone_epochs=2", "optim.epochs=3"))
-    assert (asked["num_parts"], asked["use_bf16"]) == (1, False)
+    assert (asked["part_size"], asked["use_bf16"]) == (None, False)
     assert (asked["frozen"], asked["head_only"]) == ([], False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import math
 import os
@@ -891,3 +892,127 @@ def test_a_precision_that_is_asked_for_is_used(
     other = {"avx512_bf16": name == "fp32"}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: other)
     assert resolve_precision(name, CPU) == name
+
+
+# What no run may pass to timm, and answers that are none
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("global_pool", r"model\.extra\.global_pool is a setting of its own"),
+        ("in_chans", r"model\.extra\.in_chans is a setting of its own"),
+        ("checkpoint_path", r"model\.extra\.checkpoint_path is no argument of a netw"),
+        ("features_only", r"model\.extra\.features_only is no argument of a network"),
+        ("pretrained_cfg_overlay", r"pretrained_cfg_overlay is no argument"),
+        ("num_classes", r"num_classes is no argument"),
+    ],
+)
+def test_extra_takes_arguments_of_the_network_only(name: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as caught:
+        create_model(settings(extra={name: 1}, global_pool="max"), num_classes=4)
+    assert caught.value.hint
+
+
+def card_of(**changes: Any) -> ModelCard:
+    values = {
+        "tumorlens": "0",
+        "name": NAME,
+        "classes": ("a", "b", "c", "d"),
+        "in_chans": 3,
+        "size_px": SIZE,
+        "fit": "pad",
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        "mirror": False,
+        "epoch": 1,
+        "weights_sha256": "0" * 64,
+    }
+    return ModelCard.model_validate(values | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arguments": {"checkpoint_path": "FILE"}},
+        {"arguments": {"pretrained_cfg_overlay": {"file": "FILE"}}},
+        {"name": "local-dir:FOLDER"},
+        {"name": "hf-hub:someone/something"},
+    ],
+    ids=["checkpoint", "overlay", "folder", "hub"],
+)
+def test_a_card_reads_no_other_file_and_fetches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise AssertionError("timm was called")
+
+    (tmp_path / "w.safetensors").write_bytes(weights_as_bytes(network_of()))
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(RunError, match=r"cannot be made: .*(no such net|no argument)"):
+        load_model(card_of(**changes), tmp_path / "w.safetensors")
+
+
+def test_weights_of_a_run_that_are_no_numbers_are_refused_by_their_layer(
+    tmp_path: Path,
+) -> None:
+    model = network_of()
+    with torch.no_grad():
+        model.get_parameter("classifier.bias")[2] = torch.inf
+    (tmp_path / "w.safetensors").write_bytes(weights_as_bytes(model))
+    with pytest.raises(
+        RunError, match=r"w.safetensors gives no answer: classifier\.bias has 1 of 4"
+    ):
+        load_model(card_of(), tmp_path / "w.safetensors")
+
+
+def test_an_answer_that_is_no_number_is_no_answer() -> None:
+    class Overflow(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            logits = torch.zeros(len(images), 2)
+            logits[images.amax((1, 2, 3)) > 1] = torch.nan
+            return logits
+
+    batches = [torch.tensor([0, 255, 0], dtype=torch.uint8).view(3, 1, 1, 1)]
+    with pytest.raises(RunError, match="answer to 1 of 3 images is NaN or infinite"):
+        infer(
+            Overflow(),
+            batches,
+            mean=(0.0,),
+            std=(0.5,),
+            device=CPU,
+            mirror=False,
+        )
+
+
+# Addresses of the hub that are none
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("unknown url type: 'hf-mirror.com/timm/x'"),
+        http.client.InvalidURL("nonnumeric port: 'port'"),
+        http.client.BadStatusLine("this is no http\r\n"),
+    ],
+)
+def test_a_wrong_address_or_proxy_is_one_line(
+    error: Exception, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+    with pytest.raises(ConfigError, match=r"cannot be fetched from the model hub: \w"):
+        create_model(settings(pretrained="yes"), num_classes=4)
+
+
+def test_an_endpoint_without_https_is_named_with_where_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", cache)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "hf-mirror.com")
+    with pytest.raises(ConfigError, match="unknown url type") as caught:
+        create_model(settings(pretrained="yes"), num_classes=4)
+    assert caught.value.hint.startswith("check HF_ENDPOINT and HTTPS_PROXY, or set mod")

@@ -25,6 +25,7 @@ from tumorlens.cli.completion import join_words_of_bash
 from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.errors import TumorlensError
 from tumorlens.extras import naming_missing_extras
+from tumorlens.system import is_out_of_memory
 from tumorlens.urls import without_password
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         One of those at the top of this module.
+
+    Raises:
+        MemoryError: Never: that memory ran out is an error like others.
+        RuntimeError: A fault of ours, or of a library.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     join_words_of_bash(os.environ)
@@ -68,6 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return STATUS_ERROR
     except KeyboardInterrupt:
         status = STATUS_INTERRUPTED
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        terminal.print_error(
+            "memory ran out", "end other programs, or use smaller images or models"
+        )
+        return STATUS_ERROR
     if status == STATUS_INTERRUPTED:
         print("stopped", file=sys.stderr)
     return int(status or 0)

@@ -9,6 +9,7 @@ import typer
 
 from tumorlens.cli import terminal
 from tumorlens.cli.options import (
+    OF_SPLIT,
     DataArgument,
     MetadataOption,
     Protocol,
@@ -21,6 +22,8 @@ from tumorlens.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from tumorlens.config import Config
 
 
 def phantom(
@@ -58,8 +61,8 @@ def audit(
     """Check an image set for unreadable files, duplicates, leaks and shortcuts."""
     from tumorlens.data import audit as stage
     from tumorlens.data.duplicates import find_duplicates
-    from tumorlens.data.index import read_index
-    from tumorlens.files import write_model
+    from tumorlens.data.index import patient_note, read_index
+    from tumorlens.files import locked, write_model
     from tumorlens.report import write_audit_page
 
     _check_folder(out)
@@ -67,9 +70,12 @@ def audit(
     with terminal.counting("reading") as progress:
         duplicates = find_duplicates(index, progress=progress)
     _check_any_readable(data, len(index.records), duplicates.unreadable)
+    if note := patient_note(index):
+        terminal.print_warning(note)
     found = stage.audit(index, duplicates)
-    write_model(out / "audit.json", found)
-    page = write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
+    with locked(out):  # the page is made of the file
+        write_model(out / "audit.json", found)
+        page = write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
     terminal.print_audit(found)
     where = f"the page with the pictures is {page}, audit.json is beside it"
     if found.is_trainable:
@@ -84,13 +90,15 @@ def split(
     *,
     out: Annotated[Path, typer.Option(metavar="CSV", help="File to write.")],
     protocol: Annotated[
-        Protocol, typer.Option(help="How the subsets are made.")
-    ] = "grouped",
+        Protocol | None,
+        typer.Option(help="How the subsets are made. Default: grouped."),
+    ] = None,
     metadata: MetadataOption = None,
     settings: SetOption = None,
 ) -> None:
     """Assign every file to a subset, as a table to check or edit."""
     from tumorlens.data.index import write_split
+    from tumorlens.files import locked
     from tumorlens.training.dataset import split_data
 
     config = config_of(
@@ -99,16 +107,30 @@ def split(
         ("data.path", data),
         ("data.protocol", protocol),
         ("data.metadata", metadata),
+        only=OF_SPLIT,
     )
     with terminal.counting("reading") as progress:
         made = split_data(config, progress=progress)
-    write_split(out, made.rows)
+    with locked(out, lock=out.with_name(f".{out.name[:40]}.lock")):
+        write_split(out, made.rows)
     terminal.print_split(made)
+    if made.note:
+        terminal.print_warning(made.note)
     terminal.print_line(made.leak.words)
     terminal.print_next(
         f"the split is in {out}",
-        *train_words(data, f"data.protocol={protocol}", f"data.split={out}"),
+        *train_words(data, *_next_settings(config, settings or [], out)),
     )
+
+
+def _next_settings(config: Config, given: list[str], out: Path) -> list[str]:
+    """Return the settings with which `train` uses a split as it was made."""
+    chosen = [f"data.protocol={config.data.protocol}", f"data.split={out}"]
+    if config.data.metadata is not None:
+        chosen.append(f"data.metadata={config.data.metadata}")
+    named = [one.partition("=")[0] for one in chosen]
+    others = [one for one in given if one.partition("=")[0].strip() not in named]
+    return [*chosen, *others]
 
 
 def _check_folder(out: Path) -> None:

@@ -177,7 +177,7 @@ def benchmark(
 ) -> int:
     """Measure artefacts side by side: time, memory, size, accuracy."""
     from tumorlens.deploy.benchmark import results, session
-    from tumorlens.files import check_folder, write_model
+    from tumorlens.files import check_folder, locked, write_model
 
     # Before minutes of measuring, not after: a missing library of the page, a folder
     # that cannot be written.
@@ -213,7 +213,8 @@ def benchmark(
     except KeyboardInterrupt:
         print(f"nothing was written to {out}", file=sys.stderr)
         return STATUS_INTERRUPTED
-    with interruptible():  # the files belong together: all of them or none
+    # The files belong together: all of one benchmark.
+    with interruptible(), locked(out):
         write_model(out / "benchmark.json", found)
         results.write_csv(found, out / "benchmark.csv")
         page = write_benchmark_page(out / "benchmark.json", out=out / "benchmark.html")

@@ -13,9 +13,12 @@ import typer
 
 from tumorlens.cli import terminal
 from tumorlens.cli.completion import complete_setting
+from tumorlens.errors import ConfigError
 from tumorlens.system import is_main_process
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from tumorlens.config import Config
     from tumorlens.runs.tracking import Tracker
 
@@ -75,22 +78,99 @@ RunArgument = Annotated[
 ]
 
 
-def config_of(
-    path: Path | None, settings: list[str] | None, *options: tuple[str, object]
-) -> Config:
-    """Return the settings of file and --set, with options of their own on top."""
-    from tumorlens.config import assign, parse_assignment, parse_config, read_toml
+OF_SPLIT = (
+    *("data.path", "data.metadata", "data.protocol", "data.split", "data.val_fraction"),
+    *("data.test_fraction", "data.num_folds", "data.max_unreadable"),
+    *("data.max_file_mib", "data.max_pixels", "train.seed"),
+)
+"""Settings that `split` takes: those that decide which file is in which subset."""
 
-    values = read_toml(path) if path else {}
+OF_IMPORT = (
+    *(key for key in OF_SPLIT if key != "data.num_folds"),
+    *("data.fit", "data.cache_dir", "data.cache_limit_mib", "train.workers"),
+    *("model.name", "model.drop_rate", "model.drop_path_rate", "model.global_pool"),
+    *("model.in_chans", "model.size_px", "model.mean", "model.std", "model.mirror"),
+    "model.extra",
+)
+"""Settings that `import` takes: those of the network, the split and the evaluation."""
+
+
+def config_of(
+    path: Path | None,
+    settings: list[str] | None,
+    *options: tuple[str, object],
+    start: Config | None = None,
+    defaults: Mapping[str, str] | None = None,
+    only: Collection[str] | None = None,
+    but: Collection[str] = (),
+) -> Config:
+    """Return the settings of a command: start < file < --set < its own options.
+
+    Args:
+        path: TOML file.
+        settings: Assignments of --set.
+        options: Setting and value of the command's own options; `None` is not given.
+        start: The settings below them. Default: those of the package.
+        defaults: Setting -> value, where the command's default is another.
+        only: Settings that --set may have here. Default: all.
+        but: Settings that --set may not have here.
+
+    Raises:
+        ConfigError: A setting is unknown or wrong, has no effect in this command, or an
+            option contradicts --set.
+    """
+    from tumorlens.config import (
+        assign,
+        merge,
+        parse_assignment,
+        parse_config,
+        read_toml,
+    )
+
+    values = start.model_dump(mode="json", exclude_none=True) if start else {}
+    for key, default in (defaults or {}).items():
+        assign(values, key, default)
+    merge(values, read_toml(path) if path else {})
+    chosen: dict[str, object] = {}
     for assignment in settings or []:
-        assign(values, *parse_assignment(assignment))
-    for key, value in options:
-        if value is not None:
-            assign(values, key, "")
-            section, _, name = key.partition(".")
-            # Text, whatever it looks like: "2024" and "none" are folders.
-            values[section][name] = str(value)
+        key, value = parse_assignment(assignment)
+        _check_used(key, only, but)
+        assign(values, key, value)
+        chosen[key] = value
+    for key, option in options:
+        if option is None:
+            continue
+        value = str(option) if isinstance(option, Path) else option
+        if chosen.get(key, value) != value:
+            raise ConfigError(
+                f"{key} is given twice: {value!r} by an option of its own, "
+                f"{chosen[key]!r} by --set",
+                hint="leave out one of the two",
+            )
+        assign(values, key, "")
+        section, _, name = key.partition(".")
+        # Text, whatever it looks like: "2024" and "none" are folders.
+        values[section][name] = value
     return parse_config(values)
+
+
+def _check_used(key: str, only: Collection[str] | None, but: Collection[str]) -> None:
+    """Refuse a setting that has no effect in a command.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    from tumorlens.config import setting_names
+
+    # A key of model.extra counts as model.extra; of another name, parsing tells.
+    name = ".".join(key.split(".")[:2])
+    if name not in setting_names():
+        return
+    if name in but or (only is not None and name not in only):
+        hint = "leave it out"
+        if only is not None:
+            hint += f"; it takes {', '.join(only)}"
+        raise ConfigError(f"--set {key} has no effect in this command", hint=hint)
 
 
 def tracker_of(*, track: bool, url: str | None) -> Tracker | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from tumorlens.system import keep_freed_memory
 from tumorlens.text import counted, one_line, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tumorlens.data.dicom.series import Found
     from tumorlens.deploy.prediction_file import Row, RowFile
@@ -209,7 +210,8 @@ def _show(predictors: list[Predictor], images: list[Path]) -> int:
     """Print the answers, a table at a time, and return how many have an error."""
     from tumorlens.data.files import walk_images
 
-    files = walk_images(images)
+    skipped = Counter[str]()
+    files = walk_images(images, skipped=skipped)
     num_unreadable = 0
     while some := list(islice(files, TABLE_FILES)):
         answers = []
@@ -219,7 +221,16 @@ def _show(predictors: list[Predictor], images: list[Path]) -> int:
             answers.append((one.name, one.classes, found))
         terminal.print_predictions(answers)
         num_unreadable += sum(not answer.predicted for answer in answers[0][2])
+    _print_skipped(skipped)
     return num_unreadable
+
+
+def _print_skipped(skipped: Mapping[str, int]) -> None:
+    """Print what was passed over in the folders, by its kind."""
+    from tumorlens.data.files import described
+
+    if skipped:
+        print(f"skipped: {described(skipped)}", file=sys.stderr)
 
 
 def _write(
@@ -238,13 +249,15 @@ def _write(
         # The folders are walked twice only if a bar is shown.
         total = count_images(images) * len(predictors) if progress else None
         for one in predictors:
-            remaining = file.remaining(one, walk_images(images))
+            skipped = Counter[str]()  # the same for each
+            remaining = file.remaining(one, walk_images(images, skipped=skipped))
             for answer in one.predict_files(remaining):
                 file.add(one, answer)
                 if progress:
                     progress(file.num_rows, total)
         file.finish()
     print(f"the probabilities are in {out}")
+    _print_skipped(skipped)
     return int(file.num_unreadable) // len(predictors)
 
 
@@ -304,13 +317,39 @@ def predict_series(
     Raises:
         KeyboardInterrupt: Ctrl-C; what is there stays.
     """
-    from tumorlens.data.dicom.series import described, find_series
+    from tumorlens.data.dicom.series import find_series
+    from tumorlens.data.images import ImageLimits
+    from tumorlens.files import locked
+
+    limits = [one.limits for _, one in models]
+    found = find_series(
+        images,
+        identify=options.identify,
+        limits=ImageLimits(
+            max_bytes=max(one.max_bytes for one in limits),
+            max_pixels=max(one.max_pixels for one in limits),
+        ),
+    )
+    with ExitStack() as stack:
+        if options.dicom_out:
+            stack.enter_context(locked(options.dicom_out))
+            _check_dicom_out(
+                options.dicom_out, found, num_runs=len(models), resume=resume
+            )
+        return _predict_found(found, models, options, out=out, resume=resume)
+
+
+def _predict_found(
+    found: Found,
+    models: Sequence[tuple[Path, Predictor]],
+    options: SeriesOptions,
+    *,
+    out: Path | None,
+    resume: bool,
+) -> int:
     from tumorlens.deploy.prediction_file import RowFile
     from tumorlens.deploy.series import check_rule, columns_of
 
-    found = find_series(images, identify=options.identify)
-    if options.dicom_out:
-        _check_dicom_out(options.dicom_out, found, num_runs=len(models), resume=resume)
     predictors = [one for _, one in models]
     rule = options.rule or "mean"
     ways = [
@@ -350,8 +389,7 @@ def predict_series(
                 f"{counted(len(found.others), 'file')}",
                 file=sys.stderr,
             )
-    if found.skipped:
-        print(f"skipped: {described(found.skipped)}", file=sys.stderr)
+    _print_skipped(found.skipped)
     return table.num_unreadable // len(models)
 
 

@@ -16,7 +16,7 @@ import typer
 
 from tumorlens.cli import terminal
 from tumorlens.cli.completion import complete_setting, complete_subset
-from tumorlens.cli.options import STATUS_INTERRUPTED
+from tumorlens.cli.options import STATUS_INTERRUPTED, config_of
 from tumorlens.errors import ConfigError
 from tumorlens.text import counted, duration, one_line, percent
 
@@ -116,30 +116,28 @@ def run(
     The exit status is 3 when a trial failed.
     """
     from tumorlens.study import worker
-    from tumorlens.study.folder import create_study, open_study
+    from tumorlens.study.folder import create_study
     from tumorlens.study.plan import check_only
     from tumorlens.study.plan_file import load_plan
 
     if plan_path.is_dir():
-        _refuse(plan_path, out, data, settings)
-        study = open_study(plan_path)
-        plan = study.plan
+        plan = _plan_to_continue(plan_path, out, data, settings)
+        out = plan_path
     else:
         plan = load_plan(plan_path, assignments=settings or [], data=data)
-        study = None
+        out = out or Path("runs") / plan.name
     check_only(plan, only)
-    out = plan_path if study else out or Path("runs") / plan.name
+    _warn_of_idle(plan)
+    plan = _with_data(plan, out, dry_run=dry_run)
     if dry_run:
         _dry_run(plan, only=only, over=_over(out, plan, store))
         return 0
-    _check_data(plan)
     tracker = None
     if track or track_url:
         from tumorlens.study.tracking import StudyTracker
 
         tracker = StudyTracker(out, name=plan.name, url=track_url or "")
-    if study is None:
-        study = create_study(out, plan, store_url=store)
+    study = create_study(out, plan, store_url=store)
     if tracker:
         tracker.begin(study)
     if retry_failed:
@@ -223,7 +221,7 @@ def compare(
     ] = False,
 ) -> None:
     """Compare runs, and tell real differences from noise."""
-    from tumorlens.files import write_model
+    from tumorlens.files import locked, write_model
     from tumorlens.report import tables, write_comparison_page
     from tumorlens.study import compare as stage
     from tumorlens.study.arms import is_study
@@ -243,11 +241,12 @@ def compare(
             command=context.obj,
             progress=progress,
         )
-    write_model(out / "comparison.json", found)
-    tables.write_tables(found, out)
-    page = write_comparison_page(
-        out / "comparison.json", data=data, out=out / "comparison.html"
-    )
+    with locked(out):  # the page is made of the file
+        write_model(out / "comparison.json", found)
+        tables.write_tables(found, out)
+        page = write_comparison_page(
+            out / "comparison.json", data=data, out=out / "comparison.html"
+        )
     terminal.print_table(*tables.table_rows(found, is_short=True))
     for sentence in found.summary:
         terminal.print_line(sentence)
@@ -300,7 +299,7 @@ def _over(folder: Path, plan: StudyPlan, store: str | None) -> set[str]:
     if not is_study(folder):
         return set()
     study = open_study(folder)
-    if study.plan.digest() != plan.digest():
+    if study.plan.digest() != plan.as_known_to(study.plan).digest():
         return set()
     trials = study.trials(study.open_store(store, must_exist=True))
     ends = ("finished", "pruned", "failed")
@@ -326,17 +325,87 @@ def _dry_run(plan: StudyPlan, *, only: str, over: set[str]) -> None:
     _print_plan(plan, trials, seconds)
 
 
-def _refuse(path: Path, *given: object) -> None:
-    """Reject options that would change a study that was begun.
+def _plan_to_continue(
+    path: Path, out: Path | None, data: Path | None, settings: list[str] | None
+) -> StudyPlan:
+    """Return the plan of a study folder, with the images where they are now.
+
+    Args:
+        path: The folder.
+        out: --out, which can only be the same.
+        data: Where the images are now, if they were moved.
+        settings: Assignments of --set, which must be as they were, except those of the
+            machine.
 
     Raises:
-        ConfigError: Any of `given` is set.
+        ConfigError: They differ.
     """
-    if any(given):
+    from tumorlens.config import absolute_paths, differences, machine_settings
+    from tumorlens.study.folder import open_study
+
+    if out is not None and out.resolve() != path.resolve():
         raise ConfigError(
-            f"the study in {path} continues with the settings it was started with",
-            hint="leave out --out, --data and --set, or start another study",
+            f"the study in {path} continues where it is, and --out is {out}",
+            hint="leave out --out, or start another study from its file",
         )
+    plan = open_study(path).plan
+    config = config_of(None, settings, ("data.path", data), start=plan.base)
+    base = absolute_paths(config)
+    found = differences(plan.base, base)
+    words = [f"{key}: {how}" for key, how in found.items()]
+    if found.keys() - machine_settings():
+        raise ConfigError(
+            f"the study in {path} was begun with other settings: {'; '.join(words)}",
+            hint="leave them out to go on with those of the study, or start another",
+        )
+    return plan.model_copy(update={"base": base})
+
+
+def _warn_of_idle(plan: StudyPlan) -> None:
+    """Warn of settings without effect: in all trials, or in those that vary them."""
+    from tumorlens.config import idle_settings
+
+    trials = () if plan.search else plan.trials()
+    idle: dict[str, list[str]] = {}
+    reasons: dict[str, str] = {}
+    for one in trials:
+        config = plan.config_of(one.settings, protocol=one.protocol, seed=one.seed)
+        for key, why in idle_settings(config).items():
+            idle.setdefault(key, []).append(one.name)
+            reasons.setdefault(key, why)
+    varied = {key for one in trials for key in one.settings}
+    for key, names in idle.items():
+        if len(names) == len(trials):
+            terminal.print_warning(f"{key} has no effect: {reasons[key]}")
+        elif key in varied:
+            terminal.print_warning(
+                f"{key} has no effect in {counted(len(names), 'trial')} of "
+                f"{len(trials)}: in {names[0]}, {reasons[key]}"
+            )
+
+
+def _with_data(plan: StudyPlan, out: Path, *, dry_run: bool) -> StudyPlan:
+    """Return a plan with the digests of its files, after checking where they are.
+
+    Args:
+        plan: The plan. For a dry run it need not name any images.
+        out: The folder of the study.
+        dry_run: Whether nothing is run.
+
+    Raises:
+        ConfigError: A file is not there.
+        DataError: The images cannot be used.
+        RunError: The folder cannot be one.
+    """
+    from tumorlens.study.folder import check_place
+    from tumorlens.study.inputs import with_files
+
+    if dry_run and plan.base.data.path is None:
+        return plan
+    _check_data(plan)
+    if not dry_run:
+        check_place(out)
+    return with_files(plan)
 
 
 def _check_data(plan: StudyPlan) -> None:

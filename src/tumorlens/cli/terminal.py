@@ -338,6 +338,10 @@ class TrainingDisplay(Listener):
         self._words = text
         self._show(text, 0, None)
 
+    def note(self, text: str) -> None:
+        """Print it."""
+        print_warning(text)
+
     def fold(self, fold: int, num_folds: int) -> None:
         """Name the fold that begins, in all that follows."""
         self._fold = f"fold {fold} of {num_folds}  "

@@ -15,6 +15,7 @@ import typer
 from tumorlens.cli import terminal
 from tumorlens.cli.completion import complete_model, complete_subset
 from tumorlens.cli.options import (
+    OF_IMPORT,
     STATUS_INTERRUPTED,
     MovedOption,
     RunArgument,
@@ -25,7 +26,6 @@ from tumorlens.cli.options import (
     tracker_of,
     train_words,
 )
-from tumorlens.errors import ConfigError
 from tumorlens.system import is_main_process
 
 if TYPE_CHECKING:
@@ -50,12 +50,20 @@ def train(
     track: TrackOption = False,
     track_url: TrackUrlOption = None,
 ) -> int:
-    """Train one network, or one per fold, into a run folder."""
+    """Train one network, or one per fold, into a run folder.
+
+    With --resume, what is given again must be as it was, except where the images are
+    now and settings of the machine, such as train.workers.
+    """
+    from tumorlens.runs.folder import open_run
     from tumorlens.training import fit
 
-    if resume:
-        _refuse_settings(out, config_path, data, settings)
-    config = None if resume else config_of(config_path, settings, ("data.path", data))
+    config = config_of(
+        config_path,
+        settings,
+        ("data.path", data),
+        start=open_run(out).config if resume else None,
+    )
     tracker = tracker_of(track=track, url=track_url)
     with (
         terminal.training() as display,
@@ -189,11 +197,14 @@ def lr_find(
     ] = 100,
 ) -> None:
     """Suggest a learning rate from a short sweep over the train subset."""
-    from tumorlens.files import write_model
+    from tumorlens.files import locked, write_model
     from tumorlens.report.run_figures import write_lr_plot
     from tumorlens.training.lr_find import find_lr
+    from tumorlens.training.optim import idle_words
 
-    config = config_of(config_path, settings, ("data.path", data))
+    config = config_of(config_path, settings, ("data.path", data), but=["optim.lr"])
+    for note in idle_words(config):
+        terminal.print_warning(note)
     with terminal.counting("trying learning rates") as progress:
         found = find_lr(
             config,
@@ -203,8 +214,9 @@ def lr_find(
             command=context.obj,
             progress=progress,
         )
-    write_model(out / "lr_find.json", found)
-    svg, png = write_lr_plot(found, out)
+    with locked(out):
+        write_model(out / "lr_find.json", found)
+        svg, png = write_lr_plot(found, out)
     terminal.print_line(found.summary)
     where = f"the curve is in {svg} and {png}, its numbers are in lr_find.json"
     if found.suggestion is None:
@@ -245,8 +257,11 @@ def import_weights(
         str | None, typer.Option(metavar="R,G,B", help="Default: timm's.")
     ] = None,
     fit: Annotated[
-        str, typer.Option(help="How the images were made square: squash or pad.")
-    ] = "squash",
+        str | None,
+        typer.Option(
+            help="How the images were made square: squash or pad. Default: squash."
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -259,19 +274,17 @@ def import_weights(
     """Make a run folder from weights that were trained elsewhere."""
     from tumorlens.training import import_weights as stage
 
-    numbers = {
-        "size_px": size_px,
-        "mean": mean and f"[{mean}]",
-        "std": std and f"[{std}]",
-    }
     config = config_of(
         None,
-        [
-            "data.protocol=as-given",
-            *(settings or []),
-            *(f"model.{key}={value}" for key, value in numbers.items() if value),
-        ],
+        settings,
         *(("model.name", model), ("data.fit", fit), ("data.path", data)),
+        ("model.size_px", size_px),
+        *(
+            ("model.mean", _numbers(mean)),
+            ("model.std", _numbers(std)),
+        ),
+        defaults={"data.protocol": "as-given", "data.fit": "squash"},
+        only=OF_IMPORT,
     )
     with terminal.counting("reading") as progress:
         imported = stage.import_weights(
@@ -351,7 +364,7 @@ def ensemble(
         paths, out=out, tta=views.POLICY if tta else "none", command=context.obj
     )
     names = ", ".join(run.member_names())
-    terminal.print_line(f"{run.config.model.name}: the mean probabilities of {names}")
+    terminal.print_line(f"{run.model_name}: the mean probabilities of {names}")
     if tta and views.has_val_images(run):
         _print_tta(run, subset=None, data=data, command=context.obj)
     elif tta:
@@ -361,17 +374,12 @@ def ensemble(
     terminal.print_next(f"the run is in {out}", "tumorlens", "evaluate", out)
 
 
-def _refuse_settings(out: Path, *given: object) -> None:
-    """Refuse to resume with settings: they would be ignored.
-
-    Raises:
-        ConfigError: Any of `given` is there.
-    """
-    if any(given):
-        raise ConfigError(
-            f"--resume continues {out} with the settings it was started with",
-            hint="leave out CONFIG, --data and --set, or start another run",
-        )
+def _numbers(text: str | None) -> list[float] | str | None:
+    """Return the numbers of an option; a text that holds none is refused later."""
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        return text
 
 
 def _print_tta(

@@ -1,7 +1,8 @@
 """Paths from the user -> the image files behind them, one after the other.
 
 Folders are walked as the files are needed: for a tree of any size, memory holds only
-the names in the folders on the way to the current file. No file is opened.
+the names in the folders on the way to the current file. A file is opened only if its
+suffix does not say what it is. What is passed over is counted by its kind.
 """
 
 from __future__ import annotations
@@ -10,21 +11,29 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tumorlens.data.images import SUFFIXES
+from tumorlens.data.images import SUFFIXES, is_image_file
 from tumorlens.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections import Counter
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 
-def walk_images(paths: Iterable[Path]) -> Iterator[Path]:
+def walk_images(
+    paths: Iterable[Path], *, skipped: Counter[str] | None = None
+) -> Iterator[Path]:
     """Yield files as they are, and for folders the images below them, sorted.
 
-    In a folder, images are recognised by their suffix, hidden names are skipped, and
-    links to folders are not followed. A broken link, a pipe, a socket or a device is
-    yielded like a file: reading it reports the fault. A file that is named itself is
-    yielded whatever its suffix. Before the first file, every path is checked to exist
-    and every folder to contain an image.
+    In a folder, an image is what `images.is_image_file` says: a file with a usual
+    suffix, or one that begins as an image. Hidden names are passed over, and links to
+    folders are not followed. A broken link, a pipe, a socket or a device with the
+    suffix of an image is yielded like a file: reading it reports the fault. A file that
+    is named itself is yielded whatever it is. Before the first file, every path is
+    checked to exist and every folder to contain an image.
+
+    Args:
+        paths: Files and folders.
+        skipped: Counts what is passed over in folders, by its kind: see `described`.
 
     Raises:
         DataError: A path does not exist, a folder has no image below it, or a folder
@@ -33,7 +42,7 @@ def walk_images(paths: Iterable[Path]) -> Iterator[Path]:
     named = tuple(paths)
     for path in named:
         _check(path)
-    return _walk(named)
+    return _walk(named, skipped)
 
 
 def count_images(paths: Iterable[Path]) -> int:
@@ -45,13 +54,31 @@ def count_images(paths: Iterable[Path]) -> int:
     return sum(1 for _ in walk_images(paths))
 
 
+def described(skipped: Mapping[str, int]) -> str:
+    """Return the skipped files in words.
+
+    Example:
+        >>> described({"SR": 2, ".webp": 1})
+        '1 x .webp, 2 x SR'
+    """
+    return ", ".join(f"{count} x {kind}" for kind, count in sorted(skipped.items()))
+
+
+def kind_of(path: Path) -> str:
+    """Return the kind under which a file that is no image is counted: its suffix."""
+    suffix = path.suffix.lower()
+    # Names may hold anything, and an odd suffix would have a count of its own.
+    is_plain = suffix[1:].isalnum() and suffix.isascii() and len(suffix) <= 8
+    return suffix if is_plain else "file of another kind"
+
+
 def _check(path: Path) -> None:
     if path.is_dir():
-        if next(_below(path), None) is None:
+        if next(files_below(path, is_image_file), None) is None:
             raise DataError(
                 f"there is no image in the folder {path}",
-                hint=f"images end in {', '.join(sorted(SUFFIXES))}; name a file "
-                "itself if it ends otherwise",
+                hint=f"images end in {', '.join(sorted(SUFFIXES))}, or begin as "
+                "such a file; links to folders are not followed",
             )
     elif not path.exists():
         raise DataError(
@@ -59,25 +86,26 @@ def _check(path: Path) -> None:
         )
 
 
-def _walk(paths: Sequence[Path]) -> Iterator[Path]:
+def _walk(paths: Sequence[Path], skipped: Counter[str] | None) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            yield from _below(path)
+            yield from files_below(path, is_image_file, skipped=skipped)
         else:
             yield path
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    return files_below(folder, lambda path: path.suffix.lower() in SUFFIXES)
-
-
-def files_below(folder: Path, is_wanted: Callable[[Path], bool]) -> Iterator[Path]:
+def files_below(
+    folder: Path,
+    is_wanted: Callable[[Path], bool],
+    *,
+    skipped: Counter[str] | None = None,
+) -> Iterator[Path]:
     """Yield the files below a folder that pass a test, sorted, without hidden names.
 
     Args:
         folder: Walked as the files are needed.
-        is_wanted: The test. It is called before links to folders are sorted out, so a
-            path may also be one of those, a broken link or a pipe.
+        is_wanted: The test. A path may also be a broken link or a pipe.
+        skipped: Counts the others by their kind, and links to folders.
 
     Raises:
         DataError: A folder cannot be read.
@@ -98,9 +126,11 @@ def files_below(folder: Path, is_wanted: Callable[[Path], bool]) -> Iterator[Pat
     for name, is_folder in names:
         path = folder / name
         if is_folder:
-            yield from files_below(path, is_wanted)
-        elif is_wanted(path) and not _is_folder(path):
+            yield from files_below(path, is_wanted, skipped=skipped)
+        elif not (is_link := _is_folder(path)) and is_wanted(path):
             yield path
+        elif skipped is not None:
+            skipped["link to a folder" if is_link else kind_of(path)] += 1
 
 
 def _is_folder(path: Path) -> bool:

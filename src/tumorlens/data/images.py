@@ -2,29 +2,29 @@
 
 Training and prediction both come through here, so a model never sees an image that
 was decoded in another way than those it learnt from. JPEG, PNG, TIFF and BMP are read
-by Pillow, DICOM by `tumorlens.data.dicom.pixels`; the first bytes of a file decide
-which, not its name.
+by `tumorlens.data.raster`, DICOM by `tumorlens.data.dicom.pixels`; the first bytes of a
+file decide which, not its name.
 
-Every file is hostile until read. Its size and its pixel count are checked before
-anything is decoded, and any failure of a decoder on a damaged file becomes a
-`DataError` that names the file. An image with 16 bits per pixel is scaled by its own
+Every file is hostile until read. Its size, its sides and its pixel count are checked
+before anything is decoded, and any failure of a decoder on a damaged file becomes a
+`DataError` that names the file. An image with 16 bits per channel is scaled by its own
 range: scanners store 10 or 12 bits in 16, and a fixed division by 256 would turn them
-black.
+black. `docs/images.md` has a table of what becomes of every depth.
 """
 
 from __future__ import annotations
 
-import re
 import stat
 import threading
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from tumorlens.data import raster
 from tumorlens.data.dicom import pixels
 from tumorlens.errors import DataError, TumorlensError
 
@@ -38,13 +38,17 @@ if TYPE_CHECKING:
     from tumorlens.config import Fit
 
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"}
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib"),
+        *(".dcm", ".dicom"),
+    }
 )
-"""Usual suffixes of the formats that are read, in lower case. Only for finding files in
-a folder: the content decides what a file is."""
+"""Usual suffixes of the formats that are read, in lower case. A file with one of them
+need not be opened to be found in a folder: the content decides what a file is."""
 
-# Pillow has some fifty formats more; none of their decoders is ever reached.
-_PILLOW_FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
+_MAX_PADDED_PX = 10_000
+"""Longest side that is padded to a square. Longer images are shrunk to it first: of a
+strip of 65,535 by 4 pixels, the square would have 4 billion."""
 
 _BLACK_BORDER = 12
 """Grey values up to this count as border: JPEG leaves noise of such a size in it."""
@@ -64,6 +68,10 @@ class ImageLimits:
     """Width times height of one frame, as the header states them. Pillow's own bound,
     twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million), holds as well."""
 
+    max_side_px: int = 65_535
+    """Width and height: the largest that JPEG and DICOM can hold. Of a longer side, the
+    table of weights for resizing alone would take gigabytes."""
+
     max_frames: int = 10_000
     """Frames of a multi-frame DICOM file or pages of a TIFF; one of them is decoded."""
 
@@ -77,17 +85,18 @@ def read_image(
     """Return the upright image in a file.
 
     EXIF orientation is applied, transparency is laid over black. 8-bit values are
-    kept as they are. Grey with more bits is scaled linearly, so that the image's own
-    smallest value becomes 0 and its largest 255; a constant one becomes 0, and so does
-    a pixel that is not finite. Colour with 16 bits per channel keeps the upper 8.
-    DICOM: see `tumorlens.data.dicom.pixels.read_frame`.
+    kept as they are. Signed values and those with more bits are scaled linearly, so
+    that the image's own smallest value becomes 0 and its largest 255, over all channels
+    together; a constant image becomes 0, and so does a pixel that is not finite. What
+    is fully transparent does not count. Colour profiles are ignored. DICOM: see
+    `tumorlens.data.dicom.pixels.read_frame`.
 
     Args:
         path: A JPEG, PNG, TIFF, BMP or DICOM file, whatever its suffix.
         limits: Limits above which a file is refused.
-        frame: Which frame of a multi-frame DICOM file or page of a TIFF, from 0.
-            `None` is the middle one, `num_frames // 2`: the ends of a head volume show
-            little of the brain.
+        frame: Which frame of a multi-frame DICOM file or page of a TIFF, from 0;
+            thumbnails and masks in a TIFF are no pages. `None` is the middle one,
+            `num_frames // 2`: the ends of a head volume show little of the brain.
 
     Returns:
         Grey values (H, W), or (H, W, 3) when the channels really differ.
@@ -127,6 +136,9 @@ def fit_square(
     brighter than 12 as in the fullest row (column): JPEG noise does not stop the crop,
     and black around an image changes nothing.
 
+    An image longer than 10,000 pixels that `pad` would make a square of is shrunk to
+    that length first, so that the square takes no more memory than the limits allow.
+
     Resized by Pillow's bilinear filter, which averages over all pixels when it shrinks:
     torchvision's `Resize` gives the same values within rounding, but this needs no
     torch where a model is only used.
@@ -154,7 +166,7 @@ def fit_square(
             f"expected fit 'squash' or 'pad' and size_px > 0, got {fit!r}, {size_px}"
         )
     if fit == "pad":
-        image = _pad_to_square(_crop_black_border(image))
+        image = _pad_to_square(_shrink_strip(_crop_black_border(image)))
     square = Image.fromarray(image).resize(
         (size_px, size_px), Image.Resampling.BILINEAR
     )
@@ -179,6 +191,25 @@ def square_box(image: NDArray[np.uint8], *, fit: Fit) -> tuple[int, int, int, in
     left -= (side - (right - left)) // 2
     top -= (side - (bottom - top)) // 2
     return left, top, left + side, top + side
+
+
+def is_image_file(path: Path) -> bool:
+    """Return whether a file has a usual suffix, or begins as a format that is read.
+
+    Only a file without such a suffix is opened. A broken link or a pipe with such a
+    suffix counts: reading it reports the fault.
+    """
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        # Before opening: opening a pipe waits for a writer.
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with path.open("rb") as file:
+            start = file.read(raster.NUM_START_BYTES)
+            return raster.format_of(start) is not None or pixels.is_dicom(file)
+    except OSError:
+        return False
 
 
 def load_square(
@@ -209,7 +240,10 @@ def load_square(
         ValueError: See `to_square`.
     """
     image = read_image(path, limits=limits, frame=frame)
-    return to_square(image, size_px=size_px, fit=fit, in_chans=in_chans)
+    try:
+        return to_square(image, size_px=size_px, fit=fit, in_chans=in_chans)
+    except MemoryError:
+        _say_too_large(path)
 
 
 def to_square(
@@ -250,7 +284,7 @@ def _read(
     # OverflowError, RuntimeError, NotImplementedError, struct.error, zlib.error.
     try:
         if pixels.is_dicom(file):
-            return _without_equal_channels(
+            return raster.without_equal_channels(
                 pixels.read_frame(
                     path,
                     frame=frame,
@@ -259,14 +293,18 @@ def _read(
                     max_frames=limits.max_frames,
                 )
             )
-        return _read_with_pillow(path, file, limits, frame)
+        return raster.read_picture(
+            path,
+            file,
+            frame=frame,
+            max_pixels=limits.max_pixels,
+            max_side_px=limits.max_side_px,
+            max_frames=limits.max_frames,
+        )
     except TumorlensError:
         raise
-    except UnidentifiedImageError:
-        raise DataError(
-            f"{path} is not a JPEG, PNG, TIFF, BMP or DICOM file",
-            hint="convert it, or move it out of the class folder",
-        ) from None
+    except MemoryError:
+        _say_too_large(path)
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise DataError(
@@ -276,101 +314,11 @@ def _read(
         ) from error
 
 
-def _read_with_pillow(
-    path: Path, file: IO[bytes], limits: ImageLimits, frame: int | None
-) -> NDArray[np.uint8]:
-    try:
-        image = Image.open(file, formats=_PILLOW_FORMATS)
-    except Image.DecompressionBombError as error:
-        # Pillow's own bound, below ours where `limits` allows more.
-        found = re.search(r"\((\d+) pixels\)", str(error))
-        raise _too_many_pixels(
-            path, found[1] if found else "too many", limits
-        ) from None
-    with image:
-        num_pages = 1
-        if image.format == "TIFF":
-            num_pages = _num_pages(image, limits.max_frames)
-        chosen = pixels.choose_frame(
-            path, frame, num_frames=num_pages, max_frames=limits.max_frames
-        )
-        if num_pages > 1:
-            image.seek(chosen)
-        num_pixels = image.width * image.height
-        if num_pixels > limits.max_pixels:
-            raise _too_many_pixels(path, num_pixels, limits)
-        ImageOps.exif_transpose(image, in_place=True)  # else it copies every image
-        return _to_array(path, image)
-
-
-def _too_many_pixels(path: Path, found: object, limits: ImageLimits) -> DataError:
-    return DataError(
-        f"{path} has {found} pixels, more than the limit of {limits.max_pixels}",
-        hint="raise data.max_pixels if the image is really that large",
-    )
-
-
-def _num_pages(image: Image.Image, limit: int) -> int:
-    # Not `n_frames`: it follows the file's chain of pages to its end, however long.
-    num_pages = 1
-    with suppress(EOFError):
-        while num_pages <= limit:
-            image.seek(num_pages)
-            num_pages += 1
-    return num_pages
-
-
-def _to_array(path: Path, image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I") or image.mode == "F":
-        deep = np.array(image)
-        grey = _scale_to_uint8(path, deep)
-        if isinstance(key := image.info.get("transparency"), int):
-            grey[deep == key] = 0
-        return grey
-    if image.has_transparency_data:
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image.convert("RGBA"))
-    if image.mode in ("1", "L"):
-        return np.array(image if image.mode == "L" else image.convert("L"))
-    return _without_equal_bands(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _without_equal_bands(image: Image.Image) -> NDArray[np.uint8]:
-    # The same as `_without_equal_channels` in half of the time: Pillow takes the bands
-    # apart faster than numpy compares every third byte.
-    first, *others = (band.tobytes() for band in image.split())
-    if all(first == other for other in others):
-        grey = np.frombuffer(bytearray(first), np.uint8)
-        return grey.reshape(image.height, image.width)
-    return np.array(image)
-
-
-def _scale_to_uint8(path: Path, deep: NDArray[Any]) -> NDArray[np.uint8]:
-    with np.errstate(invalid="ignore"):  # a signalling NaN complains when converted
-        values = deep.astype(np.float64)
-    finite = np.isfinite(values)  # floating-point TIFF can hold NaN
-    if not finite.any():
-        raise DataError(
-            f"{path} has no finite pixel", hint="write the file again, or remove it"
-        )
-    low = values.min(where=finite, initial=np.inf)
-    high = values.max(where=finite, initial=-np.inf)
-    if not low < high:
-        return np.zeros(deep.shape, np.uint8)
-    values[~finite] = low
-    values -= low
-    values *= 255
-    values /= high - low
-    return np.rint(values).astype(np.uint8)
-
-
-def _without_equal_channels(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if image.ndim == 2:
-        return image
-    first, *others = np.moveaxis(image, -1, 0)
-    if all(np.array_equal(first, other) for other in others):
-        return np.ascontiguousarray(first)
-    return image
+def _say_too_large(path: Path) -> NoReturn:
+    raise DataError(
+        f"{path} does not fit into the memory of this machine",
+        hint="lower data.max_pixels, so that such images are left out",
+    ) from None
 
 
 def _crop_black_border(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -393,6 +341,18 @@ def _content(counts: NDArray[np.integer[Any]]) -> tuple[int, int]:
         return 0, 0
     filled = np.flatnonzero(counts >= max(1, 0.02 * counts.max()))
     return int(filled[0]), int(filled[-1]) + 1
+
+
+def _shrink_strip(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    longest = max(height, width)
+    if height == width or longest <= _MAX_PADDED_PX:
+        return image
+    size = [max(1, round(side * _MAX_PADDED_PX / longest)) for side in (width, height)]
+    shrunk = Image.fromarray(image).resize(
+        (size[0], size[1]), Image.Resampling.BILINEAR
+    )
+    return np.array(shrunk)
 
 
 def _pad_to_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

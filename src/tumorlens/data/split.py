@@ -53,6 +53,8 @@ class Split(NotebookView):
     classes: tuple[str, ...]
     leak: LeakVerdict
     """Verdict on the test images; for k folds, on each fold against the others."""
+    note: str | None = None
+    """What may be wrong with the patients, see `tumorlens.data.index.patient_note`."""
 
     @property
     def counts(self) -> dict[str, Counter[str]]:
@@ -316,6 +318,9 @@ def _last_groups(rows: list[SplitRow], *, val_fraction: float) -> set[str]:
                 continue
             if taken[label] >= val_fraction * size:
                 break
+            inside = group_sizes[row.group]
+            if any(taken[one] + inside[one] >= sizes[one] for one in inside):
+                continue  # the only group of a class is needed for training
             chosen.add(row.group)
             taken += group_sizes[row.group]
     return chosen

@@ -14,7 +14,7 @@ a forger: whoever can change a file can change its digest.
 
 from __future__ import annotations
 
-import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
@@ -22,6 +22,7 @@ from typing import Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 import tumorlens
+from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits
 from tumorlens.errors import ArtefactError, RunError
 from tumorlens.files import read_model, sha256_of, write_model, write_text
 
@@ -99,8 +100,17 @@ class ArtefactCard(BaseModel):
     temperature: tuple[float, ...]
     """Divisor of each network's logits before softmax."""
     embedding_size: int = Field(ge=1)
+    max_bytes: int = Field(DEFAULT_LIMITS.max_bytes, gt=0)
+    """Largest file that is opened, as in the settings of the run."""
+    max_pixels: int = Field(DEFAULT_LIMITS.max_pixels, gt=0)
+    """Largest image that is decoded."""
     made_with: dict[str, str]
     """Library -> version."""
+
+    @property
+    def limits(self) -> ImageLimits:
+        """Limits above which a file is refused."""
+        return ImageLimits(max_bytes=self.max_bytes, max_pixels=self.max_pixels)
 
 
 class Flip(_Part):
@@ -307,10 +317,30 @@ def open_artefact(path: Path) -> Artefact:
 
 
 def remove_artefact(folder: Path) -> None:
-    """Remove an artefact, if there is one; killed halfway, it is one no more."""
-    (folder / "manifest.json").unlink(missing_ok=True)
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Remove an artefact, if there is one; killed halfway, it is one no more.
+
+    What no export wrote stays, and the folder with it.
+    """
+    seal = folder / "manifest.json"
+    names = {*_BESIDE, *(name for names in GRAPH_FILES.values() for name in names)}
+    with suppress(ArtefactError):  # there is none, or a damaged one
+        names |= _read(seal, Manifest).files.keys()
+    seal.unlink(missing_ok=True)
+    for name in names:
+        if Path(name).name == name and (folder / name).is_file():
+            (folder / name).unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def replace_artefact(folder: Path, *, by: Path) -> None:
+    """Give a sealed artefact the name of an earlier one, which is removed."""
+    remove_artefact(folder)
+    if not folder.exists():
+        by.replace(folder)
+        return
+    for file in sorted(by.iterdir(), key=lambda file: file.name == "manifest.json"):
+        file.replace(folder / file.name)  # the seal last
 
 
 def seal_artefact(

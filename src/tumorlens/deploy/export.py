@@ -49,7 +49,7 @@ from tumorlens.deploy.graph_files import (
     write_graph,
 )
 from tumorlens.deploy.parity import MAX_DROP, bounds_of, judge_parity
-from tumorlens.deploy.predictor import Predictor, Progress
+from tumorlens.deploy.predictor import NO_NUMBER, Predictor, Progress
 from tumorlens.deploy.runtimes import has_bf16, open_session
 from tumorlens.errors import (
     ConfigError,
@@ -59,7 +59,7 @@ from tumorlens.errors import (
     did_you_mean,
 )
 from tumorlens.evaluation.inference import read_data
-from tumorlens.files import read_model, write_model
+from tumorlens.files import locked, read_model, write_model
 from tumorlens.text import NotebookView
 from tumorlens.training.dataset import check_unchanged, image_limits
 from tumorlens.training.network import load_model
@@ -194,7 +194,8 @@ def export(
     Raises:
         ConfigError: A format is unknown, there is none, or `max_drop` is no fraction.
         RunError: The run is not finished, has folds, no split or no val images, or its
-            networks do not fit into one graph; or its data has changed.
+            networks do not fit into one graph; or its data has changed; or another
+            process exports it.
         DataError: An image cannot be read, or RUN/export cannot be written.
         MissingExtraError: The extra `export` is not installed.
     """
@@ -216,10 +217,10 @@ def export(
     with stage("reading") as _:
         index = read_data(run, data)
     check_unchanged(rows, index)
-    proof = _proof(run, index, rows, cards[0].classes, stage, command)
     folder = run.path / "export"
     found = []
-    with _scratch(folder) as scratch:
+    with locked(folder), _scratch(folder) as scratch:
+        proof = _proof(run, index, rows, cards[0].classes, stage, command)
         train = [row for row in rows if row.subset == "train"]
         source = Source(
             graph,
@@ -297,23 +298,17 @@ def _proof(
 def _scratch(folder: Path) -> Iterator[Path]:
     """Give a folder for artefacts that are not proven yet; afterwards remove it.
 
-    Its lock, which the system releases when a process dies, tells it from a folder that
-    a killed process has left.
+    The lock on the folder around it shows that others in there are of killed processes.
 
     Raises:
         DataError: The disk is full, or the folder cannot be written.
     """
-    from filelock import FileLock, Timeout
-
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"{_UNPROVEN}*"):
-            with suppress(Timeout), FileLock(left / "lock", timeout=0):
-                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(left, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=_UNPROVEN, dir=folder))
         try:
-            with FileLock(scratch / "lock"):
-                yield scratch
+            yield scratch
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
@@ -407,8 +402,7 @@ def _settle(made: Path, folder: Path, verdict: Verdict, card: ArtefactCard) -> E
         is_earlier_gone = artefact.is_artefact(folder)
         artefact.remove_artefact(folder)
         return Exported(card.kind, None, verdict, is_earlier_gone)
-    artefact.remove_artefact(folder)
-    made.replace(folder)
+    artefact.replace_artefact(folder, by=made)
     return Exported(card.kind, artefact.open_artefact(folder), verdict)
 
 
@@ -441,6 +435,7 @@ def _card(
     versions: dict[str, str],
 ) -> ArtefactCard:
     first = cards[0]
+    limits = image_limits(run.config.data)
     with torch.no_grad():
         empty = torch.zeros(1, first.size_px, first.size_px, 3, dtype=torch.uint8)
         embedding = graph(empty)[2]
@@ -457,6 +452,8 @@ def _card(
         views=policy_of(mirror=first.mirror, tta=first.tta),
         temperature=tuple(card.temperature for card in cards),
         embedding_size=embedding.shape[1],
+        max_bytes=limits.max_bytes,
+        max_pixels=limits.max_pixels,
         made_with=versions,
     )
 
@@ -514,6 +511,9 @@ def _probs_of(
     paths = [index.root / row.path for row in rows]
     probs = []
     for one in predictor.predict_files(paths, progress=progress):
+        if one.error == NO_NUMBER:  # for the verdict
+            probs.append(np.full(len(predictor.classes), np.nan, np.float32))
+            continue
         if one.probs is None:
             raise RunError(
                 f"a val image cannot be read any more: {one.path}: {one.error}",

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import csv
 import json
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 from tumorlens.errors import ConfigError, DataError
 from tumorlens.extras import require
-from tumorlens.files import replacing
+from tumorlens.files import locked, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -89,10 +89,34 @@ class RowFile:
                 something and `resume` is not given.
             DataError: The file cannot be written, or other networks have left it.
             MissingExtraError: Parquet without the extra `parquet`.
+            RunError: Another process is making it.
         """
         check_output(out)
         if out.suffix.lower() == ".parquet":
             require("pyarrow.parquet")
+        self._lock = ExitStack()
+        self._lock.enter_context(
+            locked(out, lock=out.with_name(f".{out.name[:40]}.lock"))
+        )
+        try:
+            self._start(out, columns, predictors, resume=resume)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _start(
+        self,
+        out: Path,
+        columns: Sequence[str],
+        predictors: Sequence[PredictorInfo],
+        *,
+        resume: bool,
+    ) -> None:
+        """Start or resume `part`.
+
+        Raises:
+            ConfigError: It has rows, and `resume` is not given.
+        """
         self.part = out.with_name(f"{out.name}.part")
         self.num_rows = self.num_unreadable = 0
         self._num_groups = 0
@@ -124,6 +148,7 @@ class RowFile:
         try:
             self._file: IO[bytes] = self.part.open("ab")
         except OSError as error:
+            self._lock.close()
             raise self._cannot_write(error) from error
         return self
 
@@ -135,6 +160,7 @@ class RowFile:
             self._file.close()
         if self.num_rows == 0:
             self.part.unlink(missing_ok=True)
+        self._lock.close()
 
     def has_next(self, path: Path, run: str) -> bool:
         """Whether the next group is there from an earlier session.

@@ -8,7 +8,7 @@ imported for a run, or for an artefact of torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from tumorlens.data.decoding import Decoded, InputSpec, decode_ahead
 from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, to_square
 from tumorlens.deploy.artefact import Artefact, is_artefact, open_artefact
-from tumorlens.deploy.runtimes import num_processors, open_session
+from tumorlens.deploy.runtimes import open_session
 from tumorlens.errors import DataError, RunError
 from tumorlens.extras import naming_missing_extras
 from tumorlens.files import sha256_of, sha256_of_bytes
+from tumorlens.system import num_processors
 from tumorlens.text import NotebookView
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ Progress = Callable[[int, int | None], None]
 Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 
 BATCH_SIZE = 32
+
+NO_NUMBER = "the model's answer is NaN or infinite"
+"""The error of an image that a model has no probabilities for."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Prediction:
     predicted: str | None
     """The most probable class."""
     error: str | None
-    """Why the file could not be read, in one line and without the path."""
+    """Why there are no probabilities, in one line and without the path: the file could
+    not be read, or `NO_NUMBER`."""
 
 
 class FilePredictions(list[Prediction], NotebookView):
@@ -55,13 +60,19 @@ class FilePredictions(list[Prediction], NotebookView):
 
     Attributes:
         classes: Names of the classes, in the order of the probabilities.
+        skipped: Kinds of file that were passed over in folders -> their number.
     """
 
     def __init__(
-        self, classes: tuple[str, ...], answers: Iterable[Prediction] = ()
+        self,
+        classes: tuple[str, ...],
+        answers: Iterable[Prediction] = (),
+        *,
+        skipped: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(answers)
         self.classes = classes
+        self.skipped = dict(skipped or {})
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,11 @@ class Predictor:
     `Predictor.open` is the way to make one. The probabilities of a k-fold run are the
     means over its folds, those of an ensemble over its members.
 
+    Threads may share a predictor: calls of `probs_of` and `predict_files` that overlap
+    give what they give one after the other. A generator of `predict_files` belongs to
+    one thread. A forked process needs a predictor of its own, because the threads of a
+    runtime do not live on in it.
+
     Example:
         ::
 
@@ -98,6 +114,7 @@ class Predictor:
                 print(one.path, one.predicted or one.error, one.probs)
 
     Attributes:
+        limits: Limits above which a file is refused: those of the run's settings.
         name: Name of the run folder.
         classes: Class names, in the order of the probabilities.
         digest: SHA-256 of everything that determines the probabilities; models with
@@ -110,10 +127,12 @@ class Predictor:
         classes: tuple[str, ...],
         digest: str,
         members: Sequence[Member],
+        limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
         self.name = name
         self.classes = classes
         self.digest = digest
+        self.limits = limits
         self._members = tuple(members)
 
     @property
@@ -143,7 +162,10 @@ class Predictor:
 
         run = open_run(path)
         with naming_missing_extras():
-            return cls(run.name, *_members_of(run, device=device))
+            from tumorlens.training.dataset import image_limits
+
+            limits = image_limits(run.config.data)
+            return cls(run.name, *_members_of(run, device=device), limits)
 
     @classmethod
     def of_artefact(cls, artefact: Artefact) -> Self:
@@ -158,14 +180,15 @@ class Predictor:
             lambda images: session(images).probs,
             card.weights_sha256,
         )
-        return cls(f"{card.run} ({card.kind})", card.classes, digest, [member])
+        name = f"{card.run} ({card.kind})"
+        return cls(name, card.classes, digest, [member], card.limits)
 
     def predict_files(
         self,
         paths: Iterable[str | Path],
         *,
         batch_size: int = BATCH_SIZE,
-        limits: ImageLimits = DEFAULT_LIMITS,
+        limits: ImageLimits | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Prediction]:
         """Yield a prediction for each file, in order.
@@ -177,7 +200,7 @@ class Predictor:
             paths: Files, not folders: see `data.files.walk_images`. A generator is
                 consumed no faster than the network works.
             batch_size: Number of images that go through the network together.
-            limits: Limits above which a file is refused.
+            limits: Limits above which a file is refused; `None` for its own.
             progress: Called with the number of files done, and of all files if `paths`
                 has a length.
 
@@ -199,7 +222,7 @@ class Predictor:
             [member.spec for member in self._members],
             num_ahead=2 * batch_size,
             num_threads=num_processors(),
-            limits=limits,
+            limits=limits or self.limits,
         )
         with closing(decoded):
             while batch := list(islice(decoded, batch_size)):
@@ -217,6 +240,7 @@ class Predictor:
 
         Raises:
             DataError: An image has another shape or type, or there is none.
+            RunError: A probability is NaN or infinite.
         """
         _check_images(images)
         probs = [  # (N, C) of each member
@@ -224,6 +248,8 @@ class Predictor:
             for member in self._members
         ]
         mean: NDArray[np.float32] = np.mean(probs, axis=0).astype(np.float32)
+        if not np.isfinite(mean).all():
+            raise RunError(f"{self.name}: {NO_NUMBER}", hint="export or train it again")
         return mean
 
     def _predict_batch(self, batch: Sequence[Decoded]) -> list[Prediction]:
@@ -242,6 +268,8 @@ class Predictor:
         ]
 
     def _prediction(self, path: Path, probs: NDArray[np.float32]) -> Prediction:
+        if not np.isfinite(probs).all():
+            return Prediction(path, None, None, NO_NUMBER)
         return Prediction(path, probs, self.classes[int(probs.argmax())], None)
 
 

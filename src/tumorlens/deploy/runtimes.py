@@ -10,9 +10,8 @@ reports of the layers that it really runs.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -23,6 +22,7 @@ import numpy as np
 
 from tumorlens.errors import ArtefactError, ConfigError
 from tumorlens.extras import require
+from tumorlens.system import num_processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -77,7 +77,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Session:
-    """A graph that is loaded into its runtime."""
+    """A graph that is loaded into its runtime. Threads may share it."""
 
     infer: Callable[[NDArray[np.uint8]], Outputs]
     """Runs the graph without checks; see `__call__`."""
@@ -166,11 +166,6 @@ def openvino_core() -> Any:
     return core
 
 
-def num_processors() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
 def check_images(images: NDArray[np.uint8], size_px: int) -> None:
     """Refuse an array of another shape, with a clearer message than a runtime gives.
 
@@ -232,11 +227,20 @@ def _open_openvino(artefact: Artefact, threads: int) -> Session:
         [_openvino_shape(value) for value in compiled.inputs],
         [_openvino_shape(value) for value in compiled.outputs],
     )
-    request = compiled.create_infer_request()
+    # A request serves one call at a time, and refuses a second. There are as many as
+    # calls have ever overlapped; each has memory for the layers of its own.
+    idle = deque([compiled.create_infer_request()])
 
     def infer(images: NDArray[np.uint8]) -> Outputs:
-        found = request.infer([images], share_inputs=True)
-        return Outputs(*(np.array(found[number]) for number in range(3)))
+        try:
+            request = idle.pop()
+        except IndexError:
+            request = compiled.create_infer_request()
+        try:
+            found = request.infer([images], share_inputs=True)
+            return Outputs(*(np.array(found[number]) for number in range(3)))
+        finally:
+            idle.append(request)
 
     return Session(
         infer=infer,

@@ -11,15 +11,15 @@ Only on request is the patient among them: a series is otherwise a number.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, read_image, without_path
+from tumorlens.data.images import read_image, without_path
 from tumorlens.errors import ConfigError, DataError, did_you_mean
+from tumorlens.system import num_processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -115,7 +115,6 @@ def answer_series(
     rule: Rule,
     no_tumor: int | None,
     batch_size: int = 32,
-    limits: ImageLimits = DEFAULT_LIMITS,
     progress: Callable[[int], None] | None = None,
 ) -> SeriesAnswer:
     """Predict every slice of a series, and summarise by a rule.
@@ -130,14 +129,13 @@ def answer_series(
         rule: One of `RULES`.
         no_tumor: Index of that class, see `check_rule`; needed by `most-suspicious`.
         batch_size: Slices that go through the network together.
-        limits: Limits that an image must keep to before it is decoded.
         progress: Called with the number of slices that were just done.
     """
     slices: list[SliceAnswer] = []
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=num_processors()) as pool:
         for start in range(0, len(series.slices), batch_size):
             some = series.slices[start : start + batch_size]
-            slices += _answers(predictor, pool, some, limits)
+            slices += _answers(predictor, pool, some)
             if progress is not None:
                 progress(len(some))
     return summarise(series, slices, rule=rule, no_tumor=no_tumor)
@@ -221,11 +219,10 @@ def _answers(
     predictor: Predictor,
     pool: ThreadPoolExecutor,
     slices: Sequence[Slice],
-    limits: ImageLimits,
 ) -> Iterator[SliceAnswer]:
     def decode(one: Slice) -> NDArray[np.uint8] | str:
         try:
-            return read_image(one.path, frame=one.frame, limits=limits)
+            return read_image(one.path, frame=one.frame, limits=predictor.limits)
         except DataError as error:
             return without_path(error, one.path)
 

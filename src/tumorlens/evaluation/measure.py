@@ -94,6 +94,7 @@ def evaluate(
             the data has changed.
     """
     check_subset(run, subset)
+    run.remove_partial_files()
     predict = partial(
         predict_subset,
         index=read_data(run, data),
@@ -176,7 +177,7 @@ def _settings(run: Run) -> NetworkSettings:
     """Return the settings that the networks share; `None` where members differ."""
     cards = [one.card(check_weights=False) for one in run.networks()]
     return NetworkSettings(
-        model=run.config.model.name if run.is_ensemble else cards[0].name,
+        model=run.model_name if run.is_ensemble else cards[0].name,
         size_px=_common(card.size_px for card in cards),
         fit=_common(card.fit for card in cards),
         mirror=_common(card.mirror for card in cards),

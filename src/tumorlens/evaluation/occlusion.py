@@ -104,9 +104,20 @@ def place_on_image(
     """
     height, width = shape
     left, top, right, bottom = box
+    # Only what lies on the image: the square around a strip is too large for memory.
+    seen = max(0, left), max(0, top), min(width, right), min(height, bottom)
+    size_px = len(square_map)
+    across, down = size_px / (right - left), size_px / (bottom - top)
     resized = Image.fromarray(square_map).resize(
-        (right - left, bottom - top), Image.Resampling.BILINEAR
+        (seen[2] - seen[0], seen[3] - seen[1]),
+        Image.Resampling.BILINEAR,
+        box=(
+            (seen[0] - left) * across,
+            (seen[1] - top) * down,
+            (seen[2] - left) * across,
+            (seen[3] - top) * down,
+        ),
     )
     canvas = Image.new("F", (width, height), 0)
-    canvas.paste(resized, (left, top))
+    canvas.paste(resized, seen[:2])
     return np.array(canvas, np.float32)

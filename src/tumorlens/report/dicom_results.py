@@ -29,7 +29,7 @@ from tumorlens.evaluation.occlusion import (
     place_on_image,
 )
 from tumorlens.extras import require
-from tumorlens.files import write_bytes
+from tumorlens.files import check_folder, write_bytes
 from tumorlens.report.dicom_picture import WARNING, Page, draw_page
 from tumorlens.report.dicom_report import SCHEME, report_content
 from tumorlens.runs.folder import open_run
@@ -104,9 +104,7 @@ def check_results(folder: Path, found: Found, *, resume: bool = False) -> None:
         )
     for series in found.series:
         _references(series)
-    probe = folder / "tumorlens.tmp"
-    write_bytes(probe, b"")
-    probe.unlink()
+    check_folder(folder)
 
 
 def write_results(
@@ -268,7 +266,7 @@ def _page(predictor: Predictor, answer: SeriesAnswer, notes: Sequence[str]) -> P
     assert answer.key is not None
     series = answer.series
     key = series.slices[answer.key]
-    image = read_image(key.path, frame=key.frame)
+    image = read_image(key.path, frame=key.frame, limits=predictor.limits)
     best = int(answer.probs.argmax())
     label = predictor.classes[best]
     of_key = answer.slices[answer.key].probs

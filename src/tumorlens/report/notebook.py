@@ -113,7 +113,7 @@ def _(made: Split) -> _View:
 
 @_view.register
 def _(run: Run) -> _View:
-    model, data = run.config.model.name, run.config.data
+    model, data = run.model_name, run.config.data
     histories = [rows for one in run.networks() if (rows := one.history())]
     is_evaluated = run.metrics_path.is_file()
     leak = run.leak() if run.leak_path.is_file() else None

@@ -116,6 +116,7 @@ def write_run_report(run: Run, *, data: Path | None = None) -> RunPage:
         DataError: The page cannot be written.
     """
     metrics = run.metrics()
+    run.remove_partial_files()
     mistakes, num_mistakes = _read_mistakes(run, data)
     drawings, curves = _draw(run, metrics)
     for name, drawing in drawings.items():
@@ -129,7 +130,7 @@ def write_run_report(run: Run, *, data: Path | None = None) -> RunPage:
         "run.html.j2",
         {
             "name": run.name,
-            "model": run.config.model.name,
+            "model": run.model_name,
             "metrics": metrics,
             "leak": metrics.leak,
             "verdict": _verdict(metrics.leak),
@@ -241,7 +242,7 @@ def _draw(run: Run, metrics: Metrics) -> tuple[dict[str, Drawing], dict[str, Dra
     The file has both curves side by side; on a narrow screen the page puts them below
     each other, which takes two drawings.
     """
-    model, protocol = run.config.model.name, metrics.protocol
+    model, protocol = run.model_name, metrics.protocol
     warning = metrics.leak.words if metrics.leak.leaks else ""
     tested = f"{model} · {protocol} · {metrics.subset} · {metrics.num_images:,} images"
     trained = f"{model} · {protocol} · train and val"

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,10 +39,13 @@ from tumorlens.data.index import SplitRow, read_split, write_split
 from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import (
+    append_json,
     check_model,
-    is_temporary,
+    is_ours,
     read_json,
+    read_json_lines,
     read_model,
+    remove_leftovers,
     sha256_of,
     write_bytes,
     write_json,
@@ -64,6 +68,15 @@ its folders look like run folders, but are none."""
 Tta = Literal["none", "eight-views"]
 """Names of the policies of `tumorlens.training.views` that a card may have."""
 
+
+_BEFORE_TRAINING = (
+    "config.toml",
+    "environment.json",
+    "split.csv",
+    "leak.json",
+    "looks.jsonl",
+)
+"""Files of a run that are there before it has learnt anything."""
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -136,6 +149,9 @@ class _EnsembleFile(BaseModel):
     format: int = FORMAT
     members: tuple[str, ...] = Field(min_length=1)
     """Names of the runs that the members were copied from."""
+    model: str = ""
+    """What takes the place of a network's name, such as "2 x resnet18". Ensembles of
+    earlier versions have it as `model.name` in their settings."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +175,11 @@ class Run(NotebookView):
     def leak_path(self) -> Path:
         """The leak verdict of this split, as JSON."""
         return self.path / "leak.json"
+
+    @property
+    def environment_path(self) -> Path:
+        """Versions, device, seed and command, as JSON."""
+        return self.path / "environment.json"
 
     @property
     def history_path(self) -> Path:
@@ -189,6 +210,11 @@ class Run(NotebookView):
     def metrics_path(self) -> Path:
         """Measures with their intervals, as JSON."""
         return self.path / "metrics.json"
+
+    @property
+    def looks_path(self) -> Path:
+        """The log of looks at test, one JSON object per line."""
+        return self.path / "looks.jsonl"
 
     def predictions_of(self, subset: str) -> Path:
         """Return the path of a subset's probabilities; that of test has no suffix."""
@@ -299,8 +325,32 @@ class Run(NotebookView):
         Raises:
             RunError: `ensemble.json` is damaged.
         """
+        return self._ensemble().members
+
+    def _ensemble(self) -> _EnsembleFile:
         hint = "make the ensemble again"
-        return read_model(self.ensemble_path, _EnsembleFile, hint=hint).members
+        return read_model(self.ensemble_path, _EnsembleFile, hint=hint)
+
+    @property
+    def model_name(self) -> str:
+        """Name of the network, or of what an ensemble is made of: "2 x resnet18".
+
+        Raises:
+            RunError: `ensemble.json` is damaged.
+        """
+        if not self.is_ensemble:
+            return self.config.model.name
+        return self._ensemble().model or self.config.model.name
+
+    @property
+    def shown_config(self) -> Config:
+        """The settings; those of an ensemble have its `model_name`.
+
+        Raises:
+            RunError: `ensemble.json` is damaged.
+        """
+        model = self.config.model.model_copy(update={"name": self.model_name})
+        return self.config.model_copy(update={"model": model})
 
     def networks(self) -> tuple[Run, ...]:
         """Return the runs that hold the networks of this one.
@@ -370,7 +420,7 @@ class Run(NotebookView):
 
     def environment(self) -> dict[str, Any]:
         """Return versions, device, seed and command."""
-        content = read_json(self.path / "environment.json", hint="train the run again")
+        content = read_json(self.environment_path, hint="train the run again")
         return dict(content)
 
     def history(self) -> list[dict[str, Any]]:
@@ -380,14 +430,19 @@ class Run(NotebookView):
         """
         return [
             {key: math.nan if value is None else value for key, value in row.items()}
-            for row in _read_lines(self.history_path)
+            for row in read_json_lines(
+                self.history_path, hint="restore the file or train the run again"
+            )
         ]
 
     def log_look(self, *, subset: str, command: str) -> None:
-        """Log a look at the figures of a subset, with its time."""
+        """Log a look at the figures of a subset, with its time.
+
+        Processes that look at the same moment lose none.
+        """
         time = datetime.now(UTC).isoformat(timespec="seconds")
         look = Look(time=time, subset=subset, command=command)
-        self.write_looks([*self.looks(), look])
+        append_json(self.looks_path, look.model_dump(mode="json"))
 
     def looks(self) -> list[Look]:
         """Return the looks that were logged so far.
@@ -395,20 +450,20 @@ class Run(NotebookView):
         Raises:
             RunError: The file is damaged.
         """
-        path, hint = self.path / "looks.jsonl", "restore the file"
+        path, hint = self.looks_path, "restore the file"
         return [
-            check_model(line, Look, path=path, hint=hint) for line in _read_lines(path)
+            check_model(line, Look, path=path, hint=hint)
+            for line in read_json_lines(path, hint=hint, is_log=True)
         ]
 
     def write_looks(self, looks: Iterable[Look]) -> None:
         """Write a whole log of looks: an ensemble starts with that of its members."""
-        _write_lines(
-            self.path / "looks.jsonl", [look.model_dump(mode="json") for look in looks]
-        )
+        _write_lines(self.looks_path, [look.model_dump(mode="json") for look in looks])
 
-    def write_ensemble(self, members: Iterable[str]) -> None:
-        """Write `ensemble.json`."""
-        write_model(self.ensemble_path, _EnsembleFile(members=tuple(members)))
+    def write_ensemble(self, members: Iterable[str], *, model: str = "") -> None:
+        """Write `ensemble.json`: names of the members, and of their networks."""
+        content = _EnsembleFile(members=tuple(members), model=model)
+        write_model(self.ensemble_path, content)
 
     def tracking(self) -> dict[str, Any]:
         """Return the run of MLflow that mirrors this one; empty if none does."""
@@ -421,6 +476,15 @@ class Run(NotebookView):
         """Write `tracking.json`."""
         write_json(self.tracking_path, dict(content))
 
+    def write_config(self) -> None:
+        """Write `config.toml`."""
+        write_text(self.path / "config.toml", dump_config(self.config))
+
+    def update_config(self) -> None:
+        """Write `config.toml` if it differs: the images may have moved."""
+        if open_run(self.path).config != self.config:
+            self.write_config()
+
     def write_split(self, rows: Iterable[SplitRow]) -> None:
         """Write `split.csv`."""
         write_split(self.split_path, rows)
@@ -431,7 +495,7 @@ class Run(NotebookView):
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Write `environment.json`."""
-        write_json(self.path / "environment.json", dict(environment))
+        write_json(self.environment_path, dict(environment))
 
     def write_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the whole of `history.jsonl`, so that it never ends in half a line.
@@ -450,9 +514,28 @@ class Run(NotebookView):
         write_model(self.card_path, card)
 
     def remove_partial_files(self) -> None:
-        """Remove the partial files of a killed process."""
-        for path in filter(is_temporary, self.path.rglob(".*")):
-            path.unlink()
+        """Remove what killed processes left half-written, not what live ones write."""
+        remove_leftovers(self.path.rglob(".*"))
+
+    @property
+    def has_learnt(self) -> bool:
+        """Whether there are weights or a checkpoint, in the folder or below it."""
+        names = (self.weights_path.name, self.checkpoint_path.name)
+        return any(path.name in names for path in self.path.rglob("*"))
+
+    def remove_unlearnt(self) -> None:
+        """Remove the run, if nothing was learnt, up to what is not of a run.
+
+        Files that a user has put into the folder stay, and so does the folder then.
+        """
+        if self.has_learnt:
+            return
+        for fold in (*self.path.glob("folds/*"), self.path / "folds", self.path):
+            for name in _BEFORE_TRAINING:
+                (fold / name).unlink(missing_ok=True)
+            remove_leftovers(fold.glob(".*"))
+            with suppress(OSError):  # not empty
+                fold.rmdir()
 
     def mark_finished(self) -> None:
         """Mark the training as finished, and delete its checkpoint."""
@@ -470,8 +553,8 @@ def nan_as_none(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def create_run(path: Path, config: Config) -> Run:
-    """Make a run folder with its settings only.
+def check_free(path: Path) -> None:
+    """Refuse a run folder that has content.
 
     Raises:
         RunError: The folder exists and is not empty.
@@ -481,8 +564,18 @@ def create_run(path: Path, config: Config) -> Run:
             f"{path} exists already",
             hint="choose another --out, or continue an interrupted run with --resume",
         )
-    write_text(path / "config.toml", dump_config(config))
-    return Run(path, config)
+
+
+def create_run(path: Path, config: Config) -> Run:
+    """Make a run folder with its settings only.
+
+    Raises:
+        RunError: The folder exists and is not empty.
+    """
+    check_free(path)
+    run = Run(path, config)
+    run.write_config()
+    return run
 
 
 def open_run(path: Path) -> Run:
@@ -518,20 +611,7 @@ def _with_subset(path: Path, subset: str) -> Path:
 
 def _finished_files(path: Path) -> Iterator[Path]:
     # A run that was killed while its first file was written holds nothing of value.
-    return (entry for entry in path.iterdir() if not is_temporary(entry))
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [dict(json.loads(line)) for line in lines if line.strip()]
-    except (ValueError, TypeError, RecursionError) as error:
-        raise RunError(
-            f"{path} is not one JSON object per line: {error}",
-            hint="restore the file or train the run again",
-        ) from None
+    return (entry for entry in path.iterdir() if not is_ours(entry))
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -212,7 +212,7 @@ def _row(path: Path) -> RunRow:
             state,
             progress=progress,
             date=date,
-            config=run.config,
+            config=run.shown_config,
             val_accuracy=_val_accuracy(run),
             test_accuracy=_accuracy(run, "test"),
             leak=_leak(run),

@@ -26,6 +26,9 @@ class Listener:
     def stage(self, text: str) -> None:
         """A part of the work begins, such as decoding."""
 
+    def note(self, text: str) -> None:
+        """Something that the user should know, and that stops nothing."""
+
     def fold(self, fold: int, num_folds: int) -> None:
         """A fold of a k-fold run begins; the first is 0."""
 
@@ -48,6 +51,10 @@ class Relay(Listener):
     def stage(self, text: str) -> None:
         """Pass it on."""
         self.inner.stage(text)
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self.inner.note(text)
 
     def fold(self, fold: int, num_folds: int) -> None:
         """Pass it on."""
@@ -86,6 +93,12 @@ class TqdmProgress(Listener):
     def stage(self, text: str) -> None:
         """Name the work that the next bar shows."""
         self._stage = text
+
+    def note(self, text: str) -> None:
+        """Print it above the bars."""
+        from tqdm.auto import tqdm
+
+        tqdm.write(f"note: {text}")
 
     def fold(self, fold: int, num_folds: int) -> None:
         """Name the fold in front of all that follows."""

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tumorlens.config import dump_config
+from tumorlens.config import dump_config, parse_config, path_settings, values_of
 from tumorlens.errors import ConfigError
 from tumorlens.extras import require
 from tumorlens.files import sha256_of, sha256_of_bytes
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
     from tumorlens.runs.measures import Metrics
 
-_PATHS = ("path", "metadata", "split", "cache_dir")
-"""Settings of `data` with paths on this machine."""
 _FIGURES = ("confusion", "roc", "calibration", "curves")
 """Figures of the report that are drawn from numbers; no others are sent."""
 _HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "ece")
@@ -301,14 +299,13 @@ class _Following(Relay):
 def params_of(run: Run) -> dict[str, str]:
     """Return the settings as texts, without those that are paths."""
     params = {}
-    for section, values in run.config.model_dump(mode="json").items():
-        for name, value in values.items():
-            if section == "data" and name in _PATHS:
-                continue
-            if (section, name) == ("model", "pretrained"):
-                value = _file_name(value)
-            text = value if isinstance(value, str) else json.dumps(value)
-            params[f"{section}.{name}"] = text[:_MAX_LETTERS]
+    for key, value in values_of(run.shown_config).items():
+        if key == "model.pretrained":
+            value = _file_name(value)
+        elif key in path_settings():
+            continue
+        text = value if isinstance(value, str) else json.dumps(value)
+        params[key] = text[:_MAX_LETTERS]
     return params
 
 
@@ -344,11 +341,13 @@ def tags_of(run: Run) -> dict[str, str]:
 
 def settings_of(run: Run) -> str:
     """Return the content of `config.toml` without the paths in it."""
-    config = run.config
-    data = config.data.model_copy(update=dict.fromkeys(_PATHS))
-    pretrained = _file_name(config.model.pretrained)
-    model = config.model.model_copy(update={"pretrained": pretrained})
-    return dump_config(config.model_copy(update={"data": data, "model": model}))
+    values = run.config.model_dump(mode="json", exclude_none=True)
+    for section, _, name in (key.partition(".") for key in path_settings()):
+        if (section, name) == ("model", "pretrained"):
+            values[section][name] = _file_name(values[section][name])
+        else:
+            values[section].pop(name, None)
+    return dump_config(parse_config(values))
 
 
 def files_of(run: Run) -> list[Path]:

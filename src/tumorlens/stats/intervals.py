@@ -97,8 +97,8 @@ def share(
         n = N / deff,  deff = max(1 + (sum_g m_g^2 / N - 1) * icc, robust / binomial)
 
     with m_g images in group g, the ANOVA estimate of the intraclass correlation shrunk
-    towards `PRIOR_ICC` by the number of errors e, icc = (e anova + 4 * 0.5) / (e + 4),
-    and the t quantile of G - 1 degrees of freedom. It is never narrower than the
+    towards `PRIOR_ICC` by the number of errors e, (e * anova + 4 * 0.5) / (e + 4), and
+    the t quantile of G - 1 degrees of freedom. It is never narrower than the
     variance over groups (robust) asks for, stays inside [0, 1], and has a width where
     all images are right.
 

@@ -240,7 +240,7 @@ def _member(path: Path) -> Member:
             hint="give folders named by train --out, or one named by study run --out",
         ) from None
     is_finished = run.is_finished
-    settings = settings_of(run.config)
+    settings = settings_of(run.shown_config)
     if run.is_ensemble:
         # Its settings are those of a member, which is still another arm.
         settings["ensemble"] = " + ".join(run.member_names())

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from tumorlens.data.duplicates import find_duplicates
 from tumorlens.data.split import fold_splits
@@ -22,7 +21,7 @@ from tumorlens.training.dataset import (
     image_limits,
     read_configured_index,
 )
-from tumorlens.training.loop import Step, train_epoch
+from tumorlens.training.loop import Loss, Step, part_size_of, train_epoch
 from tumorlens.training.network import (
     create_model,
     infer,
@@ -151,12 +150,12 @@ def _time_steps(config: Config, *, num_classes: int) -> tuple[float, float]:
                     .contiguous(memory_format=torch.channels_last),
                     of.to(device),
                 ),
-                loss_fn=nn.CrossEntropyLoss(),
+                loss_fn=Loss(),
                 optimizer=optimizer,
                 schedule=Schedule(optimizer, config.optim, batches_per_epoch=100),
                 accelerator=Accelerator(cpu=device.type == "cpu"),
                 use_bf16=resolve_precision(config.train.precision, device) == "bf16",
-                num_parts=config.train.accumulate,
+                part_size=part_size_of(config.train),
             ),
             sums=torch.zeros(3, dtype=torch.float64, device=device),
             frozen=config.train.freeze,

@@ -15,16 +15,13 @@ The results are in the run folders; `tumorlens.study.compare` puts them side by 
 
 from __future__ import annotations
 
-import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
-from tumorlens.errors import ConfigError, RunError
-from tumorlens.files import write_text
+from tumorlens.errors import RunError
+from tumorlens.files import is_ours, locked, write_text
 from tumorlens.runs.folder import Run, open_run
 from tumorlens.study.plan import StudyPlan
 from tumorlens.study.plan_file import dump_plan, read_plan
@@ -155,34 +152,20 @@ class Study:
             RunError: Another process has held the folder for two minutes.
         """
         # Not in the folder of the trials, where trials/* should be runs.
-        path = self.path / "locks" / f"{trial}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=_LOCK_S)
-        except Timeout:
-            raise RunError(
-                f"another process works in {self.run_path(trial)}",
-                hint="end it, then run the study with --retry-failed",
-            ) from None
-        try:
+        lock = self.path / "locks" / f"{trial}.lock"
+        with locked(self.run_path(trial), lock=lock, wait_s=_LOCK_S):
             yield
-        finally:
-            lock.release()
 
     def open_run(self, trial: str) -> Run | None:
         """Return the run of a trial, or `None` if it has not begun.
 
-        A folder that a kill left without settings is removed.
+        Raises:
+            RunError: There is one that this version cannot read. It is left alone: a
+                newer one may have begun it.
         """
         path = self.run_path(trial)
-        if not path.exists():
-            return None
-        try:
-            return open_run(path)
-        except (RunError, ConfigError):
-            shutil.rmtree(path)
-            return None
+        # A kill may have left a folder without settings, which a training takes over.
+        return open_run(path) if (path / "config.toml").is_file() else None
 
 
 def create_study(path: Path, plan: StudyPlan, *, store_url: str | None) -> Study:
@@ -192,21 +175,25 @@ def create_study(path: Path, plan: StudyPlan, *, store_url: str | None) -> Study
         RunError: The folder holds something else, or cannot be one: it or a folder
             above it is a file.
     """
-    for place in (path, *path.parents):
-        if place.exists() and not place.is_dir():
-            raise RunError(
-                f"the study cannot be put in {path}: {place} is a file",
-                hint="give another --out",
-            )
+    check_place(path)
+    # Two at once with other settings would mix the plan of one with the other's store.
+    with locked(path):
+        return _create(path, plan, store_url)
+
+
+def _create(path: Path, plan: StudyPlan, store_url: str | None) -> Study:
     if (path / "study.toml").exists():
         study = open_study(path)
+        plan = plan.as_known_to(study.plan)
         if study.plan.digest() != plan.digest():
+            how = "; ".join(study.plan.differences(plan))
             raise RunError(
-                f"{path} holds another study, or this one with other settings",
-                hint="give another --out, or go on with the one that is there: "
+                f"{path} holds another study, or this one with other settings: {how}",
+                hint="give another --out, restore what has changed, or go on with the "
+                "one that is there: "
                 f"tumorlens study run {path}",
             )
-    elif path.exists() and any(path.iterdir()):
+    elif not all(map(is_ours, path.iterdir())):
         raise RunError(
             f"{path} exists and is not a study folder", hint="give another --out"
         )
@@ -215,6 +202,20 @@ def create_study(path: Path, plan: StudyPlan, *, store_url: str | None) -> Study
     # Last: a folder with this file is complete.
     write_text(path / "study.toml", dump_plan(plan))
     return Study(path, plan)
+
+
+def check_place(path: Path) -> None:
+    """Check that a path can be a folder, before work is done for it.
+
+    Raises:
+        RunError: It or a folder above it is a file.
+    """
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise RunError(
+                f"the study cannot be put in {path}: {place} is a file",
+                hint="give another --out",
+            )
 
 
 def open_study(path: Path) -> Study:

@@ -23,8 +23,12 @@ from tumorlens.config import (
     Config,
     Protocol,
     assign,
+    differences,
+    is_path,
     machine_settings,
+    number_kind,
     parse_config,
+    values_of,
 )
 from tumorlens.errors import ConfigError
 from tumorlens.files import sha256_of_bytes
@@ -62,9 +66,9 @@ class Range(_Part):
 
     @property
     def is_whole(self) -> bool:
-        """Whether only whole numbers are in it: its ends and its step are whole."""
-        ends = (self.low, self.high, self.step)
-        return all(number is not None and number.is_integer() for number in ends)
+        """Whether its ends and its step, if it has one, are whole numbers."""
+        ends = (self.low, self.high, self.step or 1.0)
+        return all(number.is_integer() for number in ends)
 
 
 class Search(_Part):
@@ -93,6 +97,19 @@ class Search(_Part):
                     f"range for {wide[0]}"
                 )
         return self
+
+    def draws_whole(self, key: str) -> bool:
+        """Whether only whole numbers are drawn from the range of a setting.
+
+        The setting decides. Of a key of model.extra nothing is known: a range with a
+        step is whole where its ends and the step are.
+        """
+        of = self.ranges[key]
+        if not isinstance(of, Range):
+            return False
+        if key.startswith("model.extra."):
+            return of.is_whole and of.step is not None
+        return number_kind(key) is int
 
     @property
     def is_better_high(self) -> bool:
@@ -135,6 +152,9 @@ class StudyPlan(_Part):
     base: Config
     arms: tuple[PlannedArm, ...] = ()
     search: Search | None = None
+    files: dict[str, str] = Field(default_factory=dict)
+    """Path -> SHA-256 of the content, see `tumorlens.study.inputs`. Plans of earlier
+    versions have none."""
 
     @model_validator(mode="after")
     def _arms_or_search(self) -> Self:
@@ -199,16 +219,59 @@ class StudyPlan(_Part):
     def digest(self) -> str:
         """Return a fingerprint of the plan that is the same on every machine.
 
-        Settings of the machine are left out. A file of weights counts by its name, not
-        by its folder.
+        Settings of the machine are left out. Images and files count by their content,
+        or, in a plan without digests, by their name.
         """
-        content = self.model_dump(mode="json", exclude={"title"})
-        for key in machine_settings():
-            section, _, name = key.partition(".")
-            del content["base"][section][name]
-        weights = content["base"]["model"]["pretrained"]
-        content["base"]["model"]["pretrained"] = PurePath(weights).name
-        return sha256_of_bytes(json.dumps(content, sort_keys=True).encode())
+        return sha256_of_bytes(json.dumps(self._identity(), sort_keys=True).encode())
+
+    def as_known_to(self, begun: Self) -> Self:
+        """Return this plan, without digests where the plan of a study has none."""
+        return self if begun.files else self.model_copy(update={"files": {}})
+
+    def differences(self, now: Self) -> list[str]:
+        """Return in words what makes another study of this plan."""
+        before, after = self._identity(), now._identity()
+        how = differences(self.base, now.base)
+        mine, theirs = values_of(self.base), values_of(now.base)
+        words = [
+            f"the content of {key} has changed"
+            if is_path(key, mine[key]) and is_path(key, theirs[key])
+            else f"{key}: {how[key]}"
+            for key in before["base"]
+            if before["base"][key] != after["base"].get(key)
+        ]
+        return words + [
+            f"{key} differ" if key == "arms" else f"{key} differs"
+            for key in before
+            if key != "base" and before[key] != after[key]
+        ]
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what makes this study another one than others."""
+        content = self.model_dump(mode="json", exclude={"title", "files", "base"})
+        left_out = set(machine_settings())
+        if self.base.data.path in self.files:
+            left_out.remove("data.path")
+        content["base"] = {
+            key: self._without_place(key, value)
+            for key, value in values_of(self.base).items()
+            if key not in left_out
+        }
+        for arm in content["arms"]:
+            arm["settings"] = {
+                key: self._without_place(key, value)
+                for key, value in arm["settings"].items()
+            }
+        for key, of in content["search"]["ranges"].items() if self.search else ():
+            if isinstance(of, list):
+                of[:] = [self._without_place(key, value) for value in of]
+        return content
+
+    def _without_place(self, key: str, value: Any) -> Any:
+        """Return the value of a setting, or the content of the file that it names."""
+        if not is_path(key, value):
+            return value
+        return self.files.get(value, PurePath(value).name)
 
     def config_of(
         self, settings: Mapping[str, Any], *, protocol: str, seed: int

@@ -31,9 +31,12 @@ from pydantic import ValidationError
 
 from tumorlens.config import (
     Config,
+    absolute_path,
+    absolute_paths,
     assign,
     dump_config,
     load_config,
+    number_kind,
     parse_assignment,
     parse_config,
     read_toml,
@@ -59,6 +62,7 @@ def load_plan(
     """
     content = _read(path)
     chosen = [*assignments]
+    _check_per_trial(chosen)
     unknown = content.keys() - {*_TOP_KEYS}
     if unknown:
         key = sorted(unknown)[0]
@@ -71,7 +75,15 @@ def load_plan(
     varied = {key for arm in arms for key in arm["settings"]}
     search = content.get("search")
     if isinstance(search, dict) and isinstance(search.get("ranges"), dict):
-        search = search | {"ranges": _flat(search["ranges"], path=path)}
+        ranges = _flat(search["ranges"], path=path)
+        search = search | {
+            "ranges": {
+                key: [absolute_path(key, one) for one in of]
+                if isinstance(of, list)
+                else of
+                for key, of in ranges.items()
+            }
+        }
         varied |= set(search["ranges"])
     _check_varied(path, varied, chosen)
     plan = _parse(
@@ -140,19 +152,16 @@ def _base_of(
     if data is not None:
         assign(settings, "data.path", str(data))
     for assignment in assignments:
-        assign(settings, *parse_assignment(assignment))
-    config = parse_config(settings)
+        key, value = parse_assignment(assignment)
+        if key == "data.path" and data is not None and value != str(data):
+            raise ConfigError(
+                f"data.path is given twice: {str(data)!r} by --data, {value!r} by "
+                "--set",
+                hint="leave out one of the two",
+            )
+        assign(settings, key, value)
     # The study must find its files from any working folder.
-    places = {
-        "data": ("path", "split", "cache_dir"),
-        "model": ("pretrained",) if Path(config.model.pretrained).is_file() else (),
-    }
-    content = config.model_dump(mode="json", exclude_none=True)
-    for section, names in places.items():
-        for name in names:
-            if name in content[section]:
-                content[section][name] = str(Path(content[section][name]).resolve())
-    return parse_config(content)
+    return absolute_paths(parse_config(settings))
 
 
 def _arms_of(path: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -183,19 +192,37 @@ def _arms_of(path: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
                     f"{names[key]}={_text(value)}"
                     for key, value in zip(axes, values, strict=True)
                 ),
-                "settings": dict(zip(axes, values, strict=True)),
+                "settings": _absolute(dict(zip(axes, values, strict=True))),
             }
             for values in itertools.product(*axes.values())
         ]
     return [
         {
             "name": arm.get("name", f"arm {number}"),
-            "settings": _flat(
-                {key: value for key, value in arm.items() if key != "name"}, path=path
+            "settings": _absolute(
+                _flat(
+                    {key: value for key, value in arm.items() if key != "name"},
+                    path=path,
+                )
             ),
         }
         for number, arm in enumerate(named, start=1)
     ]
+
+
+def _absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: absolute_path(key, value) for key, value in settings.items()}
+
+
+def _check_per_trial(assignments: Sequence[str]) -> None:
+    for assignment in assignments:
+        key = assignment.partition("=")[0].strip()
+        if key in PER_TRIAL:
+            name, line = _OF_A_STUDY[key]
+            raise ConfigError(
+                f"--set {assignment}: a study has {name} of its own",
+                hint=f"write {line} at the top of the study's file",
+            )
 
 
 def _check_varied(path: Path, varied: set[str], assignments: Sequence[str]) -> None:
@@ -212,12 +239,15 @@ def _check_varied(path: Path, varied: set[str], assignments: Sequence[str]) -> N
                 f"--set {assignment} sets what the arms of {path} differ in",
                 hint="change the study's file, or leave the setting out",
             )
-        if key in ("train.seed", "data.protocol"):
-            plural = "seeds" if key == "train.seed" else "protocols"
-            raise ConfigError(
-                f"--set {assignment}: a study has {plural} of its own",
-                hint=f"write {plural} = [...] at the top of the study's file",
-            )
+
+
+_OF_A_STUDY = {
+    "train.seed": ("seeds", "seeds = [...]"),
+    "data.protocol": ("protocols", "protocols = [...]"),
+    "data.fold": ("protocols", 'protocols = ["grouped-kfold"], for all folds,'),
+    "train.watch_test": ("watch_test", "watch_test = true"),
+}
+"""Setting of `PER_TRIAL` -> what a study has in its place."""
 
 
 def _check_watch(path: Path, plan: StudyPlan) -> None:
@@ -251,14 +281,37 @@ def _check_arms(path: Path, plan: StudyPlan) -> None:
             plan.config_of(trial.settings, protocol=trial.protocol, seed=trial.seed)
     if plan.search is not None:
         for key, values in plan.search.ranges.items():
-            ends = [values.low, values.high] if isinstance(values, Range) else values
+            ends = values
+            if isinstance(values, Range):
+                ends = _ends(path, key, values, is_whole=plan.search.draws_whole(key))
             for value in ends:
-                is_whole = isinstance(value, float) and value.is_integer()
                 plan.config_of(
-                    {key: int(value) if is_whole else value},
+                    {key: value},
                     protocol=plan.protocols[0],
                     seed=plan.seeds[0],
                 )
+
+
+def _ends(path: Path, key: str, of: Range, *, is_whole: bool) -> list[int | float]:
+    """Return the ends of a range, as numbers of the setting's kind.
+
+    Raises:
+        ConfigError: The setting is no number, or a whole one and the range is not.
+    """
+    if number_kind(key) is None and not key.startswith("model.extra."):
+        raise ConfigError(
+            f"{key} is no number, and ranges of {path} has low and high for it",
+            hint=f"write a list of values: {key} = [first, second]",
+        )
+    if not is_whole:
+        return [of.low, of.high]
+    if not of.is_whole:
+        raise ConfigError(
+            f"{key} is a whole number, and ranges of {path} goes from {of.low:g} to "
+            f"{of.high:g}" + (f" in steps of {of.step:g}" if of.step else ""),
+            hint="write whole numbers for low, high and step",
+        )
+    return [int(of.low), int(of.high)]
 
 
 def _parse(path: Path, content: Mapping[str, Any]) -> StudyPlan:

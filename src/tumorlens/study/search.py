@@ -175,9 +175,10 @@ def _distributions(search: Search) -> dict[str, Any]:
         if isinstance(of, list):
             # Optuna's categories are plain values: a list of numbers goes as JSON.
             found[key] = kinds.CategoricalDistribution([json.dumps(v) for v in of])
-        elif of.is_whole:
-            step = int(of.step or 1)
-            found[key] = kinds.IntDistribution(int(of.low), int(of.high), step=step)
+        elif search.draws_whole(key):
+            found[key] = kinds.IntDistribution(
+                int(of.low), int(of.high), log=of.log, step=int(of.step or 1)
+            )
         else:
             found[key] = kinds.FloatDistribution(
                 of.low, of.high, log=of.log, step=of.step

@@ -24,11 +24,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tumorlens.cluster.units import LeaseLostError, StoreError
-from tumorlens.errors import RunError, TumorlensError
+from tumorlens.config import differences, machine_settings
+from tumorlens.errors import OutOfMemoryError, RunError, TumorlensError
 from tumorlens.files import write_text
 from tumorlens.runs.progress import Listener, Relay
 from tumorlens.study.folder import Study, Trial
-from tumorlens.system import interruptible, start_python
+from tumorlens.system import (
+    interruptible,
+    is_out_of_memory,
+    num_processors,
+    start_python,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -192,17 +198,6 @@ def run_study(
     return not is_interrupted()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out, on a GPU or in main memory."""
-    import torch
-
-    text = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError)
-        and ("DefaultCPUAllocator" in text or "out of memory" in text.lower())
-    )
-
-
 def _run_trial(
     study: Study, claim: Claim, *, command: str, listener: Listener | None
 ) -> float | None:
@@ -210,7 +205,8 @@ def _run_trial(
 
     Raises:
         LeaseLostError: Another worker has taken the trial over.
-        MemoryError: Memory ran out though each image went through alone.
+        MemoryError: Memory ran out elsewhere.
+        OutOfMemoryError: Memory ran out though each image went through alone.
         RunError: Memory ran out however the batch was split.
         RuntimeError: The training failed by a fault of ours or of a library.
         StoreError: The store has been away for too long.
@@ -225,7 +221,7 @@ def _run_trial(
                 result = _train(
                     study, claim.name, _with_parts(config, parts), command, reporter
                 )
-            except (RuntimeError, MemoryError) as error:
+            except (OutOfMemoryError, RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or parts == config.train.batch_size:
                     raise
                 claim.split_batch()
@@ -247,17 +243,30 @@ def _train(
     from tumorlens.training.fit import train
 
     run = study.open_run(name)
-    if run is not None and run.config != config:
-        # It was begun with batches in other parts, and its steps were others.
+    if run is not None and _had_more_parts(run, config):
+        # Memory ran out before, and a store that was lost does not know.
+        config = _with_parts(config, run.config.train.accumulate)
+    elif run is not None and _other_settings(run, config) == {"train.accumulate"}:
+        # It was begun with batches in fewer parts, and its batch norm saw others.
         shutil.rmtree(run.path)
         run = None
     return train(
-        None if run else config,
+        config,
         out=study.run_path(name),
         resume=run is not None,
         command=command,
         listener=listener,
     )
+
+
+def _had_more_parts(run: Run, config: Config) -> bool:
+    """Whether a run is finished, or its batches were in more parts than planned."""
+    return run.is_finished or run.config.train.accumulate > config.train.accumulate
+
+
+def _other_settings(run: Run, config: Config) -> set[str]:
+    """Return the settings that differ and do not belong to the machine."""
+    return set(differences(run.config, config)) - set(machine_settings())
 
 
 def _evaluate(run: Run, *, command: str) -> None:
@@ -391,9 +400,7 @@ def _start_worker(
         # Not on the command line, where every user of the machine could read it.
         environment["TUMORLENS_STUDY_STORE"] = store_url
     if jobs > 1:
-        has_affinity = hasattr(os, "sched_getaffinity")
-        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-        threads = str(max(1, cores // jobs))
+        threads = str(max(1, num_processors() // jobs))
         environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     try:
         log = study.log_path.open("ab")

@@ -16,7 +16,13 @@ import numpy as np
 from tumorlens.config import Config, DataConfig
 from tumorlens.data.duplicates import find_duplicates, group_records
 from tumorlens.data.images import ImageLimits
-from tumorlens.data.index import Index, SplitRow, read_index, read_split
+from tumorlens.data.index import (
+    Index,
+    SplitRow,
+    patient_note,
+    read_index,
+    read_split,
+)
 from tumorlens.data.leakage import judge_leak
 from tumorlens.data.split import LEFT_OUT, Split, check_split, fold_splits, make_split
 from tumorlens.errors import DataError, RunError
@@ -146,7 +152,8 @@ def split_data(config: Config, *, progress: Progress | None = None) -> Split:
         index, limits=image_limits(config.data), progress=progress
     )
     rows = assign_subsets(index, duplicates, config.data, seed=config.train.seed)
-    return Split(rows, index.classes, judge_leak(rows, index, duplicates))
+    leak = judge_leak(rows, index, duplicates)
+    return Split(rows, index.classes, leak, patient_note(index))
 
 
 def assign_subsets(

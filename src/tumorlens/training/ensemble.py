@@ -10,8 +10,6 @@ from the test images of another.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +17,10 @@ from typing import TYPE_CHECKING
 
 from tumorlens.data.split import LEFT_OUT
 from tumorlens.errors import ConfigError, RunError
+from tumorlens.files import replacing_folder
 from tumorlens.runs.folder import Run, create_run, open_run
 from tumorlens.system import describe_environment
+from tumorlens.training.weights import check_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +53,7 @@ def make_ensemble(
         ConfigError: Too few runs, or one of them twice.
         RunError: `out` exists, or the members differ in protocol, classes, data or test
             images, or one of them is not finished, is an ensemble itself, or has
-            weights that do not match its card.
+            weights that do not match its card, or are not finite.
         DataError: The disk is full.
     """
     members = _open_members(paths, tta)
@@ -70,17 +70,11 @@ def make_ensemble(
             _check_classes(one, another)
             _check_split(one, another)
 
-    # Made under a temporary name: an existing folder is complete.
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
     names = [member.name for member in members]
-    try:
-        run = _make(members, unfinished, names=names, tta=tta, command=command)
+    with replacing_folder(out) as folder:
+        run = _make(members, folder, names=names, tta=tta, command=command)
         for fold, parts in enumerate(zip(*(m.folds() for m in members), strict=True)):
             _make(parts, run.fold_path(fold), names=names, tta=tta, command=command)
-        unfinished.rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return open_run(out)
 
 
@@ -200,8 +194,7 @@ def _make(
 ) -> Run:
     """Write the folder of an ensemble, with members or, for k-fold runs, without."""
     first = members[0]
-    model = first.config.model.model_copy(update={"name": _model_name(members, tta)})
-    run = create_run(path, first.config.model_copy(update={"model": model}))
+    run = create_run(path, first.config)
     run.write_environment(
         describe_environment(command=command, seed=first.config.train.seed)
     )
@@ -212,7 +205,7 @@ def _make(
             key=lambda look: look.time,
         )
     )
-    run.write_ensemble(names)
+    run.write_ensemble(names, model=_model_name(members, tta))
     if first.is_kfold:
         run.write_split(first.split())
         return run
@@ -272,6 +265,7 @@ def _joined(subsets: set[str]) -> str:
 def _copy(member: Run, path: Path, *, tta: Tta) -> None:
     """Copy the files that are needed to use an ordinary run and to trace its origin."""
     card = member.card().model_copy(update={"tta": tta})
+    check_weights(member.weights_path)
     copy = create_run(path, member.config)
     copy.write_weights(member.weights_path.read_bytes(), card)
     # Checks the digest of the copy, which is the file in use.

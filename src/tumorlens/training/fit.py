@@ -9,9 +9,9 @@ weights are kept is chosen on val. The test subset is never used, except under
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,16 @@ from accelerate.utils import broadcast_object_list, set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from tumorlens.config import Config, with_absolute_paths
-from tumorlens.errors import ConfigError
-from tumorlens.runs.folder import Run, create_run, open_run
+from tumorlens.config import (
+    Config,
+    absolute_paths,
+    differences,
+    machine_settings,
+)
+from tumorlens.data.index import patient_note
+from tumorlens.errors import ConfigError, RunError
+from tumorlens.files import locked
+from tumorlens.runs.folder import Run, check_free, create_run, open_run
 from tumorlens.runs.progress import Listener
 from tumorlens.stats import metrics
 from tumorlens.system import describe_environment, interruptible, keep_freed_memory
@@ -40,7 +47,15 @@ from tumorlens.training.dataset import (
     rows_of_fold,
 )
 from tumorlens.training.loading import plain_batches
-from tumorlens.training.loop import Batches, EpochStats, Step, make_loss, train_epoch
+from tumorlens.training.loop import (
+    DIVERGED_HINT,
+    Batches,
+    EpochStats,
+    Step,
+    make_loss,
+    part_size_of,
+    train_epoch,
+)
 from tumorlens.training.network import (
     Preprocessing,
     create_model,
@@ -50,8 +65,9 @@ from tumorlens.training.network import (
     resolve_precision,
     set_trainable,
 )
-from tumorlens.training.optim import Schedule, make_optimizer
-from tumorlens.training.weights import weights_as_bytes
+from tumorlens.training.optim import Schedule, idle_words, make_optimizer
+from tumorlens.training.trial import naming_memory, try_step
+from tumorlens.training.weights import find_spoilt, weights_as_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,9 +99,12 @@ def train(
     """Train one network, or one per fold, and leave a run folder.
 
     Args:
-        config: The settings; `None` only with `resume`, which takes those of the run.
+        config: The settings. With `resume` they may be `None`, for those of the run, or
+            differ from them in what belongs to the machine: the place of the images,
+            which must be the same, the cache, the device.
         out: The run folder. It must not exist, unless `resume`.
-        resume: Whether to continue an interrupted run. A finished run stays unchanged.
+        resume: Whether to continue an interrupted run. The weights of a finished one
+            stay unchanged.
         command: Command line of the user, for the record.
         listener: Receives the progress.
 
@@ -96,16 +115,42 @@ def train(
     Raises:
         ConfigError: A setting does not fit the data or the network.
         DataError: The data cannot be used, or the disk is full.
-        RunError: `out` exists, or cannot be resumed, or the loss is not finite.
+        OutOfMemoryError: The memory is too small for the batches.
+        RunError: `out` exists, or cannot be resumed, or another process trains in it,
+            or the loss or the weights are not finite.
     """
     listener = listener or Listener()
     keep_freed_memory()
     if resume:
-        config = open_run(out).config
+        config = _settings_to_resume(open_run(out), config)
     assert config is not None
+    if not resume:
+        _check_start(config, out)
+    config = absolute_paths(config)
     accelerator = _make_accelerator(config)
     if not accelerator.is_main_process:
         listener = Listener()
+    # Two processes in one folder would mix their epochs and checkpoints.
+    with locked(out) if accelerator.is_main_process else nullcontext():
+        return _train(
+            config,
+            out,
+            accelerator,
+            resume=resume,
+            command=command,
+            listener=listener,
+        )
+
+
+def _train(
+    config: Config,
+    out: Path,
+    accelerator: Accelerator,
+    *,
+    resume: bool,
+    command: str,
+    listener: Listener,
+) -> TrainResult:
     is_ours_to_remove = False
     try:
         # Under torchrun the first process makes the folder, and the others open it.
@@ -114,11 +159,14 @@ def train(
             if accelerator.is_main_process and not resume:
                 run = _start(config, out, accelerator, command=command)
                 is_ours_to_remove = True
+                for words in idle_words(config):
+                    listener.note(words)
             else:
-                run = open_run(out)
-            if accelerator.is_main_process:
-                run.remove_partial_files()
-            data = prepare_data(run, progress=listener.files)
+                run = replace(open_run(out), config=config)
+                if accelerator.is_main_process:
+                    # Also where the process was killed before it could.
+                    _describe(run, accelerator, command=command)
+            data = _prepare(run, accelerator, listener)
         result = partial(
             TrainResult,
             run=run,
@@ -141,9 +189,9 @@ def train(
     except Exception:
         # Settings that turn out not to fit leave no folder behind, unless weights or a
         # checkpoint were saved.
-        learnt = (*out.rglob("checkpoint.pt"), *out.rglob("weights.safetensors"))
-        if is_ours_to_remove and not learnt:
-            shutil.rmtree(out, ignore_errors=True)
+        if is_ours_to_remove:
+            with suppress(OSError):
+                run.remove_unlearnt()
         raise
 
 
@@ -164,7 +212,8 @@ def fit(
     Raises:
         ConfigError: A setting does not fit the network.
         DataError: A file cannot be read, or the disk is full.
-        RunError: The checkpoint is damaged, or the loss is not finite.
+        OutOfMemoryError: The memory is too small for the batches.
+        RunError: The checkpoint is damaged, or the loss or the weights are not finite.
     """
     if run.is_finished:
         return True
@@ -175,9 +224,18 @@ def fit(
     network, preprocessing = create_model(
         config.model, num_classes=len(data.index.classes)
     )
+    network.to(accelerator.device).to(memory_format=torch.channels_last)
+    use_bf16 = _precision(config, accelerator) == "bf16"
+    try_step(
+        network,
+        config,
+        preprocessing,
+        num_classes=len(data.index.classes),
+        num_images=len(data.subset_rows("train")) // accelerator.num_processes,
+        use_bf16=use_bf16,
+    )
     with accelerator.main_process_first():
         subsets = _load_subsets(data, config, preprocessing, listener=listener)
-    network.to(accelerator.device).to(memory_format=torch.channels_last)
     set_trainable(network, frozen=config.train.freeze)
     optimizer = make_optimizer(network, config.optim)
     # Validation uses and the run keeps the weights or their running average.
@@ -193,15 +251,15 @@ def fit(
         optimizer=optimizer,
         schedule=schedule,
         accelerator=accelerator,
-        use_bf16=_precision(config, accelerator) == "bf16",
+        use_bf16=use_bf16,
         max_grad_norm=config.optim.clip_grad_norm,
-        num_parts=config.train.accumulate,
+        part_size=part_size_of(config.train),
     )
     state = TrainState(network, optimizer, schedule, ema)
     state.restore(run.checkpoint_path)
     state.sums = state.sums.to(accelerator.device)
 
-    with interruptible() as is_interrupted:
+    with interruptible() as is_interrupted, naming_memory(config, preprocessing):
         while not is_over(state.history, config):
             if state.batches_done == 0:
                 set_seed(_epoch_seed(config, state.epoch, accelerator.process_index))
@@ -220,6 +278,7 @@ def fit(
                 should_stop=lambda: _any_process(accelerator, mine=is_interrupted()),
             )
             state.seconds += time.perf_counter() - start
+            _check_weights(network, kept)
             if not stats.is_complete:
                 if is_main:
                     state.save(run.checkpoint_path, random=get_random_state())
@@ -312,12 +371,77 @@ def is_over(history: Sequence[dict[str, Any]], config: Config) -> bool:
     return bool(patience and best and len(history) - best[-1] >= patience)
 
 
-def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str) -> Run:
+def _check_start(config: Config, out: Path) -> None:
+    """Refuse settings that cannot be trained with, and a folder with content.
+
+    Raises:
+        ConfigError: There is no `data.path`, or single images are to be mixed.
+        RunError: The folder has content.
+    """
     if config.data.path is None:
         raise ConfigError(
             "no data was named", hint="give --data DIR, or set data.path in the config"
         )
-    run = create_run(out, with_absolute_paths(config))
+    if config.train.batch_size == 1 and (config.augment.mixup or config.augment.cutmix):
+        raise ConfigError(
+            "expected train.batch_size of at least 2 with augment.mixup or "
+            "augment.cutmix, which mix the images of a batch, got 1",
+            hint="raise train.batch_size, or set augment.mixup=0 and augment.cutmix=0",
+        )
+    check_free(out)
+
+
+def _settings_to_resume(run: Run, config: Config | None) -> Config:
+    """Return the settings to continue a run with.
+
+    Args:
+        run: The run.
+        config: Settings that are given now; `None` takes those of the run.
+
+    Raises:
+        ConfigError: They are not those that the run was begun with.
+    """
+    if config is None:
+        return run.config
+    config = absolute_paths(config)
+    free = set(machine_settings())
+    if run.split_path.is_file():
+        free.add("data.metadata")  # the groups are known
+    found = differences(run.config, config)
+    refused = [f"{key}: {words}" for key, words in found.items() if key not in free]
+    if refused:
+        raise ConfigError(
+            f"{run.path} was begun with other settings: {'; '.join(refused)}",
+            hint="leave them out to go on with those of the run, or give another --out",
+        )
+    return config
+
+
+def _prepare(run: Run, accelerator: Accelerator, listener: Listener) -> PreparedData:
+    """Return the files and subsets of a run, for which its folder is tidied up."""
+    if accelerator.is_main_process:
+        run.remove_partial_files()
+    data = prepare_data(run, progress=listener.files)
+    if note := patient_note(data.index):
+        listener.note(note)
+    if accelerator.is_main_process:
+        run.update_config()
+    return data
+
+
+def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str) -> Run:
+    run = create_run(out, config)
+    _describe(run, accelerator, command=command)
+    return run
+
+
+def _describe(run: Run, accelerator: Accelerator, *, command: str) -> None:
+    """Write how the run was begun, once."""
+    if run.environment_path.is_file():
+        return
+    config = run.config
+    if config.train.watch_test:
+        run.log_look(subset="test", command=f"{command} (train.watch_test)")
     run.write_environment(
         {
             **describe_environment(command=command, seed=config.train.seed),
@@ -330,9 +454,6 @@ def _start(config: Config, out: Path, accelerator: Accelerator, *, command: str)
             },
         }
     )
-    if config.train.watch_test:
-        run.log_look(subset="test", command=f"{command} (train.watch_test)")
-    return run
 
 
 def _fold_of(
@@ -343,7 +464,11 @@ def _fold_of(
     *,
     command: str,
 ) -> tuple[Run, PreparedData]:
-    """Return one fold of a k-fold run as an ordinary run, made if it is missing."""
+    """Return one fold of a k-fold run as an ordinary run, made if it is missing.
+
+    Raises:
+        RunError: It has weights, and its leak verdict is gone.
+    """
     path = run.fold_path(fold)
     config = run.config.model_copy(
         update={"data": run.config.data.model_copy(update={"fold": fold})}
@@ -351,11 +476,18 @@ def _fold_of(
     fold_data = replace(data, rows=rows_of_fold(run, data.rows, fold))
     fold_run = Run(path, config)
     if not fold_run.leak_path.is_file():
-        # The process was killed while it made the folder: it holds nothing of use.
-        shutil.rmtree(path, ignore_errors=True)
+        if fold_run.has_learnt:
+            raise RunError(
+                f"{path} has weights, and no {fold_run.leak_path.name}",
+                hint=f"copy {run.leak_path} there: both are the same",
+            )
+        # The process was killed while it made the folder.
+        fold_run.remove_unlearnt()
         fold_run = _start(config, path, accelerator, command=command)
         fold_run.write_split(fold_data.rows)
         fold_run.write_leak(run.leak())
+    elif accelerator.is_main_process:
+        fold_run.update_config()
     return fold_run, fold_data
 
 
@@ -423,6 +555,17 @@ def _after_batch(
         listener.batch(state.epoch, state.batches_done, batches.per_epoch)
 
     return after
+
+
+def _check_weights(*networks: nn.Module) -> None:
+    """Check weights before they are saved: the last step may have spoilt them.
+
+    Raises:
+        RunError: They are not finite.
+    """
+    for network in networks:
+        if spoilt := find_spoilt(network.state_dict()):
+            raise RunError(f"{spoilt}: the training has diverged", hint=DIVERGED_HINT)
 
 
 def _row(state: TrainState, stats: EpochStats) -> dict[str, Any]:

@@ -9,27 +9,35 @@ images of the weights are not known.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from tumorlens.config import with_absolute_paths
+from tumorlens.config import absolute_paths
 from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import ConfigError, DataError
-from tumorlens.files import sha256_of
-from tumorlens.runs.folder import ModelCard, Run, create_run
+from tumorlens.files import replacing_folder, sha256_of
+from tumorlens.runs.folder import ModelCard, Run, check_free, create_run, open_run
 from tumorlens.system import describe_environment
 from tumorlens.training.dataset import prepare_data
 from tumorlens.training.network import classifier_layers, create_model, make_card
-from tumorlens.training.weights import classifier_names, read_state, weights_as_bytes
+from tumorlens.training.trial import logits_of, noise
+from tumorlens.training.weights import (
+    classifier_names,
+    read_state,
+    weights_as_bytes,
+    without_prefix,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torch import nn
+
     from tumorlens.config import Config
+    from tumorlens.training.network import Preprocessing
 
     Progress = Callable[[int, int], None]
 
@@ -88,10 +96,12 @@ def import_weights(
             hint="set data.protocol=grouped",
         )
     model = config.model.model_copy(update={"pretrained": str(weights)})
-    config = with_absolute_paths(config.model_copy(update={"model": model}))
+    config = absolute_paths(config.model_copy(update={"model": model}))
     card, content = _build(weights, config, classes)
-    run = create_run(out, config)
-    try:
+    check_free(out)
+    # Complete or not there: half of it, resumed, would be trained.
+    with replacing_folder(out) as folder:
+        run = create_run(folder, config)
         run.write_weights(content, card)
         run.write_environment(
             {
@@ -107,10 +117,7 @@ def import_weights(
             _split(run, card, progress=progress)
         run.write_leak(_leak(run, weights))
         run.mark_finished()
-    except BaseException:
-        # Also after Ctrl-C there is nothing to keep.
-        shutil.rmtree(out, ignore_errors=True)
-        raise
+    run = open_run(out)
     return Imported(run, card, f"{_input_summary(card)} {run.leak().words}")
 
 
@@ -134,7 +141,7 @@ def _build(
     """
     try:
         model, preprocessing = create_model(config.model, num_classes=len(classes))
-        state = read_state(weights)
+        state = without_prefix(read_state(weights), model.state_dict())
     except ConfigError as error:
         # The user gave the file as an argument, not by the setting.
         problem = error.problem.removeprefix("model.pretrained: ")
@@ -153,11 +160,30 @@ def _build(
         for layer in classifier_layers(model):
             for parameter in layer.parameters():
                 parameter.copy_(parameter[order])
+    _try(model, config, preprocessing, num_classes=len(classes))
     content = weights_as_bytes(model)
     card = make_card(
         config, preprocessing, classes=tuple(sorted(classes)), epoch=0, weights=content
     )
     return card, content
+
+
+def _try(
+    model: nn.Module, config: Config, preprocessing: Preprocessing, *, num_classes: int
+) -> None:
+    """Check that the network takes its images and answers with numbers.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    with torch.random.fork_rng([]), torch.inference_mode():
+        images = noise(2, config.model.in_chans, preprocessing)
+        logits = logits_of(model.eval(), images, config, num_classes=num_classes)
+    if not bool(logits.isfinite().all()):
+        raise ConfigError(
+            f"the weights give NaN or infinite answers through {config.model.name}",
+            hint="check --model, --mean and --std",
+        )
 
 
 def _split(run: Run, card: ModelCard, *, progress: Progress | None) -> None:

@@ -19,23 +19,24 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from tumorlens.config import Fit
 from tumorlens.data.images import ImageLimits, load_square
-from tumorlens.errors import DataError
-from tumorlens.files import replacing
+from tumorlens.errors import DataError, TumorlensError
+from tumorlens.files import remove_leftovers, replacing
 from tumorlens.runs.progress import Progress
+from tumorlens.system import num_processors
 from tumorlens.training.augment import Transform, apply_policy
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 """Must be raised when the result of `images.load_square` changes."""
 
 
@@ -115,14 +116,20 @@ def decoded_images(
         return _Streamed(files, decoding)
     folder = cache_dir or default_cache_dir()
     path = folder / f"images-{_key(files, decoding)}.npy"
-    if not path.is_file():
-        _make_room(folder, cache_limit_mib - worst_mib)
-        _fill_cache(path, files, decoding, progress)
-    # Marks the set as used. A shared cache of another user can be read but not marked.
-    with suppress(PermissionError):
-        os.utime(path)
-    images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-    return images
+    while True:
+        if not path.is_file():
+            remove_leftovers(folder.glob(".images-*"))
+            _make_room(folder, cache_limit_mib - worst_mib)
+            _fill_cache(path, files, decoding, progress)
+        try:
+            # Marks the set as used. A shared cache of another user can be read but not
+            # marked.
+            with suppress(PermissionError):
+                os.utime(path)
+            images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+        except FileNotFoundError:
+            continue  # another process needed the room
+        return images
 
 
 def default_cache_dir() -> Path:
@@ -152,6 +159,49 @@ class TrainImages(Dataset[tuple[Tensor, int]]):
         with seeded(seed):
             image = apply_policy(self.policy, image)
         return _as_tensor(image), self.labels[item]
+
+
+class _Reporting(Dataset[Any]):
+    """A set whose items are, where one cannot be loaded, the error that says why."""
+
+    def __init__(self, images: Dataset[Any]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]  # a set with a sampler has none
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.images[key]
+        except TumorlensError as error:
+            return error
+
+
+class _Loader(DataLoader[Any]):
+    """A loader that raises the error of an item as it is.
+
+    torch makes the error of a loader process again from the text of its traceback, so
+    the problem would be a page long, and the hint lost.
+    """
+
+    def __init__(self, images: Dataset[Any], **options: Any) -> None:
+        super().__init__(_Reporting(images), collate_fn=_collate, **options)
+
+    def __iter__(self) -> Any:
+        """Yield the batches.
+
+        Raises:
+            TumorlensError: An image cannot be loaded.
+        """
+        for batch in super().__iter__():
+            if isinstance(batch, TumorlensError):
+                raise batch
+            yield batch
+
+
+def _collate(items: list[Any]) -> Any:
+    errors = (item for item in items if isinstance(item, TumorlensError))
+    return next(errors, None) or default_collate(items)
 
 
 class PlainImages(Dataset[Tensor]):
@@ -208,10 +258,8 @@ def train_batches(
     if len(batches) > 1 and len(batches[-1]) == 1:
         # Batch norm has no variance over one image: leave it for another epoch.
         batches.pop()
-    # The default collation turns items (image, number) into a batch of two tensors,
-    # which the types of DataLoader cannot express.
-    return DataLoader(
-        images,  # type: ignore[arg-type]
+    return _Loader(
+        images,
         batch_sampler=batches[first_batch:],
         num_workers=workers,
         pin_memory=pin_memory,
@@ -225,7 +273,7 @@ def plain_batches(
     images: PlainImages, *, batch_size: int, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[Tensor]:
     """Return batches (N, C, S, S) uint8, in order, each image once."""
-    return DataLoader(
+    return _Loader(
         images,
         batch_size=batch_size,
         generator=torch.Generator(),
@@ -308,15 +356,18 @@ def _key(files: Sequence[ImageFile], decoding: Decoding) -> str:
 
 def _make_room(folder: Path, room_mib: float) -> None:
     """Remove the least recently used sets until the others fit."""
+    sets = []
+    for path in folder.glob("images-*.npy"):
+        with suppress(FileNotFoundError):  # another process has removed it
+            facts = path.stat()
+            sets.append((facts.st_mtime, facts.st_size / 2**20, path))
     kept_mib = 0.0
-    by_use = sorted(
-        folder.glob("images-*.npy"), key=lambda path: path.stat().st_mtime, reverse=True
-    )
-    for path in by_use:
-        kept_mib += path.stat().st_size / 2**20
-        if kept_mib > room_mib:
-            # A process that has mapped the file keeps its content until it ends.
-            path.unlink(missing_ok=True)
+    for _, size_mib, path in sorted(sets, reverse=True):
+        if kept_mib + size_mib <= room_mib:
+            kept_mib += size_mib
+            continue
+        # A process that has mapped the file keeps its content until it ends.
+        path.unlink(missing_ok=True)
 
 
 def _fill_cache(
@@ -325,20 +376,30 @@ def _fill_cache(
     decoding: Decoding,
     progress: Progress | None,
 ) -> None:
+    """Decode a set into a file of the cache.
+
+    Raises:
+        DataError: A file cannot be decoded, or the cache cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            _decode_into(path, files, decoding, channels=1, progress=progress)
+        except _ColourFoundError:
+            channels = decoding.in_chans
+            _decode_into(path, files, decoding, channels=channels, progress=progress)
+        return
     except OSError as error:
-        raise DataError(
-            f"cannot write to the cache folder {path.parent}: {error.strerror}",
-            hint="set data.cache_dir to a folder that can be written, or "
-            "data.cache_limit_mib=0 to switch the cache off",
-        ) from None
-    try:
-        _decode_into(path, files, decoding, channels=1, progress=progress)
-    except _ColourFoundError:
-        _decode_into(
-            path, files, decoding, channels=decoding.in_chans, progress=progress
-        )
+        why = error
+    except DataError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        why = error.__cause__  # `replacing` does not know these settings
+    raise DataError(
+        f"cannot write to the cache folder {path.parent}: {why.strerror or why}",
+        hint="set data.cache_dir to a folder that can be written and has room, or "
+        "data.cache_limit_mib=0 to switch the cache off",
+    )
 
 
 def _decode_into(
@@ -350,23 +411,26 @@ def _decode_into(
     progress: Progress | None,
 ) -> None:
     shape = (len(files), decoding.size_px, decoding.size_px, channels)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with (
         replacing(path) as temporary,
-        ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
+        temporary.open("wb") as file,
+        ThreadPoolExecutor(max_workers=num_processors()) as pool,
     ):
-        array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+        # Written in order, and not through a memory map: on a full disk that ends the
+        # process by SIGBUS, where a write is an error.
+        np.lib.format.write_array_header_1_0(file, header)
         decoded = pool.map(decoding, (file.path for file in files))
         try:
             for done, image in enumerate(decoded):
                 if image.shape[2] > channels:
                     raise _ColourFoundError
-                array[done] = image
+                file.write(np.broadcast_to(image, shape[1:]).tobytes())
                 if progress is not None:
                     progress(done + 1, len(files))
         finally:
             # Otherwise Ctrl-C would wait until the pool has decoded the rest.
             pool.shutdown(cancel_futures=True)
-        array.flush()
 
 
 class _ColourFoundError(Exception):

@@ -18,7 +18,7 @@ import copy
 import itertools
 import math
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,13 @@ from tumorlens.runs.folder import Run
 from tumorlens.system import describe_environment, keep_freed_memory
 from tumorlens.training.checkpoint import get_random_state, set_random_state
 from tumorlens.training.dataset import load_subset, make_decoding, prepare_data
-from tumorlens.training.loop import Batches, Step, make_loss, train_epoch
+from tumorlens.training.loop import (
+    Batches,
+    Step,
+    make_loss,
+    part_size_of,
+    train_epoch,
+)
 from tumorlens.training.lr_curve import DIVERGED, LrCurve, fade_of, read_curve, smooth
 from tumorlens.training.network import (
     create_model,
@@ -43,6 +49,7 @@ from tumorlens.training.network import (
     set_trainable,
 )
 from tumorlens.training.optim import Schedule, make_optimizer
+from tumorlens.training.trial import naming_memory, try_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -52,7 +59,7 @@ if TYPE_CHECKING:
 
     from tumorlens.config import OptimConfig
     from tumorlens.runs.progress import Progress
-    from tumorlens.training.loop import PrepareBatch
+    from tumorlens.training.loop import Loss, PrepareBatch
 
 MIN_STEPS = 20
 """Fewest steps: with fewer, a descent cannot be told from noise."""
@@ -119,6 +126,7 @@ def find_lr(
         ConfigError: The bounds are not in order, the steps are too few, or a setting
             does not fit the network.
         DataError: The data cannot be used.
+        OutOfMemoryError: The memory is too small for the batches.
         RunError: The loss is not finite before anything was learnt.
     """
     _check_range(lowest, highest, num_steps)
@@ -127,12 +135,28 @@ def find_lr(
         first = config.data.model_copy(update={"fold": 0})
         config = config.model_copy(update={"data": first})
     accelerator = Accelerator(cpu=resolve_device(config.train.device).type == "cpu")
-    with _same_random_state_after(), tempfile.TemporaryDirectory() as folder:
+    with (
+        _same_random_state_after(),
+        tempfile.TemporaryDirectory() as folder,
+        ExitStack() as memory,
+    ):
         # The split is made as a training would make it, and forgotten.
         data = prepare_data(Run(Path(folder), config), progress=progress)
         set_seed(config.train.seed)
         network, preprocessing = create_model(
             config.model, num_classes=len(data.index.classes)
+        )
+        network.to(accelerator.device).to(memory_format=torch.channels_last)
+        use_bf16 = (
+            resolve_precision(config.train.precision, accelerator.device) == "bf16"
+        )
+        try_step(
+            network,
+            config,
+            preprocessing,
+            num_classes=len(data.index.classes),
+            num_images=len(data.subset_rows("train")),
+            use_bf16=use_bf16,
         )
         subset = load_subset(
             data,
@@ -141,12 +165,12 @@ def find_lr(
             config=config.data,
             progress=progress,
         )
-        network.to(accelerator.device).to(memory_format=torch.channels_last)
         batches = Batches(subset, config, preprocessing, accelerator)
-        precision = resolve_precision(config.train.precision, accelerator.device)
+        batches_of_epochs = map(batches.epoch, itertools.count(1))
+        memory.enter_context(naming_memory(config, preprocessing))
         curve = sweep(
             network,
-            (batch for epoch in itertools.count(1) for batch in batches.epoch(epoch)),
+            itertools.chain.from_iterable(batches_of_epochs),
             prepare_batch=batches.prepare,
             loss_fn=make_loss(subset, config).to(accelerator.device),
             optim=config.optim,
@@ -154,8 +178,8 @@ def find_lr(
             lowest=lowest,
             highest=highest,
             num_steps=num_steps,
-            use_bf16=precision == "bf16",
-            num_parts=config.train.accumulate,
+            use_bf16=use_bf16,
+            part_size=part_size_of(config.train),
             frozen=config.train.freeze,
             head_only=config.train.freeze_backbone_epochs >= config.optim.epochs,
             progress=progress,
@@ -179,14 +203,14 @@ def sweep(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     prepare_batch: PrepareBatch,
-    loss_fn: nn.Module,
+    loss_fn: Loss,
     optim: OptimConfig,
     accelerator: Accelerator,
     lowest: float,
     highest: float,
     num_steps: int,
     use_bf16: bool = False,
-    num_parts: int = 1,
+    part_size: int | None = None,
     frozen: Sequence[str] = (),
     head_only: bool = False,
     progress: Progress | None = None,
@@ -209,7 +233,7 @@ def sweep(
         highest: Last learning rate.
         num_steps: Number of rates, the first and the last included.
         use_bf16: As in `loop.Step`.
-        num_parts: As in `loop.Step`.
+        part_size: As in `loop.Step`.
         frozen: As for `train_epoch`.
         head_only: As for `train_epoch`.
         progress: Called with steps done and steps in all.
@@ -243,7 +267,7 @@ def sweep(
                 accelerator=accelerator,
                 use_bf16=use_bf16,
                 max_grad_norm=optim.clip_grad_norm,
-                num_parts=num_parts,
+                part_size=part_size,
             ),
             sums=ramp.sums,
             frozen=frozen,

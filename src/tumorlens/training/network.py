@@ -11,6 +11,7 @@ import math
 import urllib.request
 from dataclasses import dataclass
 from difflib import get_close_matches
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from tumorlens.runs.folder import ModelCard
 from tumorlens.training.views import policy_of, views_of
 from tumorlens.training.weights import (
     classifier_names,
+    find_spoilt,
     load_weights,
     pretrained_cfg,
     read_weights_metadata,
@@ -81,6 +83,7 @@ def create_model(
             weights cannot be read or do not fit.
     """
     name = config.name
+    _check_extra(config)
     if not timm.is_model(name):
         raise ConfigError(
             f"unknown model.name {name!r}: timm {timm.__version__} has no such network",
@@ -160,7 +163,8 @@ def load_model(card: ModelCard, weights: Path) -> nn.Module:
     """Return the network of a run with its weights, on the CPU, ready for `infer`.
 
     Raises:
-        RunError: The weights do not fit the network that the card describes.
+        RunError: The weights do not fit the network that the card describes, or are
+            not finite.
     """
     try:
         model = _build(
@@ -170,13 +174,19 @@ def load_model(card: ModelCard, weights: Path) -> nn.Module:
             card.arguments,
             pretrained=False,
         )
-        model.load_state_dict(load_file(weights))
+        state = load_file(weights)
+        model.load_state_dict(state)
     except (ConfigError, RuntimeError, SafetensorError) as error:
         first = str(error).splitlines()[0]
         raise RunError(
             f"{weights} does not fit the network of its model.json: {first}",
             hint="restore the run folder or train it again",
         ) from None
+    if spoilt := find_spoilt(state):
+        raise RunError(
+            f"{weights} gives no answer: {spoilt}",
+            hint="its training diverged: train it again with a lower optim.lr",
+        )
     return model.eval()
 
 
@@ -272,6 +282,9 @@ def infer(
     Returns:
         Log-probabilities, shape (N, C), float32, in the order of the images. Their
         exponentials sum to 1.
+
+    Raises:
+        RunError: One is not finite.
     """
     model.eval()
     parts = []
@@ -283,7 +296,18 @@ def infer(
         ]
         log_probs = torch.stack(by_view).logsumexp(dim=0) - math.log(len(by_view))
         parts.append(log_probs.cpu())
-    return torch.cat(parts).numpy() if parts else np.empty((0, 0), np.float32)
+    if not parts:
+        return np.empty((0, 0), np.float32)
+    found = torch.cat(parts)
+    num_bad = int((~found.isfinite()).any(dim=1).sum())
+    if num_bad:
+        raise RunError(
+            f"the network's answer to {num_bad:,} of {len(found):,} images is NaN or "
+            "infinite",
+            hint="its weights are too large for its numbers: train with a lower "
+            "optim.lr, or with optim.clip_grad_norm=1.0",
+        )
+    return found.numpy()
 
 
 def needs_model_hub(config: ModelConfig) -> bool:
@@ -328,6 +352,40 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return "bf16" if fast else "fp32"
 
 
+_OF_SETTINGS = ("drop_rate", "drop_path_rate", "global_pool", "in_chans", "pretrained")
+"""Arguments of `timm.create_model` that have settings of their own."""
+
+_NOT_OF_A_NETWORK = (
+    *("num_classes", "features_only", "pretrained_cfg", "pretrained_cfg_overlay"),
+    *("pretrained_model_args", "checkpoint_path", "cache_dir", "device", "dtype"),
+)
+"""Arguments of `timm.create_model` that read weights past every check, or make
+something else than a classifier of the data's classes."""
+
+
+def _check_extra(config: ModelConfig) -> None:
+    """Check that `model.extra` holds arguments of the network only, and each once.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    default = ModelConfig()
+    for name in config.extra:
+        if name in _OF_SETTINGS and (
+            name in ("in_chans", "pretrained")
+            or getattr(config, name) != getattr(default, name)
+        ):
+            raise ConfigError(
+                f"model.extra.{name} is a setting of its own", hint=f"set model.{name}"
+            )
+        if name in _NOT_OF_A_NETWORK:
+            raise ConfigError(
+                f"model.extra.{name} is no argument of a network",
+                hint="its weights come from model.pretrained, its classes from the "
+                "data: leave it out",
+            )
+
+
 def _suggest(name: str) -> str:
     # timm has 1,300 names: too many to list.
     known = timm.list_models()
@@ -346,6 +404,14 @@ def _build(
     *,
     pretrained: bool,
 ) -> nn.Module:
+    # A card may come from anywhere, and timm would fetch what a name such as hf-hub:...
+    # stands for, or load the file of a checkpoint_path.
+    forbidden = [key for key in arguments if key in _NOT_OF_A_NETWORK]
+    if forbidden or not timm.is_model(name):
+        why = f"timm {timm.__version__} has no such network"
+        if forbidden:
+            why = f"{forbidden[0]} is no argument of a network"
+        raise ConfigError(f"{name} cannot be made: {why}", hint="restore model.json")
     try:
         return timm.create_model(
             name,
@@ -354,7 +420,7 @@ def _build(
             in_chans=in_chans,
             **arguments,
         )
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         if not pretrained:
             raise
         raise _unreachable(name, error) from None
@@ -396,16 +462,18 @@ def _check_hub(name: str) -> None:
     try:
         request = urllib.request.Request(url, method="HEAD")
         urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S).close()
-    except OSError as error:
+    except (OSError, HTTPException, ValueError) as error:
+        # ValueError: an address without https://, or a proxy whose port is no number.
         raise _unreachable(name, error) from None
 
 
-def _unreachable(name: str, error: OSError) -> ConfigError:
+def _unreachable(name: str, error: Exception) -> ConfigError:
     reason = str(getattr(error, "reason", None) or error).splitlines()
+    is_address = isinstance(error, HTTPException | ValueError)
     return ConfigError(
         f"the pretrained weights of {name} cannot be fetched from the model hub: "
         f"{reason[0] if reason else type(error).__name__}",
-        hint=_WAYS_OUT,
+        hint="check HF_ENDPOINT and HTTPS_PROXY, or " * is_address + _WAYS_OUT,
     )
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch.optim import lr_scheduler
 
-from tumorlens.config import OptimConfig
+from tumorlens.config import OptimConfig, idle_settings
 from tumorlens.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
+
+    from tumorlens.config import Config
 
 _FUSED = ("adam", "adamw", "sgd", "momentum")
 """Optimizers of torch that can update all parameters in one pass."""
@@ -59,6 +61,20 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
         # timm only records the factor of a layer, for its own schedulers.
         group["lr"] *= group.get("lr_scale", 1.0)
     return optimizer
+
+
+def idle_words(config: Config) -> list[str]:
+    """Return a sentence for each setting that was changed and has no effect."""
+    idle = idle_settings(config)
+    optim, default = config.optim, OptimConfig()
+    name = optim.name.lower()
+    if (
+        optim.momentum != default.momentum
+        and name in list_optimizers()
+        and not get_optimizer_info(name).has_momentum
+    ):
+        idle["optim.momentum"] = f"optim.name is {optim.name!r}"
+    return [f"{key} has no effect: {why}" for key, why in idle.items()]
 
 
 class Schedule:

@@ -12,14 +12,19 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as save_safetensors
-from timm.models import adapt_input_conv, load_state_dict
+from timm.models import adapt_input_conv, clean_state_dict, load_state_dict
 from torch import Tensor, nn
 
-from tumorlens.errors import ConfigError
+from tumorlens.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+
+_COUNTER = ".num_batches_tracked"
 
 
 def load_weights(model: nn.Module, path: Path, *, in_chans: int) -> bool:
@@ -37,18 +42,19 @@ def load_weights(model: nn.Module, path: Path, *, in_chans: int) -> bool:
 
     Raises:
         ConfigError: The file cannot be read as named tensors, or any other tensor is
-            missing, unexpected or of another shape; the first three are named.
+            missing, unexpected or of another shape; the first three are named. Or a
+            value is not finite.
     """
-    state = read_state(path)
+    expected = model.state_dict()
+    state = without_prefix(read_state(path), expected)
     if in_chans != 3:
         first = pretrained_cfg(model).get("first_conv")
         for conv in [first] if isinstance(first, str) else first or []:
             key = f"{conv}.weight"
             if key in state and state[key].shape[1] != in_chans:
                 state[key] = adapt_input_conv(in_chans, state[key])
-    expected = model.state_dict()
     for key in expected.keys() - state.keys():
-        if key.endswith(".num_batches_tracked"):
+        if key.endswith(_COUNTER):
             # An unused counter that old and converted files lack.
             state[key] = expected[key]
     heads = tuple(f"{name}." for name in classifier_names(model))
@@ -70,18 +76,95 @@ def load_weights(model: nn.Module, path: Path, *, in_chans: int) -> bool:
         raise ConfigError(
             f"the weights in {path} do not fit the network: {'; '.join(wrong[:3])}"
             f"{more}",
-            hint="set model.name (and model.extra) to the network of the weights",
+            hint=_hint_to_fit(model, state, in_chans=in_chans),
+        )
+    if spoilt := find_spoilt(state):
+        raise ConfigError(
+            f"the weights in {path} give no answer: {spoilt}",
+            hint="the training that made them diverged, or the file is damaged: take "
+            "weights of an earlier epoch",
         )
     model.load_state_dict(state)
     return has_new_head
+
+
+def without_prefix(
+    state: dict[str, Tensor], expected: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return tensors by the names of a network, if one prefix is all that differs.
+
+    A network that is an attribute of another module, as in Lightning, has the name of
+    the attribute before each of its tensors.
+
+    Args:
+        state: Named tensors of a file.
+        expected: Those of the network.
+
+    Example:
+        >>> without_prefix({"net.a": Tensor(), "loss.w": Tensor()}, {"a": Tensor()})
+        {'a': tensor([]), 'loss.w': tensor([])}
+    """
+    first = next(iter(expected))
+    if first in state:
+        return state
+    for key in state:
+        prefix = key.removesuffix(first)
+        is_prefix = prefix != key and prefix.endswith(".")
+        if is_prefix and all(
+            f"{prefix}{name}" in state or name.endswith(_COUNTER) for name in expected
+        ):
+            return {name.removeprefix(prefix): of for name, of in state.items()}
+    return state
+
+
+def find_spoilt(state: Mapping[str, Tensor]) -> str | None:
+    """Return which tensor cannot be the weights of a network, in words, or `None`.
+
+    Weights must be finite, and no running variance may be negative.
+
+    Example:
+        >>> find_spoilt({"head.bias": Tensor([0.0, float("nan")])})
+        'head.bias has 1 of 2 values that are NaN or infinite'
+    """
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            continue
+        num_bad = int((~tensor.isfinite()).sum())
+        if num_bad:
+            return (
+                f"{name} has {num_bad:,} of {tensor.numel():,} values that are NaN or "
+                "infinite"
+            )
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            return f"{name} has negative variances"
+    return None
+
+
+def check_weights(path: Path) -> None:
+    """Check that the weights of a run can give an answer.
+
+    Raises:
+        RunError: The file is damaged, or a value is not finite.
+    """
+    try:
+        spoilt = find_spoilt(load_file(path))
+    except SafetensorError as error:
+        raise RunError(
+            f"{path} is not a safetensors file: {error}", hint="restore the run folder"
+        ) from None
+    if spoilt:
+        raise RunError(
+            f"{path} gives no answer: {spoilt}",
+            hint="its training diverged: train it again with a lower optim.lr",
+        )
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Return the named tensors of a weights file; code in a pickle never runs.
 
     Args:
-        path: A .safetensors file, or a .pth with a state dict, bare or as in timm's
-            checkpoints.
+        path: A .safetensors file, or a .pth with a state dict: bare, as in timm's
+            checkpoints, or as the only table of tensors beside other things.
 
     Raises:
         ConfigError: The file is damaged, or holds anything but named tensors.
@@ -108,6 +191,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             hint="download it again, or give a file that "
             "torch.save(model.state_dict(), ...) wrote",
         ) from None
+    state = _unwrapped(state, path)
     wrong = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if wrong:
         raise ConfigError(
@@ -116,6 +200,45 @@ def read_state(path: Path) -> dict[str, Tensor]:
             hint="give a file that torch.save(model.state_dict(), ...) wrote",
         )
     return dict(state)
+
+
+def _unwrapped(state: dict[Any, Any], path: Path) -> dict[Any, Any]:
+    """Return the one table of tensors in a checkpoint, or the checkpoint itself.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    tables = {
+        name: clean_state_dict(value)
+        for name, value in state.items()
+        if isinstance(value, dict)
+        and value
+        and all(
+            isinstance(key, str) and isinstance(of, Tensor) for key, of in value.items()
+        )
+    }
+    if len(tables) > 1:
+        raise ConfigError(
+            f"{path} holds several tables of tensors: {', '.join(map(str, tables))}",
+            hint="save the one that is wanted: torch.save(checkpoint["
+            f"{next(iter(tables))!r}], ...)",
+        )
+    return next(iter(tables.values()), state)
+
+
+def _hint_to_fit(
+    model: nn.Module, state: Mapping[str, Tensor], *, in_chans: int
+) -> str:
+    """Return the hint for weights of other names or shapes."""
+    first = pretrained_cfg(model).get("first_conv")
+    for conv in [first] if isinstance(first, str) else first or []:
+        weight = state.get(f"{conv}.weight")
+        if weight is not None and weight.ndim == 4 and weight.shape[1] != in_chans:
+            return (
+                f"the weights are for images of {weight.shape[1]} channel(s): set "
+                f"model.in_chans={weight.shape[1]}"
+            )
+    return "set model.name (and model.extra) to the network of the weights"
 
 
 def read_weights_metadata(path: Path, *, name: str) -> dict[str, str]:

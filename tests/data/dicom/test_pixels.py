@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,12 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom import uid
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.pixels.processing import apply_windowing
 
 from support.compressed_dicom import compressed
+from support.dicom_files import PATIENT, dataset_of, spoil, write
 from tumorlens.data.dicom import gdcm, pixels
 from tumorlens.data.images import ImageLimits, read_image
 from tumorlens.errors import DataError, MissingExtraError
@@ -30,43 +32,11 @@ from tumorlens.system import Helper
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PATIENT = "DOE^JANE"
 DEEP = (np.mgrid[:24, :20].sum(axis=0) * 90).astype(np.uint16)  # 0 to 3780: 12 bits
 COLOR = np.stack([DEEP // 16, 255 - DEEP // 16, DEEP // 32], axis=-1).astype(np.uint8)
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
 EXPECTED = np.rint(DEEP / 4095 * 255)
 """What a window over all of the 12 bits makes of `DEEP`."""
-
-
-def dataset_of(pixels: NDArray[Any], **attributes: Any) -> Dataset:
-    """Return a data set with native pixels: (H, W), (N, H, W) or (H, W, 3)."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-    dataset.SOPClassUID = uid.SecondaryCaptureImageStorage
-    dataset.SOPInstanceUID = uid.generate_uid()
-    dataset.PatientName = PATIENT
-    is_color = pixels.ndim == 3 and pixels.shape[2] == 3
-    dataset.SamplesPerPixel = 3 if is_color else 1
-    dataset.PhotometricInterpretation = "RGB" if is_color else "MONOCHROME2"
-    if is_color:
-        dataset.PlanarConfiguration = 0
-    elif pixels.ndim == 3:
-        dataset.NumberOfFrames = len(pixels)
-    dataset.Rows, dataset.Columns = pixels.shape[:2] if is_color else pixels.shape[-2:]
-    dataset.BitsAllocated = 8 * pixels.itemsize
-    dataset.BitsStored = 12 if pixels.itemsize == 2 else dataset.BitsAllocated
-    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
-    dataset.PixelData = pixels.tobytes()
-    for name, value in attributes.items():
-        setattr(dataset, name, value)
-    dataset.HighBit = dataset.BitsStored - 1
-    return dataset
-
-
-def write(path: Path, dataset: Dataset) -> Path:
-    dataset.save_as(path, enforce_file_format=True)
-    return path
 
 
 def read(tmp_path: Path, pixels: NDArray[Any], **attributes: Any) -> NDArray[np.uint8]:
@@ -264,6 +234,72 @@ def test_numbers_beyond_all_bounds_do_not_warn(tmp_path: Path) -> None:
     assert image.shape == DEEP.shape
 
 
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        *("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "BitsAllocated"),
+        *("BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration"),
+        *("PixelPaddingValue", "PixelPaddingRangeLimit", "WindowCenter", "WindowWidth"),
+        *("RescaleSlope", "RescaleIntercept"),
+    ],
+)
+def test_no_number_of_a_header_does_more_than_spoil_its_file(
+    tmp_path: Path, keyword: str
+) -> None:
+    path = tmp_path / "x.dcm"
+    for vr in ("FD", "DS", "IS", "UL"):
+        for value in ("inf", "nan", "1e400", "9" * 400, "4294967295", "-7"):
+            write(path, dataset_of(DEEP))
+            spoil(path, keyword, vr, value)
+            try:
+                found: Any = read_image(path)
+            except DataError as error:
+                found = error
+            if isinstance(found, DataError):
+                assert "\n" not in found.problem
+                assert PATIENT not in found.problem
+
+
+@pytest.mark.parametrize("num_bits", [0, 17, 4_000_000_000])
+def test_a_lookup_table_of_impossible_depth_is_an_error(
+    tmp_path: Path, num_bits: int
+) -> None:
+    # 2 to the power of 4 billion is a number of half a gigabyte.
+    item = Dataset()
+    item.add_new("LUTDescriptor", "UL", [4, 0, num_bits])
+    item.add_new("LUTData", "US", [1, 2, 3, 4])
+    path = write(tmp_path / "x.dcm", dataset_of(DEEP, VOILUTSequence=[item]))
+    problem = error_of(path).problem
+    assert f"its lookup table has entries of {num_bits} bits" in problem
+
+
+def test_a_signed_first_number_of_a_lookup_table_may_be_written_unsigned(
+    tmp_path: Path,
+) -> None:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [3, 65536 - 1, 8])
+    item.add_new("LUTData", "US", [10, 100, 200])
+    pixels = np.array([[-9, -1, 0, 1, 9]], np.int16)
+    image = read(tmp_path, pixels, VOILUTSequence=[item])
+    np.testing.assert_array_equal(image, [[10, 10, 100, 200, 200]])
+
+
+def test_signed_padding_may_be_written_unsigned(tmp_path: Path) -> None:
+    pixels = np.array([[-2000, 0, 100, 1000]], np.int16)
+    path = write(tmp_path / "x.dcm", dataset_of(pixels, BitsStored=16))
+    spoil(path, "PixelPaddingValue", "US", str(65536 - 2000))
+    assert read_image(path)[0, [0, 1, 3]].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "SIGMOID"])
+def test_padding_is_black_whatever_the_window(tmp_path: Path, function: str) -> None:
+    pixels = np.where(DEEP > 3000, 65535, DEEP).astype(np.uint16)
+    attributes = {"BitsStored": 16, "VOILUTFunction": function, **WINDOW}
+    image = read(tmp_path, pixels, PixelPaddingValue=65535, **attributes)
+    without = read(tmp_path, pixels, **attributes)
+    np.testing.assert_array_equal(image, np.where(DEEP > 3000, 0, without))
+
+
 def test_color_with_equal_channels_is_grey(tmp_path: Path) -> None:
     grey = np.repeat(COLOR[..., :1], 3, axis=2)
     np.testing.assert_array_equal(read(tmp_path, grey), grey[..., 0])
@@ -409,6 +445,135 @@ def test_every_frame_is_read_in_every_syntax(
     path = write(tmp_path / "x.dcm", dataset)
     for number in range(3):
         np.testing.assert_array_equal(read_image(path, frame=number), frames[number])
+
+
+@pytest.mark.parametrize(
+    ("change", "num_bytes"),
+    [
+        ({"BitsAllocated": 1, "BitsStored": 1}, 8),
+        ({"PhotometricInterpretation": "YBR_FULL_422"}, 128),
+        ({"syntax": uid.ExplicitVRBigEndian}, 128),
+    ],
+    ids=["1 bit", "half the chroma", "big endian"],
+)
+def test_a_frame_of_any_native_kind_is_read_alone_where_bytes_allow(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    num_bytes: int,
+) -> None:
+    read_bytes: list[int] = []
+    native = pixels._native_frame
+
+    def note(*args: Any, **options: Any) -> Any:
+        found = native(*args, **options)
+        read_bytes.append(len(found[2]))
+        return found
+
+    monkeypatch.setattr(pixels, "_native_frame", note)
+    frames = np.stack([(np.indices((8, 8)).sum(axis=0) + n) % 2 for n in range(3)])
+    if "PhotometricInterpretation" in change:
+        dataset = dataset_of(np.zeros((8, 8, 3), np.uint8), NumberOfFrames=3, **change)
+        luma = (frames * 200).astype(np.uint8).reshape(3, 8, 4, 2)
+        chroma = np.full((3, 8, 4, 2), 128, np.uint8)
+        dataset.PixelData = np.concatenate([luma, chroma], axis=-1).tobytes()
+        expected = frames * 200
+    elif "syntax" in change:
+        dataset = dataset_of(np.zeros((3, 8, 8), np.uint16), **WINDOW)
+        dataset.file_meta.TransferSyntaxUID = change["syntax"]
+        dataset.set_original_encoding(False, False, "ascii")  # noqa: FBT003
+        dataset.PixelData = (frames * 4095).astype(">u2").tobytes()
+        expected = frames * 255
+    else:
+        dataset = dataset_of(frames.astype(np.uint8), **change)
+        dataset.PixelData = np.packbits(
+            frames.astype(np.uint8).ravel(), bitorder="little"
+        ).tobytes()
+        expected = frames * 255
+    path = write(tmp_path / "x.dcm", dataset)
+    for number in range(3):
+        found = read_image(path, frame=number)
+        np.testing.assert_array_equal(found, expected[number])
+    assert read_bytes == [num_bytes] * 3
+
+
+FRAGMENTED = [bytes([n]) * (50 + 10 * n) + b"\xff\xd9" for n in range(6)]
+
+
+@pytest.mark.parametrize("has_table", [True, False], ids=["table", "no table"])
+@pytest.mark.parametrize("num_pieces", [1, 3])
+@pytest.mark.parametrize("num_frames", [1, 6])
+def test_compressed_frames_lie_where_pydicom_finds_them(
+    num_frames: int,
+    num_pieces: int,
+    has_table: bool,  # noqa: FBT001
+) -> None:
+    some = FRAGMENTED[:num_frames]
+    data = encapsulate(some, fragments_per_frame=num_pieces, has_bot=has_table)
+    header = Dataset()
+    header.NumberOfFrames = num_frames
+    file = _CountingReads(data)
+    frames = pixels._frames_in(file, header)
+    assert file.num_bytes < 500 + 10 * num_frames * num_pieces  # and not the frames
+    assert len(frames) == num_frames
+    for number, pieces in enumerate(frames):
+        found = b"".join(data[at : at + length] for at, length in pieces)
+        theirs = pydicom.encaps.get_frame(data, number, number_of_frames=num_frames)
+        assert found == theirs
+        assert found.rstrip(b"\0") == some[number].rstrip(b"\0")
+
+
+def test_an_extended_offset_table_counts() -> None:
+    data, offsets, lengths = encapsulate_extended(FRAGMENTED)
+    header = Dataset()
+    header.NumberOfFrames = 6
+    header.ExtendedOffsetTable, header.ExtendedOffsetTableLengths = offsets, lengths
+    frames = pixels._frames_in(BytesIO(data), header)
+    found = [data[at : at + length] for ((at, length),) in frames]
+    assert [one.rstrip(b"\0") for one in found] == [
+        one.rstrip(b"\0") for one in FRAGMENTED
+    ]
+
+
+class _CountingReads(BytesIO):
+    num_bytes = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = super().read(size)
+        self.num_bytes += len(found)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "it has no compressed data"),
+        (b"\xfe\xff\x00\xe0" + bytes(4), "it has no compressed data"),
+        (b"\xfe\xff\x00\xe0" + b"\xff" * 4, "is not cut into items"),
+        (b"\xfe\xff\x00\xe0" + bytes(4) + b"\x10\0" * 8, "is not cut into items"),
+    ],
+)
+def test_compressed_data_without_items_is_an_error(data: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        pixels._frames_in(BytesIO(data), Dataset())
+
+
+def test_pieces_of_compressed_data_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "_MAX_FRAGMENTS", 5)
+    assert len(pixels._items_in(BytesIO(encapsulate([b"x" * 60] * 5)))) == 6
+    with pytest.raises(ValueError, match="over 5 pieces"):
+        pixels._items_in(BytesIO(encapsulate([b"x" * 60] * 6)))
+
+
+def test_fewer_compressed_frames_than_the_header_has_are_an_error(
+    tmp_path: Path,
+) -> None:
+    dataset = dataset_of(FRAMES)
+    dataset.compress(uid.RLELossless, encoding_plugin="pydicom")
+    dataset.NumberOfFrames = 6
+    path = write(tmp_path / "x.dcm", dataset)
+    np.testing.assert_array_equal(read_image(path, frame=4), FRAMES[4])
+    assert "its compressed data holds 5 frame(s)" in error_of(path, frame=5).problem
 
 
 def test_frames_of_which_the_last_is_cut_short_are_an_error(tmp_path: Path) -> None:
@@ -761,6 +926,55 @@ def test_a_frame_that_takes_too_long_is_an_error_of_its_file(
     assert "x.dcm is damaged: gdcm failed" in problem
     assert "it took longer than 0.05 s" in problem
     assert slow.pid is None
+
+
+LOOPING = """
+from tumorlens.data.dicom.gdcm import _decode_here
+from tumorlens.system import answer_requests, helper_pipes
+
+def handle(request, frame):
+    while b"for ever" in frame:
+        pass
+    return _decode_here(request, frame)
+
+answer_requests(handle, *helper_pipes())
+"""
+
+
+def test_a_decoder_that_never_ends_costs_its_frames_and_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = compressed(
+        tmp_path / "good.dcm", dataset_of(DEEP, **WINDOW), uid.JPEGLSLossless
+    )
+    frame = next(
+        pydicom.encaps.generate_frames(
+            pydicom.dcmread(good).PixelData, number_of_frames=1
+        )
+    )
+    # A comment behind the start mark.
+    endless = frame[:2] + b"\xff\xfe\x00\x0afor ever" + frame[2:]
+    dataset = pydicom.dcmread(good)
+    dataset.NumberOfFrames = 5
+    dataset.PixelData = encapsulate([endless] * 5)
+    bad = write(tmp_path / "bad.dcm", dataset)
+
+    (tmp_path / "looping.py").write_text(LOOPING)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with Helper("looping", time_limit_s=60, environment={"PYTHONPATH": path}) as helper:
+        monkeypatch.setattr(gdcm, "_helper", helper)
+        np.testing.assert_array_equal(read_image(good), EXPECTED)
+        monkeypatch.setattr(helper, "_time_limit_s", 0.3)
+        with ThreadPoolExecutor(5) as pool:
+            problems = [
+                error.problem
+                for error in pool.map(lambda n: error_of(bad, frame=n), range(5))
+            ]
+        problems += [error_of(bad, frame=4).problem]
+        monkeypatch.setattr(helper, "_time_limit_s", 60)
+        np.testing.assert_array_equal(read_image(good), EXPECTED)
+    assert sum("it took longer than 0.3 s" in one for one in problems) >= 3
+    assert "3 of its frames took gdcm too long" in problems[-1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

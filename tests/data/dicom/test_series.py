@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 from pydicom import uid
 
+from support.dicom_files import spoil, write_alone
 from support.images import draw_image
 from support.mr_volumes import (
     IDENTITY,
@@ -21,7 +23,7 @@ from support.mr_volumes import (
     write_volume,
 )
 from tumorlens.data.dicom.series import MANUFACTURER, find_series, holds_study
-from tumorlens.data.images import ImageLimits
+from tumorlens.data.images import ImageLimits, read_image
 from tumorlens.errors import DataError
 
 if TYPE_CHECKING:
@@ -290,9 +292,61 @@ def test_ordinary_images_keep_apart(tmp_path: Path) -> None:
     image = png(tmp_path / "b.png")
     png(tmp_path / ".hidden" / "c.png")
     (tmp_path / "notes.txt").write_text("no image")
+    bare = png(tmp_path / "c.png").rename(tmp_path / "c")
+    (tmp_path / "d").symlink_to(tmp_path / ".hidden")
     found = find_series([tmp_path])
-    assert found.others == (image,)
+    assert found.others == (image, bare)
     assert names(found) == ["a"]
+    assert found.skipped == {".txt": 1, "link to a folder": 1}
+
+
+@pytest.mark.parametrize(
+    "syntax", [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian]
+)
+def test_slices_without_a_preamble_belong_to_their_series(
+    tmp_path: Path, syntax: uid.UID
+) -> None:
+    write_slice(tmp_path / "a", 2)
+    dataset = mr_slice(PIXELS, study_uid=STUDY, series_uid=SERIES, number=1)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    path = write_alone(tmp_path / "b", dataset)
+    assert holds_study([path, path])
+    found = find_series([tmp_path])
+    assert names(found) == ["b", "a"]
+    np.testing.assert_array_equal(
+        read_image(path), read_image(write_slice(tmp_path / "c"))
+    )
+
+
+@pytest.mark.parametrize("vr", ["FD", "DS", "IS"])
+@pytest.mark.parametrize("value", ["inf", "nan", "1e400", "9" * 400])
+@pytest.mark.parametrize("keyword", ["InstanceNumber", "NumberOfFrames", "Rows"])
+def test_no_number_of_a_header_ends_the_others(
+    tmp_path: Path, keyword: str, value: str, vr: str
+) -> None:
+    write_slice(tmp_path / "a", depth=1)
+    dataset = mr_slice(PIXELS, study_uid=STUDY, series_uid=SERIES, number=2, depth=2)
+    spoil(write(tmp_path / "b", dataset), keyword, vr, value)
+    found = find_series([tmp_path])
+    in_series = [name for one in range(len(found.series)) for name in names(found, one)]
+    assert "a" in in_series
+    assert len(in_series) + len(found.others) + sum(found.skipped.values()) == 2
+    with suppress(DataError):  # and no other error
+        read_image(tmp_path / "b")
+
+
+@pytest.mark.parametrize("size", [1e308, -1e308])
+@pytest.mark.parametrize("keyword", ["ImagePositionPatient", "ImageOrientationPatient"])
+def test_positions_that_overflow_give_no_order(
+    tmp_path: Path, keyword: str, size: float
+) -> None:
+    for number, name in ((2, "a"), (1, "b")):
+        path = write_slice(tmp_path / name, number, depth=number)
+        num = 3 if keyword == "ImagePositionPatient" else 6
+        spoil(path, keyword, "FD", *[str(size)] * num)
+    found = find_series([tmp_path])
+    assert names(found) == ["b", "a"]
+    assert found.series[0].order == "instance number"
 
 
 def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from support.runs_on_images import make_run
 from tumorlens.cli import app
 from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.deploy.benchmark import session as stage
+from tumorlens.deploy.benchmark import worker as worker_module
 from tumorlens.deploy.benchmark.results import (
     Benchmark,
     Facts,
@@ -29,9 +30,9 @@ from tumorlens.deploy.benchmark.results import (
 )
 from tumorlens.deploy.benchmark.session import benchmark, find_artefacts, find_files
 from tumorlens.deploy.benchmark.worker import Worker
-from tumorlens.deploy.runtimes import num_processors
 from tumorlens.errors import ArtefactError, ConfigError, DataError, RunError
 from tumorlens.files import write_model
+from tumorlens.system import num_processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -478,6 +479,17 @@ def test_a_process_that_dies_is_one_error_with_its_status(run: Path) -> None:
         pytest.raises(ArtefactError, match=r"openvino ended with status 1: .*no_such"),
     ):
         worker._call("no_such_question")
+
+
+def test_a_process_that_hangs_is_not_waited_for_for_ever(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "TIME_LIMIT_S", 0.01)  # it takes longer to start
+    with (
+        Worker(run / "export" / "openvino", threads=1) as worker,
+        pytest.raises(ArtefactError, match=r"openvino took longer than 0\.01 s"),
+    ):
+        worker.facts()
 
 
 def test_an_error_in_a_process_is_raised_here(run: Path, tmp_path: Path) -> None:

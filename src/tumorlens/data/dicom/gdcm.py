@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tumorlens.system import Helper, HelperError, answer_requests, helper_pipes
+from tumorlens.system import (
+    Helper,
+    HelperError,
+    HelperTimeoutError,
+    answer_requests,
+    helper_pipes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +28,11 @@ if TYPE_CHECKING:
 
 TIME_LIMIT_S = 60.0
 """Longest time for one frame; those of 100 million pixels take some 10 s."""
+
+
+class TooSlowError(ValueError):
+    """A frame took longer than the limit."""
+
 
 _helper = Helper("tumorlens.data.dicom.gdcm", time_limit_s=TIME_LIMIT_S)
 
@@ -42,14 +53,17 @@ def decode(
         (H, W) or (H, W, 3), YBR already turned into RGB.
 
     Raises:
-        ValueError: The frame cannot be decoded, or the helper died or took too long.
+        TooSlowError: The helper took too long.
+        ValueError: The frame cannot be decoded, or the helper died.
     """
     try:
         answer, pixels = _helper.request(
             {"syntax": syntax, "options": dict(options)}, frame
         )
     except HelperError as error:
-        raise ValueError(f"gdcm failed on its compressed data: it {error}") from None
+        is_late = isinstance(error, HelperTimeoutError)
+        kind = TooSlowError if is_late else ValueError
+        raise kind(f"gdcm failed on its compressed data: it {error}") from None
     if "error" in answer:
         raise ValueError(f"gdcm: {answer['error']}")
     return np.frombuffer(pixels, answer["dtype"]).reshape(answer["shape"]).copy()

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tumorlens.data.dicom import dicomdir, pixels
-from tumorlens.data.files import files_below
+from tumorlens.data.files import described, files_below, kind_of
 from tumorlens.data.images import (
     DEFAULT_LIMITS,
     SUFFIXES,
     ImageLimits,
     decoder_warnings_silenced,
+    is_image_file,
     read_image,
     without_path,
 )
@@ -95,7 +96,8 @@ class Found:
     damaged: dict[Path, str]
     """Copies of a slice that cannot be decoded -> why, in one line without the path."""
     skipped: dict[str, int]
-    """Copies, and kinds of instance that hold no image -> number of files."""
+    """Copies, kinds of instance that hold no image, and suffixes of other files ->
+    number of files."""
 
 
 @dataclass
@@ -162,11 +164,11 @@ def find_series(
     """Return the series and the ordinary images in files, folders and DICOMDIRs.
 
     In a folder, DICOM files are recognised by their first bytes, ordinary images by
-    their suffix; a DICOMDIR adds the files that it names. Slices are ordered by their
-    position along the normal of the series; where a position is missing or the slices
-    are not parallel, by InstanceNumber; where that is missing, by path. An instance
-    that is there twice counts once: where the files differ they are decoded, and the
-    first that can be is taken. If none can, it is the first one.
+    their suffix or their first bytes; a DICOMDIR adds the files that it names. Slices
+    are ordered by their position along the normal of the series; where a position is
+    missing or the slices are not parallel, by InstanceNumber; where that is missing, by
+    path. An instance that is there twice counts once: where the files differ they are
+    decoded, and the first that can be is taken. If none can, it is the first one.
 
     Args:
         paths: Files, folders and DICOMDIRs.
@@ -209,33 +211,24 @@ def find_series(
     return Found(series, tuple(found.others), found.damaged, dict(found.skipped))
 
 
-def described(skipped: dict[str, int]) -> str:
-    """Return the skipped files in words.
-
-    Example:
-        >>> described({"SR": 2, "copy": 1})
-        '2 x SR, 1 x copy'
-    """
-    return ", ".join(f"{count} x {kind}" for kind, count in sorted(skipped.items()))
-
-
 def _add_folder(folder: Path, found: _Paths, limits: ImageLimits) -> None:
     num_named = 0
-    for path in files_below(folder, lambda _: True):
+    for path in files_below(folder, lambda _: True, skipped=found.skipped):
         if dicomdir.is_dicomdir(path):
             num_named += _add_dicomdir(path, found, limits)
         elif is_dicom_file(path):
             found.dicom[path] = None
-        elif path.suffix.lower() in SUFFIXES:
+        elif is_image_file(path):
             found.others[path] = None
         else:
+            found.skipped[kind_of(path)] += 1
             continue
         num_named += 1
     if not num_named:
         raise DataError(
             f"there is no image in the folder {folder}",
-            hint=f"images are DICOM files or end in {', '.join(sorted(SUFFIXES))}; "
-            "name a file itself if it ends otherwise",
+            hint=f"images end in {', '.join(sorted(SUFFIXES))}, or begin as such a "
+            "file; links to folders are not followed",
         )
 
 
@@ -302,14 +295,14 @@ def _kind(modality: str) -> str:
 def _whole(value: Any) -> int | None:
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last one for infinity
         return None
 
 
 def _floats(value: Any, count: int) -> tuple[float, ...] | None:
     try:
         numbers = tuple(float(number) for number in value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
 
@@ -400,12 +393,12 @@ def _depths(instances: Sequence[_Instance]) -> list[float] | None:
     if None in positions or None in orientations:
         return None
     first = np.array(orientations[0], float)
-    # A scout has planes in several directions; rounding makes parallel ones differ.
-    if not np.allclose(np.array(orientations, float), first, atol=1e-3):
-        return None
-    normal = np.cross(first[:3], first[3:])
-    if np.linalg.norm(normal) < 0.5:
-        return None
-    # To a micrometre: slices in one place (echoes, times) go by their number.
-    depths = (np.array(positions, float) @ normal).round(3)
-    return [float(depth) for depth in depths]
+    with np.errstate(all="ignore"):  # numbers near the largest there are overflow
+        # A scout has planes in several directions; rounding makes parallel ones differ.
+        if not np.allclose(np.array(orientations, float), first, atol=1e-3):
+            return None
+        normal = np.cross(first[:3], first[3:])
+        # To a micrometre: slices in one place (echoes, times) go by their number.
+        depths = (np.array(positions, float) @ normal).round(3)
+        is_usable = np.linalg.norm(normal) >= 0.5 and np.isfinite(depths).all()
+    return [float(depth) for depth in depths] if is_usable else None

@@ -14,10 +14,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -28,10 +26,10 @@ from PIL import Image, ImageOps
 from tumorlens.data.phantom.atlas import load_atlas
 from tumorlens.data.phantom.patient import FINDINGS, draw_patient, draw_slice
 from tumorlens.errors import ConfigError, DataError
-from tumorlens.files import write_bytes, write_json, write_text
+from tumorlens.files import replacing_folder, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from tumorlens.data.phantom.atlas import Atlas
@@ -162,7 +160,8 @@ def make_phantom(
     _check_range("size_px", size_px, *_SIZES_PX, example=224)
     _check_range("seed", seed, 0, 2**63 - 1, example=42)
     out = out.absolute()
-    with _folder_in_one_step(out) as folder:
+    _check_free(out)
+    with replacing_folder(out) as folder:
         files = _plan(patients, seed, size_px)
         _draw_all(folder, files, seed, progress)
         copies = _plant_copies(folder, files, np.random.default_rng([seed, 1]))
@@ -211,12 +210,11 @@ def _check_range(name: str, value: int, low: int, high: int, *, example: int) ->
         )
 
 
-@contextmanager
-def _folder_in_one_step(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill, and move it to `out` on success.
+def _check_free(out: Path) -> None:
+    """Refuse a folder with content.
 
     Raises:
-        DataError: `out` is in use, or cannot be written.
+        DataError: It is a file, or not empty.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         what = "is not empty" if out.is_dir() else "is a file"
@@ -224,21 +222,6 @@ def _folder_in_one_step(out: Path) -> Iterator[Path]:
             f"the phantom needs a new or an empty folder, but {out} {what}",
             hint="name another folder, or remove this one yourself",
         )
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-    except OSError as error:
-        raise DataError(
-            f"cannot write {out}: {error.strerror or error}",
-            hint="free some space or choose another folder",
-        ) from error
-    finally:
-        # Also after Ctrl-C: nothing may be left that looks like a set.
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _plan(patients: int, seed: int, size_px: int) -> list[_File]:

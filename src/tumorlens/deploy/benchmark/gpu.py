@@ -42,6 +42,7 @@ from tumorlens.deploy.benchmark.timing import are_narrow, take_turns
 from tumorlens.deploy.graph import ServingGraph
 from tumorlens.errors import ConfigError
 from tumorlens.runs.folder import Run, open_run
+from tumorlens.training.dataset import image_limits
 from tumorlens.training.network import load_model
 
 if TYPE_CHECKING:
@@ -345,7 +346,13 @@ def _images(run: Run, files: Sequence[Path], num: int) -> NDArray[np.uint8]:
     card = run.networks()[0].card(check_weights=False)
     return np.stack(
         [
-            load_square(file, size_px=card.size_px, fit=card.fit, in_chans=3)
+            load_square(
+                file,
+                size_px=card.size_px,
+                fit=card.fit,
+                in_chans=3,
+                limits=image_limits(run.config.data),
+            )
             for file in files[: max(num, 16)]
         ]
     )

@@ -39,9 +39,9 @@ from tumorlens.deploy.benchmark.results import (
 )
 from tumorlens.deploy.benchmark.timing import are_narrow, take_turns
 from tumorlens.deploy.benchmark.worker import Worker
-from tumorlens.deploy.runtimes import num_processors
 from tumorlens.errors import ArtefactError, ConfigError, DataError, RunError
 from tumorlens.runs.folder import Run, open_run
+from tumorlens.system import num_processors
 
 T = TypeVar("T")
 
@@ -270,19 +270,35 @@ def _decoded(
     folder: Path,
     num_least: int,
 ) -> list[Path]:
-    """Return files of decoded images, one for each input shape, by artefact."""
+    """Return files of decoded images, one for each input shape, by artefact.
+
+    Raises:
+        DataError: An image cannot be read, or the folder is full.
+    """
     made: dict[tuple[int, str], Path] = {}
     for one in artefacts:
         card = one.artefact.card
         key = card.size_px, card.fit
         if key not in made:
             images = [
-                load_square(file, size_px=card.size_px, fit=card.fit, in_chans=3)
+                load_square(
+                    file,
+                    size_px=card.size_px,
+                    fit=card.fit,
+                    in_chans=3,
+                    limits=card.limits,
+                )
                 # As many as the largest batch, and enough not to repeat one image.
                 for file in files[: max(num_least, 64)]
             ]
             made[key] = folder / f"{card.size_px}-{card.fit}.npy"
-            np.save(made[key], np.stack(images))
+            try:
+                np.save(made[key], np.stack(images))
+            except OSError as error:
+                raise DataError(
+                    f"cannot write {made[key]}: {error.strerror or error}",
+                    hint="free some space there, or set TMPDIR to another folder",
+                ) from error
     return [made[one.artefact.card.size_px, one.artefact.card.fit] for one in artefacts]
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from tumorlens.deploy.artefact import open_artefact
 from tumorlens.deploy.benchmark.results import Facts
-from tumorlens.deploy.runtimes import num_processors, open_session
+from tumorlens.deploy.runtimes import open_session
 from tumorlens.errors import ArtefactError, DataError
 from tumorlens.system import (
     Helper,
@@ -31,6 +31,7 @@ from tumorlens.system import (
     answer_requests,
     helper_pipes,
     keep_freed_memory,
+    num_processors,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 SETTLE_SECONDS = 0.01
 """Sleep before each turn, until the threads of the turn before stop spinning."""
+
+TIME_LIMIT_S = 600.0
+"""Longest time of one turn. Compiling a large network takes some 60 s."""
 
 NUM_FIRST_CALLS = 2
 """Number of untimed calls: they bring weights back into the processor's caches."""
@@ -58,7 +62,9 @@ class Worker:
     def __init__(self, path: Path, *, threads: int) -> None:
         self._path = path
         self._threads = threads
-        self._helper = Helper("tumorlens.deploy.benchmark.worker")
+        self._helper = Helper(
+            "tumorlens.deploy.benchmark.worker", time_limit_s=TIME_LIMIT_S
+        )
 
     def __enter__(self) -> Self:
         """Return the worker."""
