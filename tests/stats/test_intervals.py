@@ -243,3 +243,31 @@ def test_memory_is_bounded_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(part) for part in parts] == [10, 10, 5]
     assert all((part.sum(axis=1) == 60).all() for part in parts)
     assert not (parts[0] == parts[1]).all()
+
+
+@pytest.mark.parametrize("num_groups", [2, 3])
+def test_so_few_groups_that_resamples_are_of_one_alone_leave_a_mean_open(
+    num_groups: int,
+) -> None:
+    # Of two groups half, of three a ninth: its own error is 0, and rounding alone
+    # made an interval of it that ended at the mean.
+    values = np.random.default_rng(num_groups).exponential(size=3 * num_groups)
+    groups = np.arange(3 * num_groups) % num_groups
+    assert mean_interval(values, groups) is None
+
+
+@pytest.mark.parametrize("num_images", [30, 31])
+def test_equal_groups_have_no_interval_of_a_mean_by_rounding(num_images: int) -> None:
+    groups = np.arange(num_images) // 3
+    assert mean_interval(np.full(num_images, 0.3), groups) is None
+
+
+def test_the_weight_of_an_image_counts_as_so_many_images() -> None:
+    values = np.random.default_rng(3).exponential(size=40)
+    groups, weights = np.arange(40) // 2, np.arange(40) % 3 + 1.0
+    counts = weights.astype(int)
+    expected = mean_interval(np.repeat(values, counts), np.repeat(groups, counts))
+    found = mean_interval(values, groups, weights=weights)
+    assert found is not None
+    assert expected is not None
+    assert found[:2] == pytest.approx(expected[:2])

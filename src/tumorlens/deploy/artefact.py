@@ -25,6 +25,7 @@ import tumorlens
 from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits
 from tumorlens.errors import ArtefactError, RunError
 from tumorlens.files import read_model, sha256_of, write_model, write_text
+from tumorlens.text import counted
 
 FORMAT: Literal[1] = 1
 """Number of the layout above. An artefact of another number is refused."""
@@ -211,12 +212,13 @@ class Parity(Verdict):
     @property
     def shown(self) -> str:
         """What the images show about the loss of accuracy, in a sentence."""
-        limit = f"a loss of more than {100 * self.bounds.max_drop:g} points"
+        points = f"{100 * self.bounds.max_drop:g}"
+        limit = f"a loss of more than {points} point{'s' * (points != '1')}"
         if self.excludes_larger_drop:
             return f"{limit} is excluded (95 %)"
         low = self.accuracy.change.low
         up_to = "" if low is None else f"; up to {-100 * low:.1f} are possible"
-        return f"{limit} is not excluded by {self.num_images} images{up_to}"
+        return f"{limit} is not excluded by {counted(self.num_images, 'image')}{up_to}"
 
 
 class ManifestFile(_Part):

@@ -240,7 +240,7 @@ def _without_interval(measures: Measures) -> dict[str, str]:
     return {
         name: "there is one group only"
         if figure.num_units == 1
-        else "all groups have the same value"
+        else "its groups are too few or all alike"
         for name, figure in figures.items()
         if figure.value is not None and figure.low is None
     }

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Rows = tuple[list[str], list[list[str]]]
 """The heading of a table, and its rows."""
 
-_ESTIMATES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+_ESTIMATES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
 _EPOCHS = (
     ("last epoch", "last_epoch_accuracy"),
     ("best val epoch", "best_val_epoch_accuracy"),
@@ -168,7 +168,7 @@ def _columns(
         *columns,
         (f"macro F1, {marked[headline]}", _measure(headline, "macro_f1", _percentage)),
         (f"log loss, {marked[headline]}", _measure(headline, "log_loss", _decimals)),
-        (f"ECE, {marked[headline]}", _measure(headline, "ece", decimal)),
+        (f"ECE, {marked[headline]}", _measure(headline, "ece", _decimals)),
         ("parameters", lambda arm: large_number(arm.num_parameters)),
         ("MACs", lambda arm: large_number(arm.macs)),
         ("size", lambda arm: megabytes(arm.size_bytes)),
@@ -231,7 +231,7 @@ def _bounds(name: str, estimate: Estimate | None) -> dict[str, float | None]:
 
 
 def _csv_measures(measures: ArmMeasures | None) -> dict[str, Any]:
-    plain = ("ece", *(key for _, key in _EPOCHS), "best_test_epoch")
+    plain = (*(key for _, key in _EPOCHS), "best_test_epoch")
     row: dict[str, Any] = {
         name: getattr(measures, name, None) for name in ("num_seeds", "num_images")
     }

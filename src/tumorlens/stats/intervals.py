@@ -254,6 +254,7 @@ def mean_interval(
     values: NDArray[np.floating],
     groups: NDArray[np.integer],
     *,
+    weights: NDArray[np.floating] | None = None,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = SEED,
 ) -> Interval | None:
@@ -266,36 +267,49 @@ def mean_interval(
     Args:
         values: One number per image, shape (N,), not negative.
         groups: Group index of each image, shape (N,), from 0.
+        weights: Weight of each image, shape (N,); `None` for equal ones.
         num_resamples: Number of resamples.
         seed: Seed of the resamples.
 
     Returns:
-        `None` with one group, or where all groups have the same mean.
+        `None` with one group, where all groups have the same mean, and where so few
+        groups leave an end open: in 1 of 9 resamples of three, all are the same.
 
     Source:
         Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 12.
     """
-    sums, sizes = _sums(values, groups)
-    mean, error = _ratio_with_error(
-        np.stack([sums, sizes, sums**2, sums * sizes, sizes**2])[:, None].sum(axis=2),
-        len(sums),
+    if weights is None:
+        weights = np.ones(len(values))
+    sums = sums_of_groups(weights * values, groups)
+    sizes = sums_of_groups(weights, groups)
+    sums, sizes = sums[sizes > 0], sizes[sizes > 0]
+    num_groups, mean = len(sums), sums.sum() / sizes.sum()
+    residuals = sums - mean * sizes
+    columns = np.stack(
+        [residuals, sizes, residuals**2, residuals * sizes, sizes**2], axis=1
     )
-    if len(sums) < 2 or not error[0] > 1e-12:
+    _, error = _ratio_with_error(columns.sum(axis=0), num_groups)
+    if num_groups < 2 or not error > 1e-12 * mean:
         return None
-    columns = np.stack([sums, sizes, sums**2, sums * sizes, sizes**2], axis=1)
     drawn = np.concatenate(
         [
             counts @ columns
-            for counts in _resamples(len(sums), num_resamples=num_resamples, seed=seed)
+            for counts in _resamples(num_groups, num_resamples=num_resamples, seed=seed)
         ]
     )
-    means, errors = _ratio_with_error(drawn.T, len(sums))
-    is_spread = errors > 1e-12 * means.max()
-    distances = (means[is_spread] - mean) / errors[is_spread]
+    shifts, errors = _ratio_with_error(drawn.T, num_groups)
+    # Equal groups alone have no error: their mean is infinitely many of it away.
+    distances = np.where(shifts == 0, 0.0, np.copysign(np.inf, shifts))
+    np.divide(shifts, errors, out=distances, where=errors > 1e-6 * error)
     tail = (1 - CONFIDENCE) / 2
-    below, above = np.quantile(distances, [1 - tail, tail])
-    low, high = mean[0] - below * error[0], mean[0] - above * error[0]
-    return Interval(max(0.0, float(low)), float(high), BOOTSTRAP_T)
+    below, above = np.quantile(distances, [1 - tail, tail], method="nearest")
+    if not np.isfinite([below, above]).all():
+        return None
+    return Interval(
+        max(0.0, float(mean - below * error)),
+        float(mean - above * error),
+        BOOTSTRAP_T,
+    )
 
 
 def distance_interval(
@@ -486,15 +500,6 @@ def _cosines(
     )
     np.fill_diagonal(found, 1.0)
     return found
-
-
-def _sums(
-    values: NDArray[np.floating], groups: NDArray[np.integer]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return sum and number of the values of each group, shape (G,) each."""
-    sizes = np.bincount(groups).astype(np.float64)
-    held = sizes > 0
-    return sums_of_groups(values, groups)[held], sizes[held]
 
 
 def _ratio_with_error(

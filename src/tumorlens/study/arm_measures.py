@@ -21,15 +21,15 @@ from tumorlens.data.leakage import (
 )
 from tumorlens.runs.folder import nan_as_none
 from tumorlens.runs.measures import Estimate, estimate_of, estimate_of_score
-from tumorlens.stats import estimates
-from tumorlens.stats.intervals import combine, share
+from tumorlens.stats import estimates, metrics
+from tumorlens.stats.estimates import Estimated
+from tumorlens.stats.intervals import combine, mean_interval, share
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from tumorlens.evaluation.predictions import Predictions
     from tumorlens.runs.folder import Run
-    from tumorlens.stats.estimates import Estimated
     from tumorlens.stats.intervals import Score
 
 _OF_EPOCHS = (
@@ -48,19 +48,20 @@ def mean_measures(tables: Sequence[Predictions]) -> dict[str, Any]:
             by group depends on the seed.
 
     Returns:
-        `accuracy`, `balanced_accuracy`, `macro_f1`, `log_loss` and `ece`. For several
-        seeds, `intervals.combine` makes the interval of the mean from those of the
-        seeds; the calibration error and the log loss have none then.
+        `accuracy`, `balanced_accuracy`, `macro_f1`, `log_loss` and `ece`. The interval
+        of the mean over several seeds follows from those of the seeds (`combine`), that
+        of the log loss from all answers of a group. The calibration error has none
+        then.
     """
     names = sorted({group for table in tables for group in table.groups})
     numbers = {name: number for number, name in enumerate(names)}
-    found: dict[str, list[Estimated]] = defaultdict(list)
     scores: dict[str, list[Score]] = defaultdict(list)
+    losses, groups_of, weights = [], [], []
     for table in tables:
         groups = np.array([numbers[name] for name in table.groups])
-        arrays = (table.labels, table.probs.argmax(axis=1), groups)
+        arrays = (table.labels, table.predicted, groups)
         scores["accuracy"].append(
-            share(arrays[0] == arrays[1], groups, num_groups=len(names))
+            share(table.predicted == table.labels, groups, num_groups=len(names))
         )
         for name, measure in (
             ("balanced_accuracy", estimates.balanced_accuracy),
@@ -69,14 +70,25 @@ def mean_measures(tables: Sequence[Predictions]) -> dict[str, Any]:
             scores[name].append(
                 measure(*arrays, num_classes=len(table.classes), num_groups=len(names))
             )
-        _, own = np.unique(groups, return_inverse=True)
-        found["log_loss"].append(estimates.log_loss(table.probs, table.labels, own))
-        found["ece"].append(estimates.calibration_error(table.probs, table.labels, own))
-    means = {
-        name: estimate_of_score(combine(of_seeds, [1 / len(of_seeds)] * len(of_seeds)))
+        losses.append(metrics.log_losses(table.probs, table.labels))
+        groups_of.append(groups)
+        weights.append(np.full(len(groups), 1 / len(groups)))
+    of_share = [1 / len(tables)] * len(tables)
+    log_loss = Estimated(
+        fmean(float(of_seed.mean()) for of_seed in losses),
+        mean_interval(
+            np.concatenate(losses),
+            np.concatenate(groups_of),
+            weights=np.concatenate(weights),
+        ),
+    )
+    return {
+        name: estimate_of_score(combine(of_seeds, of_share))
         for name, of_seeds in scores.items()
+    } | {
+        "log_loss": estimate_of(log_loss, num_groups=len(names)),
+        "ece": _calibration_error(tables),
     }
-    return means | {name: _mean_of(of_seeds) for name, of_seeds in found.items()}
 
 
 def epoch_accuracies(runs: Iterable[Run]) -> dict[str, float | int | None]:
@@ -169,8 +181,12 @@ def _mean_history(folds: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def _mean_of(of_seeds: Sequence[Estimated]) -> Estimate:
+def _calibration_error(tables: Sequence[Predictions]) -> Estimate:
     """Return the mean over seeds; with its interval where there is one seed."""
-    if len(of_seeds) == 1:
-        return estimate_of(of_seeds[0])
-    return Estimate(value=fmean(one.value for one in of_seeds), low=None, high=None)
+    found = []
+    for table in tables:
+        names, groups = np.unique(np.array(table.groups), return_inverse=True)
+        found.append(estimates.calibration_error(table.probs, table.labels, groups))
+    if len(found) == 1:
+        return estimate_of(found[0], num_groups=len(names))
+    return Estimate(value=fmean(one.value for one in found), low=None, high=None)

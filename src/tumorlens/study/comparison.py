@@ -61,7 +61,7 @@ class ArmMeasures(_Content):
     balanced_accuracy: Estimate
     macro_f1: Estimate
     log_loss: Estimate
-    ece: Estimate | None
+    ece: Estimate
     """Expected calibration error."""
     last_epoch_accuracy: float | None = None
     """`None` unless test was watched, as the next three."""
@@ -74,9 +74,9 @@ class ArmMeasures(_Content):
     @field_validator("ece", mode="before")
     @classmethod
     def _of_format_1(cls, ece: Any) -> Any:
-        return (
-            {"value": ece, "low": None, "high": None} if isinstance(ece, float) else ece
-        )
+        if isinstance(ece, dict | Estimate):
+            return ece
+        return {"value": ece, "low": None, "high": None}
 
     @property
     def has_epochs(self) -> bool:
