@@ -143,6 +143,23 @@ def test_a_large_set_is_sampled_by_whole_groups(
     assert score_by_groups(features, labels, groups, seed=0).num_images == len(chosen)
 
 
+def test_a_group_larger_than_the_sample_gives_a_part_of_its_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shortcuts, "MAX_IMAGES", 60)
+    monkeypatch.setattr(shortcuts, "_MAX_OF_GROUP", 20)
+    # Whole groups would leave none of the first set, and the first few of the second.
+    for sizes, expected in (((80, 80), 40), ((80, *[1] * 25), 45), ((7,) * 30, 56)):
+        groups = np.repeat([f"g{n}" for n in range(len(sizes))], sizes)
+        for seed in range(6):
+            chosen = shortcuts._sample_of_groups(groups, seed=seed)
+            assert len(chosen) == len(set(chosen.tolist())) == expected
+            assert max(np.unique(groups[chosen], return_counts=True)[1]) <= 20
+    # Of a group, the images are drawn at random too.
+    chosen = shortcuts._sample_of_groups(np.repeat(["a", "b"], 80), seed=0)
+    assert not np.array_equal(chosen, [*range(20), *range(80, 100)])
+
+
 def measured(*, with_subsets: bool, num: int = 120) -> Shortcuts:
     features, labels, groups = draw(num)
     is_test = np.arange(num) % 3 == 0 if with_subsets else np.zeros(num, bool)

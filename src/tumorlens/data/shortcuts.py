@@ -56,6 +56,9 @@ _MANY = 1000
 # A forest needs no more to find a shortcut, and the folds are made by a slow loop.
 MAX_IMAGES = 20_000
 
+# One group must not be the whole sample: its images resemble each other.
+_MAX_OF_GROUP = MAX_IMAGES // 10
+
 
 class ScoreOnTest(BaseModel):
     """Accuracy on test of a rule learnt from train."""
@@ -383,10 +386,25 @@ def _why_no_folds(
 
 
 def _sample_of_groups(groups: NDArray[np.str_], *, seed: int) -> NDArray[np.int64]:
-    """Return the positions of all images, or those of whole groups drawn at random."""
+    """Return the positions of all images, or of `MAX_IMAGES` drawn at random.
+
+    Of many images, groups are drawn one after the other, each with at most
+    `_MAX_OF_GROUP` images drawn at random; a group that does not fit is passed over.
+    """
     if len(groups) <= MAX_IMAGES:
         return np.arange(len(groups))
-    names, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    order = np.random.default_rng(seed).permutation(len(names))
-    kept = order[np.cumsum(sizes[order]) <= MAX_IMAGES]
-    return np.flatnonzero(np.isin(group_of, kept))
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(groups))
+    _, group_of = np.unique(groups[shuffled], return_inverse=True)
+    members = np.split(
+        shuffled[np.argsort(group_of, kind="stable")],
+        np.cumsum(np.bincount(group_of))[:-1],
+    )
+    kept: list[NDArray[np.int64]] = []
+    num_left = MAX_IMAGES
+    for group in rng.permutation(len(members)).tolist():
+        some = members[group][:_MAX_OF_GROUP]
+        if len(some) <= num_left:
+            kept.append(some)
+            num_left -= len(some)
+    return np.sort(np.concatenate(kept))
