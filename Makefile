@@ -86,6 +86,10 @@ bench-train: $(WITH_TEST) ## Training speed against the plain loop (DATA=folder 
 bench-copies: $(WITH_TEST) ## The search for copies on 10k, 100k and 1M hashes
 	$(BIN)/python benchmarks/copies.py
 
+.PHONY: duplicates-evidence
+duplicates-evidence: $(WITH_TEST) ## The figure and tables of docs/near-duplicates.md (minutes)
+	$(BIN)/python benchmarks/near_duplicates.py
+
 .PHONY: bench
 bench: bench-speed bench-end-to-end bench-start bench-memory ## All figures of docs/performance.md except training (long)
 	@cat bench/*.md

@@ -85,10 +85,12 @@ def audit(
 
     from tumorlens.data.audit import audit as audit_index
     from tumorlens.data.duplicates import find_duplicates
-    from tumorlens.data.index import read_index
+    from tumorlens.data.index import check_outside, read_index
     from tumorlens.files import locked, write_model
 
     with extras.naming_missing_extras("audit"):
+        if out is not None:
+            check_outside(Path(out), Path(data))
         index = read_index(Path(data), metadata=metadata)
         duplicates = find_duplicates(index, progress=_progress(progress))
         found = audit_index(index, duplicates)
@@ -130,8 +132,10 @@ def split(
     """
     from pathlib import Path
 
-    from tumorlens.data.index import write_split
+    from tumorlens.data.index import check_outside, write_split
 
+    if out is not None:
+        check_outside(Path(out), Path(data), is_folder=False)
     config = load_config(settings=_with_data(data, settings))
     with extras.naming_missing_extras("split"):
         from tumorlens.training.dataset import split_data

@@ -303,15 +303,63 @@ def test_audit_into_a_file_is_told_that_out_is_a_folder(
     assert "hint: --out is a folder" in answer.err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("audit", "--out", "audit"), id="audit"),
+        pytest.param(("split", "--out", "glioma/split.csv"), id="split"),
+        pytest.param(("train", "--out", "runs/first"), id="train"),
+        pytest.param(("lr-find", "--out", "lr"), id="lr-find"),
+    ],
+)
+def test_results_inside_the_images_are_refused_before_anything_is_written(
+    ask: Callable[..., Answer], tmp_path: Path, words: tuple[str, str, str]
+) -> None:
+    data = draw_folder(tmp_path / "data", num_each=1)
+    before = sorted(data.rglob("*"))
+    command, option, place = words
+    given = [data] if command in ("audit", "split") else ["--data", data]
+    answer = ask(command, *given, option, data / place)
+    assert_refused(answer, f"{place} is inside the folder of the images")
+    assert f"name a place outside {data}" in answer.err
+    assert sorted(data.rglob("*")) == before
+
+
+def test_a_study_inside_the_images_is_refused(
+    ask: Callable[..., Answer], tmp_path: Path
+) -> None:
+    data = draw_folder(tmp_path / "data", num_each=1)
+    plan = tmp_path / "plan.toml"
+    plan.write_text('name = "x"\n[axes]\n"optim.lr" = [1e-3, 1e-2]\n')
+    answer = ask("study", "run", plan, "--data", data, "--out", data / "study")
+    assert_refused(answer, "study is inside the folder of the images")
+    assert not (data / "study").exists()
+
+
+def test_split_says_what_it_leaves_out(
+    ask: Callable[..., Answer], tmp_path: Path
+) -> None:
+    data = draw_folder(tmp_path / "data")
+    for number in range(2):
+        shutil.copy(data / "glioma" / "0.png", data / "glioma" / f"copy{number}.png")
+    shutil.copy(data / "glioma" / "1.png", data / "pituitary" / "other.png")
+    answer = ask("split", data, "--out", tmp_path / "split.csv")
+    assert "left out, as copies of another file: 2 files" in answer.out
+    assert "left out, as one picture under two labels: 2 files" in answer.out
+    assert "not readable" not in answer.out
+
+
 def test_train_leaves_unreadable_files_out_and_says_how_many(
     ask: Callable[..., Answer], tmp_path: Path
 ) -> None:
     data = draw_folder(tmp_path / "data")
     names = add_bad_files(data)
+    shutil.copy(data / "glioma" / "0.png", data / "glioma" / "copy.png")
     settings = small(tmp_path / "cache", data__max_unreadable="0.08")  # 4 of 52 = 0.077
     answer = ask("train", "--data", data, "--out", tmp_path / "run", *settings)
     assert answer.status == 0, answer.err
     assert "left out, as not readable: 4 files" in answer.out
+    assert "left out, as copies of another file: 1 file\n" in answer.out
     rows = read_split(tmp_path / "run" / "split.csv")
     left_out = [row for row in rows if row.reason.startswith("unreadable")]
     assert sorted(Path(row.path).name for row in left_out) == names

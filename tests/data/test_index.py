@@ -16,6 +16,7 @@ from tumorlens.data.index import (
     Index,
     Record,
     SplitRow,
+    check_outside,
     fact_of,
     patient_note,
     read_index,
@@ -287,6 +288,7 @@ def test_metadata_rows_without_a_file_matter_only_when_none_has_one(
     assert "metadata.csv names a file of the index; its first path is" in error.problem
     assert "'images/a/1.png'" in error.problem
     assert "expected paths such as 'a/1.png'" in error.hint
+    assert error.hint.endswith("or go without the table: data.metadata = 'none'")
     with_metadata(tmp_path, "path,patient\n")
     assert "names a file of the index" in error_of(root).problem
 
@@ -300,6 +302,31 @@ def test_metadata_that_contradicts_itself_is_refused_without_the_patient(
     assert read_index(root).records[0].patient == PATIENT
     with_metadata(tmp_path, f"path,patient\na/1.png,{PATIENT}\na/./1.png,8\n")
     assert "line 3: 'a/1.png' is named before with another" in error_of(root).problem
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        pytest.param(
+            ",image,class,shape\n0,1.png,a,x\n", "has no column 'path'", id="Kaggle"
+        ),
+        pytest.param("path;patient\na/1.png;7\n", "no column 'path'", id="semicolons"),
+        pytest.param(
+            "path,patient_id\na/1.png,7\n", "no column 'patient', but", id="misnamed"
+        ),
+        pytest.param(
+            "path,age\na/1.png,7\n", "no column patient, source or", id="no facts"
+        ),
+    ],
+)
+def test_metadata_that_may_not_be_ours_is_refused_with_the_way_without_it(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    root = with_metadata(tmp_path, text)
+    error = error_of(root)
+    assert problem in error.problem
+    assert error.hint.endswith("or go without the table: data.metadata = 'none'")
+    assert len(read_index(root, metadata="none").records) == 2
 
 
 def test_missing_metadata_is_named(tmp_path: Path) -> None:
@@ -403,6 +430,72 @@ def test_metadata_fills_in_what_a_table_does_not_say(tmp_path: Path) -> None:
     first, second = read_index(table, metadata=str(other)).records
     assert (first.patient, first.source) == ("1", "web")
     assert (second.patient, second.source) == ("2", None)
+
+
+# Labels by spelling
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Glioma", "glioma"),
+        ("no_tumor", "no tumor"),
+        ("no-tumor", "No  Tumor"),
+        ("gr\u00f6\u00dfe", "gro\u0308\u00dfe"),  # one letter in two Unicode forms
+    ],
+)
+@pytest.mark.parametrize("kind", ["folders", "subsets", "table"])
+def test_labels_that_differ_only_in_spelling_are_refused(
+    tmp_path: Path, kind: str, one: str, other: str
+) -> None:
+    if kind == "table":
+        data = table_of(tmp_path, f"path,label\na/1.png,{one}\nb/2.png,{other}\n")
+    else:
+        subsets = ["train/", "test/"] if kind == "subsets" else [""]
+        names = [f"{s}{c}/1.png" for s in subsets for c in (one, other, "rest")]
+        data = write_tree(tmp_path, {name: name for name in names})
+    problem = error_of(data).problem
+    assert "differ only in their spelling" in problem
+    assert ascii(one) in problem
+    assert ascii(other) in problem
+
+
+def test_labels_that_differ_in_a_sign_are_two_classes(tmp_path: Path) -> None:
+    names = ("grade+/1.png", "grade-/1.png", "grade 2/1.png", "grade/1.png")
+    root = write_tree(tmp_path, {name: name for name in names})
+    assert len(read_index(root).classes) == 4
+
+
+# Results inside the images
+
+
+@pytest.mark.parametrize(
+    ("out", "is_folder", "is_refused"),
+    [
+        ("set/audit", True, True),
+        ("set", True, True),
+        ("set/../set/runs/first", True, True),
+        ("set/a/split.csv", False, True),
+        ("set/split.csv", False, False),
+        ("set/.runs/first", True, False),
+        ("set-audit", True, False),
+        ("elsewhere/audit", True, False),
+    ],
+)
+def test_results_are_not_written_where_they_would_be_read_as_images(
+    tmp_path: Path, out: str, *, is_folder: bool, is_refused: bool
+) -> None:
+    data = two_classes(tmp_path / "set")
+    if is_refused:
+        with pytest.raises(DataError, match="is inside the folder of the images") as e:
+            check_outside(tmp_path / out, data, is_folder=is_folder)
+        assert e.value.hint == f"name a place outside {data}"
+    else:
+        check_outside(tmp_path / out, data, is_folder=is_folder)
+
+
+def test_beside_a_table_there_may_be_results(tmp_path: Path) -> None:
+    check_outside(tmp_path / "audit", table_of(tmp_path, "path,label\n"))
 
 
 # Digest

@@ -36,7 +36,8 @@ def make_index() -> Index:
     )
 
 
-def make_duplicates() -> Duplicates:
+def make_duplicates(*lookalikes: str) -> Duplicates:
+    """Return the duplicates of `FILES`, and lookalikes such as "a1 b7"."""
     readable = {path: rest for path, rest in FILES.items() if rest[1]}
     return Duplicates(
         unreadable={"b/8": "it is empty (0 bytes)"},
@@ -46,6 +47,10 @@ def make_duplicates() -> Duplicates:
         near_pairs=(
             NearPair("a/1", "a/4", 0.995, "same"),
             NearPair("a/4", "b/5", 0.991, "mirrored"),
+        ),
+        lookalikes=tuple(
+            NearPair(f"{pair[0]}/{pair[1]}", f"{pair[3]}/{pair[4]}", 0.993, "same")
+            for pair in lookalikes
         ),
     )
 
@@ -101,6 +106,33 @@ def test_an_image_has_the_patient_of_the_copy_that_was_left_out_for_it() -> None
     # Where the copy takes part, it is a copy and says enough.
     verdict = judge_leak(rows(train="a1", test="a4"), make_index(), make_duplicates())
     assert (verdict.num_copied, verdict.num_test_unknown_patient) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("alike", "train", "test", "num_lookalike", "leaks"),
+    [
+        pytest.param("b5 b7", "b5", "b7", 1, True, id="patients not known"),
+        pytest.param("b5 b7", "b7", "b5", 1, True, id="the same the other way round"),
+        pytest.param("b6 b7", "b6", "b7", 1, True, id="one patient not known"),
+        pytest.param("a1 b6", "a1", "b6", 0, False, id="two known patients"),
+        pytest.param("a1 a2", "a1", "a2", 0, True, id="the patient counts already"),
+        pytest.param("a4 b5", "a4", "b5", 0, True, id="the copy counts already"),
+        pytest.param(
+            "a3 b7", "a1", "b7", 1, True, id="alike to a file of equal pixels"
+        ),
+        pytest.param("b5 b7", "b6", "b5 b7", 0, False, id="both in test"),
+        pytest.param("b5 b7", "b6", "b5", 0, False, id="one left out"),
+    ],
+)
+def test_a_slice_beside_one_of_training_is_a_leak_where_patients_are_not_known(
+    alike: str, train: str, test: str, num_lookalike: int, *, leaks: bool
+) -> None:
+    verdict = judge_leak(
+        rows(train=train, test=test), make_index(), make_duplicates(alike)
+    )
+    assert verdict.num_lookalike == num_lookalike
+    assert verdict.leaks == leaks
+    assert ("like neighbouring slices" in verdict.words) == bool(num_lookalike)
 
 
 def test_val_is_training() -> None:

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from support.images import CLASSES, draw_image
+from support.images import CLASSES, draw_head, draw_image
 from tumorlens.data import near_duplicates
 from tumorlens.data.near_duplicates import (
+    ALIKE,
     MAX_HASH_BITS,
     ORIENTATIONS,
+    SAME_DETAIL,
     find_near_duplicates,
     hash_thumbnails,
     make_thumbnail,
@@ -25,6 +27,7 @@ from tumorlens.data.near_duplicates import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from random import Random
 
     from numpy.typing import NDArray
@@ -132,10 +135,7 @@ def test_a_slightly_wider_frame_is_found_once_in_register() -> None:
     image = draw_image("glioma", 3, size_px=256)
     framed = np.pad(image, ((5, 0), (2, 4)))
     stack = np.stack([make_thumbnail(image), make_thumbnail(framed)])
-    assert (
-        np.corrcoef(stack[0].ravel(), stack[1].ravel())[0, 1]
-        < near_duplicates.CONFIRMED
-    )
+    assert np.corrcoef(stack[0].ravel(), stack[1].ravel())[0, 1] < near_duplicates.ALIKE
     assert len(find_near_duplicates(stack)) == 1
 
 
@@ -159,7 +159,7 @@ def test_one_stripe_does_not_stop_the_registration() -> None:
     stripes[1] = (stripes[1] + np.roll(stripes[1], 1, axis=1)) / 2
     stack = stripes.astype(np.uint8)
     correlation = np.corrcoef(stripes[0].ravel(), stripes[1].ravel())[0, 1]
-    assert near_duplicates.ALIGNABLE < correlation < near_duplicates.CONFIRMED
+    assert near_duplicates.ALIGNABLE < correlation < near_duplicates.ALIKE
     assert len(find_near_duplicates(stack)) == 1
 
 
@@ -278,3 +278,88 @@ def test_turned_copies_are_found_in_any_order_and_nothing_else(
     for number in range(len(originals)):
         places = [place for place, (one, _) in enumerate(shown) if one == number]
         assert len({joined[place] for place in places}) == 1
+
+
+@pytest.fixture(scope="module")
+def slices() -> NDArray[np.uint8]:
+    """Slices of one head, 1 mm apart, each with noise of its own: (8, 160, 160)."""
+    return draw_head(0, num_slices=8)
+
+
+def shows_same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    """Return whether two images are found to show one picture."""
+    found = find_near_duplicates(np.stack([make_thumbnail(one), make_thumbnail(other)]))
+    return any(pair.detail >= SAME_DETAIL for pair in found)
+
+
+def test_slices_a_millimetre_apart_are_alike_and_no_copies(
+    slices: NDArray[np.uint8],
+) -> None:
+    found = find_near_duplicates(np.stack([make_thumbnail(one) for one in slices]))
+    neighbours = {(n, n + 1) for n in range(len(slices) - 1)}
+    assert neighbours <= {(pair.a, pair.b) for pair in found}
+    assert max(pair.correlation for pair in found) > 0.995
+    assert max(pair.detail for pair in found) < SAME_DETAIL
+
+
+def with_letters(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    drawn = Image.fromarray(image)
+    ImageDraw.Draw(drawn).text((4, 4), "SERIES 7  T1+C", fill=255, font_size=8)
+    return np.asarray(drawn)
+
+
+def tilted(image: NDArray[np.uint8], degrees: float) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda i: i[2:-2, 2:-2], id="2 pixels cut off each side"),
+        pytest.param(lambda i: np.pad(i, 2), id="a frame of 2 pixels"),
+        pytest.param(lambda i: tilted(i, 2), id="tilted by 2 degrees"),
+        pytest.param(lambda i: (255 * (i / 255) ** 0.8).astype(np.uint8), id="gamma"),
+        pytest.param(lambda i: (0.6 * i + 40).astype(np.uint8), id="less contrast"),
+        pytest.param(with_letters, id="letters"),
+        pytest.param(lambda i: i[2:-2, 2:-2][:, ::-1], id="mirrored and cut off"),
+    ],
+)
+def test_a_copy_is_told_from_the_next_slice(
+    slices: NDArray[np.uint8],
+    change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+) -> None:
+    assert shows_same(slices[3], change(slices[3]))
+    assert not shows_same(slices[3], change(slices[4]))
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, database=None)
+@given(st.integers(0, 7), st.integers(0, 7))
+def test_turning_all_images_or_their_order_changes_no_finding(
+    orientation: int, turn_of_copy: int
+) -> None:
+    head = draw_head(0, num_slices=8)[:3]
+    shown = [make_thumbnail(one) for one in head]
+    shown.append(turned(make_thumbnail(head[0][2:, 3:]), turn_of_copy))
+    stack = np.stack(shown)
+
+    def found_in(images: NDArray[np.uint8]) -> dict[frozenset[int], bool]:
+        return {
+            frozenset((pair.a, pair.b)): pair.detail >= SAME_DETAIL
+            for pair in find_near_duplicates(images)
+        }
+
+    expected = {frozenset((0, 3)): True, frozenset((0, 1)): False}
+    assert expected.items() <= found_in(turned(stack, orientation)).items()
+    backwards = found_in(turned(stack, orientation)[::-1])
+    assert {
+        frozenset(3 - n for n in pair): same for pair, same in backwards.items()
+    } == (found_in(stack))
+
+
+def test_every_pair_is_a_copy_or_alike() -> None:
+    head = [make_thumbnail(one) for one in draw_head(0, num_slices=8)]
+    found = find_near_duplicates(np.stack([*head, head[0]]))
+    assert len(found) > 8
+    assert all(
+        pair.detail >= SAME_DETAIL or pair.correlation >= ALIKE for pair in found
+    )

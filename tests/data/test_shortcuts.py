@@ -143,6 +143,23 @@ def test_a_large_set_is_sampled_by_whole_groups(
     assert score_by_groups(features, labels, groups, seed=0).num_images == len(chosen)
 
 
+def test_a_group_larger_than_the_sample_gives_a_part_of_its_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shortcuts, "MAX_IMAGES", 60)
+    monkeypatch.setattr(shortcuts, "_MAX_OF_GROUP", 20)
+    # Whole groups would leave none of the first set, and the first few of the second.
+    for sizes, expected in (((80, 80), 40), ((80, *[1] * 25), 45), ((7,) * 30, 56)):
+        groups = np.repeat([f"g{n}" for n in range(len(sizes))], sizes)
+        for seed in range(6):
+            chosen = shortcuts._sample_of_groups(groups, seed=seed)
+            assert len(chosen) == len(set(chosen.tolist())) == expected
+            assert max(np.unique(groups[chosen], return_counts=True)[1]) <= 20
+    # Of a group, the images are drawn at random too.
+    chosen = shortcuts._sample_of_groups(np.repeat(["a", "b"], 80), seed=0)
+    assert not np.array_equal(chosen, [*range(20), *range(80, 100)])
+
+
 def measured(*, with_subsets: bool, num: int = 120) -> Shortcuts:
     features, labels, groups = draw(num)
     is_test = np.arange(num) % 3 == 0 if with_subsets else np.zeros(num, bool)
@@ -209,8 +226,13 @@ def test_the_words_name_every_figure() -> None:
         f"{100 * size.accuracy:.1f} % of the images of unseen groups; always naming "
         f"the most common class is right for {100 * size.majority:.1f} %."
     )
+    low, high = found.look_up.low, found.look_up.high
+    assert low is not None
+    assert high is not None
+    assert low < found.look_up.accuracy < high
     assert words[-2].endswith(
-        f"right for {100 * found.look_up.accuracy:.1f} % of the test images."
+        f"right for {100 * found.look_up.accuracy:.1f} % ({100 * low:.1f} to "
+        f"{100 * high:.1f}) of the test images."
     )
     assert words[-1].startswith("The mean grey value alone tells a test image from")
     few = in_words(measured(with_subsets=False, num=9))

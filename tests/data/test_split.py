@@ -17,7 +17,12 @@ from hypothesis import strategies as st
 from tumorlens.data.duplicates import Duplicates, NearPair, group_records
 from tumorlens.data.index import Index, Record, SplitRow
 from tumorlens.data.leakage import judge_leak
-from tumorlens.data.split import check_split, fold_splits, make_split
+from tumorlens.data.split import (
+    check_split,
+    count_left_out,
+    fold_splits,
+    make_split,
+)
 from tumorlens.errors import DataError
 
 if TYPE_CHECKING:
@@ -226,6 +231,35 @@ def test_near_copies_under_one_label_are_two_pictures_of_one_group() -> None:
     assert "left-out" not in subsets(rows).values()
     assert rows["a/2.png"].group == rows["a/5.png"].group
     assert rows["a/2.png"].subset == rows["a/5.png"].subset
+
+
+def test_lookalikes_are_kept_in_one_subset_and_contradict_nothing() -> None:
+    index = index_of(
+        [*singles(8).records, *(record(f"{c}/x{i}.png") for c in "ab" for i in (1, 2))]
+    )
+    alike = [("a/x1.png", "a/x2.png"), ("a/x2.png", "b/x1.png")]
+    found = replace(
+        duplicates_of(index),
+        lookalikes=tuple(NearPair(a, b, 0.995, "same") for a, b in alike),
+    )
+    rows = split(index, found)
+    assert "left-out" not in subsets(rows).values()
+    assert len({rows[path].subset for pair in alike for path in pair}) == 1
+
+
+def test_what_is_left_out_is_counted_by_reason() -> None:
+    reasons = ["copy of a/1.png", "unreadable: it is empty", "copy of b", "too dark"]
+    rows = [
+        SplitRow(f"a/{n}.png", "0" * 64, "a", "g", "left-out", reason)
+        for n, reason in enumerate([*reasons, "conflicting labels: same picture as x"])
+    ]
+    rows.append(SplitRow("a/9.png", "0" * 64, "a", "g", "train", "copy of a"))
+    assert list(count_left_out(rows).items()) == [
+        ("as copies of another file", 2),
+        ("as one picture under two labels", 1),
+        ("as not readable", 1),
+        ("for other reasons", 1),
+    ]
 
 
 def test_a_source_label_that_disagrees_leaves_nothing_out() -> None:

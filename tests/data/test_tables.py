@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import csv
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tumorlens.data import tables
 from tumorlens.data.tables import read_table
@@ -153,3 +156,108 @@ def test_parquet_without_its_library_says_what_to_install(
     with pytest.raises(MissingExtraError) as caught:
         rows_of(tmp_path / "t.parquet")
     assert caught.value.hint == 'pip install "tumorlens[parquet]"'
+
+
+def columns_of(path: Path, *required: str, optional: tuple[str, ...] = ()) -> None:
+    list(read_table(path, required=required, optional=optional))
+
+
+@pytest.mark.parametrize(
+    ("header", "name", "shown"),
+    [
+        ("patient_id", "patient", ", 'patient_id'"),
+        ("PatientID", "patient", ", 'patient_id'"),
+        (" Patient Id ", "patient", ", 'patient_id'"),
+        ("subject", "patient", ", 'subject'"),
+        ("Split", "subset", ", 'split'"),
+        ("fold", "subset", ", 'fold'"),
+        ("Source Label", "source_label", ""),
+        # Misspelt: the header may be a patient where there is none, so it is not shown.
+        ("patinet", "patient", ""),
+        ("subest", "subset", ""),
+    ],
+)
+def test_a_column_that_is_nearly_a_known_one_is_not_passed_over(
+    tmp_path: Path, header: str, name: str, shown: str
+) -> None:
+    (tmp_path / "t.csv").write_text(f"path,{header},age\na.png,{PATIENT},50\n")
+    with pytest.raises(DataError) as caught:
+        columns_of(tmp_path / "t.csv", "path", optional=(name,))
+    assert caught.value.problem == (
+        f"{tmp_path}/t.csv has no column {name!r}, but its column 2{shown}, which may "
+        "be meant"
+    )
+    assert f"name the column {name!r}" in caught.value.hint
+    assert PATIENT not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "path,patient,patient_id,subject",  # the right one is there
+        "path,age,sex,shape,impatient,comment",
+        "path,source",  # is none of the others
+    ],
+)
+def test_other_columns_are_passed_over(tmp_path: Path, header: str) -> None:
+    (tmp_path / "t.csv").write_text(f"{header}\n")
+    columns_of(
+        tmp_path / "t.csv", "path", optional=("patient", "source", "source_label")
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "hint"),
+    [
+        ("file_name,label", "; its column 1, 'file_name' may be 'path'"),
+        ("path,Class", "; its column 2, 'class' may be 'label'"),
+        ("path,lable", "; its column 2 may be 'label'"),
+        ("path,age", "needed: path, label"),
+    ],
+)
+def test_a_missing_column_is_looked_for_under_other_names(
+    tmp_path: Path, header: str, hint: str
+) -> None:
+    (tmp_path / "t.csv").write_text(f"{header}\n")
+    with pytest.raises(DataError, match="has no column") as caught:
+        columns_of(tmp_path / "t.csv", "path", "label")
+    assert caught.value.hint.endswith(hint)
+
+
+def test_bytes_in_parquet_are_text_and_what_is_none_is_refused(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "t.parquet"
+    note: list[object] = [b"glioma ", "Größe".encode(), None]
+    parquet.write_table(arrow.table({"path": ["a", "b", "c"], "note": note}), file)
+    assert [row["note"] for row in rows_of(file)] == ["glioma", "Größe", ""]
+    for value, problem in (
+        (b"\xff\xfe", "the bytes in column 'note' are not UTF-8 text"),
+        ([PATIENT], "expected text in column 'note', got a list"),
+        ({"key": PATIENT}, "expected text in column 'note', got a structure"),
+    ):
+        table = arrow.table({"path": ["a"], "note": [value]})
+        parquet.write_table(table, file)
+        assert problem_of(file) == f"{file}, row 1: {problem}"
+
+
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.lists(st.tuples(_TEXTS, _TEXTS), min_size=1, max_size=6))
+def test_any_text_in_a_csv_is_read_as_it_was_written(
+    tmp_path: Path, cells: list[tuple[str, str]]
+) -> None:
+    with (tmp_path / "t.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+        writer.writerows([("path", "note"), *cells])
+    assert rows_of(tmp_path / "t.csv") == [
+        {"path": path, "note": note.strip()} for path, note in cells
+    ]

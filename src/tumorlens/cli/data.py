@@ -61,11 +61,12 @@ def audit(
     """Check an image set for unreadable files, duplicates, leaks and shortcuts."""
     from tumorlens.data import audit as stage
     from tumorlens.data.duplicates import find_duplicates
-    from tumorlens.data.index import patient_note, read_index
+    from tumorlens.data.index import check_outside, patient_note, read_index
     from tumorlens.files import locked, write_model
     from tumorlens.report import write_audit_page
 
     _check_folder(out)
+    check_outside(out, data)
     index = read_index(data, metadata=metadata)
     with terminal.counting("reading") as progress:
         duplicates = find_duplicates(index, progress=progress)
@@ -97,10 +98,11 @@ def split(
     settings: SetOption = None,
 ) -> None:
     """Assign every file to a subset, as a table to check or edit."""
-    from tumorlens.data.index import write_split
+    from tumorlens.data.index import check_outside, write_split
     from tumorlens.files import locked
     from tumorlens.training.dataset import split_data
 
+    check_outside(out, data, is_folder=False)
     config = config_of(
         None,
         settings,

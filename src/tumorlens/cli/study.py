@@ -115,6 +115,7 @@ def run(
 
     The exit status is 3 when a trial failed.
     """
+    from tumorlens.data.index import check_outside
     from tumorlens.study import worker
     from tumorlens.study.folder import create_study
     from tumorlens.study.plan import check_only
@@ -132,6 +133,8 @@ def run(
     if dry_run:
         _dry_run(plan, only=only, over=_over(out, plan, store))
         return 0
+    if plan.base.data.path is not None and not out.exists():
+        check_outside(out, Path(plan.base.data.path))
     tracker = None
     if track or track_url:
         from tumorlens.study.tracking import StudyTracker

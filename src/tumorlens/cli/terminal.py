@@ -18,7 +18,7 @@ from tumorlens.system import is_main_process
 from tumorlens.text import counted, one_line, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from rich.console import Console
     from rich.progress import Progress
@@ -114,14 +114,17 @@ def print_split(split: Split) -> None:
             for subset, counts in split.counts.items()
         ],
     )
+    _print_left_out(split.left_out)
+
+
+def _print_left_out(left_out: Mapping[str, int]) -> None:
+    for reason, number in left_out.items():
+        print_line(f"left out, {reason}: {counted(number, 'file')}")
 
 
 def print_training(result: TrainResult) -> None:
     """Print how a training ended."""
-    if result.num_unreadable:
-        print_line(
-            f"left out, as not readable: {counted(result.num_unreadable, 'file')}"
-        )
+    _print_left_out(result.left_out)
     if result.best:
         print_line(
             f"kept the weights of epoch {result.best['epoch']}: "

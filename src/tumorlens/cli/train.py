@@ -197,12 +197,15 @@ def lr_find(
     ] = 100,
 ) -> None:
     """Suggest a learning rate from a short sweep over the train subset."""
+    from tumorlens.data.index import check_outside
     from tumorlens.files import locked, write_model
     from tumorlens.report.run_figures import write_lr_plot
     from tumorlens.training.lr_find import find_lr
     from tumorlens.training.optim import idle_words
 
     config = config_of(config_path, settings, ("data.path", data), but=["optim.lr"])
+    if config.data.path is not None:
+        check_outside(out, Path(config.data.path))
     for note in idle_words(config):
         terminal.print_warning(note)
     with terminal.counting("trying learning rates") as progress:

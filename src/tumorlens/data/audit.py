@@ -171,6 +171,13 @@ class Audit(NotebookView, shortcuts.Shortcuts):
     """Every picture with more than one file, the worst first."""
 
     near_pairs: tuple[NearPair, ...]
+    lookalikes: tuple[NearPair, ...] = ()
+    """Pairs that are no copies but of one head, as neighbouring slices are. At most
+    `MAX_LISTED`."""
+
+    num_lookalikes: int = 0
+    """All of them."""
+
     across_subsets: tuple[Shared, ...]
     leak: SplitLeak | None
     """`None` without a training or a test subset."""
@@ -246,6 +253,8 @@ def audit(index: Index, duplicates: Duplicates, *, seed: int = 42) -> Audit:
         odd=_odd_files(readable, duplicates.facts),
         copy_sets=_copy_sets(readable, duplicates),
         near_pairs=duplicates.near_pairs,
+        lookalikes=duplicates.lookalikes[:MAX_LISTED],
+        num_lookalikes=len(duplicates.lookalikes),
         across_subsets=_across_subsets(readable, duplicates),
         leak=leak,
         patients=_patients(index.records),
@@ -263,6 +272,7 @@ def audit(index: Index, duplicates: Duplicates, *, seed: int = 42) -> Audit:
             num_conflicts=num_conflicts,
             num_disputed=len(disputed),
             num_unreadable=num_unreadable,
+            num_lookalikes=len(duplicates.lookalikes),
         ),
     )
 
@@ -511,7 +521,7 @@ def _shortcuts(
 def _verdict(
     sides: Sides, leak: SplitLeak | None, *, num_files: int, num_unreadable: int
 ) -> Verdict:
-    touched = sides.copied | sides.same_patient
+    touched = sides.copied | sides.same_patient | sides.lookalike
     left = _left(leak) if leak and touched else ""
     highest = DataConfig().max_unreadable
     if num_unreadable > highest * num_files:
@@ -570,6 +580,7 @@ def _findings(
     num_conflicts: int,
     num_disputed: int,
     num_unreadable: int,
+    num_lookalikes: int,
 ) -> tuple[str, ...]:
     sentences = []
     if num := num_conflicts:
@@ -579,6 +590,11 @@ def _findings(
         )
     if num := num_disputed:
         sentences.append(f"{counted(num, 'label')} contradict what the source says.")
+    if num := num_lookalikes:
+        sentences.append(
+            f"{counted(num, 'pair')} of files {'looks' if num == 1 else 'look'} like "
+            "neighbouring slices of one head; they stay in one group."
+        )
     sentences += shortcuts.in_words(found)
     if num := num_unreadable:
         sentences.append(f"{counted(num, 'file')} cannot be read.")

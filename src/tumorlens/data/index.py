@@ -18,6 +18,7 @@ import json
 import os
 import posixpath
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -174,16 +175,26 @@ def read_index(data: Path, *, metadata: str | None = None) -> Index:
 
     Raises:
         DataError: There is no such folder, no class or only one, a class without
-            files, or class folders that differ between subsets; a table cannot be
-            read, lacks a column, names a file twice or one that does not exist; no
-            row of the metadata names a file of the index; a file cannot be read.
+            files, class folders that differ between subsets, or two labels that differ
+            only in spelling; a table cannot be read, lacks a column or has one that is
+            nearly named so, names a file twice or one that does not exist; the
+            metadata names no file of the index, or has no column for a fact; a file
+            cannot be read.
         MissingExtraError: A Parquet table needs the extra `parquet`.
     """
     root, rows = _rows_of(data)
     table = _metadata_table(root if _is_folder(data) else None, metadata)
     if table is not None:
-        rows = _with_metadata(rows, root, table)
+        try:
+            rows = _with_metadata(rows, root, table)
+        except DataError as error:
+            # The table may be another project's, found by its name alone.
+            raise DataError(
+                error.problem,
+                hint=f"{error.hint}; or go without the table: data.metadata = 'none'",
+            ) from error
     classes = sorted({row.label for row in rows})
+    _check_spellings(classes, data)
     if len(classes) < 2:
         raise DataError(
             f"expected at least two classes in {data}, got {len(classes)}"
@@ -193,6 +204,36 @@ def read_index(data: Path, *, metadata: str | None = None) -> Index:
     # One after the other: with files of some 30 kB, threads took 1.4 times as long.
     records = (_record(root, row) for row in sorted(rows, key=lambda row: row.path))
     return Index(root=root, classes=tuple(classes), records=tuple(records))
+
+
+def check_outside(out: Path, data: Path, *, is_folder: bool = True) -> None:
+    """Refuse a place for results that would be read as a part of the images.
+
+    Args:
+        out: What is going to be written.
+        data: The folder or table with the images. Beside a table there may be anything.
+        is_folder: Whether `out` is a folder. A file is no part of the images right
+            below `data`, but is one below its folders.
+
+    Raises:
+        DataError: `out` is inside `data`, and neither it nor a folder above it is
+            hidden there (by a name that begins with a dot).
+    """
+    if not _is_folder(data):
+        return
+    root, place = data.resolve(), out.resolve()
+    if not place.is_relative_to(root):
+        return
+    parts = place.relative_to(root).parts
+    if any(part.startswith(".") for part in parts) or (
+        not is_folder and len(parts) == 1
+    ):
+        return
+    raise DataError(
+        f"{out} is inside the folder of the images, {data}, and would be taken for "
+        "a part of them",
+        hint=f"name a place outside {data}",
+    )
 
 
 def fact_of(text: str) -> str | None:
@@ -419,6 +460,38 @@ def _names_in(place: Path) -> list[str]:
     ]
 
 
+def _check_spellings(labels: Iterable[str], data: Path) -> None:
+    """Refuse labels that differ only in case, blanks or Unicode form.
+
+    Raises:
+        DataError: Two do.
+    """
+    first_of: dict[str, str] = {}
+    for label in labels:
+        first = first_of.setdefault(_spelling(label), label)
+        if first != label:
+            # ASCII, because two forms of one letter look the same.
+            raise DataError(
+                f"two labels in {data} differ only in their spelling: {first!a} and "
+                f"{label!a}",
+                hint="give them one spelling if they are one class, or else names "
+                "that can be told apart",
+            )
+
+
+def _spelling(label: str) -> str:
+    """Return what two spellings of one label have in common.
+
+    Example:
+        >>> _spelling("No_Tumor ") == _spelling("no tumor") == _spelling("no-tumor")
+        True
+        >>> _spelling("grade-") == _spelling("grade")
+        False
+    """
+    folded = unicodedata.normalize("NFKC", label).casefold()
+    return re.sub(r"(?:[\s_]|(?<=\w)-(?=\w))+", " ", folded).strip()
+
+
 def _rows_of_table(table: Path, root: Path) -> list[_Row]:
     rows: list[_Row] = []
     places: dict[str, str] = {}
@@ -468,7 +541,9 @@ def _metadata_table(folder: Path | None, metadata: str | None) -> Path | None:
 
 def _with_metadata(rows: list[_Row], root: Path, table: Path) -> list[_Row]:
     known: dict[str, dict[str, str]] = {}
-    for line in read_table(table, required=("path",), optional=_METADATA_COLUMNS):
+    for line in read_table(
+        table, required=("path",), optional=_METADATA_COLUMNS, needs_optional=True
+    ):
         facts = {name: fact_of(line.fields[name]) or "" for name in _METADATA_COLUMNS}
         path = _identity(line.fields["path"], root)
         if known.setdefault(path, facts) != facts:
@@ -482,8 +557,7 @@ def _with_metadata(rows: list[_Row], root: Path, table: Path) -> list[_Row]:
         raise DataError(
             f"no row of {table} names a file of the index"
             + (f"; its first path is {_shown(example)}" if example else ""),
-            hint=f"expected paths such as {rows[0].path!r}; data.metadata = 'none' "
-            "goes without the table"
+            hint=f"expected paths such as {rows[0].path!r}"
             if rows
             else "the index is empty",
         )

@@ -1,7 +1,8 @@
 """The leak check: which test images, or their patients, are also in training.
 
 For any split, as given or made here: which test images show a picture that is also in
-training, and which show another picture of a patient who is. Nothing is decoded or
+training, which show another picture of a patient who is, and which look like a
+neighbouring slice of one where patients are not known. Nothing is decoded or
 compared here; `tumorlens.data.duplicates` has done that. `LeakVerdict` is the content
 of `leak.json` and a part of `metrics.json`.
 
@@ -41,7 +42,7 @@ class LeakVerdict(BaseModel):
     """Number of this layout."""
 
     leaks: bool
-    """Some test image, or another image of its patient, is also in training."""
+    """Some test image, or another image of its patient or head, is also in training."""
 
     num_test: int = Field(0, ge=0)
     """Readable test images. Under K folds, all images that are in a fold."""
@@ -61,6 +62,10 @@ class LeakVerdict(BaseModel):
 
     num_test_patient_in_train: int = Field(0, ge=0)
     """Test images whose patient has images in training."""
+
+    num_lookalike: int = Field(0, ge=0)
+    """Further test images so like a training image that both are of one head, as
+    neighbouring slices are; none whose patient is known to be another."""
 
     words: str
     """The verdict in one or two sentences."""
@@ -149,6 +154,9 @@ class SplitLeak(BaseModel):
 
     test_files_with_patient_in_train: int
     test_files_without_patient: int
+    test_files_lookalike: int = 0
+    """Further test images so like a training image that both are of one head."""
+
     words: str
     """The verdict in one or two sentences."""
 
@@ -223,8 +231,37 @@ class Sides:
                 self.copied.add(path)
             if any(patients[patient] - own for patient in patients_of[path]):
                 self.same_patient.add(path)
+        self.lookalike = self._lookalike(pixels, patients_of)
         self.num_patients = sum(len(sides) > 1 for sides in patients.values())
         self.num_unknown = sum(not patients_of[record.path] for record in self.tested)
+
+    def _lookalike(
+        self, sides: Mapping[str, set[str]], patients_of: Mapping[str, set[str]]
+    ) -> set[str]:
+        """Return the other test images that are of one head with a training image.
+
+        Args:
+            sides: Digest of the pixels -> sides that they are on.
+            patients_of: Path -> its patients.
+        """
+        heads: dict[str, set[str]] = defaultdict(set)
+        for record in self.records:
+            heads[self.duplicates.pixels[record.path]] |= patients_of[record.path]
+        near: dict[str, list[str]] = defaultdict(list)
+        for pair in self.duplicates.lookalikes:
+            a, b = self.duplicates.pixels[pair.a], self.duplicates.pixels[pair.b]
+            near[a].append(b)
+            near[b].append(a)
+        found: set[str] = set()
+        counted_before = self.copied | self.same_patient
+        for path in (record.path for record in self.tested):
+            own = {self.side_of[path]}
+            if path not in counted_before and any(
+                sides.get(other, own) - own and not (patients_of[path] and heads[other])
+                for other in near[self.duplicates.pixels[path]]
+            ):
+                found.add(path)
+        return found
 
     def _patients_of(self, index: Index) -> dict[str, set[str]]:
         """Return path -> its patients; empty where none is known.
@@ -248,7 +285,8 @@ class Sides:
     def verdict(self) -> LeakVerdict:
         """Return the verdict on the split."""
         return LeakVerdict(
-            leaks=bool(self.copied or self.same_patient),
+            leaks=self._leaks,
+            num_lookalike=len(self.lookalike),
             num_test=len(self.tested),
             num_copied=len(self.copied),
             num_pixel_identical=len(self.identical),
@@ -257,6 +295,10 @@ class Sides:
             words=self._words(),
             num_test_patient_in_train=len(self.same_patient),
         )
+
+    @property
+    def _leaks(self) -> bool:
+        return bool(self.copied or self.same_patient or self.lookalike)
 
     def in_full(self, classes: Sequence[str]) -> SplitLeak | None:
         """Return all figures; `None` when a side is missing."""
@@ -280,6 +322,7 @@ class Sides:
             test_files_with_patient=len(self.tested) - self.num_unknown,
             test_files_with_patient_in_train=len(self.same_patient),
             test_files_without_patient=self.num_unknown,
+            test_files_lookalike=len(self.lookalike),
             words=self._words(),
         )
 
@@ -292,7 +335,7 @@ class Sides:
         if not self.has_both:
             missing = "training" if self.tested else "test"
             return f"There is no {missing} subset, so nothing can leak."
-        if not (self.copied or self.same_patient):
+        if not self._leaks:
             return self._words_without_leak()
         words = (
             f"Leak: {num_copied} of {counted(num, 'test image')} "
@@ -306,6 +349,11 @@ class Sides:
                 f"; {num_shared} of {counted(num_known, 'test image')} with a known "
                 f"patient {'has' if num_shared == 1 else 'have'} that patient in "
                 "training too"
+            )
+        if num_alike := len(self.lookalike):
+            words += (
+                f"; {num_alike} more {'looks' if num_alike == 1 else 'look'} like "
+                "neighbouring slices of training images"
             )
         if self.num_unknown:
             words += (

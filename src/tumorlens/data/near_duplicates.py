@@ -1,12 +1,14 @@
 """Near duplicates: which of many small grey images show the same picture.
 
-Perceptual hashes in eight orientations propose pairs; the correlation of the images,
-brought into register where it is close, confirms them. The cost grows with the number
-of images and not with its square, whatever the images are. Files are the subject of
-`tumorlens.data.duplicates`.
+Perceptual hashes in eight orientations propose pairs. These are brought into register,
+and two figures judge them: the correlation of the whole images, and the likeness of
+their detail. The cost grows with the number of images and not with its square, whatever
+the images are. Files are the subject of `tumorlens.data.duplicates`.
 
 Equal hashes prove nothing: neighbouring slices of one head have equal hashes, and so
-have images that are nearly plain.
+have images that are nearly plain. Nor does the correlation tell a copy from a slice
+1 mm away, which reaches 0.998: both are nearly equal at large. A copy keeps the detail
+everywhere, a slice nowhere (docs/near-duplicates.md).
 """
 
 from __future__ import annotations
@@ -45,17 +47,20 @@ MAX_HASH_BITS = 6
 Bhuvaji set, JPEG down to quality 40 and sizes from a quarter to 1.5 times the original
 changed at most 4 bits."""
 
-CONFIRMED = 0.99
-"""Least correlation of two thumbnails that show one picture. On the Bhuvaji set the
-closest two slices of one patient reach 0.987 as they are and 0.988 in register, while
-re-encoded images (down to quality 10) keep 0.994 with their original and resized ones
-(half to 1.5 times) 0.999."""
+SAME_DETAIL = 0.998
+"""Least likeness of detail (`NearDuplicate.detail`) of two images that show one
+picture. Of slices of a smooth head without noise, which are the most alike, those
+1 mm apart stay below, as do all slices of one patient of the Bhuvaji set (0.992);
+copies of JPEG quality 30 or half the size keep 0.999 (docs/near-duplicates.md)."""
 
-ALIGNABLE = 0.95
-"""From this correlation on, thumbnails are brought into register before they are judged
-by `CONFIRMED`: a frame that is a few pixels wider costs a copy more than a neighbouring
-slice differs. In register, the pairs of the Bhuvaji set fall into two heaps: slices of
-one patient end at 0.986 and copies begin at 0.992."""
+ALIKE = 0.99
+"""Least correlation of two images that are of one head: they show one picture or
+neighbouring slices. No two images of different patients of the Bhuvaji set reach it."""
+
+ALIGNABLE = 0.85
+"""From this correlation on, thumbnails are brought into register before they are
+judged. A crop of a few pixels or a turn by a degree costs a copy more than a
+neighbouring slice differs."""
 
 # Files with equal hashes that correlate this much count as one: ten thousand
 # re-encodings of one picture then cost ten thousand comparisons, not fifty million.
@@ -79,12 +84,27 @@ _MAX_FIRSTS = 256
 _CANDIDATES_PER_BLOCK = 20_000_000
 _PAIRS_PER_BLOCK = 2048
 _ALIGN_MARGIN_PX = 4
-_ALIGN_STEPS = 6
+_LINEAR_STEPS = 3
+_CUBIC_STEPS = 3
+_INNER = (slice(_ALIGN_MARGIN_PX, -_ALIGN_MARGIN_PX),) * 2
+# What the first and the second step do not bring as far as this is another picture.
+# Copies of the Bhuvaji set reach 0.955 and 0.983, nine tenths of the others end here.
+_HOPELESS = (0.93, 0.965)
+
+# Detail is what remains between these two blurs, in pixels (standard deviations): below
+# lie noise and the traces of JPEG, above what all slices of a head have in common.
+_FINEST_PX = 1.5
+_COARSEST_PX = 4.0
+_WINDOW_PX = 4.0
+
+# Share of the windows that may be less alike than `NearDuplicate.detail` says: letters
+# and frames cover few of them.
+_COVERED = 0.3
 
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """Two images that show one picture."""
+    """Two images that show one picture, or neighbouring slices of one head."""
 
     a: int
     """Position; less than `b`."""
@@ -92,10 +112,15 @@ class NearDuplicate:
     b: int
 
     correlation: float
-    """Correlation of the two, `a` turned and, where needed, shifted; in [0.99, 1]."""
+    """Correlation of the two, `a` turned and, where needed, in register."""
 
     orientation: int
     """Turn of `a`: an index into `ORIENTATIONS`."""
+
+    detail: float
+    """Likeness of detail: the correlation, in small windows and after a blur is taken
+    away, that 70 % of the windows exceed. From `SAME_DETAIL` on, both show one
+    picture."""
 
     is_settled: bool = False
     """`b` has the hash of `a` and is so similar that it was compared with no other
@@ -113,7 +138,9 @@ def make_thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def find_near_duplicates(thumbnails: NDArray[np.uint8]) -> list[NearDuplicate]:
-    """Return the pairs of thumbnails that show one picture.
+    """Return the pairs of thumbnails that show one picture or one head.
+
+    These are the pairs with `SAME_DETAIL`, and those that are `ALIKE` without it.
 
     Plain and nearly plain images are left out: any two of them are alike. Of many
     images with one hash that are all but equal, each is paired with the first only
@@ -131,14 +158,18 @@ def find_near_duplicates(thumbnails: NDArray[np.uint8]) -> list[NearDuplicate]:
         return []
     hashes = hash_thumbnails(thumbnails[shown])
     settled = [
-        NearDuplicate(int(shown[a]), int(shown[b]), correlation, 0, is_settled=True)
-        for a, b, correlation in _settle_equal_hashes(thumbnails[shown], hashes[0])
+        NearDuplicate(
+            int(shown[a]), int(shown[b]), correlation, 0, detail, is_settled=True
+        )
+        for a, b, correlation, detail in _settle_equal_hashes(
+            thumbnails[shown], hashes[0]
+        )
     ]
     is_open = ~np.isin(shown, [pair.b for pair in settled])
     kept = shown[is_open]
     confirmed = [
-        NearDuplicate(int(kept[a]), int(kept[b]), correlation, orientation)
-        for a, b, correlation, orientation in _confirmed(
+        NearDuplicate(int(kept[a]), int(kept[b]), correlation, orientation, detail)
+        for a, b, correlation, orientation, detail in _confirmed(
             thumbnails[kept], propose_pairs(hashes[:, is_open])
         )
     ]
@@ -195,6 +226,34 @@ def hash_thumbnails(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
     )
 
 
+def likeness(
+    moving: NDArray[np.uint8], fixed: NDArray[np.uint8]
+) -> tuple[float, float]:
+    """Return how alike two thumbnails are that are turned the same way.
+
+    Args:
+        moving: Shape (64, 64). It is brought into register where it is no copy as it
+            is.
+        fixed: Shape (64, 64).
+
+    Returns:
+        `NearDuplicate.correlation` and `NearDuplicate.detail`. The second is 0 for
+        images that cannot be brought into register.
+    """
+    correlation, detail = (
+        _rounded((_unit(moving[None]) @ _unit(fixed[None]).T)[0, 0]),
+        0.0,
+    )
+    if correlation >= ALIKE:
+        detail = _detail(moving, fixed)
+    if detail < SAME_DETAIL:
+        warped = _in_register(moving, fixed)
+        if warped is not None:
+            correlation = max(correlation, _correlation(warped, fixed))
+            detail = max(detail, _detail(warped, fixed))
+    return correlation, detail
+
+
 def propose_pairs(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return the pairs of images whose hashes agree in some orientation.
 
@@ -243,8 +302,8 @@ def propose_pairs(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 def _settle_equal_hashes(
     thumbnails: NDArray[np.uint8], hashes: NDArray[np.uint64]
-) -> Iterator[tuple[int, int, float]]:
-    """Yield (a, b, correlation) where b has the hash of a and is all but equal."""
+) -> Iterator[tuple[int, int, float, float]]:
+    """Yield (a, b, correlation, detail) where b has the hash of a and is its copy."""
     buckets: dict[int, list[int]] = defaultdict(list)
     for number, value in enumerate(hashes.tolist()):
         buckets[value].append(number)
@@ -255,8 +314,11 @@ def _settle_equal_hashes(
             unit = _unit(thumbnails[[number]])
             correlation = units @ unit[0]
             best = int(correlation.argmax())
+            detail = 0.0
             if correlation[best] >= _ALL_BUT_EQUAL:
-                yield firsts[best], number, _rounded(correlation[best])
+                detail = _detail(thumbnails[firsts[best]], thumbnails[number])
+            if detail >= SAME_DETAIL:
+                yield firsts[best], number, _rounded(correlation[best]), detail
             elif len(firsts) < _MAX_FIRSTS:
                 firsts.append(number)
                 units = np.concatenate([units, unit])
@@ -264,8 +326,8 @@ def _settle_equal_hashes(
 
 def _confirmed(
     thumbnails: NDArray[np.uint8], proposed: NDArray[np.int64]
-) -> Iterator[tuple[int, int, float, int]]:
-    """Yield (a, b, correlation, orientation) of the pairs that show one picture."""
+) -> Iterator[tuple[int, int, float, int, float]]:
+    """Yield (a, b, correlation, orientation, detail) of the pairs that are alike."""
     best: dict[tuple[int, int], tuple[float, int]] = {}
     for orientation in range(len(ORIENTATIONS)):
         pairs = proposed[proposed[:, 2] == orientation, :2]
@@ -278,60 +340,123 @@ def _confirmed(
                 correlation = _rounded(value)
                 if correlation > best.get((one, other), (ALIGNABLE, 0))[0]:
                     best[one, other] = correlation, orientation
-    for (one, other), (correlation, orientation) in best.items():
-        if correlation < CONFIRMED:
-            moving = turned(thumbnails[one], orientation)
-            correlation = _correlation_in_register(moving, thumbnails[other])
-        if correlation >= CONFIRMED:
-            yield one, other, correlation, orientation
+    for (one, other), (_, orientation) in best.items():
+        moving, fixed = turned(thumbnails[one], orientation), thumbnails[other]
+        correlation, detail = likeness(moving, fixed)
+        if detail >= SAME_DETAIL or correlation >= ALIKE:
+            yield one, other, correlation, orientation, detail
 
 
-def _correlation_in_register(
+def _in_register(
     moving: NDArray[np.uint8], fixed: NDArray[np.uint8]
-) -> float:
-    """Return the correlation after the best small shift and stretch of `moving`.
+) -> NDArray[np.float64] | None:
+    """Return `moving` after the best small affine change; `None` if there is none.
 
-    Gauss-Newton on shift, stretch, gain and offset, for each axis on its own.
+    Gauss-Newton on the six parameters of the change, gain and offset. The first steps
+    interpolate linearly, which is fast and decides most pairs; the others with cubic
+    splines, because a linear interpolation loses detail.
 
     Source:
         Lucas and Kanade, "An Iterative Image Registration Technique", IJCAI 1981.
     """
-    inner = (slice(_ALIGN_MARGIN_PX, -_ALIGN_MARGIN_PX),) * 2
-    target = fixed.astype(np.float64)[inner].ravel()
+    target = fixed.astype(np.float64)[_INNER].ravel()
     if target.std() == 0:
-        return 0.0
+        return None
+    source, order = moving.astype(np.float64), 1
     centre = (THUMBNAIL_PX - 1) / 2
-    along = np.arange(THUMBNAIL_PX)[inner[0]] / centre - 1
+    along = np.arange(THUMBNAIL_PX)[_INNER[0]] / centre - 1
     rows, columns = np.repeat(along, len(along)), np.tile(along, len(along))
-    shift, stretch = np.zeros(2), np.ones(2)
-    best = 0.0
-    for _ in range(_ALIGN_STEPS):
+    shift, matrix = np.zeros(2), np.eye(2)
+    best, best_warped = 0.0, None
+    for step in range(_LINEAR_STEPS + _CUBIC_STEPS):
+        if step == _LINEAR_STEPS:
+            source, order = ndimage.spline_filter(source), 3
+            best = 0.0
         warped = ndimage.affine_transform(
-            moving.astype(np.float64),
-            stretch,
-            offset=centre * (1 - stretch) + shift,
-            order=1,
+            source,
+            matrix,
+            offset=centre * (1 - matrix.sum(axis=1)) + shift,
+            order=order,
             mode="nearest",
+            prefilter=False,
         )
-        now = warped[inner].ravel()
+        now = warped[_INNER].ravel()
         if now.std() == 0:
             break
-        best = max(best, _rounded(np.corrcoef(now, target)[0, 1]))
-        if best >= CONFIRMED:
+        correlation = float(np.corrcoef(now, target)[0, 1])
+        gained = correlation - best
+        if gained > 0:
+            best, best_warped = correlation, warped
+        if 0 < step < _LINEAR_STEPS and best < _HOPELESS[step - 1]:
+            return None
+        if step > _LINEAR_STEPS and gained < 1e-4:
             break
-        down, right = (slope[inner].ravel() for slope in np.gradient(warped))
+        down, right = (slope[_INNER].ravel() for slope in np.gradient(warped))
         slopes = np.stack(
-            [now, np.ones_like(now), down, right, down * rows, right * columns]
-        )  # (6, pixels)
+            [
+                *(now, np.ones_like(now), down, right),
+                *(down * rows, down * columns, right * rows, right * columns),
+            ]
+        )  # (8, pixels)
         # Least squares; `lstsq` takes fifty times as long. The small diagonal is for
         # images with slopes in one direction only.
-        squares = slopes @ slopes.T + 1e-3 * np.eye(6)
+        squares = slopes @ slopes.T + 1e-3 * np.eye(8)
         gain, _, *change = np.linalg.solve(squares, slopes @ target).tolist()
         if gain <= 0:
             break
-        shift = np.clip(shift + np.array(change[:2]) / gain, -3, 3)
-        stretch = np.clip(stretch + np.array(change[2:]) / gain / centre, 0.94, 1.06)
-    return best
+        shift = np.clip(shift + np.array(change[:2]) / gain, -5, 5)
+        bent = np.array(change[2:]).reshape(2, 2) / gain / centre
+        matrix = np.eye(2) + np.clip(matrix + bent - np.eye(2), -0.12, 0.12)
+    return best_warped
+
+
+def _correlation(
+    one: NDArray[np.float64], other: NDArray[np.uint8] | NDArray[np.float64]
+) -> float:
+    pair = np.corrcoef(one[_INNER].ravel(), other[_INNER].ravel())
+    return _rounded(pair[0, 1])
+
+
+def _detail(
+    one: NDArray[np.uint8] | NDArray[np.float64], other: NDArray[np.uint8]
+) -> float:
+    """Return `NearDuplicate.detail` of two thumbnails in register, in [-1, 1].
+
+    Grey values of `one` are first mapped to those of `other` by the best cubic, so that
+    brightness, contrast and gamma do not count. Windows with little detail are left
+    out; 0 if that leaves none.
+    """
+    fixed = other.astype(np.float64)
+    a = _band(_in_tones_of(one.astype(np.float64) / 255, fixed))
+    b = _band(fixed)
+    power_a, power_b, shared = (
+        ndimage.gaussian_filter(product, _WINDOW_PX, truncate=3)[_INNER]
+        for product in (a * a, b * b, a * b)
+    )
+    lowest = 0.25 * power_a.mean(), 0.25 * power_b.mean()
+    shown = (power_a > lowest[0]) & (power_b > lowest[1])
+    if not shown.any():
+        return 0.0
+    likeness = shared[shown] / np.sqrt(power_a[shown] * power_b[shown])
+    return round(float(np.quantile(likeness, _COVERED)), 6)
+
+
+def _in_tones_of(
+    values: NDArray[np.float64], fixed: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    powers = np.stack([values**power for power in range(4)])  # (4, H, W)
+    inner = powers[:, *_INNER].reshape(4, -1)
+    squares = inner @ inner.T + 1e-6 * np.eye(4)
+    factors = np.linalg.solve(squares, inner @ fixed[_INNER].ravel())
+    return np.tensordot(factors, powers, axes=1)
+
+
+def _band(image: NDArray[np.float64]) -> NDArray[np.float64]:
+    fine, coarse = (
+        ndimage.gaussian_filter(image, blur, truncate=3)
+        for blur in (_FINEST_PX, _COARSEST_PX)
+    )
+    return np.asarray(fine - coarse)
 
 
 def _bits_to_int(frequencies: NDArray[np.float64]) -> NDArray[np.uint64]:

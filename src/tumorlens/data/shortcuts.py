@@ -24,7 +24,8 @@ from sklearn.metrics import (
 )
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-from tumorlens.text import percent
+from tumorlens.stats.intervals import share
+from tumorlens.text import interval, percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,6 +57,9 @@ _MANY = 1000
 # A forest needs no more to find a shortcut, and the folds are made by a slow loop.
 MAX_IMAGES = 20_000
 
+# One group must not be the whole sample: its images resemble each other.
+_MAX_OF_GROUP = MAX_IMAGES // 10
+
 
 class ScoreOnTest(BaseModel):
     """Accuracy on test of a rule learnt from train."""
@@ -63,6 +67,14 @@ class ScoreOnTest(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     accuracy: float
+    low: float | None = None
+    """Low end of the 95 % interval of `accuracy`, as in `stats.intervals.share`; `None`,
+    as `high`, with one group and in files of early versions."""
+
+    high: float | None = None
+    num_groups: int | None = None
+    """Groups of the test images, the units of the interval."""
+
     accuracy_copied: float | None
     """On the test images that show a picture of training; `None` if there are none."""
 
@@ -156,8 +168,13 @@ def measure(
     def scored(predicted: NDArray[np.str_]) -> ScoreOnTest:
         right, copied = predicted == labels[is_test], is_copied[is_test]
         most_common = Counter(labels[is_train].tolist()).most_common(1)[0][0]
+        _, units = np.unique(groups[is_test], return_inverse=True)
+        bounds = share(right, units).interval
         return ScoreOnTest(
             accuracy=float(right.mean()),
+            low=bounds.low if bounds else None,
+            high=bounds.high if bounds else None,
+            num_groups=int(units.max()) + 1,
             accuracy_copied=float(right[copied].mean()) if copied.any() else None,
             accuracy_clean=None if copied.all() else float(right[~copied].mean()),
             majority=float((labels[is_test] == most_common).mean()),
@@ -200,9 +217,10 @@ def in_words(found: Shortcuts) -> list[str]:
         why = next(iter(scores.values())).skipped
         sentences.append(f"Shortcuts were not measured: {why}.")
     if found.look_up:
+        one = {"value": found.look_up.accuracy, **found.look_up.model_dump()}
         sentences.append(
             "Copying the label of the most similar training picture is right for "
-            f"{percent(found.look_up.accuracy)} of the test images."
+            f"{interval(one)} of the test images."
         )
     aurocs = {
         name: shift.auroc
@@ -383,10 +401,25 @@ def _why_no_folds(
 
 
 def _sample_of_groups(groups: NDArray[np.str_], *, seed: int) -> NDArray[np.int64]:
-    """Return the positions of all images, or those of whole groups drawn at random."""
+    """Return the positions of all images, or of `MAX_IMAGES` drawn at random.
+
+    Of many images, groups are drawn one after the other, each with at most
+    `_MAX_OF_GROUP` images drawn at random; a group that does not fit is passed over.
+    """
     if len(groups) <= MAX_IMAGES:
         return np.arange(len(groups))
-    names, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    order = np.random.default_rng(seed).permutation(len(names))
-    kept = order[np.cumsum(sizes[order]) <= MAX_IMAGES]
-    return np.flatnonzero(np.isin(group_of, kept))
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(groups))
+    _, group_of = np.unique(groups[shuffled], return_inverse=True)
+    members = np.split(
+        shuffled[np.argsort(group_of, kind="stable")],
+        np.cumsum(np.bincount(group_of))[:-1],
+    )
+    kept: list[NDArray[np.int64]] = []
+    num_left = MAX_IMAGES
+    for group in rng.permutation(len(members)).tolist():
+        some = members[group][:_MAX_OF_GROUP]
+        if len(some) <= num_left:
+            kept.append(some)
+            num_left -= len(some)
+    return np.sort(np.concatenate(kept))

@@ -42,7 +42,34 @@ _NUM_TRIES = 50
 """Number of attempts at a split with every class in every subset. Only groups that hold
 several classes can make the first one fail."""
 
+_REASONS = {
+    "copy of": "as copies of another file",
+    "conflicting labels": "as one picture under two labels",
+    "unreadable": "as not readable",
+}
+"""First words of the reason for which a file is left out -> the same in a sentence."""
+
 _FOLD = re.compile(r"fold-(0|[1-9]\d?)")
+
+
+def count_left_out(rows: Iterable[SplitRow]) -> dict[str, int]:
+    """Return how many files are left out for each kind of reason.
+
+    Returns:
+        Reason, in words that follow "left out," -> number of files; those of
+        `make_split` first, and last the reasons that a hand wrote.
+    """
+    counts: Counter[str] = Counter()
+    for row in rows:
+        if row.subset == LEFT_OUT:
+            kinds = (
+                words
+                for start, words in _REASONS.items()
+                if row.reason.startswith(start)
+            )
+            counts[next(kinds, "for other reasons")] += 1
+    order = (*_REASONS.values(), "for other reasons")
+    return {words: counts[words] for words in order if counts[words]}
 
 
 @dataclass(frozen=True)
@@ -64,6 +91,11 @@ class Split(NotebookView):
         for row in self.rows:
             counts[row.subset][row.label] += 1
         return {subset: found for subset, found in counts.items() if found}
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Files left out by reason, as `count_left_out` has them."""
+        return count_left_out(self.rows)
 
 
 def make_split(

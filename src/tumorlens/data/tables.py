@@ -5,7 +5,8 @@ as the header, and any fault becomes a `DataError` that names the line. Only the
 requested columns leave this module.
 
 A table beside medical images can hold names of patients, so no message quotes a cell.
-Nor does any quote the header: in a table without one, the first line is a patient.
+Nor does any quote the header, which is a patient in a table without one; a column with
+one of the names in `_OTHER_NAMES` is quoted in the spelling of that list.
 """
 
 from __future__ import annotations
@@ -21,11 +22,38 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    _Wanted = tuple[Sequence[str], Sequence[str], bool]
+
 MAX_BYTES = 256 * 1024 * 1024
 """Larger files are not opened: a million images need about 150 MiB."""
 
 MAX_ROWS = 5_000_000
 """Longer tables are refused. Parquet packs any number of equal rows into few bytes."""
+
+
+_OTHER_NAMES = {
+    "path": (
+        *("file", "files", "file_name", "file_path", "image", "image_file"),
+        *("image_name", "image_path", "img", "img_path", "paths"),
+    ),
+    "label": (
+        *("category", "class", "class_name", "diagnosis", "labels", "target"),
+        *("tumor_class", "tumor_type", "tumour_class", "tumour_type"),
+    ),
+    "subset": ("fold", "partition", "set", "split", "subsets"),
+    "patient": (
+        *("case", "case_id", "participant", "participant_id", "patient_code"),
+        *("patient_id", "patient_key", "patient_name", "patient_no"),
+        *("patient_number", "patients", "pid", "subj", "subject", "subject_id"),
+        *("subjects",),
+    ),
+    "source": ("data_source", "image_source", "origin", "sources"),
+    "source_label": ("original_label", "source_class"),
+    "reason": ("reasons",),
+}
+"""Column -> other names for the same thing. Such a column beside none of the right name
+is refused, because a table whose patients are ignored would split them apart. Words,
+blanks and underscores are compared without case."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +69,11 @@ class TableRow:
 
 
 def read_table(
-    path: Path, *, required: Sequence[str], optional: Sequence[str] = ()
+    path: Path,
+    *,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    needs_optional: bool = False,
 ) -> Iterator[TableRow]:
     """Yield the rows of a CSV file, or of a Parquet file when the name ends so.
 
@@ -53,20 +85,23 @@ def read_table(
         path: The table.
         required: Columns that the table must have.
         optional: Columns that are read where they exist. All others are dropped.
+        needs_optional: Whether the table must have one of them.
 
     Yields:
         The rows in their order, each with all of `required` and `optional`.
 
     Raises:
         DataError: The file cannot be opened, is too large, is not a table of this
-            kind, or lacks a required column.
+            kind, lacks a column that is needed, or has one whose name is nearly that
+            of a column it lacks; a cell of a Parquet file is no text, number or date.
         MissingExtraError: A Parquet file needs the extra `parquet`.
     """
     _check_size(path)
+    wanted = (required, optional, needs_optional)
     if path.suffix.lower() == ".parquet":
-        yield from _read_parquet(path, required, optional)
+        yield from _read_parquet(path, wanted)
     else:
-        yield from _read_csv(path, required, optional)
+        yield from _read_csv(path, wanted)
 
 
 def _check_size(path: Path) -> None:
@@ -85,15 +120,13 @@ def _check_size(path: Path) -> None:
         )
 
 
-def _read_csv(
-    path: Path, required: Sequence[str], optional: Sequence[str]
-) -> Iterator[TableRow]:
+def _read_csv(path: Path, wanted: _Wanted) -> Iterator[TableRow]:
     line = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
-            positions = _positions(path, header, required, optional)
+            positions = _positions(path, header, wanted)
             for number, cells in enumerate(reader, start=1):
                 line = reader.line_num
                 if not cells:
@@ -129,9 +162,7 @@ def _read_csv(
         ) from error
 
 
-def _read_parquet(
-    path: Path, required: Sequence[str], optional: Sequence[str]
-) -> Iterator[TableRow]:
+def _read_parquet(path: Path, wanted: _Wanted) -> Iterator[TableRow]:
     parquet = require("pyarrow.parquet")
     # Arrow is a parser in C++ whose errors on damaged files are not one family: seen
     # were ArrowInvalid, OSError, ArrowNotImplementedError, OverflowError. Only its
@@ -140,12 +171,12 @@ def _read_parquet(
         with parquet.ParquetFile(path) as file:
             num_rows = file.metadata.num_rows
             header = list(file.schema_arrow.names)
-            positions = _positions(path, header, required, optional)
+            positions = _positions(path, header, wanted)
             _check_num_rows(path, num_rows)
-            wanted = {at: name for name, at in positions.items() if at is not None}
             columns = {
                 name: file.read(columns=[header[at]]).column(0).to_pylist()
-                for at, name in wanted.items()
+                for name, at in positions.items()
+                if at is not None
             }
     except DataError:
         raise
@@ -155,18 +186,22 @@ def _read_parquet(
             hint="write the file again, or save it as CSV",
         ) from error
     for number in range(num_rows):
+        place = f"{path}, row {number + 1}"
         yield TableRow(
-            place=f"{path}, row {number + 1}",
+            place=place,
             fields={
-                name: _cleaned(name, columns[name][number] if name in columns else "")
+                name: _cleaned(name, _as_text(columns[name][number], name, place))
+                if name in columns
+                else ""
                 for name in positions
             },
         )
 
 
 def _positions(
-    path: Path, header: Sequence[str], required: Sequence[str], optional: Sequence[str]
+    path: Path, header: Sequence[str], wanted: _Wanted
 ) -> dict[str, int | None]:
+    required, optional, needs_optional = wanted
     # Where each column is; `None` for an optional one that is missing.
     names = [name.strip().lower() for name in header]
     positions: dict[str, int | None] = {}
@@ -177,14 +212,78 @@ def _positions(
                 hint="keep one of them",
             )
         positions[name] = names.index(name) if name in names else None
-    if missing := [name for name in required if positions[name] is None]:
+    missing = [name for name, at in positions.items() if at is None]
+    meant = {name: at for name in missing if (at := _meant(name, names)) is not None}
+    if absent := [name for name in required if name in missing]:
         raise DataError(
-            f"{path} has no column {' and no column '.join(map(repr, missing))} among "
+            f"{path} has no column {' and no column '.join(map(repr, absent))} among "
             f"its {len(header)}",
             hint="the first line names the columns, separated by commas; needed: "
-            f"{', '.join(required)}",
+            f"{', '.join(required)}"
+            + "".join(
+                f"; {_shown_column(name, names, meant[name])} may be {name!r}"
+                for name in absent
+                if name in meant
+            ),
+        )
+    for name, at in meant.items():
+        raise DataError(
+            f"{path} has no column {name!r}, but "
+            f"{_shown_column(name, names, at)}, which may be meant",
+            hint=f"name the column {name!r} if it is that one, or else by a word that "
+            "is not so close",
+        )
+    if needs_optional and all(positions[name] is None for name in optional):
+        raise DataError(
+            f"{path} has no column {', '.join(optional[:-1])} or {optional[-1]} among "
+            f"its {len(header)}",
+            hint="give a column one of these names",
         )
     return positions
+
+
+def _meant(name: str, header: Sequence[str]) -> int | None:
+    """Return where the column is that a table without `name` may mean by it."""
+    others = {_letters(other) for other in _OTHER_NAMES.get(name, ())}
+    spellings = [_letters(column) for column in header]
+    for at, spelling in enumerate(spellings):
+        if spelling in others or spelling == _letters(name):
+            return at
+    slips = (at for at, one in enumerate(spellings) if _is_slip(one, _letters(name)))
+    return next(slips, None)
+
+
+def _is_slip(written: str, name: str) -> bool:
+    """Return whether one letter or a swap of two neighbours tells two words apart.
+
+    Example:
+        >>> [_is_slip(word, "patient") for word in ("patinet", "patent", "impatient")]
+        [True, True, False]
+    """
+    if len(written) == len(name):
+        pairs = zip(written, name, strict=True)
+        first, *others = [at for at, (a, b) in enumerate(pairs) if a != b] or [0]
+        swapped = written[first : first + 2] == name[first : first + 2][::-1]
+        return not others or (swapped and others == [first + 1])
+    short, long = sorted((written, name), key=len)
+    return any(long[:at] + long[at + 1 :] == short for at in range(len(long)))
+
+
+def _shown_column(name: str, header: Sequence[str], at: int) -> str:
+    """Return a column in words, quoted only if its name is a known one."""
+    spelling = _letters(header[at])
+    known = [one for one in _OTHER_NAMES.get(name, ()) if _letters(one) == spelling]
+    return f"its column {at + 1}" + "".join(f", {one!r}" for one in known[:1])
+
+
+def _letters(name: str) -> str:
+    """Return a column's name without case, blanks and signs.
+
+    Example:
+        >>> _letters("Patient ID") == _letters("patient_id") == _letters("PatientID")
+        True
+    """
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def _check_num_rows(path: Path, num_rows: int) -> None:
@@ -194,10 +293,32 @@ def _check_num_rows(path: Path, num_rows: int) -> None:
         )
 
 
-def _cleaned(name: str, value: Any) -> str:
+def _as_text(value: Any, name: str, place: str) -> str:
+    """Return a value of a Parquet column as text.
+
+    Raises:
+        DataError: It is a list, a structure, or bytes that are not UTF-8 text.
+    """
     if value is None or value != value:  # Parquet's null, and pandas' NaN for it
         return ""
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{place}: the bytes in column {name!r} are not UTF-8 text",
+                hint="store the column as text",
+            ) from error
+    if isinstance(value, list | dict | tuple):
+        raise DataError(
+            f"{place}: expected text in column {name!r}, got a "
+            f"{'structure' if isinstance(value, dict) else 'list'}",
+            hint="store the column as text",
+        )
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # pandas makes whole numbers beside a gap into floats
-    text = str(value)
+    return str(value)
+
+
+def _cleaned(name: str, text: str) -> str:
     return text if name == "path" else text.strip()

@@ -22,9 +22,9 @@ NUM_GROUPS_FOR = {
     "balanced_accuracy": 20,
     "macro_f1": 20,
     "macro_auroc": 20,
-    "log_loss": 20,
+    "log_loss": 700,
     "brier": 20,
-    "ece": 20,
+    "ece": 150,
 }
 """Fewest groups for which the interval of a measure covered the truth in at least 93 %
 of the simulated sets, whatever the accuracy and the ICC; see docs/statistics.md."""

@@ -237,6 +237,7 @@ def _worst_leak(members: Sequence[Run]) -> LeakVerdict:
             verdict.leaks,
             verdict.num_copied,
             verdict.num_test_patient_in_train,
+            verdict.num_lookalike,
         ),
     )
 

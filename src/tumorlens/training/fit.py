@@ -30,7 +30,8 @@ from tumorlens.config import (
     differences,
     machine_settings,
 )
-from tumorlens.data.index import patient_note
+from tumorlens.data.index import check_outside, patient_note
+from tumorlens.data.split import count_left_out
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import locked
 from tumorlens.runs.folder import Run, check_free, create_run, open_run
@@ -70,7 +71,7 @@ from tumorlens.training.trial import naming_memory, try_step
 from tumorlens.training.weights import find_spoilt, weights_as_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class TrainResult:
     run: Run
     is_finished: bool
     """False when it was interrupted; `--resume` continues it."""
-    num_unreadable: int
-    """Number of files that could not be read and were left out."""
+    left_out: Mapping[str, int]
+    """Reason, as in `count_left_out` -> number of files left out of all subsets."""
     is_main_process: bool = True
     """False in all processes of torchrun but the first."""
     best: dict[str, Any] | None = None
@@ -114,7 +115,8 @@ def train(
 
     Raises:
         ConfigError: A setting does not fit the data or the network.
-        DataError: The data cannot be used, or the disk is full.
+        DataError: The data cannot be used, `out` is inside its folder, or the disk is
+            full.
         OutOfMemoryError: The memory is too small for the batches.
         RunError: `out` exists, or cannot be resumed, or another process trains in it,
             or the loss or the weights are not finite.
@@ -170,7 +172,7 @@ def _train(
         result = partial(
             TrainResult,
             run=run,
-            num_unreadable=data.num_unreadable,
+            left_out=count_left_out(data.rows),
             is_main_process=accelerator.is_main_process,
         )
         if not run.is_kfold:
@@ -376,6 +378,7 @@ def _check_start(config: Config, out: Path) -> None:
 
     Raises:
         ConfigError: There is no `data.path`, or single images are to be mixed.
+        DataError: The folder is inside that of the images.
         RunError: The folder has content.
     """
     if config.data.path is None:
@@ -388,6 +391,7 @@ def _check_start(config: Config, out: Path) -> None:
             "augment.cutmix, which mix the images of a batch, got 1",
             hint="raise train.batch_size, or set augment.mixup=0 and augment.cutmix=0",
         )
+    check_outside(out, Path(config.data.path))
     check_free(out)
 
 
