@@ -427,7 +427,7 @@ def values_for(annotation: Any) -> st.SearchStrategy[Any]:
     if origin is dict:
         return st.dictionaries(LETTERS, values_for(parts[1]), max_size=2)
     if parts:
-        return st.one_of(map(values_for, parts))
+        return st.one_of(*[values_for(part) for part in parts])
     return PARTS[annotation]
 
 
