@@ -68,7 +68,7 @@ class ScoreOnTest(BaseModel):
 
     accuracy: float
     low: float | None = None
-    """Low end of the 95 % interval of `accuracy`, as in `stats.intervals.share`; `None`,
+    """Low end of the 95 % interval of `accuracy`, as of `intervals.share`; `None`,
     as `high`, with one group and in files of early versions."""
 
     high: float | None = None
