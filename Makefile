@@ -74,6 +74,10 @@ coverage: $(WITH_TEST) ## How often the intervals hold the truth, into docs/stat
 real: $(WITH_TEST) ## Slow checks on the real images in ../shared (skipped without them)
 	$(BIN)/python -m pytest -q -m real
 
+.PHONY: fuzz
+fuzz: $(WITH_TEST) ## 10,000 damaged files of every kind: writes docs/fuzz.md (8 minutes of a free core)
+	PYTHONPATH=tests $(BIN)/python -m support.fuzzing --cases 10000 --out docs/fuzz.md
+
 .PHONY: faults
 faults: $(WITH_TEST) ## Kills, full disks and commands at once: docs/reliability.md (10 minutes)
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m faults tests/project/test_faults.py

@@ -16,11 +16,13 @@ import timm
 
 from tumorlens.config import Config, setting_names
 from tumorlens.deploy.artefact import KINDS
+from tumorlens.runs.listing import COLUMNS
 
 
 def completion_file() -> str:
     """Return the whole file."""
     names = {
+        "columns": list(COLUMNS),
         "formats": list(KINDS),
         "settings": {
             key: {"description": _in_a_line(description), "values": _values(key)}

@@ -3,9 +3,20 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    get_args,
+    get_origin,
+)
 
+import hypothesis
 import pytest
+import tomli_w
+from hypothesis import reject
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import tumorlens
@@ -24,9 +35,10 @@ from tumorlens.config import (
     values_of,
 )
 from tumorlens.errors import ConfigError
+from tumorlens.files import write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 def error_of(*assignments: str, path: Path | None = None) -> ConfigError:
@@ -384,3 +396,115 @@ def test_every_setting_that_the_code_names_exists() -> None:
     }
     assert len(named) > 50
     assert {one for one in named if one[1] not in known} == set()
+
+
+# Whatever the settings are
+
+
+LETTERS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+PARTS: dict[object, st.SearchStrategy[Any]] = {
+    bool: st.booleans(),
+    int: st.integers(0, 300),
+    float: st.floats(0, 2, allow_subnormal=False),
+    str: LETTERS
+    | st.sampled_from(
+        ["basic", "none", "no", "2020", "1e-4", "true", "a b", "original", "Adam"]
+    ),
+    Any: LETTERS | st.booleans() | st.integers() | st.lists(st.integers(), max_size=2),
+    type(None): st.none(),
+}
+
+
+def values_for(annotation: Any) -> st.SearchStrategy[Any]:
+    """Return values of a type; some may be out of range."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return values_for(parts[0])
+    if origin is Literal:
+        return st.sampled_from(parts)
+    if origin is list:
+        return st.lists(values_for(parts[0]), max_size=3)
+    if origin is dict:
+        return st.dictionaries(LETTERS, values_for(parts[1]), max_size=2)
+    if parts:
+        return st.one_of(*[values_for(part) for part in parts])
+    return PARTS[annotation]
+
+
+ANNOTATIONS = {
+    f"{section}.{name}": field.annotation
+    for section, outer in Config()
+    for name, field in type(outer).model_fields.items()
+}
+
+
+@st.composite
+def settings(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw a few settings with values that are valid together."""
+    names = draw(st.lists(st.sampled_from(sorted(ANNOTATIONS)), min_size=1, max_size=4))
+    values = {name: draw(values_for(ANNOTATIONS[name])) for name in names}
+    try:
+        parse_config(nested(values))
+    except ConfigError:
+        reject()
+    return values
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        found.setdefault(section, {})[name] = value
+    return found
+
+
+RELAXED = hypothesis.settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=400,
+    suppress_health_check=[
+        hypothesis.HealthCheck.filter_too_much,
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
+)
+
+
+@RELAXED
+@hypothesis.given(settings())
+def test_any_settings_are_read_back_as_they_were_written(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    config = parse_config(nested(values))
+    path = tmp_path / "config.toml"
+    write_text(path, dump_config(config))
+    assert load_config(path) == config
+
+
+def as_typed(value: Any) -> str:
+    """Return a value as behind `--set key=`: plain text without quotes, else TOML."""
+    if value is None:
+        return "none"
+    if isinstance(value, str) and re.fullmatch(r"[\w.-][\w. -]*[\w.-]", value):
+        return value
+    return tomli_w.dumps({"v": value}).removeprefix("v = ")
+
+
+@RELAXED
+@hypothesis.given(settings())
+def test_any_setting_can_be_set_on_the_command_line(values: dict[str, Any]) -> None:
+    assignments = [
+        f"{key}={as_typed(value)}"
+        for key, value in values.items()
+        if not isinstance(value, dict)
+    ]
+    expected = {k: v for k, v in values.items() if not isinstance(v, dict)}
+    # 'none' is a value of this one.
+    if expected.get("data.metadata", "") is None:
+        expected["data.metadata"] = "none"
+    unset = [key for key, value in expected.items() if value == "none"]
+    for key in unset:
+        if key != "data.metadata" and type(None) in get_args(ANNOTATIONS[key]):
+            expected[key] = None
+    assert load_config(assignments=assignments) == parse_config(nested(expected))

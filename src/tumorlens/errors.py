@@ -14,11 +14,13 @@ A broken promise inside our own code is not in this list. It stays an
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 class TumorlensError(Exception):
@@ -80,3 +82,26 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return (
         f"did you mean {close[0]!r}?" if close else f"choose from: {', '.join(names)}"
     )
+
+
+@contextmanager
+def naming_refused_paths() -> Iterator[None]:
+    """Turn an error of the system about a path into a `DataError` that names it.
+
+    Whether a path exists cannot be known below a folder that is locked, on a disk that
+    went away, or where a name is too long: any look at such a path may end here.
+
+    Raises:
+        DataError: The body raised an `OSError` with the name of a file.
+        OSError: The body raised one without.
+    """
+    try:
+        yield
+    except OSError as error:
+        # Without a name it is no path: a pipe, or an import that failed.
+        if error.filename is None or not isinstance(error.filename, str | bytes):
+            raise
+        raise DataError(
+            f"cannot use {os.fsdecode(error.filename)}: {error.strerror or error}",
+            hint="check its name, and the permissions of it and the folders above",
+        ) from error

@@ -370,7 +370,9 @@ def read_model(
     return check_model(found, model, path=path, hint=hint)
 
 
-def check_model(content: Any, model: type[Model], *, path: Path, hint: str) -> Model:
+def check_model(
+    content: Any, model: type[Model], *, path: Path, hint: str, place: str = ""
+) -> Model:
     """Return a part of a JSON file, such as a line of JSON Lines, as its model.
 
     Args:
@@ -378,6 +380,7 @@ def check_model(content: Any, model: type[Model], *, path: Path, hint: str) -> M
         model: What it must be.
         path: The file, for the message.
         hint: How to make the file again.
+        place: Where in the file the part is, such as "line 3".
 
     Raises:
         RunError: A field is missing or has a wrong value; the message names it.
@@ -388,11 +391,16 @@ def check_model(content: Any, model: type[Model], *, path: Path, hint: str) -> M
         return model.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        # For a missing field, pydantic gives what is around it.
-        got = f", got {reprlib.repr(first['input'])}" * (first["type"] != "missing")
+        field = ".".join(str(part) for part in first["loc"])
+        where = ", ".join(filter(None, (place, field)))
+        # For a missing field, and for fields that contradict each other, pydantic gives
+        # what is around them.
+        is_whole = first["type"] == "missing" or not field
+        got = "" if is_whole else f", got {reprlib.repr(first['input'])}"
         raise RunError(
-            f"{path} is damaged at {place}: {first['msg']}{got}", hint=hint
+            f"{path} is damaged{where and f' at {where}'}: "
+            f"{first['msg'].removeprefix('Value error, ')}{got}",
+            hint=hint,
         ) from None
 
 

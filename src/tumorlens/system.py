@@ -7,10 +7,13 @@ children of data loader workers, and it runs the user's script again.
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import platform
+import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -46,7 +49,7 @@ def describe_environment(*, command: str, seed: int) -> dict[str, Any]:
     Nothing here names a user or a host: the record travels with the run.
 
     Args:
-        command: What the user typed.
+        command: What the user typed; see `without_user`.
         seed: The seed of the run.
 
     Returns:
@@ -61,8 +64,43 @@ def describe_environment(*, command: str, seed: int) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "seed": seed,
-        "command": command,
+        "command": without_user(command),
     }
+
+
+def without_user(text: str) -> str:
+    """Return a text without home folder, user and host name, as files to be handed on.
+
+    The home folder becomes `~`. The two names are replaced where they are a part of a
+    path or an address: elsewhere they may be words like any other.
+
+    Example:
+        >>> before = os.environ.get("HOME"), os.environ.get("LOGNAME")
+        >>> os.environ["HOME"], os.environ["LOGNAME"] = "/home/jane", "jane"
+        >>> without_user("tumorlens audit /home/jane/set --out /data/jane/audit")
+        'tumorlens audit ~/set --out /data/USER/audit'
+    """
+    for home in _homes():
+        text = re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w.-])", "~", text)
+    for name, word in ((_user_name(), "USER"), (socket.gethostname(), "HOST")):
+        if len(name) > 1:
+            part = rf"(?<=[/\\@:]){re.escape(name)}(?=[/\\@:'\"\s,;]|$)"
+            text = re.sub(part, word, text)
+    return text
+
+
+def _homes() -> list[str]:
+    """Return the spellings of the home folder, the longest first."""
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home raises without one
+    found = {home, os.path.realpath(home)} if Path(home).is_absolute() else set()
+    return sorted((one for one in found if one != os.sep), key=len, reverse=True)
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a number without a name
+        return ""
 
 
 def processor_name() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
 import os
 import pickle
@@ -14,7 +16,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from PIL import Image
 import tumorlens
 from support.images import CLASSES, draw_image
 from tumorlens import config
-from tumorlens.cli import app, options
+from tumorlens.cli import app, options, terminal
 from tumorlens.data.index import read_split
 from tumorlens.errors import RunError
 from tumorlens.runs import folder
@@ -859,3 +861,125 @@ def test_tracking_that_is_broken_is_one_warning_beside_a_complete_run(
     assert "tracked" not in answer.out
     assert (out / "finished").is_file()
     assert ask("evaluate", out).status == 0
+
+
+# Streams, and paths that the system refuses
+
+
+def program(*words: object, **options: Any) -> subprocess.Popen[bytes]:
+    """Start the command line in a process of its own, with pipes."""
+    source = str(Path(tumorlens.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, **options.pop("env", {})}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tumorlens", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_letters_that_the_terminal_lacks_are_escaped(
+    tmp_path: Path, encoding: str
+) -> None:
+    with program(
+        "runs", tmp_path / "日本", env={"PYTHONIOENCODING": encoding}
+    ) as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    words = err.decode(encoding)
+    assert words.startswith("error: no such folder: ")
+    assert r"\u65e5\u672c" in words
+
+
+def test_a_name_is_printed_on_a_stream_that_cannot_hold_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    streams = [
+        io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+        for _ in range(2)
+    ]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    assert app.main(["runs", str(tmp_path)]) == 0
+    terminal.print_table(["file"], [["méningiome"]])
+    terminal.print_error("méningiome", "é")
+    written = [stream.buffer.getvalue().decode() for stream in streams]
+    assert r"m\xe9ningiome" in written[0]
+    assert written[1] == "error: m\\xe9ningiome\nhint: \\xe9\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["runs", ".", "--json"], ["runs", "."]])
+def test_a_reader_that_leaves_ends_the_command_quietly(
+    tmp_path: Path, words: list[str]
+) -> None:
+    with program(*words, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # as `head` does when it has seen enough
+        err = process.stderr.read()
+        assert process.wait(timeout=60) == app.STATUS_CLOSED
+    assert err == b""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["audit", "LONG", "--out", "a"],
+        ["split", "LONG", "--out", "s.csv"],
+        ["train", "--data", "LONG", "--out", "r"],
+        ["train", "--data", "x", "--out", "LONG"],
+        ["evaluate", "LONG"],
+        ["report", "LONG"],
+        ["predict", "LONG", "LONG"],
+        ["export", "LONG"],
+        ["benchmark", "LONG"],
+        ["compare", "LONG"],
+        ["runs", "LONG"],
+        ["ensemble", "LONG", "y", "--out", "e"],
+        ["import", "LONG", "--model", "resnet18", "--classes", "a,b", "--out", "i"],
+        ["lr-find", "--data", "LONG", "--out", "l"],
+        ["study", "run", "LONG"],
+        ["study", "status", "LONG"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_path_that_the_system_refuses_is_one_error(
+    ask: Callable[..., Answer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+) -> None:
+    # As below a folder that is locked, which stops no test that runs as root: the mere
+    # look at the path raises.
+    monkeypatch.chdir(tmp_path)
+    answer = ask(*("x" * 300 if word == "LONG" else word for word in words))
+    assert answer.status == 2, answer.err
+    error, hint = answer.err.splitlines()
+    assert error.startswith("error: ")
+    assert "x" * 300 in error
+    assert "File name too long" in error or "no such" in error or "cannot" in error
+    assert hint.startswith("hint: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_the_system_refuses_is_a_row_beside_the_others(
+    ask: Callable[..., Answer], work: Path
+) -> None:
+    image = next((work / "data").rglob("*.png"))
+    answer = ask("predict", work / "run", "x" * 300, image)
+    assert answer.status == 3
+    assert "File name too long" in answer.out
+    assert image.name in answer.out
+
+
+def test_an_error_of_the_system_without_a_path_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr("tumorlens.runs.listing.list_runs", fail)
+    with pytest.raises(OSError, match="broken"):
+        app.main(["runs", "."])

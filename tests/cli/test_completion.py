@@ -58,6 +58,9 @@ def completed(*words: str) -> list[str]:
             {"optim.lr=", "optim.lr=0.001"},
         ),
         (["train", "--set", "data.fit", "="], {"squash", "pad"}),
+        (["runs", "--where", "model.n"], {"model.name="}),
+        (["runs", "--where", "data.fit", "="], {"squash", "pad"}),
+        (["runs", "--sort", "test"], {"test_accuracy"}),
         (
             ["train", "--set", "optim.lr", "=", "1", "--set", "data.fit", "=", "p"],
             {"pad"},

@@ -147,6 +147,21 @@ def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
     assert "cannot be read as Parquet" in problem_of(file)
 
 
+def test_parquet_with_columns_shorter_than_it_states_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Arrow checks no such thing: found in files with random faults.
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"path": ["a", "b"]}), tmp_path / "t.parquet")
+    read = parquet.ParquetFile.read
+    monkeypatch.setattr(
+        parquet.ParquetFile, "read", lambda self, **kind: read(self, **kind).slice(1)
+    )
+    with pytest.raises(DataError, match=r"cannot be read as Parquet \(ValueError\)"):
+        rows_of(tmp_path / "t.parquet")
+
+
 def test_parquet_without_its_library_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,7 +217,11 @@ def test_rows_are_on_the_disk_as_they_come(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "torn", [b'[{"path": "2.p', b"\0\0\0\0", b'[{"path": "2.png"}]\n', b"[]\n"]
+    "torn",
+    [
+        *(b'[{"path": "2.p', b"\0\0\0\0", b'[{"path": "2.png"}]\n', b"[]\n"),
+        b'[{"path": "2.png", "run": "one", "pred": "b", "error": null}]\n',
+    ],
 )
 def test_what_a_power_cut_left_of_a_row_is_cut_off(torn: bytes, tmp_path: Path) -> None:
     out, part = tmp_path / "p.csv", tmp_path / "p.csv.part"

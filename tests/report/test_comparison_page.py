@@ -27,7 +27,7 @@ from tumorlens.report.comparison_figures import (
     wrap_name,
 )
 from tumorlens.report.drawing import LIGHT, Heading
-from tumorlens.study.comparison import HistoryRow
+from tumorlens.runs.measures import HistoryRow
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -259,7 +259,8 @@ def test_the_page_loads_nothing_and_runs_only_its_own_script(page: str) -> None:
     (script,) = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert policy == (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
+        "style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'"
     )
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -237,6 +238,40 @@ def test_every_look_at_test_is_kept_in_order(run: Run) -> None:
     assert [look.command for look in run.looks()] == ["first", "second"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("environment.json", "[1]", r"damaged: Input should be a valid dict"),
+        ("environment.json", '{"command": 5}', r"damaged at command.*, got 5"),
+        ("environment.json", '{"packages": []}', r"damaged at packages: .*, got \[\]"),
+        ("tracking.json", "[]", r"damaged: Input should be a valid dict"),
+        ("tracking.json", '{"sent": 1}', r"damaged at sent: .*, got 1"),
+        ("history.jsonl", '{"epoch": 0}', r"damaged at line 1, epoch: .*, got 0"),
+        (
+            "history.jsonl",
+            '{"epoch": 1}\n{"epoch": 2, "val_loss": "x"}',
+            r"damaged at line 2, val_loss: .*, got 'x'",
+        ),
+        (
+            "history.jsonl",
+            '{"epoch": 1, "lr": [1]}',
+            r"damaged at line 1, lr.*, got \[1\]",
+        ),
+    ],
+)
+def test_a_damaged_file_is_an_error_with_file_and_field(
+    run: Run, name: str, content: str, problem: str
+) -> None:
+    (run.path / name).write_text(content)
+    read = {
+        "environment.json": run.environment,
+        "tracking.json": run.tracking,
+        "history.jsonl": run.history,
+    }
+    with pytest.raises(RunError, match=rf"{re.escape(name)} is {problem}"):
+        read[name]()
+
+
 def test_looks_at_the_same_moment_are_all_kept(run: Run) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(
@@ -269,7 +304,9 @@ def test_a_run_that_learnt_nothing_is_removed_but_not_what_others_put_there(
 
 def test_a_damaged_look_is_an_error_with_file_and_field(run: Run) -> None:
     (run.path / "looks.jsonl").write_text('{"time": "2026", "subset": "test"}\n')
-    with pytest.raises(RunError, match=r"looks\.jsonl is damaged at command: Field"):
+    with pytest.raises(
+        RunError, match=r"looks\.jsonl is damaged at line 1, command: Field"
+    ):
         run.looks()
 
 

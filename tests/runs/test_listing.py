@@ -218,7 +218,7 @@ def half_a_line(run: Run) -> str:
 
 def wrong_history(run: Run) -> str:
     run.write_history([{"is_best": True, "val_accuracy": "high"}])
-    return "history.jsonl: expected a number as accuracy, got 'high'"
+    return "history.jsonl is damaged at line 1, val_accuracy: .*, got 'high'"
 
 
 def wrong_card(run: Run) -> str:

@@ -52,6 +52,33 @@ def spoilt(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
             r"curves\.calibration\.count\.1: .*, got 'many'",
         ),
         (lambda c: c["leak"].pop("words"), r"leak\.words: Field required"),
+        (lambda c: c["accuracy"].update(value=9), "accuracy: expected .* from 0 to 1"),
+        (lambda c: c["log_loss"].update(low=-2), "log_loss: expected .* 0 or more"),
+        (lambda c: c["ece"].update(low=None), "ece: expected low and high, or neither"),
+        (lambda c: c["ece"].update(low=0.9), "ece: expected low not above high"),
+        (lambda c: c.update(protocol="best"), "protocol: .*, got 'best'"),
+        (lambda c: c.update(subset="all"), "subset: .*, got 'all'"),
+        (lambda c: c.update(num_images=-1), "num_images: .*, got -1"),
+        (
+            lambda c: c["per_class"]["glioma"].update(f1=1.5),
+            r"per_class\.glioma\.f1: .*, got 1\.5",
+        ),
+        (
+            lambda c: c["by_source"]["figshare"]["recall"]["glioma"].update(value=9),
+            r"by_source\.figshare\.recall\.glioma: expected .* from 0 to 1",
+        ),
+        (
+            lambda c: c["curves"]["roc"]["glioma"]["fpr"].pop(),
+            r"curves\.roc\.glioma: expected as many numbers in fpr as in tpr",
+        ),
+        (
+            lambda c: c["curves"]["calibration"]["count"].pop(),
+            r"curves\.calibration: expected one confidence, accuracy and count",
+        ),
+        (
+            lambda c: c["curves"]["calibration"].update(accuracy=[None, 0.6, 0.9]),
+            r"curves\.calibration: .* for bins with images",
+        ),
     ],
 )
 def test_damaged_measures_are_an_error_with_file_and_field(
@@ -61,6 +88,24 @@ def test_damaged_measures_are_an_error_with_file_and_field(
     with pytest.raises(RunError, match=rf"metrics\.json is damaged at {place}") as got:
         run.metrics()
     assert got.value.hint == f"run: tumorlens evaluate {run.path}"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda c: c["per_class"].pop("glioma"), "the names of classes in per_class"),
+        (lambda c: c["confusion_matrix"].pop(), "4 rows of 4 numbers"),
+        (lambda c: c["confusion_matrix"][0].pop(), "4 rows of 4 numbers"),
+    ],
+)
+def test_measures_of_other_classes_are_an_error(
+    run: Run, change: Callable[[dict[str, Any]], Any], problem: str
+) -> None:
+    write_json(run.metrics_path, spoilt(change))
+    with pytest.raises(
+        RunError, match=rf"metrics\.json is damaged: expected {problem}"
+    ):
+        run.metrics()
 
 
 def test_measures_of_a_later_layout_are_refused(run: Run) -> None:

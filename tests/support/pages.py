@@ -56,7 +56,9 @@ def assert_self_contained(page: str) -> None:
         if name == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
     ]
     assert len(policies) == 1
-    assert policies[0].startswith("default-src 'none'; img-src data:; ")
+    assert policies[0].startswith(
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
+    )
     assert not {name for name, _ in tags.elements} & {
         *("script", "link", "iframe", "object", "embed", "base", "form")
     }

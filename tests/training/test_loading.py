@@ -366,6 +366,21 @@ def test_the_default_cache_is_tumorlens_in_the_users(
     assert default_cache_dir() == tmp_path / ".cache" / "tumorlens"
 
 
+@pytest.mark.parametrize("is_old", [True, False])
+def test_without_a_home_the_cache_needs_a_name(
+    monkeypatch: pytest.MonkeyPatch, *, is_old: bool
+) -> None:
+    def no_home(*args: object, **options: object) -> Path:
+        if is_old:  # platformdirs kept the `~`, a folder of that name
+            return Path("~/.cache/tumorlens")
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr("tumorlens.training.loading.user_cache_path", no_home)
+    with pytest.raises(DataError, match="no home folder") as got:
+        default_cache_dir()
+    assert "data.cache_dir" in got.value.hint
+
+
 # The order of an epoch
 
 

@@ -7,7 +7,7 @@ every call slower by seconds, `tumorlens --help` included (a test would fail).
 
 Exit status: 0; 2 for an error that the user can remove (one `error:` and one `hint:`
 line); 3 when `predict` met files that cannot be read, or a trial of `study run` failed;
-130 after Ctrl-C.
+130 after Ctrl-C; 141 when whatever reads the output has closed it, as `head` does.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ import tumorlens
 from tumorlens.cli import data, deploy, predict, study, terminal, train
 from tumorlens.cli.completion import join_words_of_bash
 from tumorlens.cli.options import STATUS_INTERRUPTED
-from tumorlens.errors import TumorlensError
+from tumorlens.errors import TumorlensError, naming_refused_paths
 from tumorlens.extras import naming_missing_extras
-from tumorlens.system import is_out_of_memory
+from tumorlens.system import is_out_of_memory, without_user
 from tumorlens.urls import without_password
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 STATUS_ERROR = 2
+STATUS_CLOSED = 141
+"""What a shell reports for a program that a closed pipe has ended."""
 
 app = typer.Typer(
     name="tumorlens",
@@ -51,19 +53,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         One of those at the top of this module.
 
     Raises:
-        MemoryError: Never: that memory ran out is an error like others.
+        SystemExit: A shell was answered what it completes.
         RuntimeError: A fault of ours, or of a library.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     join_words_of_bash(os.environ)
+    terminal.escape_unknown_letters()
     try:
-        with naming_missing_extras():
+        return _run(arguments)
+    except BrokenPipeError:
+        pass
+    except SystemExit as error:
+        # Typer leaves so, with status 1, when a pipe is closed while a command prints.
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+    terminal.discard_output()
+    return STATUS_CLOSED
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        with naming_missing_extras(), naming_refused_paths():
             status = app(
                 list(arguments) or ["--help"],
                 prog_name="tumorlens",
                 standalone_mode=False,
-                # What was typed, for the record of a run. Passwords are kept nowhere.
-                obj=shlex.join(["tumorlens", *map(without_password, arguments)]),
+                # What was typed, for the record of a run, which may be handed on.
+                # Passwords are kept nowhere.
+                obj=without_user(
+                    shlex.join(["tumorlens", *map(without_password, arguments)])
+                ),
             )
     except typer.TyperException as error:
         terminal.print_error(error.format_message(), _see_help(arguments))
@@ -82,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return STATUS_ERROR
     if status == STATUS_INTERRUPTED:
         print("stopped", file=sys.stderr)
+    # Here, where a closed pipe is still caught, and not when Python ends.
+    terminal.flush_output()
     return int(status or 0)
 
 

@@ -34,6 +34,21 @@ def complete_setting(incomplete: str) -> list[tuple[str, str]]:
     return items
 
 
+def complete_condition(incomplete: str) -> list[str]:
+    """Return `column=` and `section.name=` for --where, or the values of a setting."""
+    if key := os.environ.get(_KEY):
+        return [*_values(key, incomplete)]
+    key, equals, value = incomplete.partition("=")
+    if equals:
+        return [f"{key}={one}" for one in _values(key, value)]
+    return [f"{name}=" for name in (*_names()["columns"], *_names()["settings"])]
+
+
+def complete_sort_key() -> list[str]:
+    """Return the columns and settings for --sort."""
+    return [*_names()["columns"], *_names()["settings"]]
+
+
 def complete_model(incomplete: str) -> list[str]:
     """Return timm's names; those of pretrained weights once a point is typed."""
     models: dict[str, list[str]] = _names()["models"]

@@ -4,13 +4,17 @@ Results go to standard output, progress to standard error. On a terminal progres
 bar; elsewhere it is a line per epoch and nothing for the rest, so that logs stay short.
 rich decides about colour (it honours NO_COLOR) and about the width. It is imported
 inside the functions: `tumorlens.cli.app` imports this module for every `--help`.
+Letters that the encoding of the terminal lacks are written as escapes.
 """
 
 from __future__ import annotations
 
+import io
+import os
 import shlex
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from tumorlens.runs.progress import Listener, epoch_line
@@ -33,6 +37,30 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 200
 """Columns of a table that is not shown on a terminal, where 80 would fold it."""
+
+
+def escape_unknown_letters() -> None:
+    """Let both streams escape letters that their encoding lacks, as in file names."""
+    for stream in (sys.stdout, sys.stderr):
+        # Under a test or a notebook they may be something else.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def flush_output() -> None:
+    """Write what is left in the buffers. A closed pipe raises `BrokenPipeError`."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def discard_output() -> None:
+    """Send all further output nowhere: whatever read it has closed the pipe."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def print_line(words: str = "") -> None:
@@ -422,6 +450,17 @@ def _probs_by_class(classes: Sequence[str], prediction: Prediction) -> dict[str,
 
 
 def _console(*, stderr: bool = False, width: int | None = None) -> Console:
+    return _console_class()(stderr=stderr, width=width)
+
+
+@cache
+def _console_class() -> type[Console]:
     from rich.console import Console
 
-    return Console(stderr=stderr, width=width)
+    class PlainConsole(Console):
+        """A console that leaves a closed pipe to `cli.app`: rich ends with status 1."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return PlainConsole

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tumorlens.cli import terminal
-from tumorlens.cli.completion import complete_model, complete_subset
+from tumorlens.cli.completion import (
+    complete_condition,
+    complete_model,
+    complete_sort_key,
+    complete_subset,
+)
 from tumorlens.cli.options import (
     OF_IMPORT,
     STATUS_INTERRUPTED,
@@ -315,6 +320,7 @@ def runs(
             metavar="CONDITION",
             help="A filter: column or setting, one of = != < <= > >=, value, such as "
             "'test_accuracy>0.8' or model.name=resnet50; repeatable.",
+            autocompletion=complete_condition,
         ),
     ] = None,
     sort: Annotated[
@@ -322,6 +328,7 @@ def runs(
         typer.Option(
             metavar="KEY",
             help="Column or setting to sort by; -KEY puts the largest first.",
+            autocompletion=complete_sort_key,
         ),
     ] = None,
     limit: Annotated[

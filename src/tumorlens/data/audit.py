@@ -24,6 +24,7 @@ from tumorlens.data import shortcuts
 from tumorlens.data.duplicates import NearPair, group_records
 from tumorlens.data.images import SUFFIXES
 from tumorlens.data.leakage import Sides, SplitLeak
+from tumorlens.ranges import Count
 from tumorlens.text import NotebookView, counted, percent
 
 if TYPE_CHECKING:
@@ -112,23 +113,23 @@ class Shared(_Part):
     """What two subsets have in common."""
 
     subsets: tuple[str, str]
-    pictures: int
-    patients: int
+    pictures: Count
+    patients: Count
 
 
 class Distinct(_Part):
     """Number of different files, by three criteria."""
 
-    bytes: int
-    pixels: int
-    pictures: int
+    bytes: Count
+    pixels: Count
+    pictures: Count
 
 
 class Patients(_Part):
     """How many patients are known."""
 
-    known: int
-    files_with_patient: int
+    known: Count
+    files_with_patient: Count
 
 
 class Verdict(_Part):
@@ -158,13 +159,13 @@ class Audit(NotebookView, shortcuts.Shortcuts):
 
     seed: int
     classes: tuple[str, ...]
-    num_files: int
-    num_unreadable: int
-    subsets: dict[str, dict[str, int]]
+    num_files: Count
+    num_unreadable: Count
+    subsets: dict[str, dict[str, Count]]
     """Subset, or `all` -> class -> number of files."""
 
     distinct: Distinct
-    num_groups: int
+    num_groups: Count
     unreadable: tuple[UnreadableFile, ...]
     odd: tuple[OddFile, ...]
     copy_sets: tuple[DuplicateSet, ...]
@@ -183,13 +184,13 @@ class Audit(NotebookView, shortcuts.Shortcuts):
     """`None` without a training or a test subset."""
 
     patients: Patients
-    sources: dict[str, dict[str, dict[str, int]]]
+    sources: dict[str, dict[str, dict[str, Count]]]
     """Subset -> class -> source -> number of files; empty when no source is known."""
 
     label_conflicts: tuple[LabelConflict, ...]
     """At most `MAX_LISTED`."""
 
-    num_label_conflicts: int
+    num_label_conflicts: Count
     """All of them."""
 
     source_label_conflicts: tuple[DisputedFile, ...]

@@ -73,22 +73,38 @@ def kind_of(path: Path) -> str:
 
 
 def _check(path: Path) -> None:
-    if path.is_dir():
+    if is_folder(path):
         if next(files_below(path, is_image_file), None) is None:
             raise DataError(
                 f"there is no image in the folder {path}",
                 hint=f"images end in {', '.join(sorted(SUFFIXES))}, or begin as "
                 "such a file; links to folders are not followed",
             )
-    elif not path.exists():
+    elif not may_exist(path):
         raise DataError(
             f"no such file or folder: {path}", hint="check the path's spelling"
         )
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder, as far as one can see."""
+    try:
+        return path.is_dir()
+    except OSError:  # below a locked folder, or a link into one: reading reports it
+        return False
+
+
+def may_exist(path: Path) -> bool:
+    """Return whether a path exists, as far as one can see: reading reports the rest."""
+    try:
+        return path.exists()
+    except OSError:  # below a locked folder
+        return True
+
+
 def _walk(paths: Sequence[Path], skipped: Counter[str] | None) -> Iterator[Path]:
     for path in paths:
-        if path.is_dir():
+        if is_folder(path):
             yield from files_below(path, is_image_file, skipped=skipped)
         else:
             yield path
@@ -123,18 +139,11 @@ def files_below(
             f"cannot read the folder {folder}: {error.strerror or error}",
             hint="check its permissions",
         ) from error
-    for name, is_folder in names:
+    for name, is_inner in names:
         path = folder / name
-        if is_folder:
+        if is_inner:
             yield from files_below(path, is_wanted, skipped=skipped)
-        elif not (is_link := _is_folder(path)) and is_wanted(path):
+        elif not (is_link := is_folder(path)) and is_wanted(path):
             yield path
         elif skipped is not None:
             skipped["link to a folder" if is_link else kind_of(path)] += 1
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a link into a locked folder: reported when it is read
-        return False

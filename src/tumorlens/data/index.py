@@ -324,7 +324,14 @@ def read_split(path: Path) -> tuple[SplitRow, ...]:
 
 
 def _rows_of(data: Path) -> tuple[Path, list[_Row]]:
-    if _is_folder(data):
+    try:
+        is_folder = data.is_dir()
+    except OSError as error:  # a name that is too long, or a locked folder above
+        raise DataError(
+            f"cannot open {data}: {error.strerror}",
+            hint="check its name, and the permissions of the folders above",
+        ) from error
+    if is_folder:
         return data.resolve(), _rows_of_folder(data)
     if not _is_file(data):
         raise DataError(

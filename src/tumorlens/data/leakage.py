@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tumorlens.ranges import Count
 from tumorlens.text import counted, percent
 
 if TYPE_CHECKING:
@@ -120,8 +121,8 @@ class ClassLeak(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    test: int
-    copied: int
+    test: Count
+    copied: Count
     """Test images that show a picture which is also in training."""
 
 
@@ -130,31 +131,31 @@ class SplitLeak(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    num_test: int
-    test_files: int
+    num_test: Count
+    test_files: Count
     """Test images that show a picture which is also in training."""
 
-    pixel_identical: int
+    pixel_identical: Count
     """Test images that have exactly equal pixels in training."""
 
     by_class: dict[str, ClassLeak]
-    clean_test_files: int
+    clean_test_files: Count
     """Test images that show no picture of training; so for the three below."""
 
-    clean_test_pictures: int
+    clean_test_pictures: Count
     """Distinct pictures."""
 
-    clean_test_files_of_other_patients: int
+    clean_test_files_of_other_patients: Count
     """Images whose patient is not known to be in training."""
 
-    clean_test_files_with_patient_in_train: int
-    patients_on_both_sides: int
-    test_files_with_patient: int
+    clean_test_files_with_patient_in_train: Count
+    patients_on_both_sides: Count
+    test_files_with_patient: Count
     """Test images with a known patient."""
 
-    test_files_with_patient_in_train: int
-    test_files_without_patient: int
-    test_files_lookalike: int = 0
+    test_files_with_patient_in_train: Count
+    test_files_without_patient: Count
+    test_files_lookalike: Count = 0
     """Further test images so like a training image that both are of one head."""
 
     words: str

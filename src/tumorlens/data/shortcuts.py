@@ -24,6 +24,7 @@ from sklearn.metrics import (
 )
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
+from tumorlens.ranges import Count, Fraction
 from tumorlens.stats.intervals import share
 from tumorlens.text import interval, percent
 
@@ -66,22 +67,22 @@ class ScoreOnTest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    accuracy: float
-    low: float | None = None
-    """Low end of the 95 % interval of `accuracy`, as of `intervals.share`; `None`,
-    as `high`, with one group and in files of early versions."""
+    accuracy: Fraction
+    low: Fraction | None = None
+    """Low end of the 95 % interval of `accuracy`; `None`, as `high`, with one group and
+    in files of early versions."""
 
-    high: float | None = None
-    num_groups: int | None = None
+    high: Fraction | None = None
+    num_groups: Count | None = None
     """Groups of the test images, the units of the interval."""
 
-    accuracy_copied: float | None
+    accuracy_copied: Fraction | None
     """On the test images that show a picture of training; `None` if there are none."""
 
-    accuracy_clean: float | None
+    accuracy_clean: Fraction | None
     """On the other test images; `None` if there are none."""
 
-    majority: float
+    majority: Fraction
     """Accuracy of the class that is most common in train."""
 
 
@@ -90,12 +91,12 @@ class GroupScore(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    accuracy: float | None
-    balanced_accuracy: float | None
-    majority: float
+    accuracy: Fraction | None
+    balanced_accuracy: Fraction | None
+    majority: Fraction
     """Share of the most common class."""
 
-    num_images: int
+    num_images: Count
     skipped: str
     """Why the two accuracies are `None`; empty when they are not."""
 
@@ -115,7 +116,7 @@ class SourceShift(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    auroc: float | None
+    auroc: Fraction | None
     """AUROC of the pooled predictions: 0.5 is chance, 1.0 means other kinds of file."""
 
     skipped: str

@@ -178,6 +178,8 @@ def _read_parquet(path: Path, wanted: _Wanted) -> Iterator[TableRow]:
                 for name, at in positions.items()
                 if at is not None
             }
+            if any(len(column) != num_rows for column in columns.values()):
+                raise ValueError("columns of different lengths")
     except DataError:
         raise
     except Exception as error:

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import tumorlens
 from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits
 from tumorlens.errors import ArtefactError, RunError
 from tumorlens.files import read_model, sha256_of, write_model, write_text
+from tumorlens.ranges import Count, Fraction, NotNegative, have_both_bounds
 from tumorlens.text import counted
 
 FORMAT: Literal[1] = 1
@@ -124,7 +125,7 @@ class Flip(_Part):
     """Class that the run predicts."""
     artefact: str | None
     """Class that the artefact predicts; `None` where its answer is not finite."""
-    margin: float
+    margin: Fraction
     """Difference between the run's two largest probabilities."""
     within_rounding: bool
     """Whether the margin is small enough to blame the flip on rounding."""
@@ -143,12 +144,14 @@ class Change(_Part):
     num_units: int | None = None
     """Number of groups of the images."""
 
+    _have_both_bounds = model_validator(mode="after")(have_both_bounds)
+
 
 class ParityAccuracy(_Part):
     """Accuracy on the val images."""
 
-    run: float
-    artefact: float
+    run: Fraction
+    artefact: Fraction
     change: Change
 
 
@@ -188,10 +191,10 @@ class Verdict(_Part):
 class Parity(Verdict):
     """Content of an artefact's `parity.json`: a verdict with its figures on val."""
 
-    num_images: int
-    max_difference: float
+    num_images: Count
+    max_difference: NotNegative
     """Largest difference of any probability."""
-    mean_difference: float
+    mean_difference: NotNegative
     """Mean over images of each image's largest difference."""
     worst_image: str
     flips: tuple[Flip, ...]
@@ -224,8 +227,8 @@ class Parity(Verdict):
 class ManifestFile(_Part):
     """Size and digest of a file."""
 
-    bytes: int
-    sha256: str
+    bytes: Count
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class Manifest(_Part):

@@ -384,9 +384,13 @@ def _around(model: Any) -> Any:
 
 def _exported(source: Source) -> Any:
     batch = torch.export.Dim("batch", min=1)
-    return torch.export.export(
+    program = torch.export.export(
         source.graph, (_example(source),), dynamic_shapes=({0: batch},)
     )
+    # They name files of this machine, and with them often its user.
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
 
 
 def _example(source: Source) -> torch.Tensor:

@@ -254,7 +254,7 @@ class RowFile:
         with self.part.open("r+b") as file:
             end = len(file.readline())
             for line in file:
-                group = _as_whole_group(line)
+                group = _as_whole_group(line, self._columns)
                 if group is None:
                     break
                 end += len(line)
@@ -393,7 +393,7 @@ def _as_line(content: Any) -> bytes:
     return json.dumps(content, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def _as_whole_group(line: bytes) -> list[Row] | None:
+def _as_whole_group(line: bytes, columns: Sequence[str]) -> list[Row] | None:
     try:
         group = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
@@ -401,10 +401,7 @@ def _as_whole_group(line: bytes) -> list[Row] | None:
     is_whole = (
         isinstance(group, list)
         and bool(group)
-        and all(
-            isinstance(row, dict) and {"path", "run", "error"} <= set(row)
-            for row in group
-        )
+        and all(isinstance(row, dict) and row.keys() == {*columns} for row in group)
     )
     return group if is_whole else None
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from tumorlens.study.comparison import HistoryRow
+    from tumorlens.runs.measures import HistoryRow
 
 MAX_LINES = 9
 """Most lines in one panel; with more, every subset has a panel of its own."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -363,7 +364,7 @@ def _bars_as_text(bars: Sequence[Bar]) -> str:
 def _picture(found: Comparison, data: Path | None) -> Picture | None:
     if found.example is None:
         return None
-    path = found.example.path
+    path = os.path.expanduser(found.example.path)  # noqa: PTH111 - never raises
     root = data_root(data, None)
     if root is None and Path(path).is_absolute():
         root = Path(Path(path).anchor)

@@ -26,6 +26,7 @@ from tumorlens import text
 from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, read_image
 from tumorlens.errors import DataError, MissingExtraError
 from tumorlens.report.drawing import css_variables
+from tumorlens.system import without_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -87,6 +88,7 @@ def render_page(template: str, content: Mapping[str, Any]) -> str:
         loader=jinja2.PackageLoader("tumorlens.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_to_be_handed_on,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -157,9 +159,16 @@ def _bounds(low: float, high: float) -> str:
     return f"{low:.3f} to {high:.3f}"
 
 
+def _to_be_handed_on(value: Any) -> Any:
+    """Return what a template prints, texts without the user's folder and name."""
+    # Not in figures and pictures: letters of their data may spell a name.
+    is_data = isinstance(value, Markup) or not isinstance(value, str)
+    return value if is_data or value.startswith("data:") else without_user(value)
+
+
 def _breakable(name: str) -> Markup:
     """Return a class name or path that may break into lines after `_` or `/`."""
-    escaped = str(escape(name))
+    escaped = str(escape(without_user(name)))
     return Markup(re.sub(r"([_/])(?=.)", r"\1<wbr>", escaped))
 
 

@@ -351,10 +351,7 @@ def _draw_subset(
     label: str,
     style: dict[str, Any],
 ) -> None:
-    lines = [
-        np.array([np.nan if row[key] is None else row[key] for row in rows], float)
-        for rows in histories
-    ]
+    lines = [np.array([row.get(key) for row in rows], float) for rows in histories]
     if len(lines) == 1:
         axes.plot(np.arange(1, len(lines[0]) + 1), lines[0], label=label, **style)
         return

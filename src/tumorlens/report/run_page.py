@@ -354,7 +354,7 @@ def _range(numbers: Sequence[int]) -> str:
 
 def _command(environment: Mapping[str, Any]) -> str:
     command = environment.get("command", "")
-    return command if isinstance(command, str) else shlex.join(map(str, command))
+    return command if isinstance(command, str) else shlex.join(command)
 
 
 def _settings(config: Config) -> list[tuple[str, list[dict[str, Any]]]]:

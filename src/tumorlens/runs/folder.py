@@ -52,7 +52,7 @@ from tumorlens.files import (
     write_model,
     write_text,
 )
-from tumorlens.runs.measures import Metrics
+from tumorlens.runs.measures import EpochRow, Metrics
 from tumorlens.text import NotebookView
 
 if TYPE_CHECKING:
@@ -141,6 +141,26 @@ class Look(BaseModel):
     subset: str
     command: str
     """Command line of the user."""
+
+
+class _Environment(BaseModel):
+    """`environment.json`, as far as it is used and not only shown."""
+
+    model_config = ConfigDict(extra="allow")
+
+    command: str | list[str] = ""
+    packages: dict[str, str | None] = Field(default_factory=dict)
+
+
+class _Tracking(BaseModel):
+    """`tracking.json`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    url: str = ""
+    run_id: str | None = None
+    sent: dict[str, str] = Field(default_factory=dict)
+    """File -> SHA-256 of what was sent."""
 
 
 class _EnsembleFile(BaseModel):
@@ -419,20 +439,32 @@ class Run(NotebookView):
         return read_model(self.leak_path, LeakVerdict, hint="train the run again")
 
     def environment(self) -> dict[str, Any]:
-        """Return versions, device, seed and command."""
-        content = read_json(self.environment_path, hint="train the run again")
+        """Return versions, device, seed and command.
+
+        Raises:
+            RunError: The file is missing or damaged.
+        """
+        path, hint = self.environment_path, "train the run again"
+        content = read_json(path, hint=hint)
+        check_model(content, _Environment, path=path, hint=hint)
         return dict(content)
 
     def history(self) -> list[dict[str, Any]]:
         """Return one dictionary per finished epoch; empty before the first.
 
         A figure that is not finite, as of a training that diverged, is NaN.
+
+        Raises:
+            RunError: The file is damaged.
         """
+        path, hint = self.history_path, "restore the file or train the run again"
+        rows = read_json_lines(path, hint=hint)
+        for number, row in enumerate(rows, start=1):
+            place = f"line {number}"
+            check_model(nan_as_none(row), EpochRow, path=path, hint=hint, place=place)
         return [
             {key: math.nan if value is None else value for key, value in row.items()}
-            for row in read_json_lines(
-                self.history_path, hint="restore the file or train the run again"
-            )
+            for row in rows
         ]
 
     def log_look(self, *, subset: str, command: str) -> None:
@@ -452,8 +484,10 @@ class Run(NotebookView):
         """
         path, hint = self.looks_path, "restore the file"
         return [
-            check_model(line, Look, path=path, hint=hint)
-            for line in read_json_lines(path, hint=hint, is_log=True)
+            check_model(line, Look, path=path, hint=hint, place=f"line {number}")
+            for number, line in enumerate(
+                read_json_lines(path, hint=hint, is_log=True), start=1
+            )
         ]
 
     def write_looks(self, looks: Iterable[Look]) -> None:
@@ -466,11 +500,17 @@ class Run(NotebookView):
         write_model(self.ensemble_path, content)
 
     def tracking(self) -> dict[str, Any]:
-        """Return the run of MLflow that mirrors this one; empty if none does."""
+        """Return the run of MLflow that mirrors this one; empty if none does.
+
+        Raises:
+            RunError: The file is damaged.
+        """
         if not self.tracking_path.is_file():
             return {}
-        content = read_json(self.tracking_path, hint="delete the file")
-        return dict(content) if isinstance(content, dict) else {}
+        hint = "delete the file"
+        content = read_json(self.tracking_path, hint=hint)
+        check_model(content, _Tracking, path=self.tracking_path, hint=hint)
+        return dict(content)
 
     def write_tracking(self, content: Mapping[str, Any]) -> None:
         """Write `tracking.json`."""

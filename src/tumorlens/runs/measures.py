@@ -8,12 +8,20 @@ defined, such as the recall of a class without images.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from tumorlens.config import Fit
+from tumorlens.config import Fit, Protocol
 from tumorlens.data.leakage import LeakVerdict
+from tumorlens.ranges import (
+    ROUNDING,
+    Count,
+    Fraction,
+    NotNegative,
+    Number,
+    have_both_bounds,
+)
 from tumorlens.text import NotebookView, interval
 
 if TYPE_CHECKING:
@@ -21,8 +29,7 @@ if TYPE_CHECKING:
     from tumorlens.stats.intervals import Score
     from tumorlens.stats.paired import Difference
 
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-"""A finite number; `true` and texts that look like numbers are none."""
+Subset = Literal["train", "val", "test"]
 
 
 class _Content(BaseModel):
@@ -42,6 +49,8 @@ class Estimate(_Content):
     """What is taken to be independent."""
     num_units: int | None = None
     """Number of groups with an image that the measure looks at."""
+
+    _have_both_bounds = model_validator(mode="after")(have_both_bounds)
 
     @property
     def percentage(self) -> str:
@@ -84,15 +93,37 @@ def estimate_of_difference(found: Difference) -> Estimate:
     )
 
 
+def _within(low: float, high: float) -> AfterValidator:
+    """Return the check that a measure and the bounds of its interval are in a range."""
+
+    def check(measure: Estimate) -> Estimate:
+        for number in (measure.value, measure.low, measure.high):
+            if number is not None and not low - ROUNDING <= number <= high + ROUNDING:
+                expected = (
+                    f"from {low:g} to {high:g}" if high < 3 else f"{low:g} or more"
+                )
+                raise ValueError(f"expected numbers {expected}")
+        return measure
+
+    return AfterValidator(check)
+
+
+Share = Annotated[Estimate, _within(0, 1)]
+"""A measure from 0 to 1."""
+
+Loss = Annotated[Estimate, _within(0, float("inf"))]
+"""A measure, or a time, that is not negative."""
+
+
 class ClassMeasures(_Content):
     """Measures of one class against all others."""
 
-    num_images: int
-    precision: Estimate
-    recall: Estimate
-    specificity: Estimate
-    f1: Number | None
-    auroc: Estimate
+    num_images: Count
+    precision: Share
+    recall: Share
+    specificity: Share
+    f1: Fraction | None
+    auroc: Share
 
     @model_validator(mode="before")
     @classmethod
@@ -112,45 +143,62 @@ class ClassMeasures(_Content):
 class SourceRecall(Estimate):
     """Recall of one class on the images of one source."""
 
-    num_images: int
+    num_images: Count
 
 
 class SourceMeasures(_Content):
     """Measures on the images of one source."""
 
-    num_images: int
-    num_groups: int
-    accuracy: Estimate
-    balanced_accuracy: Estimate
-    macro_f1: Estimate
-    recall: dict[str, SourceRecall]
+    num_images: Count
+    num_groups: Count
+    accuracy: Share
+    balanced_accuracy: Share
+    macro_f1: Share
+    recall: dict[str, Annotated[SourceRecall, _within(0, 1)]]
     """By class."""
 
 
 class FoldMeasures(_Content):
     """Accuracy of one fold of a k-fold run on its own test images."""
 
-    fold: int
-    num_images: int
-    accuracy: Number
+    fold: Count
+    num_images: Count
+    accuracy: Fraction
 
 
 class RocCurve(_Content):
     """One class against all others; empty where no or every image is of the class."""
 
-    fpr: tuple[Number, ...]
+    fpr: tuple[Fraction, ...]
     """False positive rates, growing."""
-    tpr: tuple[Number, ...]
+    tpr: tuple[Fraction, ...]
     """True positive rates."""
+
+    @model_validator(mode="after")
+    def _same_lengths(self) -> Self:
+        if len(self.fpr) != len(self.tpr):
+            raise ValueError("expected as many numbers in fpr as in tpr")
+        return self
 
 
 class CalibrationBins(_Content):
     """Images by the probability of their predicted class, one entry per bin."""
 
-    confidence: tuple[Number | None, ...]
-    """Mean probability of the predicted class."""
-    accuracy: tuple[Number | None, ...]
-    count: tuple[int, ...]
+    confidence: tuple[Fraction | None, ...]
+    """Mean probability of the predicted class; `None`, as `accuracy`, for no image."""
+    accuracy: tuple[Fraction | None, ...]
+    count: tuple[Count, ...]
+
+    @model_validator(mode="after")
+    def _measured_where_there_are_images(self) -> Self:
+        if not len(self.confidence) == len(self.accuracy) == len(self.count):
+            raise ValueError("expected one confidence, accuracy and count for each bin")
+        for bin_ in zip(self.confidence, self.accuracy, self.count, strict=True):
+            if bin_[2] and None in bin_:
+                raise ValueError(
+                    "expected confidence and accuracy for bins with images"
+                )
+        return self
 
 
 class Curves(_Content):
@@ -176,8 +224,8 @@ class NetworkSettings(_Content):
 class _Header(_Content):
     format: Literal[1, 2] = 2
     OLDER_FORMATS: ClassVar[tuple[int, ...]] = (1,)
-    protocol: str
-    subset: str
+    protocol: Protocol
+    subset: Subset
     leak: LeakVerdict
     """The leak verdict of the split."""
     settings: NetworkSettings
@@ -186,20 +234,20 @@ class _Header(_Content):
 class Measures(_Content):
     """All measures that follow from a table of predictions alone."""
 
-    num_images: int
-    num_groups: int
+    num_images: Count
+    num_groups: Count
     classes: tuple[str, ...] = Field(min_length=1)
     """In the order of the network's outputs."""
-    accuracy: Estimate
-    balanced_accuracy: Estimate
-    macro_f1: Estimate
-    log_loss: Estimate
-    brier: Estimate
-    ece: Estimate
+    accuracy: Share
+    balanced_accuracy: Share
+    macro_f1: Share
+    log_loss: Loss
+    brier: Annotated[Estimate, _within(0, 2)]
+    ece: Share
     """Expected calibration error."""
-    macro_auroc: Estimate
+    macro_auroc: Share
     per_class: dict[str, ClassMeasures]
-    confusion_matrix: tuple[tuple[int, ...], ...]
+    confusion_matrix: tuple[tuple[Count, ...], ...]
     """Shape (C, C); rows are the labels, columns the predicted classes."""
     by_source: dict[str, SourceMeasures]
     """Empty when no source is known."""
@@ -216,6 +264,20 @@ class Measures(_Content):
     no_interval: dict[str, str] = Field(default_factory=dict)
     """Name of a measure without an interval -> the reason."""
 
+    @model_validator(mode="after")
+    def _of_the_same_classes(self) -> Self:
+        if set(self.per_class) != set(self.classes):
+            raise ValueError("expected the names of classes in per_class")
+        num_classes = len(self.classes)
+        if {len(self.confusion_matrix), *map(len, self.confusion_matrix)} != {
+            num_classes
+        }:
+            raise ValueError(
+                f"expected {num_classes} rows of {num_classes} numbers in "
+                "confusion_matrix"
+            )
+        return self
+
 
 class Metrics(NotebookView, Measures, _Header):
     """`metrics.json`."""
@@ -224,9 +286,9 @@ class Metrics(NotebookView, Measures, _Header):
 class Percentiles(_Content):
     """A median with the 5th and the 95th percentile: a spread, not an interval."""
 
-    value: Number
-    p5: Number
-    p95: Number
+    value: NotNegative
+    p5: NotNegative
+    p95: NotNegative
 
     @model_validator(mode="before")
     @classmethod
@@ -246,8 +308,30 @@ class PairedDifference(Estimate):
     """Difference of two accuracies on the same images."""
 
     value: Number
-    p: Number
+    p: Fraction
     """Two-sided p-value of McNemar's test over groups."""
+
+
+class HistoryRow(_Content):
+    """One epoch; `None`: not measured, or not finite."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Number | bool | None]
+
+    train_loss: Number | None = None
+    train_accuracy: Fraction | None = None
+    val_loss: Number | None = None
+    val_accuracy: Fraction | None = None
+    test_loss: Number | None = None
+    test_accuracy: Fraction | None = None
+
+
+class EpochRow(HistoryRow):
+    """A line of `history.jsonl`."""
+
+    epoch: int = Field(ge=1)
+    is_best: bool = False
+    """Whether its weights were the best so far."""
 
 
 class TtaEffect(_Content):
@@ -258,12 +342,12 @@ class TtaEffect(_Content):
     format: int = 1
     policy: str
     """Name of the views, as in `tumorlens.training.views`."""
-    subset: str
-    num_images: int
-    num_groups: int
-    without: Number
+    subset: Subset
+    num_images: Count
+    num_groups: Count
+    without: Fraction
     """Accuracy without the views."""
-    with_views: Number = Field(alias="with")
+    with_views: Fraction = Field(alias="with")
     """Accuracy with them."""
     difference: PairedDifference
     is_noise: bool

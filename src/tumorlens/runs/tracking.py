@@ -312,7 +312,7 @@ def params_of(run: Run) -> dict[str, str]:
 def figures_of(run: Run) -> dict[str, float]:
     """Return the figures of the kept epoch, and those of every evaluation."""
     figures: dict[str, float] = {}
-    kept = [row for row in run.history() if row["is_best"]]
+    kept = [row for row in run.history() if row.get("is_best")]
     if kept:
         figures["kept/epoch"] = float(kept[-1]["epoch"])
         figures |= {

@@ -25,7 +25,7 @@ from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
 from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.predictions import pool_predictions, read_predictions
 from tumorlens.files import sha256_of
-from tumorlens.runs.measures import Percentiles, estimate_of_difference
+from tumorlens.runs.measures import HistoryRow, Percentiles, estimate_of_difference
 from tumorlens.stats.paired import holm, paired_difference
 from tumorlens.study.arm_measures import (
     epoch_accuracies,
@@ -42,10 +42,10 @@ from tumorlens.study.comparison import (
     Comparison,
     Example,
     ExampleRow,
-    HistoryRow,
     Pair,
     summarize,
 )
+from tumorlens.system import without_user
 from tumorlens.training.network import resolve_device
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def compare(
     ]
     comparison = Comparison(
         title=_title(entries, root),
-        study=None if root is None else str(root.resolve()),
+        study=None if root is None else without_user(str(root.resolve())),
         subset=subset,
         headline_protocol=headline,
         arms=tuple(arms),
@@ -324,8 +324,8 @@ def _compared_run(member: Member, subset: str, root: Path | None) -> ComparedRun
         protocol=member.protocol,
         seed=member.seed,
         state=member.state,
-        reason=_reason(member, subset),
-        place=member.place,
+        reason=without_user(_reason(member, subset) or "") or None,
+        place=member.place and without_user(member.place),
         history=tuple(HistoryRow.model_validate(row) for row in history),
     )
 
@@ -334,7 +334,7 @@ def _path_of(member: Member, root: Path | None) -> str:
     path = member.path.resolve()
     if root is not None and path.is_relative_to(root.resolve()):
         return path.relative_to(root.resolve()).as_posix()
-    return str(path)
+    return without_user(str(path))
 
 
 def _costs(
@@ -524,7 +524,7 @@ def _find_image(image: Path, data: Path | None) -> tuple[Path, str]:
         file = place.resolve()
         if root is not None and file.is_relative_to(root.resolve()):
             return file, file.relative_to(root.resolve()).as_posix()
-        return file, str(file)
+        return file, without_user(str(file))
     raise DataError(
         f"no such image: {image}", hint="give --image one file, not a folder"
     )

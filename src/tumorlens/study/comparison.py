@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     ConfigDict,
@@ -21,7 +22,15 @@ from pydantic import (
 
 from tumorlens import text
 from tumorlens.files import read_model
-from tumorlens.runs.measures import Estimate, Percentiles
+from tumorlens.ranges import Count, Fraction, NotNegative
+from tumorlens.runs.measures import (
+    Estimate,
+    HistoryRow,
+    Loss,
+    Percentiles,
+    Share,
+    Subset,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,20 +64,20 @@ class ArmLeak(_Content):
 class ArmMeasures(_Content):
     """Measures of one arm under one protocol, means over its seeds."""
 
-    num_seeds: int
-    num_images: int
-    accuracy: Estimate
-    balanced_accuracy: Estimate
-    macro_f1: Estimate
-    log_loss: Estimate
-    ece: Estimate
+    num_seeds: Count
+    num_images: Count
+    accuracy: Share
+    balanced_accuracy: Share
+    macro_f1: Share
+    log_loss: Loss
+    ece: Share
     """Expected calibration error."""
-    last_epoch_accuracy: float | None = None
+    last_epoch_accuracy: Fraction | None = None
     """`None` unless test was watched, as the next three."""
-    best_val_epoch_accuracy: float | None = None
-    best_test_epoch_accuracy: float | None = None
+    best_val_epoch_accuracy: Fraction | None = None
+    best_test_epoch_accuracy: Fraction | None = None
     """Chosen on test, and for that not to be believed."""
-    best_test_epoch: int | None = None
+    best_test_epoch: Count | None = None
     leak: ArmLeak
 
     @field_validator("ece", mode="before")
@@ -82,19 +91,6 @@ class ArmMeasures(_Content):
     def has_epochs(self) -> bool:
         """Whether test was watched after each epoch."""
         return self.last_epoch_accuracy is not None
-
-
-class HistoryRow(_Content):
-    """One epoch, with the other columns of `history.jsonl`; `None`: not measured."""
-
-    model_config = ConfigDict(extra="allow")
-
-    train_loss: float | None = None
-    train_accuracy: float | None = None
-    val_loss: float | None = None
-    val_accuracy: float | None = None
-    test_loss: float | None = None
-    test_accuracy: float | None = None
 
 
 class ComparedRun(_Content):
@@ -121,16 +117,22 @@ class ComparedArm(_Content):
     """Settings in which the arms differ."""
     model: str
     """timm's name of the network."""
-    num_parameters: int | None
+    num_parameters: Count | None
     """`None` without a network on this machine, as the next three."""
-    macs: int | None
-    size_bytes: int | None
+    macs: Count | None
+    size_bytes: Count | None
     latency_ms: Percentiles | None
-    train_seconds: float | None
-    images_per_second: float | None
+    train_seconds: NotNegative | None
+    images_per_second: NotNegative | None
     measures: dict[ProtocolName, ArmMeasures]
     """By protocol; empty where no run was evaluated."""
     runs: tuple[ComparedRun, ...]
+
+
+def _has_value(difference: Estimate) -> Estimate:
+    if difference.value is None:
+        raise ValueError("expected a number as value")
+    return difference
 
 
 class Pair(_Content):
@@ -139,11 +141,11 @@ class Pair(_Content):
     protocol: ProtocolName
     first: str
     second: str
-    num_images: int
-    difference: Estimate
-    p: float = Field(validation_alias=AliasChoices("p", "p_bootstrap"))
+    num_images: Count
+    difference: Annotated[Estimate, AfterValidator(_has_value)]
+    p: Fraction = Field(validation_alias=AliasChoices("p", "p_bootstrap"))
     """McNemar's test over groups; that of a bootstrap in files of format 1."""
-    p_holm: float
+    p_holm: Fraction
     """Corrected for the pairs of this comparison under the same protocol: a family."""
     is_noise: bool
 
@@ -193,7 +195,7 @@ class ExampleRow(_Content):
     arm: str
     network: str
     """Which of the arm's networks: protocol, seed, fold."""
-    probs: dict[str, float]
+    probs: dict[str, Fraction]
     predicted: str
     in_training: bool
     """Whether the network has learnt from this very image."""
@@ -217,7 +219,7 @@ class Comparison(text.NotebookView, _Content):
     title: str
     study: str | None
     """The study's folder; `None` for run folders given by hand."""
-    subset: str
+    subset: Subset
     headline_protocol: ProtocolName
     """The protocol under which the arms are compared first."""
     arms: tuple[ComparedArm, ...] = Field(min_length=1)

@@ -297,7 +297,7 @@ def _value(run: Run, objective: str) -> float:
     """Return the val measure of the kept weights; of folds, their mean."""
     values = []
     for part in run.folds() or (run,):
-        kept = [row for row in part.history() if row["is_best"]]
+        kept = [row for row in part.history() if row.get("is_best")]
         values.append(kept[-1][f"val_{objective}"])
     return float(sum(values) / len(values))
 

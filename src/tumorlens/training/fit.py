@@ -177,7 +177,7 @@ def _train(
         )
         if not run.is_kfold:
             is_finished = fit(run, data, accelerator=accelerator, listener=listener)
-            best = [row for row in run.history() if row["is_best"]]
+            best = [row for row in run.history() if row.get("is_best")]
             return result(is_finished=is_finished, best=best[-1] if best else None)
         for fold in range(run.config.data.num_folds):
             with accelerator.main_process_first():

@@ -133,8 +133,23 @@ def decoded_images(
 
 
 def default_cache_dir() -> Path:
-    """Return the folder for decoded images in the user's cache."""
-    return user_cache_path("tumorlens", appauthor=False)
+    """Return the folder for decoded images in the user's cache.
+
+    Raises:
+        DataError: The user has no home folder, as in some containers.
+    """
+    # platformdirs raises, or in earlier versions keeps the `~`.
+    try:
+        folder = user_cache_path("tumorlens", appauthor=False)
+    except RuntimeError:
+        folder = Path()
+    if not folder.is_absolute():
+        raise DataError(
+            "there is no home folder for the cache of decoded images",
+            hint="name a folder: --set data.cache_dir=FOLDER, or the variable "
+            "XDG_CACHE_HOME or HOME",
+        )
+    return folder
 
 
 class TrainImages(Dataset[tuple[Tensor, int]]):

@@ -31,7 +31,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from tumorlens.config import Config
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.runs.folder import Run
-from tumorlens.system import describe_environment, keep_freed_memory
+from tumorlens.system import (
+    describe_environment,
+    keep_freed_memory,
+    without_user,
+)
 from tumorlens.training.checkpoint import get_random_state, set_random_state
 from tumorlens.training.dataset import load_subset, make_decoding, prepare_data
 from tumorlens.training.loop import (
@@ -193,7 +197,8 @@ def find_lr(
         highest=highest,
         num_steps=num_steps,
         **vars(curve),
-        settings=config,
+        # Paths without the user's name: the file is a result, and no run reads it.
+        settings=Config.model_validate_json(without_user(config.model_dump_json())),
         environment=describe_environment(command=command, seed=config.train.seed),
     )
 

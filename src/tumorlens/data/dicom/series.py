@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tumorlens.data.dicom import dicomdir, pixels
-from tumorlens.data.files import described, files_below, kind_of
+from tumorlens.data.files import (
+    described,
+    files_below,
+    is_folder,
+    kind_of,
+    may_exist,
+)
 from tumorlens.data.images import (
     DEFAULT_LIMITS,
     SUFFIXES,
@@ -131,7 +137,7 @@ def holds_study(paths: Iterable[Path]) -> bool:
     """
     num_named = 0
     for path in paths:
-        if path.is_dir():
+        if is_folder(path):
             if next(files_below(path, is_dicom_file), None) is not None:
                 return True
         elif dicomdir.is_dicomdir(path):
@@ -182,9 +188,9 @@ def find_series(
     """
     found = _Paths()
     for path in paths:
-        if path.is_dir():
+        if is_folder(path):
             _add_folder(path, found, limits)
-        elif not path.exists():
+        elif not may_exist(path):
             raise DataError(
                 f"no such file or folder: {path}", hint="check the path's spelling"
             )

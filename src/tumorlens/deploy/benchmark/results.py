@@ -11,10 +11,10 @@ import io
 import statistics
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tumorlens import text
 from tumorlens.deploy.artefact import Change
@@ -25,6 +25,7 @@ from tumorlens.deploy.benchmark.timing import (
     ratio_by_rounds,
 )
 from tumorlens.files import read_model, write_text
+from tumorlens.ranges import Count, Fraction, NotNegative, have_both_bounds
 from tumorlens.runs.measures import with_percentiles
 from tumorlens.system import describe_environment, processor_name
 
@@ -49,33 +50,35 @@ class _Part(BaseModel):
 class Measure(_Part):
     """A number with its bounds, which may be unknown."""
 
-    value: float
-    low: float | None = None
-    high: float | None = None
+    value: NotNegative
+    low: NotNegative | None = None
+    high: NotNegative | None = None
+
+    _have_both_bounds = model_validator(mode="after")(have_both_bounds)
 
 
 class RoundsMs(Measure):
     """A median over rounds with its 95 % interval, in milliseconds."""
 
-    rounds: tuple[float, ...]
+    rounds: tuple[NotNegative, ...]
     """Median of each round."""
 
 
 class LatencyMs(RoundsMs):
     """Time for one image that is decoded already: the median, and the tail of calls."""
 
-    p95: float
-    p99: float
-    num_calls: int
+    p95: NotNegative
+    p99: NotNegative
+    num_calls: Count
 
 
 class Accuracy(_Part):
     """Accuracy on the images of the export's verdict."""
 
-    value: float
-    run: float
+    value: Fraction
+    run: Fraction
     change: Change
-    num_images: int
+    num_images: Count
     subset: str
 
 
@@ -101,8 +104,8 @@ class Subject(_Part):
     kind: str
     networks: tuple[str, ...]
     """timm's names: one, or those of an ensemble's members."""
-    size_px: int
-    size_bytes: int | None
+    size_px: Count
+    size_bytes: Count | None
     accuracy: Accuracy | None
 
 
@@ -113,23 +116,29 @@ class Facts(_Part):
     """Name and version."""
     precision: str
     device: str
-    threads: int | None
+    threads: Count | None
 
 
 class Row(Subject, Facts):
     """A subject with its figures; `None` is what was not measured."""
 
-    load_ms: float | None
+    load_ms: NotNegative | None
     """From nothing imported to the first answer, in a fresh process."""
-    peak_memory_bytes: int | None
+    peak_memory_bytes: Count | None
     latency_ms: LatencyMs
     images_per_second: dict[int, Measure] = Field(min_length=1)
     """Batch size -> images per second."""
-    best_batch: int
+    best_batch: Count
     end_to_end_ms: RoundsMs | None
     """Time for one image of many, from files on disk to labels."""
     ratios: Ratios | None
     """`None` where the run has no TorchScript artefact."""
+
+    @model_validator(mode="after")
+    def _best_batch_is_measured(self) -> Self:
+        if self.best_batch not in self.images_per_second:
+            raise ValueError("expected best_batch among the keys of images_per_second")
+        return self
 
 
 class Environment(_Part):
