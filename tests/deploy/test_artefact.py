@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -25,8 +25,6 @@ from tumorlens.deploy.artefact import (
 from tumorlens.deploy.predictor import Predictor
 from tumorlens.errors import ArtefactError, RunError
 from tumorlens.files import sha256_of_bytes
-
-if TYPE_CHECKING:
 
 
 def card_of(kind: Kind, **changes: Any) -> ArtefactCard:
