@@ -16,6 +16,7 @@ from tumorlens.data.index import (
     Index,
     Record,
     SplitRow,
+    check_no_work,
     check_outside,
     fact_of,
     patient_note,
@@ -696,3 +697,23 @@ def test_one_patient_with_most_files_is_noted_without_its_key(
     assert bool(note) is is_odd
     if note:
         assert note.startswith("12 of 20 files have the same patient")
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "notes.csv"])
+def test_a_table_replaces_one_of_its_kind_and_nothing_else(
+    tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / name
+    check_no_work(out, columns=("path", "run"))
+    out.write_text("path,run,predicted\n", encoding="utf-8")
+    check_no_work(out, columns=("path", "run"))
+    out.write_text("path,patient\n", encoding="utf-8")
+    with pytest.raises(DataError, match=f"{name} is there, and is no table of this"):
+        check_no_work(out, columns=("path", "run"))
+    assert out.read_text(encoding="utf-8") == "path,patient\n"
+
+
+def test_no_table_is_written_between_the_files_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match="is between the files of the run"):
+        check_no_work(tmp_path / "split.csv", columns=("path",))

@@ -183,6 +183,16 @@ def test_squares_of_independent_distances_add_up() -> None:
     assert found.low == pytest.approx((first.value + second.value) / 2 - below)
 
 
+def test_scores_that_differ_in_sign_over_few_groups_do_not_cancel() -> None:
+    groups = np.arange(6)
+    first = share(np.array([1.0, 1, 1, 0, 1, 1]), groups)
+    second = share(np.array([1.0, 1, 1, 1, 0, 1]), groups)
+    assert first.influence @ second.influence < 0
+    below = np.hypot(first.value - first.low, second.value - second.low) / 2
+    found = combine([first, second], [0.5, 0.5])
+    assert found.low == pytest.approx(5 / 6 - below)
+
+
 def test_scores_without_weights_are_refused() -> None:
     with pytest.raises(ValueError, match="got 0 and 1"):
         combine([], [1.0])

@@ -175,6 +175,20 @@ def test_one_seed_each_is_said() -> None:
     assert last_words(1, 2) == pair().sentence
 
 
+def test_intervals_that_hold_from_more_groups_on_are_named() -> None:
+    few, many = arm("A", "grouped"), arm("B", "grouped")
+    for one, number in ((few, 40), (many, 900)):
+        measures = dict(one["measures"]["grouped"])
+        measures["accuracy"] = {**measures["accuracy"], "num_units": number}
+        one["measures"] = {"grouped": measures}
+    (sentence,) = [words for words in summary(few, many) if "too narrow" in words]
+    assert sentence == (
+        "With 40 groups these intervals may be too narrow, as simulations show: log "
+        "loss (from 700 groups), ece (from 150 groups)."
+    )
+    assert not any("too narrow" in words for words in summary(many))
+
+
 def test_arms_that_cannot_be_compared_are_named() -> None:
     arms = [arm("A", "grouped"), arm("B", "grouped"), arm("C", "as-given"), arm("D")]
     assert summary(*arms) == [

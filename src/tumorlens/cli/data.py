@@ -98,11 +98,17 @@ def split(
     settings: SetOption = None,
 ) -> None:
     """Assign every file to a subset, as a table to check or edit."""
-    from tumorlens.data.index import check_outside, write_split
+    from tumorlens.data.index import (
+        SPLIT_COLUMNS,
+        check_no_work,
+        check_outside,
+        write_split,
+    )
     from tumorlens.files import locked
     from tumorlens.training.dataset import split_data
 
     check_outside(out, data, is_folder=False)
+    check_no_work(out, columns=SPLIT_COLUMNS)
     config = config_of(
         None,
         settings,

@@ -31,7 +31,7 @@ from tumorlens.errors import DataError, did_you_mean
 from tumorlens.files import sha256_of, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 SUBSET_WORDS = {
     "train": "train",
@@ -234,6 +234,34 @@ def check_outside(out: Path, data: Path, *, is_folder: bool = True) -> None:
         "a part of them",
         hint=f"name a place outside {data}",
     )
+
+
+def check_no_work(out: Path, *, columns: Sequence[str]) -> None:
+    """Refuse to write a table over somebody's file, or between those of a run.
+
+    Args:
+        out: The table that is going to be written.
+        columns: First columns of such a table; one that begins with them is replaced.
+
+    Raises:
+        DataError: `out` lies beside the `config.toml` of a run, or is a file of another
+            kind.
+    """
+    if (out.parent / "config.toml").is_file():
+        raise DataError(
+            f"{out} is between the files of the run {out.parent}",
+            hint="name a place outside of it",
+        )
+    if not out.is_file():
+        return
+    with out.open("rb") as file:
+        start = file.read(4096)
+    expected = ",".join(columns).encode()
+    if start and not start.removeprefix(b"\xef\xbb\xbf").startswith(expected):
+        raise DataError(
+            f"{out} is there, and is no table of this command",
+            hint="name another file, or move that one away",
+        )
 
 
 def fact_of(text: str) -> str | None:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
+from tumorlens.data.index import check_no_work
 from tumorlens.errors import ConfigError, DataError
 from tumorlens.extras import require
 from tumorlens.files import locked, replacing
@@ -317,16 +318,19 @@ class PredictionFile(RowFile):
 
 
 def check_output(out: Path) -> None:
-    """Refuse an output file of an unknown format.
+    """Refuse an output file of an unknown format, and one that is somebody's.
 
     Raises:
         ConfigError: The suffix is unknown.
+        DataError: It lies between the files of a run, or is a CSV file of another kind.
     """
     if out.suffix.lower() not in SUFFIXES:
         raise ConfigError(
             f"expected --out ending in one of {', '.join(SUFFIXES)}, got {out.name!r}",
             hint=f"for example --out {out.stem or 'predictions'}.csv",
         )
+    is_csv = out.suffix.lower() == ".csv"
+    check_no_work(out, columns=("path", "run") if is_csv else ())
 
 
 def write_rows(out: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:

@@ -214,7 +214,8 @@ def combine(scores: Sequence[Score], weights: Sequence[float]) -> Score:
 
     and likewise above. Each end keeps the asymmetry of the intervals it is made of.
     Where the influences of a score are all 0, its correlation is not known; it is then
-    taken to be the share of the groups that two scores have in common.
+    taken to be the share of the groups that two scores have in common. A negative
+    correlation counts as none: over few groups it is chance.
 
     Args:
         scores: Scores with influences of shape (G,) over the same G groups.
@@ -239,7 +240,7 @@ def combine(scores: Sequence[Score], weights: Sequence[float]) -> Score:
     above = factors * [score.high - score.value for score in scores]
     influences = np.stack([score.influence for score in scores])  # (S, G)
     images = np.stack([score.num_images for score in scores])  # (S, G)
-    correlation = _cosines(influences, otherwise=_cosines(images))
+    correlation = np.maximum(_cosines(influences, otherwise=_cosines(images)), 0)
     return Score(
         value,
         max(0.0, value - float(np.sqrt(max(0.0, below @ correlation @ below)))),

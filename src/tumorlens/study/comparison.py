@@ -31,6 +31,7 @@ from tumorlens.runs.measures import (
     Share,
     Subset,
 )
+from tumorlens.stats.estimates import NUM_GROUPS_FOR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -286,6 +287,7 @@ def summarize(comparison: Comparison) -> tuple[str, ...]:
             "Each arm was trained with one seed. The intervals show how far other "
             "images would have moved a difference, not how far another seed would."
         )
+    sentences += _on_few_groups(measured)
     sentences += _on_best_test_epoch(comparison)
     sentences += _on_runs_elsewhere(comparison)
     sentences += _on_runs_without_measures(comparison)
@@ -342,6 +344,25 @@ def _on_missing_pairs(comparison: Comparison, pairs: Sequence[Pair]) -> list[str
     if without:
         sentences.append(f"Not evaluated under {headline}: {'; '.join(without)}.")
     return sentences
+
+
+def _on_few_groups(measured: Sequence[ArmMeasures]) -> list[str]:
+    """Return which intervals rest on fewer groups than they hold from."""
+    counts = [one.accuracy.num_units for one in measured if one.accuracy.num_units]
+    if not counts:
+        return []
+    narrow = [
+        f"{name.replace('_', ' ')} (from {number} groups)"
+        for name, number in NUM_GROUPS_FOR.items()
+        if name in ArmMeasures.model_fields and min(counts) < number
+    ]
+    if not narrow:
+        return []
+    sentence = (
+        f"With {text.counted(min(counts), 'group')} these intervals may be too narrow, "
+        f"as simulations show: {', '.join(narrow)}."
+    )
+    return [sentence]
 
 
 def _on_best_test_epoch(comparison: Comparison) -> list[str]:
