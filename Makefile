@@ -61,10 +61,14 @@ format: $(WITH_TEST) ## Put the code in its format
 	$(BIN)/ruff format $(wildcard $(CODE))
 	$(BIN)/ruff check --fix $(wildcard $(CODE))
 
-.PHONY: coverage
-coverage: $(WITH_TEST) ## The tests, with the branches that they miss: what CI runs
+.PHONY: test-coverage
+test-coverage: $(WITH_TEST) ## The tests, with the branches that they miss: what CI runs
 	@echo "==> tests"
 	$(BIN)/python -m pytest -q $(TESTS) --cov --cov-report=term-missing:skip-covered
+
+.PHONY: coverage
+coverage: $(WITH_TEST) ## How often the intervals hold the truth, into docs/statistics.md (20 minutes)
+	$(BIN)/python benchmarks/interval_coverage.py --csv docs/coverage.csv --into docs/statistics.md
 
 .PHONY: real
 real: $(WITH_TEST) ## Slow checks on the real images in ../shared (skipped without them)

@@ -88,7 +88,7 @@ def table(*rows: Sequence[str]) -> list[str]:
 
 def times(ratio: Ratio) -> str:
     """Return a ratio with its spread over rounds."""
-    return f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+    return f"{ratio.value:.2f}x ({ratio.p5:.2f} to {ratio.p95:.2f})"
 
 
 def print_step(words: str) -> None:

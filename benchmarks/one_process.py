@@ -75,7 +75,7 @@ def main() -> None:
             ratio = ratio_by_rounds(seconds, times[LAST][:, place])
             print(
                 f"{path.name:16} {way:20} {1000 * np.median(seconds):8.2f}  "
-                f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+                f"{ratio.value:.2f} ({ratio.p5:.2f} to {ratio.p95:.2f})"
             )
 
 

@@ -351,8 +351,8 @@ def read_model(
     Args:
         path: A JSON object with the number of its layout under `format`. It may be
             missing from files of the first layout.
-        model: What the object must be. The default of its field `format` is the only
-            number that is read.
+        model: What the object must be. Read are the default of its field `format` and
+            the numbers in its `OLDER_FORMATS`, which it must be able to validate.
         hint: How to make the file again.
         max_bytes: Larger files are refused unread.
 
@@ -363,7 +363,7 @@ def read_model(
     found = read_json(path, hint=hint, max_bytes=max_bytes)
     got = found.get("format", 1) if isinstance(found, dict) else found
     expected = model.model_fields["format"].default
-    if got != expected:
+    if got != expected and got not in getattr(model, "OLDER_FORMATS", ()):
         raise RunError(
             f"expected format {expected} in {path}, got {reprlib.repr(got)}", hint=hint
         )

@@ -226,8 +226,13 @@ def test_the_words_name_every_figure() -> None:
         f"{100 * size.accuracy:.1f} % of the images of unseen groups; always naming "
         f"the most common class is right for {100 * size.majority:.1f} %."
     )
+    low, high = found.look_up.low, found.look_up.high
+    assert low is not None
+    assert high is not None
+    assert low < found.look_up.accuracy < high
     assert words[-2].endswith(
-        f"right for {100 * found.look_up.accuracy:.1f} % of the test images."
+        f"right for {100 * found.look_up.accuracy:.1f} % ({100 * low:.1f} to "
+        f"{100 * high:.1f}) of the test images."
     )
     assert words[-1].startswith("The mean grey value alone tells a test image from")
     few = in_words(measured(with_subsets=False, num=9))

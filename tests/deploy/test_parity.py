@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from tumorlens.deploy.artefact import Bounds, Change, Parity, Verdict
 from tumorlens.deploy.parity import FLIP_MARGIN, ROUNDING, bounds_of, judge_parity
 from tumorlens.files import read_model, write_model
-from tumorlens.stats.paired import paired_bootstrap
+from tumorlens.stats.paired import BONETT_PRICE, paired_difference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,28 +153,63 @@ def test_the_interval_of_the_change_is_the_paired_one_over_groups() -> None:
     verdict = judge(
         run.tolist(), artefact.tolist(), labels=labels.tolist(), groups=groups.tolist()
     )
-    expected = paired_bootstrap(
+    expected = paired_difference(
         ((artefact < 0.5) == labels).astype(float),
         ((run < 0.5) == labels).astype(float),
         groups,
     )
     assert verdict.accuracy.change == Change(
-        value=expected.value, low=expected.low, high=expected.high
+        value=expected.value,
+        low=expected.low,
+        high=expected.high,
+        method=BONETT_PRICE,
+        unit="group",
+        num_units=9,
     )
 
 
-@pytest.mark.parametrize("artefact", [[0.9, 0.2], [0.8, 0.4]])
-def test_where_the_same_images_are_right_the_change_is_surely_0(
-    artefact: list[float],
+def test_where_the_same_images_are_right_the_change_is_0_and_not_surely() -> None:
+    # By hand: with one image more on each side, half = t(99) sqrt(2 / 102^2).
+    verdict = judge([0.9] * 100, [0.8] * 100, bounds=bounds_of("int8"))
+    change = verdict.accuracy.change
+    half = scipy.stats.t.ppf(0.975, 99) * 2**0.5 / 102
+    assert (change.low, change.value, change.high) == pytest.approx((-half, 0, half))
+
+
+@pytest.mark.parametrize(
+    ("num_images", "max_drop", "words"),
+    [
+        (
+            100,
+            0.01,
+            "a loss of more than 1 point is not excluded by 100 images; up to ",
+        ),
+        (100, 0.03, "a loss of more than 3 points is excluded (95 %)"),
+        (300, 0.01, "a loss of more than 1 point is excluded (95 %)"),
+        (1, 0.01, "a loss of more than 1 point is not excluded by 1 image"),
+    ],
+)
+def test_a_verdict_states_whether_its_images_exclude_a_larger_loss(
+    num_images: int, max_drop: float, words: str
 ) -> None:
-    verdict = judge([0.9, 0.2], artefact)
-    assert verdict.accuracy.change == Change(value=0.0, low=0.0, high=0.0)
+    verdict = judge(
+        [0.9] * num_images,
+        [0.9] * num_images,
+        bounds=bounds_of("int8", max_drop=max_drop),
+    )
+    assert verdict.passed
+    assert verdict.shown.startswith(words)
+    assert verdict.excludes_larger_drop == ("is excluded" in words)
+    if words.endswith("up to "):
+        # 1.984 * 1.414 / 102, as above.
+        assert verdict.shown.endswith("up to 2.8 are possible")
 
 
 def test_of_a_single_group_the_interval_of_a_change_is_not_known() -> None:
     verdict = judge([0.9, 0.9], [0.9, 0.1], groups=[0, 0])
     change = verdict.accuracy.change
-    assert change == Change(value=-0.5, low=None, high=None)
+    assert change == Change(value=-0.5, low=None, high=None, num_units=1)
+    assert verdict.shown.endswith("is not excluded by 2 images")
 
 
 def test_an_answer_that_is_no_number_fails_whatever_the_bounds(tmp_path: Path) -> None:

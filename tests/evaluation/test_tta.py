@@ -77,11 +77,11 @@ def test_a_clear_gain_helps(answering: Callable[..., TtaEffect]) -> None:
     got = answering(without, table(np.repeat([1.0, 0.0, 1.0], [12, 2, 26])))
     assert (got.without, got.with_views) == (28 / 40, 38 / 40)
     assert got.difference.value == pytest.approx(0.25)
-    assert got.difference.low == pytest.approx(0.075)
-    assert got.difference.high == pytest.approx(0.425)
+    assert got.difference.low == pytest.approx(0.0577, abs=1e-4)
+    assert got.difference.high == pytest.approx(0.4179, abs=1e-4)
     assert not got.is_noise
     assert got.summary == (
-        "Test-time augmentation changes the accuracy by +25.0 points (+7.5 to +42.5): "
+        "Test-time augmentation changes the accuracy by +25.0 points (+5.8 to +41.8): "
         "more than noise, it helps."
     )
 
@@ -113,7 +113,7 @@ def test_a_few_groups_that_agree_are_noise_whatever_the_interval_says(
     # Four groups, all better: a coin does that once in eight times.
     without = table([0.0] * 4 + [1.0] * 4)
     got = answering(without, table([1.0] * 8))
-    assert got.difference.p == 2 / 2**4
+    assert got.difference.p == 1 / 2**4
     assert got.is_noise
 
 

@@ -46,6 +46,19 @@ def test_help_loads_little_beside_typer_and_rich() -> None:
 
 
 @pytest.mark.parametrize(
+    ("modules", "library"),
+    [
+        ("tumorlens.runs.folder, tumorlens.deploy.artefact", "scipy"),
+        # It takes most of a second, of each process.
+        ("tumorlens.stats.estimates, tumorlens.stats.paired", "scipy.stats"),
+    ],
+)
+def test_intervals_cost_no_time_where_none_is_made(modules: str, library: str) -> None:
+    done = run_python(f"import sys, {modules}; assert {library!r} not in sys.modules")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
     "module",
     [
         "errors",

@@ -43,8 +43,11 @@ PROTOCOLS = ("as-given", "grouped-kfold")
 HEADING = Heading("Title", "subtitle")
 
 
-def measure(value: float) -> dict[str, float]:
-    return {"value": value, "low": value - 0.0311, "high": value + 0.0222}
+def measure(value: float) -> dict[str, Any]:
+    return {
+        **{"value": value, "low": value - 0.0311, "high": value + 0.0222},
+        **{"method": "Wilson, design effect", "unit": "group", "num_units": 84},
+    }
 
 
 def measures(protocol: str, number: int) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def measures(protocol: str, number: int) -> dict[str, Any]:
         "balanced_accuracy": measure(accuracy - 0.01),
         "macro_f1": measure(accuracy - 0.02),
         "log_loss": measure(0.6161 + 0.1 * number),
-        "ece": 0.0843,
+        "ece": {"value": 0.0843, "low": None, "high": None},
         "last_epoch_accuracy": 0.7713 if leaks else None,
         "best_val_epoch_accuracy": 0.7824 if leaks else None,
         "best_test_epoch_accuracy": 0.8119 if leaks else None,
@@ -96,7 +99,7 @@ def arm(name: str, number: int) -> dict[str, Any]:
         "num_parameters": 23_516_228,
         "macs": 4_090_000_000,
         "size_bytes": 94_300_000,
-        "latency_ms": {"value": 6.85 + number, "low": 6.5, "high": 9.25},
+        "latency_ms": {"value": 6.85 + number, "p5": 6.5, "p95": 9.25},
         "train_seconds": 754.2,
         "images_per_second": 155.3,
         "measures": {name: measures(name, number) for name in PROTOCOLS},
@@ -119,7 +122,7 @@ def arm(name: str, number: int) -> dict[str, Any]:
 
 def comparison(names: tuple[str, ...] = ("plain", "dropout", "lr=0.01")) -> Any:
     return {
-        "format": 1,
+        "format": 2,
         "title": "Effect of dropout",
         "study": "runs/dropout",
         "subset": "test",
@@ -131,8 +134,7 @@ def comparison(names: tuple[str, ...] = ("plain", "dropout", "lr=0.01")) -> Any:
                 "second": second,
                 "num_images": 2870,
                 "difference": {"value": -0.0213, "low": -0.0301, "high": 0.0042},
-                "p_mcnemar": None,
-                "p_bootstrap": 0.0312,
+                "p": 0.0312,
                 "p_holm": 0.0001 if number else 0.0624,
                 "is_noise": not number,
             }
@@ -385,24 +387,40 @@ def test_every_pair_has_its_tests_and_its_verdict(page: str) -> None:
     for part in parts:
         assert "2 pairs, 1 of them noise" in part
         assert (
-            "plain dropout \u22122.1 \u22123.0 to +0.4 noise 0.062 0.031 n/a 2,870 "
+            "plain dropout \u22122.1 \u22123.0 to +0.4 noise 0.062 0.031 2,870 "
             "The difference between plain and dropout (-2.1 points, -3.0 to 0.4) is "
             "noise, p = 0.062 after Holm."
         ) in part
-        assert "plain lr=0.01 \u22122.1 \u22123.0 to +0.4 differs <0.001 0.031" in part
+        assert (
+            "plain lr=0.01 \u22122.1 \u22123.0 to +0.4 differs <0.001 0.031 2,870"
+            in part
+        )
     assert page.count('<details class="pairs-of" open>') == 2
 
 
-def test_why_a_test_is_missing_is_said_where_arms_have_several_seeds(
-    page: str, tmp_path: Path
-) -> None:
-    why = "n/a where an arm has several seeds"
-    assert why in text_of(section(page, "Pairs"))
+def test_a_comparison_of_before_is_read_with_its_names(tmp_path: Path) -> None:
     content = without_curves(comparison(("plain", "dropout")))
+    expected = write(tmp_path / "now", content)
+    content["format"] = 1
     for arm in content["arms"]:
+        time = arm["latency_ms"]
+        arm["latency_ms"] = {
+            **{"value": time["value"], "low": time["p5"], "high": time["p95"]}
+        }
         for one in arm["measures"].values():
-            one["num_seeds"] = 1
-    assert why not in text_of(section(write(tmp_path, content), "Pairs"))
+            one["ece"] = one["ece"]["value"]
+    for pair in content["pairs"]:
+        pair |= {"p_mcnemar": None, "p_bootstrap": pair.pop("p")}
+    assert write(tmp_path / "before", content) == expected
+
+
+def test_the_interval_of_the_calibration_error_is_shown(tmp_path: Path) -> None:
+    content = without_curves(comparison(("plain", "dropout")))
+    for one in content["arms"][0]["measures"].values():
+        one["ece"] |= {"low": 0.0612, "high": 0.1074}
+    page = write(tmp_path, content)
+    assert "0.084 0.061 to 0.107 23.5 M" in text_of(section(page, "The arms"))
+    assert "0.084 0.061 to 0.107" in text_of(section(page, "Under each protocol"))
 
 
 def test_a_long_list_of_pairs_is_folded(tmp_path: Path) -> None:
@@ -471,7 +489,7 @@ def test_what_was_not_measured_breaks_nothing(tmp_path: Path) -> None:
     second |= {"train_seconds": None, "images_per_second": None, "measures": {}}
     first = content["arms"][0]["measures"]["grouped-kfold"]
     first["log_loss"] = {"value": 0.5, "low": None, "high": None}
-    first["ece"] = None
+    first["ece"]["value"] = None
     content |= {"pairs": [], "summary": [], "study": None, "example": None}
     page = write(tmp_path, content)
     words = text_of(section(page, "The arms"))
@@ -551,7 +569,7 @@ def test_long_names_of_many_arms_are_whole_in_every_figure(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"format": 2}, r"expected format 1 in .*comparison\.json, got 2"),
+        ({"format": 3}, r"expected format 2 in .*comparison\.json, got 3"),
         ({"arms": []}, r"damaged at arms: .*at least 1 item.*got \[\]"),
         ({"title": None}, r"damaged at title: Input should be a valid string"),
         (
@@ -574,7 +592,7 @@ def test_a_comparison_that_is_not_ours_is_refused(
     [
         (None, r"there is no .*comparison\.json"),
         ("{", r"comparison\.json is not JSON: Expecting property name"),
-        ("[]", r"expected format 1 in .*comparison\.json, got \[\]"),
+        ("[]", r"expected format 2 in .*comparison\.json, got \[\]"),
     ],
 )
 def test_a_comparison_that_cannot_be_read_is_refused(

@@ -186,13 +186,15 @@ def test_a_run_page_shows_every_measure_as_people_write_it(
         low, high = content[key]["low"], content[key]["high"]
         assert f"{low:.3f} to {high:.3f}" in text, key
     for name, one in content["per_class"].items():
-        recall = one["recall"]
-        shown = [recall["value"], one["precision"], one["specificity"], one["f1"]]
+        shares = [
+            f"{100 * one[key]['value']:.1f} % "
+            f"{100 * one[key]['low']:.1f} to {100 * one[key]['high']:.1f} %"
+            for key in ("recall", "precision", "specificity")
+        ]
+        auroc = one["auroc"]
         row = (
-            f"{name} 8 {100 * shown[0]:.1f} % "
-            f"Wilson {100 * recall['low']:.1f} to {100 * recall['high']:.1f} % "
-            + " ".join(f"{100 * number:.1f} %" for number in shown[1:])
-            + f" {one['auroc']:.3f}"
+            f"{name} 8 {' '.join(shares)} {100 * one['f1']:.1f} % "
+            f"{auroc['value']:.3f} {auroc['low']:.3f} to {auroc['high']:.3f}"
         )
         assert row in text
     assert "figshare 20 90.1 % 85.0 to 93.3 % 87.6 %" in text
@@ -266,25 +268,43 @@ def test_a_check_without_known_patients_has_not_passed(
     assert 'class="card verdict open"' in page
 
 
-def test_the_page_says_which_interval_to_believe_and_why_there_is_none(
+def test_the_page_says_why_there_is_no_interval(
     make_run: Callable[..., Run],
 ) -> None:
     run = make_run()
     content = json.loads(run.metrics_path.read_text(encoding="utf-8"))
     content["balanced_accuracy"] |= {"low": None, "high": None}
-    content["no_interval"] = {"balanced_accuracy": "all resamples give the same"}
-    content["warnings"] = ["Few groups carry these figures: 3 groups in all."]
-    content["per_class"]["glioma"]["recall_by_group"] = {
-        "value": 0.75,
-        "low": 0.3123,
-        "high": 0.9543,
+    content["per_class"]["glioma"]["recall"] |= {"low": None, "high": None}
+    content["no_interval"] = {
+        "balanced_accuracy": "there is one group only",
+        "recall of glioma": "there is one group only",
     }
+    content["warnings"] = ["Few groups carry these figures: 3 groups in all."]
     write_json(run.metrics_path, content)
     write_run_report(run)
     text = Tags(page_of(run)).text.replace("\N{NO-BREAK SPACE}", " ")
-    assert "80.4 % no interval: all resamples give the same" in text
+    assert "80.4 % no interval: there is one group only" in text
     assert "Few groups carry these figures: 3 groups in all." in text
-    assert "groups 31.2 to 95.4 % Wilson 70.0 to 78.3 %" in text
+    assert "glioma 8 75.1 % no interval: there is one group only 85.7 %" in text
+
+
+def test_the_page_of_measures_of_before_says_how_their_intervals_were_made(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run()
+    content = json.loads(run.metrics_path.read_text(encoding="utf-8"))
+    words = "95 %, percentile bootstrap over 21 groups; Wilson for recalls"
+    content |= {"format": 1, "interval": words}
+    one = content["per_class"]["glioma"]
+    one |= {"precision": 0.8571, "specificity": 0.9583, "auroc": 0.9417}
+    one["recall_by_group"] = {"value": 0.7513, "low": 0.3123, "high": 0.9543}
+    write_json(run.metrics_path, content)
+    write_run_report(run)
+    text = Tags(page_of(run)).text.replace("\N{NO-BREAK SPACE}", " ")
+    row = "glioma 8 75.1 % 31.2 to 95.4 % 85.7 % 95.8 % 80.0 % 0.942 meningioma"
+    assert row in text
+    assert text.count(words) == 3  # accuracy, by class, by source
+    assert "groups as units" not in text
 
 
 def test_the_words_of_the_leak_are_drawn_into_the_png(
@@ -432,10 +452,10 @@ def test_a_run_without_figures_to_show_says_what_to_do(
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ('{"format": 2}', r"expected format 1 in .*metrics\.json, got 2"),
-        ("[]", r"expected format 1 in .*metrics\.json, got \[\]"),
+        ('{"format": 3}', r"expected format 2 in .*metrics\.json, got 3"),
+        ("[]", r"expected format 2 in .*metrics\.json, got \[\]"),
         ("{", r"metrics\.json is not JSON: Expecting property name"),
-        ('{"format": 1}', r"metrics\.json is damaged at protocol: Field required"),
+        ('{"format": 2}', r"metrics\.json is damaged at protocol: Field required"),
     ],
 )
 def test_metrics_that_are_not_ours_are_refused(
@@ -467,8 +487,9 @@ def test_measures_that_are_not_defined_are_left_open(
     content["macro_auroc"] = {"value": None, "low": None, "high": None}
     content["accuracy"].update(low=None, high=None)
     one = content["per_class"]["glioma"]
-    one.update(num_images=0, precision=None, auroc=None)
-    one["recall"] = {"value": None, "low": None, "high": None}
+    one["num_images"] = 0
+    for name in ("recall", "precision", "auroc"):
+        one[name] = {"value": None, "low": None, "high": None}
     content["curves"]["roc"]["glioma"] = {"fpr": [], "tpr": []}
     content["curves"]["calibration"] = {
         "confidence": [None, 0.9],
@@ -481,8 +502,8 @@ def test_measures_that_are_not_defined_are_left_open(
     assert "0.942 glioma" not in text
     assert "n/a glioma" not in text
     assert "Macro AUROC n/a Log loss" in text
-    assert "Accuracy on test 81.3 % 95 %, percentile" in text
-    assert "glioma 0 n/a n/a 95.8 % 80.0 % n/a" in text
+    assert "Accuracy on test 81.3 % 95 %, with 21 groups as units" in text
+    assert "glioma 0 n/a n/a 95.8 % 90.7 to 99.1 % 80.0 % n/a" in text
 
 
 @pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])

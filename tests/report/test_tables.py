@@ -47,7 +47,7 @@ def measures(accuracy: float, **changes: Any) -> dict[str, Any]:
         "balanced_accuracy": measure(0.7),
         "macro_f1": measure(0.6),
         "log_loss": measure(0.5),
-        "ece": 0.04,
+        "ece": measure(0.04),
         "last_epoch_accuracy": None,
         "best_val_epoch_accuracy": None,
         "best_test_epoch_accuracy": None,
@@ -70,7 +70,7 @@ def arm(name: str, of: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "num_parameters": 11_178_564,
         "macs": 1_813_563_392,
         "size_bytes": 44_756_000,
-        "latency_ms": {"value": 21.04, "low": 20.0, "high": 25.5},
+        "latency_ms": {"value": 21.04, "p5": 20.0, "p95": 25.5},
         "train_seconds": 150.0,
         "images_per_second": 99.6,
         "measures": of,
@@ -103,8 +103,7 @@ def comparison() -> dict[str, Any]:
                 "second": "B",
                 "num_images": 1311,
                 "difference": {"value": 0.05, "low": 0.01, "high": 0.09},
-                "p_mcnemar": None,
-                "p_bootstrap": 0.0004,
+                "p": 0.0004,
                 "p_holm": 0.0123,
                 "is_noise": False,
             }
@@ -127,7 +126,7 @@ def test_the_table_has_a_column_for_each_protocol_and_the_headline_first(
     ]
     assert rows[0] == [
         *("A", "80.0 % (78.0 to 81.0)", "90.0 % (88.0 to 91.0)"),
-        *("60.0 % (58.0 to 61.0)", "0.500 (0.480 to 0.510)", "0.040"),
+        *("60.0 % (58.0 to 61.0)", "0.500 (0.480 to 0.510)", "0.040 (0.020 to 0.050)"),
         *("11.2 M", "1.81 G", "44.8 MB", "21.0 ms (20.0 to 25.5)"),
         *("2 min 30 s", "100"),
     ]
@@ -212,8 +211,9 @@ def test_counts_are_written_short(
 def test_pairs_say_whether_they_are_noise(comparison: dict[str, Any]) -> None:
     heading, (row,) = pair_rows(comparison)
     assert len(heading) == len(row)
+    assert heading[-3:] == ["p", "p, Holm", "verdict"]
     assert row == [
-        *("grouped", "A", "B", "1,311", "5.0 (1.0 to 9.0)", "n/a", "<0.001", "0.012"),
+        *("grouped", "A", "B", "1,311", "5.0 (1.0 to 9.0)", "<0.001", "0.012"),
         "real",
     ]
     comparison["pairs"][0]["is_noise"] = True
@@ -241,7 +241,8 @@ def test_the_csv_has_a_line_for_each_arm_and_protocol_with_plain_numbers(
     assert float(first["log_loss_high"]) == pytest.approx(0.51)
     assert (first["num_seeds"], first["num_images"]) == ("2", "1311")
     assert (first["model"], first["macs"]) == ("resnet18", "1813563392")
-    assert (first["latency_ms"], first["latency_ms_high"]) == ("21.04", "25.5")
+    assert (first["latency_ms"], first["latency_ms_p95"]) == ("21.04", "25.5")
+    assert (float(first["ece"]), float(first["ece_high"])) == (0.04, 0.05)
     assert (first["leak"], first["is_believable"]) == ("Leak.", "False")
     assert (last["accuracy"], last["macs"], last["latency_ms"]) == ("", "", "")
     assert all(None not in row and None not in row.values() for row in rows)

@@ -10,7 +10,6 @@ import sklearn.metrics as truth
 
 from tumorlens.stats.metrics import (
     accuracy,
-    auroc,
     balanced_accuracy,
     brier,
     brier_scores,
@@ -21,14 +20,11 @@ from tumorlens.stats.metrics import (
     group_confusions,
     log_loss,
     log_losses,
-    macro_auroc,
     macro_f1,
     precision,
     recall,
-    resampled_macro_f1,
     roc_curve,
     specificity,
-    weighted_macro_auroc,
 )
 
 if TYPE_CHECKING:
@@ -151,64 +147,6 @@ def test_arrays_of_different_length_and_none_at_all_are_refused() -> None:
 # ranks
 
 
-def test_auroc_equals_scikit_learn_with_ties(
-    sample: tuple[NDArray[np.float64], NDArray[np.int64]],
-) -> None:
-    probs, labels = sample
-    assert len(np.unique(probs[:, 0])) < 50  # ties there are
-    for column in range(4):
-        assert auroc(probs[:, column], labels == column) == pytest.approx(
-            truth.roc_auc_score(labels == column, probs[:, column])
-        )
-    assert macro_auroc(probs, labels) == pytest.approx(
-        truth.roc_auc_score(labels, probs, multi_class="ovr", average="macro")
-    )
-
-
-@pytest.mark.parametrize(
-    ("scores", "expected"),
-    [([0.1, 0.2, 0.3, 0.4], 1), ([0.4, 0.3, 0.2, 0.1], 0), ([0.5] * 4, 0.5)],
-)
-def test_auroc_by_hand(scores: list[float], expected: float) -> None:
-    assert auroc(np.array(scores), np.array([False, False, True, True])) == expected
-
-
-def test_auroc_without_positives_or_negatives_is_undefined() -> None:
-    assert np.isnan(auroc(np.array([0.1, 0.2]), np.array([True, True])))
-    assert np.isnan(auroc(np.array([0.1, 0.2]), np.array([False, False])))
-    assert np.isnan(macro_auroc(HALF, np.array([1])))
-
-
-def test_macro_auroc_leaves_out_an_absent_class() -> None:
-    probs = np.array([[0.6, 0.3, 0.1], [0.3, 0.4, 0.3], [0.5, 0.4, 0.1]])
-    labels = np.array([0, 1, 1])
-    # Class 0: 0.6 above both. Class 1: 0.4 above 0.3 twice. Class 2: no image.
-    assert macro_auroc(probs, labels) == 1
-    # 0.3 and 0.6 tie with nothing; one of the two pairs of class 0 is lost.
-    probs[2] = [0.7, 0.2, 0.1]
-    assert macro_auroc(probs, labels) == 0.5
-
-
-def test_a_class_that_a_resample_lacks_is_left_out_of_its_macro_f1() -> None:
-    # No image of the second class, though it was predicted once: F1 is 0.75 and 0.
-    whole = [[4, 1, 0], [0, 3, 0], [0, 0, 0]]
-    resamples = [[[3, 2, 0], [0, 0, 0], [0, 0, 0]], whole]
-    got = resampled_macro_f1(resamples, whole)
-    assert got == pytest.approx([0.75, float(macro_f1(whole))])
-    # A class that the whole set lacks counts as scikit-learn has it, in both.
-    other = [[2, 0, 2], [0, 2, 0], [0, 0, 0]]
-    assert resampled_macro_f1(other, other) == pytest.approx(macro_f1(other))
-
-
-def test_a_weight_of_two_is_two_copies_of_the_image() -> None:
-    probs, labels = guesses(1, num=60)
-    weights = np.random.default_rng(2).integers(3, size=(4, 60)).astype(float)
-    got = weighted_macro_auroc(probs, labels, weights)
-    for row, value in zip(weights, got, strict=True):
-        copies = np.repeat(np.arange(60), row.astype(int))
-        assert value == pytest.approx(macro_auroc(probs[copies], labels[copies]))
-
-
 def test_the_roc_curve_equals_scikit_learn(
     sample: tuple[NDArray[np.float64], NDArray[np.int64]],
 ) -> None:
@@ -298,14 +236,14 @@ def test_calibration_bins_by_hand() -> None:
 def test_measures_do_not_depend_on_the_order_of_the_images() -> None:
     probs, labels = guesses(3)
     order = np.random.default_rng(0).permutation(len(labels))
-    for measure in (log_loss, brier, expected_calibration_error, macro_auroc):
+    for measure in (log_loss, brier, expected_calibration_error):
         assert measure(probs, labels) == pytest.approx(
             measure(probs[order], labels[order])
         )
 
 
 CHECKED = pytest.mark.parametrize(
-    "measure", [expected_calibration_error, log_loss, brier, macro_auroc]
+    "measure", [expected_calibration_error, log_loss, brier]
 )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from tumorlens.stats.paired import exact_mcnemar, holm, paired_bootstrap
+from tumorlens.stats.paired import group_mcnemar, holm, paired_difference
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,162 +24,154 @@ def outcomes(
     return first, np.repeat([False, True, True], counts)
 
 
-# exact McNemar
+# McNemar's test over groups
 
 
 @pytest.mark.parametrize(
     ("only_first", "only_second", "expected"),
     [
         pytest.param(0, 0, 1.0, id="never apart"),
-        pytest.param(1, 0, 1.0, id="one image says nothing"),
+        # 2 (1/2) / 2: half the chance of a result that must be as far.
+        pytest.param(1, 0, 0.5, id="one image shows nothing"),
         pytest.param(3, 3, 1.0, id="even"),
-        # Two-sided: 2 * C(5, 0) / 2^5.
-        pytest.param(5, 0, 2 / 32, id="five against none"),
-        # Two-sided: twice C(10, 0) + C(10, 1) of 2^10.
-        pytest.param(1, 9, 22 / 1024, id="one against nine"),
+        pytest.param(5, 0, 1 / 32, id="five against none"),
+        # 2 C(10, 0) of 2^10, and half of 2 C(10, 1).
+        pytest.param(1, 9, 12 / 1024, id="one against nine"),
     ],
 )
-def test_mcnemar_equals_the_binomial_sum_by_hand(
+def test_with_one_image_a_group_mcnemar_is_the_mid_p_test_by_hand(
     only_first: int, only_second: int, expected: float
 ) -> None:
-    assert exact_mcnemar(*outcomes(only_first, only_second, 20)) == pytest.approx(
+    first, second = outcomes(only_first, only_second, 20)
+    assert group_mcnemar(first, second, np.arange(len(first))) == pytest.approx(
         expected
     )
 
 
-def test_mcnemar_does_not_count_images_on_which_both_agree() -> None:
-    assert exact_mcnemar(*outcomes(9, 2, 0)) == exact_mcnemar(*outcomes(9, 2, 500))
+def test_mid_p_lies_half_a_term_below_the_exact_binomial_test() -> None:
+    first, second = outcomes(11, 4, 40)
+    exact = scipy.stats.binomtest(11, 15).pvalue
+    term = scipy.stats.binom.pmf(11, 15, 0.5)
+    assert group_mcnemar(first, second, np.arange(55)) == pytest.approx(exact - term)
 
 
-def test_mcnemar_does_not_know_which_came_first() -> None:
+def test_the_test_over_groups_counts_all_signs_of_the_groups() -> None:
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(9), [1, 4, 2, 7, 3, 3, 5, 1, 2])
+    first, second = rng.random((2, len(groups))) < 0.6
+    sums = np.bincount(groups, first.astype(float) - second)
+    totals = np.array(
+        [abs(np.dot(signs, sums)) for signs in itertools.product((-1, 1), repeat=9)]
+    )
+    found = abs(sums.sum())
+    expected = (totals > found).mean() + (totals == found).mean() / 2
+    assert group_mcnemar(first, second, groups) == pytest.approx(expected)
+
+
+def test_slices_that_repeat_their_patient_are_no_more_evidence() -> None:
     first, second = outcomes(8, 2, 10)
-    assert exact_mcnemar(first, second) == exact_mcnemar(second, first)
+    one_each = group_mcnemar(first, second, np.arange(20))
+    ten_each = group_mcnemar(
+        np.repeat(first, 10), np.repeat(second, 10), np.repeat(np.arange(20), 10)
+    )
+    assert ten_each == pytest.approx(one_each)
 
 
-# paired bootstrap
+def test_neither_the_order_of_the_two_nor_agreement_changes_p() -> None:
+    few, many = outcomes(9, 2, 0), outcomes(9, 2, 500)
+    p = group_mcnemar(*few, np.arange(11))
+    assert group_mcnemar(*many, np.arange(511)) == pytest.approx(p)
+    assert group_mcnemar(few[1], few[0], np.arange(11)) == pytest.approx(p)
+
+
+def test_means_over_seeds_have_the_p_of_their_counts() -> None:
+    first, second = (
+        np.array([1, 1, 2 / 3, 1, 0.0]),
+        np.array([0, 1 / 3, 1 / 3, 0, 1 / 3]),
+    )
+    counts = np.array([3, 2, 1, 3, -1])
+    totals = np.array(
+        [abs(np.dot(signs, counts)) for signs in itertools.product((-1, 1), repeat=5)]
+    )
+    expected = (totals > 8).mean() + (totals == 8).mean() / 2
+    assert group_mcnemar(first, second, np.arange(5)) == pytest.approx(expected)
+
+
+def test_means_that_no_fraction_divides_are_rounded_finely() -> None:
+    rng = np.random.default_rng(2)
+    first, second = rng.random((2, 30))
+    sums = first - second
+    flips = rng.choice([-1.0, 1.0], size=(100_000, 30)) @ sums
+    expected = (np.abs(flips) >= abs(sums.sum())).mean()
+    assert group_mcnemar(first, second, np.arange(30)) == pytest.approx(
+        expected, abs=0.005
+    )
+
+
+@pytest.mark.parametrize("num_groups", range(1, 7))
+def test_few_groups_that_differ_never_make_a_small_p(num_groups: int) -> None:
+    first = np.ones(12 * num_groups)
+    groups = np.repeat(np.arange(num_groups), 12)
+    assert group_mcnemar(first, first * 0, groups) >= 2.0**-num_groups
+
+
+def test_means_over_seeds_that_differ_in_the_last_digit_are_equal() -> None:
+    first = np.array([0.1 + 0.2, 0.7])
+    second = np.array([0.3, 0.7])
+    assert group_mcnemar(first, second, np.arange(2)) == 1
+
+
+# the difference and its interval
 
 
 def test_the_difference_is_first_minus_second() -> None:
     first, second = outcomes(12, 2, 26)
-    found = paired_bootstrap(first * 1.0, second * 1.0, np.arange(40))
-    back = paired_bootstrap(second * 1.0, first * 1.0, np.arange(40))
-    assert (found.value, back.value) == (0.25, -0.25)
+    found = paired_difference(first.astype(float), second.astype(float), np.arange(40))
+    other = paired_difference(second.astype(float), first.astype(float), np.arange(40))
+    assert found.value == pytest.approx(0.25)
+    assert other.value == pytest.approx(-0.25)
+    assert other.p == found.p
     assert found.low is not None
-    assert back.high == pytest.approx(-found.low, abs=0.026)
+    assert other.high == pytest.approx(-found.low)
+    assert found.num_discordant_groups == 14
 
 
-def test_the_p_value_does_not_know_which_came_first() -> None:
-    # Five against three: one resample in seven or so is even, and counts on both sides.
-    first, second = (side * 1.0 for side in outcomes(5, 3, 8))
-    found = paired_bootstrap(first, second, np.arange(16))
-    back = paired_bootstrap(second, first, np.arange(16))
-    assert found.p == pytest.approx(back.p, abs=0.03)
+def test_of_independent_images_the_interval_is_that_of_bonett_and_price() -> None:
+    # n is 300, as the robust variance of such a sample is larger by 300 / 299 only.
+    first, second = outcomes(30, 12, 258)
+    found = paired_difference(first.astype(float), second.astype(float), np.arange(300))
+    num = 299
+    better, worse = (count / 300 * num + 1 for count in (30, 12))
+    centre = (better - worse) / (num + 2)
+    spread = (better + worse) / (num + 2) - centre**2
+    half = scipy.stats.t.ppf(0.975, 299) * (spread / (num + 2)) ** 0.5
+    assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
 
 
-def test_the_interval_of_single_images_equals_scipy() -> None:
-    rng = np.random.default_rng(0)
-    first, second = (rng.random((2, 200)) < [[0.85], [0.78]]).astype(float)
-    found = paired_bootstrap(first, second, np.arange(200))
-    expected = scipy.stats.bootstrap(
-        (first, second),
-        lambda a, b, axis: (a - b).mean(axis=axis),
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        n_resamples=20_000,
-        rng=1,
-    ).confidence_interval
-    # The difference moves in steps of one image of 200.
-    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.0051)
-
-
-def test_the_bootstrap_equals_a_plain_loop_over_drawn_groups() -> None:
-    rng = np.random.default_rng(5)
-    sizes = rng.integers(1, 7, size=40)
-    groups = np.repeat(np.arange(40), sizes)
-    first, second = rng.integers(4, size=(2, len(groups))) / 3
-    found = paired_bootstrap(first, second, groups)
-    values = []
-    for _ in range(8000):
-        images = np.concatenate(
-            [np.flatnonzero(groups == group) for group in rng.integers(40, size=40)]
-        )
-        values.append((first[images] - second[images]).mean())
-    low, high = np.percentile(values, [2.5, 97.5])
-    assert found.value == pytest.approx((first - second).mean())
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.01)
-    beyond = 2 * min(np.mean(np.array(values) <= 0), np.mean(np.array(values) >= 0))
-    assert found.p == pytest.approx(beyond, abs=0.03)
-    assert 0.05 < found.p < 1
-
-
-def test_the_bootstrap_draws_groups_and_not_images() -> None:
-    # Twenty groups of 30 equal images are as good as twenty images.
-    first, second = (side.repeat(30) * 1.0 for side in outcomes(9, 3, 8))
-    of_groups = paired_bootstrap(first, second, np.arange(600) // 30)
-    of_twenty = paired_bootstrap(first[::30], second[::30], np.arange(20))
-    of_images = paired_bootstrap(first, second, np.arange(600))
-    assert of_groups == of_twenty
-    assert of_images.p < 0.001 < 0.05 < of_groups.p
-
-
-def test_equal_networks_differ_by_nothing() -> None:
-    right = np.array([1.0, 0.0, 1.0])
-    found = paired_bootstrap(right, right, np.arange(3))
-    assert (found.value, found.low, found.high, found.p) == (0.0, None, None, 1.0)
-
-
-def test_means_over_seeds_that_differ_in_the_last_digit_are_equal() -> None:
-    first = np.full(50, 0.1 + 0.2)
-    found = paired_bootstrap(first, np.full(50, 0.3), np.arange(50))
-    assert (found.low, found.high, found.p) == (None, None, 1.0)
-
-
-@pytest.mark.parametrize(("num_groups", "lowest"), [(1, 1.0), (3, 0.25), (5, 0.0625)])
-def test_few_groups_that_disagree_never_make_a_small_p(
-    num_groups: int, lowest: float
-) -> None:
-    # All resamples are above 0, but so many coins fall alike that often.
-    first = np.ones(num_groups * 20)
-    found = paired_bootstrap(first, first * 0, np.arange(len(first)) // 20)
-    assert found.value == 1
-    assert found.p == lowest
-
-
-def test_a_plain_difference_has_the_smallest_p_that_resamples_can_give() -> None:
-    first = np.ones(60)
-    found = paired_bootstrap(first, first * 0, np.arange(60), num_resamples=999)
-    assert found.p == pytest.approx(2 / 1000)
-    assert (found.low, found.high) == (None, None)
-
-
-def test_equal_networks_are_called_different_about_as_often_as_promised() -> None:
-    # 300 comparisons of two equally good networks on 60 patients with 1 to 5 slices
-    # that stand or fall together.
-    rng = np.random.default_rng(0)
-    found = []
-    for _ in range(300):
-        groups = np.repeat(np.arange(60), rng.integers(1, 6, size=60))
-        first, second = (rng.random((2, 60)) < 0.8)[:, groups].astype(float)
-        found.append(paired_bootstrap(first, second, groups, num_resamples=999))
-    assert 0.02 <= np.mean([one.p < 0.05 for one in found]) <= 0.08
-    held = [
-        one.low <= 0 <= one.high
-        for one in found
-        if one.low is not None and one.high is not None
-    ]
-    assert 0.92 <= np.mean(held) <= 0.98
-
-
-def test_the_same_seed_gives_the_same_resamples() -> None:
-    first, second = (side * 1.0 for side in outcomes(9, 3, 28))
-    groups = np.arange(40)
-    assert paired_bootstrap(first, second, groups) == paired_bootstrap(
-        first, second, groups
+def test_slices_that_repeat_their_patient_do_not_narrow_the_interval() -> None:
+    first, second = (one.astype(float) for one in outcomes(12, 2, 26))
+    one_each = paired_difference(first, second, np.arange(40))
+    five_each = paired_difference(
+        np.repeat(first, 5), np.repeat(second, 5), np.repeat(np.arange(40), 5)
     )
-    assert paired_bootstrap(first, second, groups) != paired_bootstrap(
-        first, second, groups, seed=1
+    assert (five_each.low, five_each.high) == pytest.approx(
+        (one_each.low, one_each.high), abs=1e-9
     )
+
+
+def test_networks_that_never_disagree_may_still_differ() -> None:
+    right = np.ones(60)
+    found = paired_difference(right, right, np.arange(60))
+    assert (found.value, found.p) == (0, 1)
+    assert found.low is not None
+    assert found.high is not None
+    # Some 3 of 60 images could have been different: the rule of three.
+    assert 0.03 < found.high == -found.low < 0.07
+
+
+def test_a_single_group_has_no_interval() -> None:
+    found = paired_difference(np.ones(5), np.zeros(5), np.zeros(5, dtype=np.int64))
+    assert (found.low, found.high, found.p) == (None, None, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -187,9 +180,9 @@ def test_the_same_seed_gives_the_same_resamples() -> None:
 def test_arrays_of_other_images_are_refused(num_first: int, num_second: int) -> None:
     first, second = np.zeros(num_first), np.zeros(num_second)
     with pytest.raises(ValueError, match=rf"got \[\({num_first},\), \({num_second},"):
-        paired_bootstrap(first, second, np.zeros(num_first, dtype=int))
+        paired_difference(first, second, np.zeros(num_first, dtype=int))
     with pytest.raises(ValueError, match=rf"got \[\({num_first},\), \({num_second},"):
-        exact_mcnemar(first > 0, second > 0)
+        group_mcnemar(first > 0, second > 0, np.zeros(num_first, dtype=int))
 
 
 # Holm

@@ -1,4 +1,4 @@
-"""Means over seeds: equal to `evaluate` for one seed, to a plain loop for several."""
+"""Means over seeds: equal to `evaluate` for one seed, worked out for several."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from support.handmade_runs import answers, history, make_run
 from tumorlens.data.leakage import LeakVerdict
 from tumorlens.evaluation.measure import metrics_from_predictions
 from tumorlens.evaluation.predictions import Predictions, round_probs, write_predictions
+from tumorlens.stats.intervals import BOOTSTRAP_T, SQUARE_AND_ADD
 from tumorlens.study.arm_measures import (
     epoch_accuracies,
     joined_history,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CLASSES = ("a", "b", "c")
-NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
 
 
 def drawn(*, seed: int, num: int = 90, first: int = 0) -> Predictions:
@@ -54,18 +55,23 @@ def evaluated(path: Path, table: Predictions) -> dict[str, Any]:
 # measures
 
 
+def measured(tables: Sequence[Predictions]) -> dict[str, Any]:
+    """Return the means as they are written."""
+    return {name: one.model_dump() for name, one in mean_measures(tables).items()}
+
+
 def test_the_figures_of_one_seed_are_those_of_evaluate(tmp_path: Path) -> None:
     table = drawn(seed=0)
-    got, expected = mean_measures([table]), evaluated(tmp_path, table)
+    got, expected = measured([table]), evaluated(tmp_path, table)
     for name in NAMES:
         assert got[name] == pytest.approx(expected[name], abs=1e-12), name
         assert got[name]["low"] < got[name]["value"] < got[name]["high"]
-    assert got["ece"] == pytest.approx(expected["ece"]["value"])
+        assert (got[name]["unit"], got[name]["num_units"]) == ("group", 45)
 
 
 def test_a_perfect_seed_has_the_interval_of_evaluate(tmp_path: Path) -> None:
     table = answers([1] * 30, classes=CLASSES)
-    got, expected = mean_measures([table]), evaluated(tmp_path, table)
+    got, expected = measured([table]), evaluated(tmp_path, table)
     assert got["accuracy"]["low"] < got["accuracy"]["value"] == 1
     for name in NAMES:
         assert got[name] == pytest.approx(expected[name]), name
@@ -73,69 +79,97 @@ def test_a_perfect_seed_has_the_interval_of_evaluate(tmp_path: Path) -> None:
 
 def test_one_group_has_no_interval() -> None:
     table = answers([1, 0, 1], groups=["g"] * 3)
-    assert mean_measures([table])["accuracy"] == {
-        "value": pytest.approx(2 / 3),
-        "low": None,
-        "high": None,
-    }
-    perfect = mean_measures([answers([1, 1], groups=["g"] * 2)])["accuracy"]
-    assert perfect == {"value": 1, "low": None, "high": None}
+    for name, one in measured([table]).items():
+        assert one["value"] is not None, name
+        assert one == {
+            **{"value": one["value"], "low": None, "high": None},
+            **{"method": None, "unit": None, "num_units": 1},
+        }, name
+    perfect = measured([answers([1, 1], groups=["g"] * 2)])["accuracy"]
+    assert (perfect["value"], perfect["low"], perfect["high"]) == (1, None, None)
 
 
-def loop(tables: Sequence[Predictions]) -> dict[str, list[float]]:
-    """Return means over seeds of 2,000 resamples of groups, group by group."""
-    names = sorted({group for table in tables for group in table.groups})
-    rng = np.random.default_rng(42)
-    values: dict[str, list[float]] = {"accuracy": [], "log_loss": []}
-    of_images = []
-    for table in tables:
-        places: dict[str, list[int]] = {}
-        for place, group in enumerate(table.groups):
-            places.setdefault(group, []).append(place)
-        is_right = (table.labels == table.predicted).astype(float)
-        loss = -np.log(table.probs[np.arange(len(table.labels)), table.labels])
-        of_images.append((places, is_right, loss))
-    for _ in range(2000):
-        picked = [names[group] for group in rng.integers(len(names), size=len(names))]
-        means = []
-        for places, is_right, loss in of_images:
-            images = [place for group in picked for place in places.get(group, [])]
-            if images:
-                means.append((is_right[images].mean(), loss[images].mean()))
-        accuracy, log_loss = np.mean(means, axis=0)
-        values["accuracy"].append(accuracy)
-        values["log_loss"].append(log_loss)
-    return values
+def test_a_seed_that_answers_alike_adds_nothing_to_the_interval() -> None:
+    one, two = measured([drawn(seed=0)]), measured([drawn(seed=0)] * 2)
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss"):
+        ends = [one[name][end] for end in ("low", "value", "high")]
+        assert [two[name][end] for end in ("low", "value", "high")] == pytest.approx(
+            ends
+        ), name
+
+
+def test_two_seeds_on_other_patients_have_the_interval_of_a_mean_of_two() -> None:
+    # Independent: the squares of the distances are added, and halved for the mean.
+    tables = [drawn(seed=0), drawn(seed=1, first=90)]
+    alone = [measured([table])["accuracy"] for table in tables]
+    got = measured(tables)["accuracy"]
+    below = sum((one["value"] - one["low"]) ** 2 for one in alone)
+    above = sum((one["high"] - one["value"]) ** 2 for one in alone)
+    assert got["low"] == pytest.approx(got["value"] - below**0.5 / 2)
+    assert got["high"] == pytest.approx(got["value"] + above**0.5 / 2)
+    assert (got["method"], got["num_units"]) == (SQUARE_AND_ADD, 90)
+
+
+def test_a_seed_with_a_single_group_is_taken_to_tell_nothing() -> None:
+    tables = [drawn(seed=0), drawn(seed=1, num=2)]
+    got = measured(tables)
+    assert got["accuracy"]["low"] < got["accuracy"]["value"] < got["accuracy"]["high"]
+    # Half of what the second might be: it may lie anywhere.
+    assert got["accuracy"]["high"] - got["accuracy"]["low"] > 0.5
 
 
 @pytest.mark.parametrize(
-    "second",
-    [
-        pytest.param({}, id="same images"),
-        pytest.param({"first": 40}, id="other test images"),
-        # A third of the resamples has none of the only group.
-        pytest.param({"num": 2}, id="one group"),
-    ],
+    "second", [{}, {"first": 40}, {"num": 20}], ids=["same", "other", "fewer"]
 )
-def test_the_interval_of_several_seeds_equals_a_plain_loop(
+def test_the_log_loss_of_seeds_has_the_interval_of_a_loop_over_groups(
     second: dict[str, int],
 ) -> None:
     tables = [drawn(seed=0), drawn(seed=1, **second)]
-    got, values = mean_measures(tables), loop(tables)
-    for name in ("accuracy", "log_loss"):
-        low, high = np.percentile(values[name], [2.5, 97.5])
-        assert got[name]["low"] == pytest.approx(low), name
-        assert got[name]["high"] == pytest.approx(high), name
+    got, (low, high) = measured(tables)["log_loss"], loop(tables)
+    # Both draw 2,000 times.
+    width = high - low
+    assert got["low"] == pytest.approx(low, abs=0.06 * width)
+    assert got["high"] == pytest.approx(high, abs=0.06 * width)
+    assert got["method"] == BOOTSTRAP_T
+
+
+def loop(tables: Sequence[Predictions]) -> tuple[float, float]:
+    """Return the studentized interval of the mean over seeds, group by group."""
+    parts: dict[str, list[tuple[float, float]]] = {}
+    for table in tables:
+        weight = 1 / len(table.labels)
+        for row, group in enumerate(table.groups):
+            loss = -np.log(table.probs[row, table.labels[row]])
+            parts.setdefault(group, []).append((weight * loss, weight))
+    groups = [np.sum(of_group, axis=0) for of_group in parts.values()]
+
+    def mean_and_error(picked: list[Any]) -> tuple[float, float]:
+        of_loss, of_weight = np.array(picked).T
+        mean = of_loss.sum() / of_weight.sum()
+        squares = ((of_loss - mean * of_weight) ** 2).sum()
+        count = len(picked)
+        error = np.sqrt(squares * count / (count - 1)) / of_weight.sum()
+        return float(mean), float(error)
+
+    mean, error = mean_and_error(groups)
+    rng = np.random.default_rng(7)
+    distances = []
+    for _ in range(2000):
+        places = rng.integers(len(groups), size=len(groups))
+        other, spread = mean_and_error([groups[place] for place in places])
+        distances.append((other - mean) / spread)
+    below, above = np.quantile(distances, [0.975, 0.025])
+    return mean - below * error, mean - above * error
 
 
 def test_the_value_of_several_seeds_is_the_mean_of_theirs(tmp_path: Path) -> None:
     tables = [drawn(seed=0), drawn(seed=1, first=40), drawn(seed=2, num=20)]
     each = [evaluated(tmp_path, table) for table in tables]
-    got = mean_measures(tables)
+    got = measured(tables)
     for name in NAMES:
         mean = np.mean([one[name]["value"] for one in each])
         assert got[name]["value"] == pytest.approx(mean), name
-    assert got["ece"] == pytest.approx(np.mean([one["ece"]["value"] for one in each]))
+    assert (got["ece"]["low"], got["ece"]["high"]) == (None, None)
 
 
 # epochs

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -24,7 +25,12 @@ from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.evaluation.measure import evaluate, metrics_from_predictions
 from tumorlens.files import sha256_of
 from tumorlens.runs.folder import open_run
-from tumorlens.stats.paired import Difference, holm, paired_bootstrap
+from tumorlens.stats.paired import (
+    BONETT_PRICE,
+    Difference,
+    holm,
+    paired_difference,
+)
 from tumorlens.study import compare as stage
 from tumorlens.study.compare import compare
 from tumorlens.study.comparison import ComparedArm, Comparison
@@ -64,14 +70,14 @@ def test_arms_have_the_figures_of_evaluate_and_their_settings(
     two: tuple[Path, Path],
 ) -> None:
     found = compared(*two)
-    assert (found["format"], found["subset"], found["study"]) == (1, "test", None)
+    assert (found["format"], found["subset"], found["study"]) == (2, "test", None)
     assert (found["title"], found["example"]) == ("better and worse", None)
     first, second = found["arms"]
     assert (first["name"], second["name"]) == ("better", "worse")
     assert (first["settings"], first["model"]) == ({"optim.lr": 0.001}, "test_resnet")
     measures = first["measures"]["as-given"]
     expected = metrics_from_predictions(two[0] / "predictions.csv")
-    for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss"):
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece"):
         assert measures[name] == pytest.approx(getattr(expected, name).model_dump()), (
             name
         )
@@ -197,14 +203,16 @@ def test_costs_of_training_are_those_of_the_headline_protocol(tmp_path: Path) ->
 # pairs
 
 
-def test_a_pair_has_both_tests_on_the_images_of_both(two: tuple[Path, Path]) -> None:
+def test_a_pair_has_its_test_and_interval_on_the_images_of_both(
+    two: tuple[Path, Path],
+) -> None:
     (pair,) = compared(*two)["pairs"]
     assert (pair["protocol"], pair["first"], pair["second"]) == (
         "as-given",
         "better",
         "worse",
     )
-    expected = paired_bootstrap(
+    expected = paired_difference(
         np.array(BETTER, dtype=float), np.array(WORSE, dtype=float), np.arange(40)
     )
     assert pair["num_images"] == 40
@@ -212,17 +220,14 @@ def test_a_pair_has_both_tests_on_the_images_of_both(two: tuple[Path, Path]) -> 
         "value": 0.25,
         "low": expected.low,
         "high": expected.high,
+        "method": BONETT_PRICE,
+        "unit": "group",
+        "num_units": 40,
     }
-    # Two of fourteen: 2 * (1 + 14 + 91) / 2^14.
-    assert pair["p_mcnemar"] == pytest.approx(2 * 106 / 2**14)
-    assert pair["p_bootstrap"] == expected.p
+    # Two of fourteen, these counted half: 2 * (1 + 14 + 91 / 2) / 2^14.
+    assert pair["p"] == pair["p_holm"] == pytest.approx(2 * 60.5 / 2**14)
     assert not pair["is_noise"]
     assert pair["sentence"].startswith("better is better than worse by 25.0 points (")
-
-
-def test_a_difference_has_to_pass_both_tests(two: tuple[Path, Path]) -> None:
-    (pair,) = compared(*two)["pairs"]
-    assert pair["p_bootstrap"] < pair["p_mcnemar"] == pair["p_holm"]
 
 
 def test_runs_with_folds_are_compared_on_all_images(tmp_path: Path) -> None:
@@ -234,14 +239,15 @@ def test_runs_with_folds_are_compared_on_all_images(tmp_path: Path) -> None:
     assert pair["difference"]["value"] == 0.5
 
 
-def test_groups_are_drawn_as_a_whole(tmp_path: Path) -> None:
+def test_a_group_counts_once_however_many_images_it_has(tmp_path: Path) -> None:
     groups = [f"g{number // 20}" for number in range(40)]
     for name, right in (("better", BETTER), ("worse", WORSE)):
         make_run(tmp_path / name, answers(right, groups=groups))
     (pair,) = compared(tmp_path / "better", tmp_path / "worse")["pairs"]
-    # One group of two disagrees: whatever McNemar thinks of the images.
-    assert pair["p_mcnemar"] < 0.05
-    assert pair["p_bootstrap"] == pair["p_holm"] == 1
+    # In one of two groups the first is better by ten images. Were they independent, p
+    # would be 0.007; of two signs of one group both are as far from 0.
+    assert pair["p"] == pair["p_holm"] == 0.5
+    assert pair["difference"]["num_units"] == 2
     assert pair["is_noise"]
 
 
@@ -262,7 +268,7 @@ def test_the_order_of_the_images_does_not_matter(tmp_path: Path) -> None:
     make_run(tmp_path / "one", table)
     make_run(tmp_path / "other", table.rows([5, 3, 1, 0, 2, 4]))
     (pair,) = compared(tmp_path / "one", tmp_path / "other")["pairs"]
-    assert (pair["difference"]["value"], pair["p_mcnemar"]) == (0, 1)
+    assert (pair["difference"]["value"], pair["p"]) == (0, 1)
 
 
 def test_several_seeds_are_compared_by_how_often_they_were_right(
@@ -279,8 +285,8 @@ def test_several_seeds_are_compared_by_how_often_they_were_right(
     (pair,) = compared(*(tmp_path / name for name in rights))["pairs"]
     assert (pair["first"], pair["second"]) == ("lr=0.1", "lr=0.2")
     assert pair["difference"]["value"] == pytest.approx((1 + 1 + 0.5 + 0.5 - 1) / 4)
-    assert pair["p_mcnemar"] is None
-    assert pair["p_holm"] == pair["p_bootstrap"]
+    # Differences of 1, 0, 0.5 and 0.5: 2 of the 8 signs are as far, and count half.
+    assert pair["p"] == pair["p_holm"] == 0.125
 
 
 def test_seeds_with_other_test_images_are_compared_seed_by_seed(
@@ -325,8 +331,8 @@ def test_holm_counts_the_pairs_of_one_protocol(tmp_path: Path) -> None:
             ("lr=0.1", "lr=0.3"),
             ("lr=0.2", "lr=0.3"),
         ]
-        worse = [max(pair["p_mcnemar"], pair["p_bootstrap"]) for pair in pairs]
-        assert [pair["p_holm"] for pair in pairs] == pytest.approx(holm(worse))
+        corrected = holm([pair["p"] for pair in pairs])
+        assert [pair["p_holm"] for pair in pairs] == pytest.approx(corrected)
         assert not pairs[1]["is_noise"]
 
 
@@ -334,29 +340,34 @@ def test_equal_answers_are_noise(tmp_path: Path) -> None:
     for name in ("one", "other"):
         make_run(tmp_path / name, answers(BETTER))
     (pair,) = compared(tmp_path / "one", tmp_path / "other")["pairs"]
-    assert pair["difference"] == {"value": 0, "low": None, "high": None}
+    # Forty images on which none is right alone, and one more on each side.
+    half = scipy.stats.t.ppf(0.975, 39) * 2**0.5 / 42
+    got = pair["difference"]
+    assert (got["value"], got["low"], got["high"]) == pytest.approx((0, -half, half))
+    assert pair["sentence"].startswith("The difference between one and other (0.0 ")
     assert pair["is_noise"]
     assert pair["p_holm"] == 1
 
 
 @pytest.mark.parametrize(
-    ("low", "p_mcnemar", "is_noise"),
+    ("low", "p", "is_noise"),
     [(0.01, 0.04, False), (-0.01, 0.04, True), (0.0, 0.04, True), (0.01, 0.05, True)],
 )
 def test_noise_is_an_interval_with_zero_in_it_or_a_large_p(
     two: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
     low: float,
-    p_mcnemar: float,
+    p: float,
     *,
     is_noise: bool,
 ) -> None:
     monkeypatch.setattr(
         stage,
-        "paired_bootstrap",
-        lambda first, second, groups: Difference(0.2, low, 0.4, p=0.01),
+        "paired_difference",
+        lambda first, second, groups: Difference(
+            0.2, low, 0.4, p, num_groups=40, num_discordant_groups=14
+        ),
     )
-    monkeypatch.setattr(stage, "exact_mcnemar", lambda first, second: p_mcnemar)
     (pair,) = compared(*two)["pairs"]
     assert pair["is_noise"] == is_noise
 
@@ -395,7 +406,7 @@ def test_networks_are_timed_once_where_only_their_training_differs(
     better, worse, mirrored = (arm["latency_ms"] for arm in found["arms"])
     assert timed == [2]
     assert better == worse != mirrored
-    assert 0 < better["low"] <= better["value"] <= better["high"]
+    assert (better["p5"], better["value"], better["p95"]) == (0.9, 1.0, 1.2)
     # Of two equally fast networks the more accurate one is on the front.
     assert "better" in found["pareto"]
     assert "worse" not in found["pareto"]
@@ -410,7 +421,7 @@ def test_the_front_is_of_arms_that_none_beats_in_both() -> None:
             **dict.fromkeys(
                 ("accuracy", "balanced_accuracy", "macro_f1", "log_loss"), estimate
             ),
-            "ece": 0.0,
+            "ece": estimate,
             "leak": {"words": "", "is_believable": True},
         }
         nothing = ("num_parameters", "macs", "size_bytes", "train_seconds")
@@ -420,7 +431,7 @@ def test_the_front_is_of_arms_that_none_beats_in_both() -> None:
                 "name": name,
                 "settings": {},
                 "model": "resnet18",
-                "latency_ms": latency and {"value": latency, "low": None, "high": None},
+                "latency_ms": latency and {"value": latency, "p5": 0.0, "p95": 99.0},
                 "measures": {} if accuracy is None else {"grouped": measures},
                 "runs": [],
             }

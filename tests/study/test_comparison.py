@@ -28,8 +28,7 @@ def pair(
             "second": second,
             "num_images": num_images,
             "difference": {"value": value, "low": low, "high": high},
-            "p_mcnemar": None,
-            "p_bootstrap": p_holm,
+            "p": p_holm,
             "p_holm": p_holm,
             "is_noise": is_noise,
         }
@@ -50,7 +49,7 @@ def arm(
         "num_seeds": num_seeds,
         "num_images": 1311,
         **{key: {"value": 0.5, "low": None, "high": None} for key in estimates},
-        "ece": 0.1,
+        "ece": {"value": 0.1, "low": None, "high": None},
         "leak": {"words": leak, "is_believable": is_believable},
         "best_test_epoch_accuracy": best_test_epoch_accuracy,
     }

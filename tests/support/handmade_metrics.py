@@ -25,8 +25,11 @@ def leak(*, leaks: bool, num_unknown: int = 0) -> dict[str, Any]:
     }
 
 
-def measure(value: float) -> dict[str, float]:
-    return {"value": value, "low": value - 0.0511, "high": value + 0.0322}
+def measure(value: float) -> dict[str, Any]:
+    return {
+        **{"value": value, "low": value - 0.0511, "high": value + 0.0322},
+        **{"method": "Wilson, design effect", "unit": "group", "num_units": 21},
+    }
 
 
 def handmade_metrics(
@@ -35,7 +38,7 @@ def handmade_metrics(
     """Return the content of a `metrics.json`, with some keys replaced."""
     protocol = "as-given" if leaks else "grouped"
     return {
-        "format": 1,
+        "format": 2,
         "protocol": protocol,
         "subset": "test",
         "num_images": 32,
@@ -56,11 +59,11 @@ def handmade_metrics(
         "per_class": {
             name: {
                 "num_images": 8,
-                "precision": 0.8571 - 0.01 * number,
+                "precision": measure(0.8571 - 0.01 * number),
                 "recall": measure(0.7513 + 0.02 * number),
-                "specificity": 0.9583 - 0.01 * number,
+                "specificity": measure(0.9583 - 0.01 * number),
                 "f1": 0.8004 - 0.01 * number,
-                "auroc": 0.9417 - 0.011 * number,
+                "auroc": measure(0.9417 - 0.011 * number),
             }
             for number, name in enumerate(classes)
         },
@@ -99,7 +102,6 @@ def handmade_metrics(
                 "count": [4, 8, 20],
             },
         },
-        "interval": "95 %, percentile bootstrap over 21 groups, 2000 resamples, "
-        "seed 42; Wilson for recalls",
+        "interval": "95 %, with 21 groups as units",
         **changes,
     }

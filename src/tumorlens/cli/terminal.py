@@ -184,17 +184,14 @@ def print_measures(measures: Metrics) -> None:
         + [
             (
                 f"recall of {name}",
-                _or_why_not(
-                    measures, f"recall of {name}", one.recall_by_group or one.recall
-                ),
+                _or_why_not(measures, f"recall of {name}", one.recall),
             )
             for name, one in measures.per_class.items()
         ],
     )
     print_line(
-        "Intervals are from resampling groups; of 0 and 100 % they are Wilson's over "
-        "groups. metrics.json has Wilson's over images for recalls too: too narrow "
-        "where a group has many."
+        "Intervals are 95 %, with groups as units: slices of one patient are right or "
+        "wrong together."
     )
     for warning in measures.warnings:
         print_line(warning)
@@ -269,6 +266,9 @@ def print_export(verdicts: Sequence[Verdict], sizes: Sequence[int | None]) -> No
     for verdict in verdicts:
         for reason in verdict.reasons:
             print_line(f"{verdict.kind}: {reason}")
+        # The other formats are judged by each probability, not by their accuracy.
+        if isinstance(verdict, Parity) and verdict.bounds.flip_margin is None:
+            print_line(f"{verdict.kind}: {verdict.shown}")
 
 
 def print_predictions(

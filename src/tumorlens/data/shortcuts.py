@@ -25,7 +25,8 @@ from sklearn.metrics import (
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from tumorlens.ranges import Count, Fraction
-from tumorlens.text import percent
+from tumorlens.stats.intervals import share
+from tumorlens.text import interval, percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,6 +68,14 @@ class ScoreOnTest(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     accuracy: Fraction
+    low: Fraction | None = None
+    """Low end of the 95 % interval of `accuracy`; `None`, as `high`, with one group and
+    in files of early versions."""
+
+    high: Fraction | None = None
+    num_groups: Count | None = None
+    """Groups of the test images, the units of the interval."""
+
     accuracy_copied: Fraction | None
     """On the test images that show a picture of training; `None` if there are none."""
 
@@ -160,8 +169,13 @@ def measure(
     def scored(predicted: NDArray[np.str_]) -> ScoreOnTest:
         right, copied = predicted == labels[is_test], is_copied[is_test]
         most_common = Counter(labels[is_train].tolist()).most_common(1)[0][0]
+        _, units = np.unique(groups[is_test], return_inverse=True)
+        bounds = share(right, units).interval
         return ScoreOnTest(
             accuracy=float(right.mean()),
+            low=bounds.low if bounds else None,
+            high=bounds.high if bounds else None,
+            num_groups=int(units.max()) + 1,
             accuracy_copied=float(right[copied].mean()) if copied.any() else None,
             accuracy_clean=None if copied.all() else float(right[~copied].mean()),
             majority=float((labels[is_test] == most_common).mean()),
@@ -204,9 +218,10 @@ def in_words(found: Shortcuts) -> list[str]:
         why = next(iter(scores.values())).skipped
         sentences.append(f"Shortcuts were not measured: {why}.")
     if found.look_up:
+        one = {"value": found.look_up.accuracy, **found.look_up.model_dump()}
         sentences.append(
             "Copying the label of the most similar training picture is right for "
-            f"{percent(found.look_up.accuracy)} of the test images."
+            f"{interval(one)} of the test images."
         )
     aurocs = {
         name: shift.auroc

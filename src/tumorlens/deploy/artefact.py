@@ -26,6 +26,7 @@ from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits
 from tumorlens.errors import ArtefactError, RunError
 from tumorlens.files import read_model, sha256_of, write_model, write_text
 from tumorlens.ranges import Count, Fraction, NotNegative, have_both_bounds
+from tumorlens.text import counted
 
 FORMAT: Literal[1] = 1
 """Number of the layout above. An artefact of another number is refused."""
@@ -137,6 +138,11 @@ class Change(_Part):
     low: float | None
     """`None`, as `high`, where there is no interval, as with a single group."""
     high: float | None
+    method: str | None = None
+    """How the interval was made; `None` in files of early versions."""
+    unit: Literal["group"] | None = None
+    num_units: int | None = None
+    """Number of groups of the images."""
 
     _have_both_bounds = model_validator(mode="after")(have_both_bounds)
 
@@ -196,6 +202,26 @@ class Parity(Verdict):
     bounds: Bounds
     plain: PlainParity | None = None
     """Figures of the plain version, where this is the careful one."""
+
+    @property
+    def excludes_larger_drop(self) -> bool:
+        """Whether the images show that accuracy falls by no more than `max_drop`.
+
+        Non-inferiority: the low end of the interval of the change is above the limit.
+        """
+        low = self.accuracy.change.low
+        return low is not None and low >= -self.bounds.max_drop
+
+    @property
+    def shown(self) -> str:
+        """What the images show about the loss of accuracy, in a sentence."""
+        points = f"{100 * self.bounds.max_drop:g}"
+        limit = f"a loss of more than {points} point{'s' * (points != '1')}"
+        if self.excludes_larger_drop:
+            return f"{limit} is excluded (95 %)"
+        low = self.accuracy.change.low
+        up_to = "" if low is None else f"; up to {-100 * low:.1f} are possible"
+        return f"{limit} is not excluded by {counted(self.num_images, 'image')}{up_to}"
 
 
 class ManifestFile(_Part):

@@ -20,7 +20,8 @@ from tumorlens.deploy.artefact import (
     ParityAccuracy,
     Verdict,
 )
-from tumorlens.stats.paired import paired_bootstrap
+from tumorlens.runs.measures import estimate_of_difference
+from tumorlens.stats.paired import paired_difference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,14 +103,8 @@ def judge_parity(
     flipped = np.flatnonzero(before != after)
     margins = np.diff(np.sort(reference, axis=1)[:, -2:], axis=1)[:, 0]  # (N,)
     is_right, was_right = after == labels, before == labels  # (N,)
-    if (is_right == was_right).all():
-        # Not an unknown interval: every resample gives 0.
-        change = Change(value=0.0, low=0.0, high=0.0)
-    else:
-        found = paired_bootstrap(
-            is_right.astype(float), was_right.astype(float), groups
-        )
-        change = Change(value=found.value, low=found.low, high=found.high)
+    found = paired_difference(is_right.astype(float), was_right.astype(float), groups)
+    change = Change(**dict(estimate_of_difference(found)))
     flips = tuple(
         Flip(
             path=paths[row],

@@ -30,7 +30,6 @@ from tumorlens.runs.measures import (
     CalibrationBins,
     ClassMeasures,
     Curves,
-    Estimate,
     FoldMeasures,
     Measures,
     Metrics,
@@ -38,17 +37,11 @@ from tumorlens.runs.measures import (
     RocCurve,
     SourceMeasures,
     SourceRecall,
+    estimate_of,
+    estimate_of_score,
 )
-from tumorlens.stats import metrics
-from tumorlens.stats.intervals import (
-    NUM_RESAMPLES,
-    group_bootstrap,
-    group_sums,
-    image_weight_bootstrap,
-    perfect_score_interval,
-    ratio,
-    wilson_interval,
-)
+from tumorlens.stats import estimates, metrics
+from tumorlens.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -58,21 +51,13 @@ if TYPE_CHECKING:
 
     from tumorlens.runs.folder import Run
     from tumorlens.runs.progress import Progress
-    from tumorlens.stats.intervals import Interval
 
 FEW_GROUPS = 20
-"""Fewest groups for which `metrics.json` has no warning of too narrow intervals.
-
-Source: Cameron, Gelbach and Miller, "Bootstrap-based improvements for inference with
-clustered errors", Review of Economics and Statistics 90, 2008: with 5 to 30 clusters
-the usual intervals cover the true value too rarely.
-"""
+"""Fewest groups for which the intervals were simulated; see docs/statistics.md."""
 
 FEW_GROUPS_OF_CLASS = 10
-"""The same for the groups of one class, on which its recall rests."""
-
-SEED = 42
-"""Seed of the bootstrap; fixed, so that the nicest interval cannot be picked."""
+"""Fewest groups of a class for which `metrics.json` has no warning: with fewer, a
+single patient decides about its recall."""
 
 
 def evaluate(
@@ -131,14 +116,10 @@ def evaluate(
 def metrics_from_predictions(path: Path) -> Measures:
     """Return every figure that follows from `predictions.csv` alone.
 
-    Headline figures have an interval: 95 %, percentile bootstrap over groups, 2,000
-    resamples, seed 42. It is null where resampling shows no spread, as with one group
-    only; for a perfect accuracy, balanced accuracy or macro F1 it is Wilson's, with
-    groups as units. The calibration error has none, see
-    `metrics.expected_calibration_error`; `no_interval` has the reason. Recalls have
-    two: `recall` has Wilson's over images, as if they were independent, and
-    `recall_by_group` that over resampled groups, which is the one to believe. Undefined
-    values, such as the recall of a class without images, are null.
+    Each figure has its 95 % interval with groups as units, and names how it was made;
+    `docs/statistics.md` describes the methods. It is null with one group only, which
+    `no_interval` states. Undefined values, such as the recall of a class without
+    images, are null.
 
     Args:
         path: The table. It is checked, since it may have been edited.
@@ -151,23 +132,22 @@ def metrics_from_predictions(path: Path) -> Measures:
     """
     table = read_predictions(path)
     groups, num_groups = _numbered(table.groups)
-    interval = (
-        f"95 %, percentile bootstrap over {num_groups} groups, {NUM_RESAMPLES} "
-        f"resamples, seed {SEED}; recalls have this and Wilson's, which counts images "
-        "as independent: too narrow where a group has many"
-    )
+    headline = estimates.headline(table.probs, table.labels, groups)
     measures = Measures(
         num_images=len(table.paths),
         num_groups=num_groups,
         classes=table.classes,
-        **_headline(table, groups),
-        **_probability_measures(table, groups),
+        **{
+            name: estimate_of(found, num_groups=num_groups)
+            for name, found in headline.items()
+        },
         per_class=_per_class(table, groups),
         confusion_matrix=_matrix(table).tolist(),
         by_source=_by_source(table),
         folds=_by_fold(table),
         curves=_curves(table),
-        interval=interval,
+        interval_holds_from=estimates.NUM_GROUPS_FOR,
+        interval=f"95 %, with {counted(num_groups, 'group')} as units",
         warnings=_warnings(table, groups),
     )
     return measures.model_copy(update={"no_interval": _without_interval(measures)})
@@ -223,144 +203,46 @@ def _matrix(table: Predictions) -> NDArray[np.int64]:
     )
 
 
-def _headline(table: Predictions, groups: NDArray[np.int64]) -> dict[str, Estimate]:
-    """Return the measures that follow from the confusion matrix of each group."""
-    confusions = metrics.group_confusions(
-        table.labels, table.predicted, groups, num_classes=len(table.classes)
-    )
-    groups_of_class = (confusions.sum(axis=2) > 0).sum(axis=0)
-    units = {
-        "accuracy": [len(confusions)],
-        "balanced_accuracy": [int(number) for number in groups_of_class if number],
-        "macro_f1": [int(number) for number in groups_of_class if number],
-    }
-    figures = {}
-    whole = confusions.sum(axis=0)
-    for name, num_groups in units.items():
-        measure = getattr(metrics, name)
-        value = float(measure(whole))
-        interval = group_bootstrap(
-            confusions,
-            partial(metrics.resampled_macro_f1, whole=whole)
-            if name == "macro_f1"
-            else measure,
-            num_resamples=NUM_RESAMPLES,
-            seed=SEED,
-        )
-        if value == 1 and len(confusions) > 1:
-            interval = perfect_score_interval(num_groups)
-        figures[name] = _estimate(value, interval)
-    return figures
-
-
-def _probability_measures(
-    table: Predictions, groups: NDArray[np.int64]
-) -> dict[str, Estimate]:
-    probs, labels = table.probs, table.labels
-    figures = {
-        name: _estimate(
-            float(values.mean()),
-            group_bootstrap(
-                group_sums(values, groups),
-                ratio,
-                num_resamples=NUM_RESAMPLES,
-                seed=SEED,
-            ),
-        )
-        for name, values in (
-            ("log_loss", metrics.log_losses(probs, labels)),
-            ("brier", metrics.brier_scores(probs, labels)),
-        )
-    }
-    figures["ece"] = _estimate(metrics.expected_calibration_error(probs, labels), None)
-    figures["macro_auroc"] = _estimate(
-        metrics.macro_auroc(probs, labels),
-        image_weight_bootstrap(
-            groups,
-            lambda weights: metrics.weighted_macro_auroc(probs, labels, weights),
-            num_resamples=NUM_RESAMPLES,
-            seed=SEED,
-        ),
-    )
-    return figures
-
-
 def _per_class(
     table: Predictions, groups: NDArray[np.int64]
 ) -> dict[str, ClassMeasures]:
-    confusions = metrics.group_confusions(
-        table.labels, table.predicted, groups, num_classes=len(table.classes)
-    )
-    matrix = confusions.sum(axis=0)
-    precision, specificity, f1 = (
-        measure(matrix)
-        for measure in (metrics.precision, metrics.specificity, metrics.f1)
+    arrays = (table.labels, table.predicted, groups)
+    num_classes = len(table.classes)
+    of_class = zip(
+        estimates.precisions(*arrays, num_classes=num_classes),
+        estimates.recalls(*arrays, num_classes=num_classes),
+        estimates.specificities(*arrays, num_classes=num_classes),
+        metrics.f1(_matrix(table)),
+        estimates.aurocs(table.probs, table.labels, groups),
+        strict=True,
     )
     return {
         name: ClassMeasures(
-            num_images=int(matrix[number].sum()),
-            precision=_defined(precision[number]),
-            recall=_recall(matrix, number),
-            recall_by_group=_recall_by_group(confusions, number),
-            specificity=_defined(specificity[number]),
-            f1=_defined(f1[number]),
-            auroc=_defined(
-                metrics.auroc(table.probs[:, number], table.labels == number)
-            ),
+            num_images=int((table.labels == number).sum()),
+            precision=estimate_of_score(precision),
+            recall=estimate_of_score(recall),
+            specificity=estimate_of_score(specificity),
+            f1=_defined(f1),
+            auroc=estimate_of_score(auroc),
         )
-        for number, name in enumerate(table.classes)
+        for number, (name, (precision, recall, specificity, f1, auroc)) in enumerate(
+            zip(table.classes, of_class, strict=True)
+        )
     }
-
-
-def _recall(matrix: NDArray[np.int64], number: int) -> Estimate:
-    num_right, num_images = int(matrix[number, number]), int(matrix[number].sum())
-    if not num_images:
-        return _estimate(math.nan, None)
-    return _estimate(num_right / num_images, wilson_interval(num_right, num_images))
-
-
-def _recall_by_group(confusions: NDArray[np.int64], number: int) -> Estimate:
-    """Return the recall of one class with its interval over resampled groups.
-
-    At 0 or 1 all resamples are equal; the interval is then Wilson's over groups.
-    """
-    of_class = confusions[:, number]  # (G, C)
-    of_class = of_class[of_class.sum(axis=1) > 0]
-    num_groups, num_images = len(of_class), int(of_class.sum())
-    if not num_images:
-        return _estimate(math.nan, None)
-    value = int(of_class[:, number].sum()) / num_images
-    interval = group_bootstrap(
-        confusions,
-        lambda sums: metrics.recall(sums)[..., number],
-        num_resamples=NUM_RESAMPLES,
-        seed=SEED,
-    )
-    if value in (0, 1) and num_groups > 1:
-        interval = wilson_interval(int(value) * num_groups, num_groups)
-    return _estimate(value, interval)
 
 
 def _without_interval(measures: Measures) -> dict[str, str]:
     """Return the reason why a measure has no interval, for each that has none."""
-    figures: dict[str, Estimate | None] = {
-        name: getattr(measures, name)
-        for name in (
-            *("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc"),
-            *("log_loss", "brier", "ece"),
-        )
-    }
+    figures = {name: getattr(measures, name) for name in estimates.NUM_GROUPS_FOR}
     figures |= {
-        f"recall of {name}": one.recall_by_group
-        for name, one in measures.per_class.items()
+        f"recall of {name}": one.recall for name, one in measures.per_class.items()
     }
-    same = "all resamples give the same"
-    if measures.num_groups == 1:
-        same = "there is one group only"
     return {
-        name: "resampling would only add to it" if name == "ece" else same
+        name: "there is one group only"
+        if figure.num_units == 1
+        else "its groups are too few or all alike"
         for name, figure in figures.items()
-        if figure and figure.value is not None and figure.low is None
+        if figure.value is not None and figure.low is None
     }
 
 
@@ -375,17 +257,24 @@ def _by_source(table: Predictions) -> dict[str, SourceMeasures]:
             [row for row, name in enumerate(table.sources) if name == source]
         )
         groups, num_groups = _numbered(part.groups)
-        matrix = _matrix(part)
+        arrays = (part.labels, part.predicted, groups)
+        headline = estimates.headline(part.probs, part.labels, groups)
+        recalls = estimates.recalls(*arrays, num_classes=len(table.classes))
         figures[source or "unknown"] = SourceMeasures(
             num_images=len(part.paths),
             num_groups=num_groups,
-            **_headline(part, groups),
+            **{
+                name: estimate_of(headline[name], num_groups=num_groups)
+                for name in ("accuracy", "balanced_accuracy", "macro_f1")
+            },
             recall={
                 name: SourceRecall(
-                    **dict(_recall(matrix, number)),
-                    num_images=int(matrix[number].sum()),
+                    **dict(estimate_of_score(recall)),
+                    num_images=int((part.labels == number).sum()),
                 )
-                for number, name in enumerate(table.classes)
+                for number, (name, recall) in enumerate(
+                    zip(table.classes, recalls, strict=True)
+                )
             },
         )
     return figures
@@ -436,25 +325,30 @@ def _warnings(table: Predictions, groups: NDArray[np.int64]) -> tuple[str, ...]:
         num = len(np.unique(groups[table.labels == number]))
         if 0 < num < FEW_GROUPS_OF_CLASS:
             few[name] = num
-    if num_all >= FEW_GROUPS and not few:
-        return ()
+    warnings = []
     parts = [_count_groups(num, f" of {name}") for name, num in few.items()]
     if num_all < FEW_GROUPS:
         parts = [*parts, _count_groups(num_all, " in all")]
-    words = (
-        f"Few groups carry these figures: {', '.join(parts)}. Intervals from so few "
-        "are too narrow: the true uncertainty is larger."
-    )
-    return (words,)
+    if parts:
+        warnings.append(
+            f"Few groups carry these figures: {', '.join(parts)}. A single patient can "
+            "decide about them, whatever the interval."
+        )
+    narrow = [
+        f"{name.replace('_', ' ')} (from {number} groups)"
+        for name, number in estimates.NUM_GROUPS_FOR.items()
+        if num_all < number
+    ]
+    if narrow and num_all > 1:
+        warnings.append(
+            f"With {counted(num_all, 'group')} these intervals may be too narrow, as "
+            f"simulations show: {', '.join(narrow)}."
+        )
+    return tuple(warnings)
 
 
 def _count_groups(num: int, suffix: str) -> str:
     return f"{num} group{'s' * (num != 1)}{suffix}"
-
-
-def _estimate(value: float, interval: Interval | None) -> Estimate:
-    low, high = interval or (None, None)
-    return Estimate(value=_defined(value), low=low, high=high)
 
 
 def _defined(value: float) -> float | None:

@@ -279,7 +279,15 @@ def _draw_others(found: Comparison) -> dict[str, tuple[Drawing, str]]:
     """Return the figures that not every comparison has, each with its text."""
     drawings = {}
     latency = [
-        _bar(arm.name, arm.latency_ms, lambda value: f"{write_decimal(value, 2)} ms")
+        Bar(
+            arm.name,
+            time.value,
+            time.p5,
+            time.p95,
+            f"{write_decimal(time.value, 2)} ms",
+        )
+        if (time := arm.latency_ms)
+        else Bar(arm.name, None, None, None, write_decimal(None))
         for arm in found.arms
     ]
     if any(bar.value is not None for bar in latency):
@@ -328,7 +336,7 @@ def _point(found: Comparison, number: int, arm: ComparedArm) -> Point | None:
     return Point(
         arm.name,
         number,
-        latency_ms=_with_bounds(latency),
+        latency_ms=(latency.value, latency.p5, latency.p95),
         accuracy=_with_bounds(measures.accuracy),
         is_on_front=arm.name in found.pareto,
     )

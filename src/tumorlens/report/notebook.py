@@ -147,7 +147,7 @@ def _(measured: Metrics) -> _View:
         ("balanced accuracy", measured.balanced_accuracy),
         ("macro F1", measured.macro_f1),
         *(
-            (f"recall of {name}", one.recall_by_group or one.recall)
+            (f"recall of {name}", one.recall)
             for name, one in measured.per_class.items()
         ),
     ]

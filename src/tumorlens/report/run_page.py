@@ -248,7 +248,7 @@ def _draw(run: Run, metrics: Metrics) -> tuple[dict[str, Drawing], dict[str, Dra
     trained = f"{model} · {protocol} · train and val"
     histories = [one.history() for one in run.networks()]
     histories = [rows for rows in histories if rows]
-    auroc = {name: one.auroc for name, one in metrics.per_class.items()}
+    auroc = {name: one.auroc.value for name, one in metrics.per_class.items()}
 
     drawings = {
         "confusion": draw_confusion(
@@ -292,9 +292,9 @@ def _alternatives(metrics: Metrics) -> dict[str, str]:
         for name, row in zip(classes, metrics.confusion_matrix, strict=True)
     ]
     areas = [
-        f"{name} {one.auroc:.3f}"
+        f"{name} {one.auroc.value:.3f}"
         for name, one in metrics.per_class.items()
-        if one.auroc is not None
+        if one.auroc.value is not None
     ]
     bins = metrics.curves.calibration
     points = [

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tumorlens.runs.measures import Estimate
+    from tumorlens.runs.measures import Estimate, Percentiles
     from tumorlens.study.comparison import ArmMeasures, ComparedArm, Comparison
 
 Rows = tuple[list[str], list[list[str]]]
 """The heading of a table, and its rows."""
 
-_ESTIMATES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+_ESTIMATES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
 _EPOCHS = (
     ("last epoch", "last_epoch_accuracy"),
     ("best val epoch", "best_val_epoch_accuracy"),
@@ -72,14 +72,14 @@ def pair_rows(comparison: Comparison) -> Rows:
     """Return the table of the pairs for people, a row for each."""
     heading = [
         *("protocol", "first", "second", "images", "points (95 %)"),
-        *("p, McNemar", "p, bootstrap", "p, Holm", "verdict"),
+        *("p", "p, Holm", "verdict"),
     ]
     return heading, [
         [
             *(pair.protocol, pair.first, pair.second),
             f"{pair.num_images:,}",
             pair.difference.percentage.replace(" %", ""),
-            *map(p_value, (pair.p_mcnemar, pair.p_bootstrap, pair.p_holm)),
+            *map(p_value, (pair.p, pair.p_holm)),
             "noise" if pair.is_noise else "real",
         ]
         for pair in comparison.pairs
@@ -106,7 +106,7 @@ def as_csv(comparison: Comparison) -> str:
             "num_parameters": arm.num_parameters,
             "macs": arm.macs,
             "size_bytes": arm.size_bytes,
-            **_bounds("latency_ms", arm.latency_ms),
+            **_percentiles("latency_ms", arm.latency_ms),
             "train_seconds": arm.train_seconds,
             "images_per_second": arm.images_per_second,
         }
@@ -168,7 +168,7 @@ def _columns(
         *columns,
         (f"macro F1, {marked[headline]}", _measure(headline, "macro_f1", _percentage)),
         (f"log loss, {marked[headline]}", _measure(headline, "log_loss", _decimals)),
-        (f"ECE, {marked[headline]}", _measure(headline, "ece", decimal)),
+        (f"ECE, {marked[headline]}", _measure(headline, "ece", _decimals)),
         ("parameters", lambda arm: large_number(arm.num_parameters)),
         ("MACs", lambda arm: large_number(arm.macs)),
         ("size", lambda arm: megabytes(arm.size_bytes)),
@@ -207,11 +207,19 @@ def _decimals(estimate: Estimate | None) -> str:
     return decimal(estimate.value) + bounds
 
 
-def _milliseconds(estimate: Estimate | None) -> str:
-    if estimate is None:
+def _milliseconds(time: Percentiles | None) -> str:
+    if time is None:
         return NOT_DEFINED
-    low, high = decimal(estimate.low, 1), decimal(estimate.high, 1)
-    return f"{decimal(estimate.value, 1)} ms ({low} to {high})"
+    p5, p95 = decimal(time.p5, 1), decimal(time.p95, 1)
+    return f"{decimal(time.value, 1)} ms ({p5} to {p95})"
+
+
+def _percentiles(name: str, time: Percentiles | None) -> dict[str, float | None]:
+    return {
+        name: time.value if time else None,
+        f"{name}_p5": time.p5 if time else None,
+        f"{name}_p95": time.p95 if time else None,
+    }
 
 
 def _bounds(name: str, estimate: Estimate | None) -> dict[str, float | None]:
@@ -223,7 +231,7 @@ def _bounds(name: str, estimate: Estimate | None) -> dict[str, float | None]:
 
 
 def _csv_measures(measures: ArmMeasures | None) -> dict[str, Any]:
-    plain = ("ece", *(key for _, key in _EPOCHS), "best_test_epoch")
+    plain = (*(key for _, key in _EPOCHS), "best_test_epoch")
     row: dict[str, Any] = {
         name: getattr(measures, name, None) for name in ("num_seeds", "num_images")
     }

@@ -7,14 +7,27 @@ defined, such as the recall of a class without images.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import math
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tumorlens.config import Fit, Protocol
 from tumorlens.data.leakage import LeakVerdict
-from tumorlens.ranges import ROUNDING, Count, Fraction, Number, have_both_bounds
+from tumorlens.ranges import (
+    ROUNDING,
+    Count,
+    Fraction,
+    NotNegative,
+    Number,
+    have_both_bounds,
+)
 from tumorlens.text import NotebookView, interval
+
+if TYPE_CHECKING:
+    from tumorlens.stats.estimates import Estimated
+    from tumorlens.stats.intervals import Score
+    from tumorlens.stats.paired import Difference
 
 Subset = Literal["train", "val", "test"]
 
@@ -30,6 +43,12 @@ class Estimate(_Content):
     low: Number | None
     """`None` where there is no interval, and so is `high`."""
     high: Number | None
+    method: str | None = None
+    """How the interval was made; `None` where there is none, and in early files."""
+    unit: Literal["group"] | None = None
+    """What is taken to be independent."""
+    num_units: int | None = None
+    """Number of groups with an image that the measure looks at."""
 
     _have_both_bounds = model_validator(mode="after")(have_both_bounds)
 
@@ -37,6 +56,41 @@ class Estimate(_Content):
     def percentage(self) -> str:
         """The fraction and its bounds, such as 82.7 % (80.1 to 85.0)."""
         return interval(self.model_dump())
+
+
+def estimate_of(found: Estimated | Score, *, num_groups: int | None = None) -> Estimate:
+    """Return a measure and its interval as they are written."""
+    value = None if math.isnan(found.value) else float(found.value)
+    if found.interval is None:
+        return Estimate(value=value, low=None, high=None, num_units=num_groups)
+    low, high, method = found.interval
+    return Estimate(
+        value=value,
+        low=low,
+        high=high,
+        method=method,
+        unit="group",
+        num_units=num_groups,
+    )
+
+
+def estimate_of_score(score: Score | None) -> Estimate:
+    """Return a score as it is written; undefined where there is none."""
+    if score is None:
+        return Estimate(value=None, low=None, high=None)
+    return estimate_of(score, num_groups=score.num_groups)
+
+
+def estimate_of_difference(found: Difference) -> Estimate:
+    """Return a difference of two accuracies as it is written."""
+    return Estimate(
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        method=found.method,
+        unit=None if found.method is None else "group",
+        num_units=found.num_groups,
+    )
 
 
 def _within(low: float, high: float) -> AfterValidator:
@@ -65,14 +119,25 @@ class ClassMeasures(_Content):
     """Measures of one class against all others."""
 
     num_images: Count
-    precision: Fraction | None
+    precision: Share
     recall: Share
-    """With Wilson's interval over images, as if they were independent."""
-    recall_by_group: Share | None = None
-    """With the interval over resampled groups; `None` in files of early versions."""
-    specificity: Fraction | None
+    specificity: Share
     f1: Fraction | None
-    auroc: Fraction | None
+    auroc: Share
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, content: Any) -> Any:
+        """Make estimates of plain numbers, and prefer the recall over groups."""
+        if not isinstance(content, dict):
+            return content
+        content = dict(content)
+        if content.get("recall_by_group"):
+            content["recall"] = content["recall_by_group"]
+        for name in ("precision", "specificity", "auroc"):
+            if name in content and not isinstance(content[name], dict | Estimate):
+                content[name] = {"value": content[name], "low": None, "high": None}
+        return content
 
 
 class SourceRecall(Estimate):
@@ -157,7 +222,8 @@ class NetworkSettings(_Content):
 
 
 class _Header(_Content):
-    format: int = 1
+    format: Literal[1, 2] = 2
+    OLDER_FORMATS: ClassVar[tuple[int, ...]] = (1,)
     protocol: Protocol
     subset: Subset
     leak: LeakVerdict
@@ -190,6 +256,9 @@ class Measures(_Content):
     curves: Curves
     interval: str
     """How the intervals were made, in a sentence."""
+    interval_holds_from: dict[str, int] = Field(default_factory=dict)
+    """Measure -> groups from which on its interval covers what it states; with fewer
+    it may be too narrow. Empty in files of early versions."""
     warnings: tuple[str, ...] = ()
     """Reasons to doubt the intervals."""
     no_interval: dict[str, str] = Field(default_factory=dict)
@@ -214,12 +283,33 @@ class Metrics(NotebookView, Measures, _Header):
     """`metrics.json`."""
 
 
+class Percentiles(_Content):
+    """A median with the 5th and the 95th percentile: a spread, not an interval."""
+
+    value: NotNegative
+    p5: NotNegative
+    p95: NotNegative
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, content: Any) -> Any:
+        return with_percentiles(content)
+
+
+def with_percentiles(content: Any) -> Any:
+    """Return percentiles under their names; files of format 1 had `low` and `high`."""
+    if isinstance(content, dict) and "low" in content:
+        content = dict(content)
+        content["p5"], content["p95"] = content.pop("low"), content.pop("high", None)
+    return content
+
+
 class PairedDifference(Estimate):
     """Difference of two accuracies on the same images."""
 
     value: Number
     p: Fraction
-    """Two-sided p-value."""
+    """Two-sided p-value of McNemar's test over groups."""
 
 
 class HistoryRow(_Content):

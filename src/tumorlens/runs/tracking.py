@@ -491,6 +491,6 @@ def _headline(subset: str, metrics: Metrics) -> dict[str, float]:
     return {
         f"{subset}/{name}" + ("" if end == "value" else f"_{end}"): value
         for name in _HEADLINE
-        for end, value in getattr(metrics, name)
-        if value is not None
+        for end in ("value", "low", "high")
+        if (value := getattr(getattr(metrics, name), end)) is not None
     }

@@ -153,108 +153,10 @@ def balanced_accuracy(matrix: ArrayLike) -> NDArray[np.float64]:
 def macro_f1(matrix: ArrayLike) -> NDArray[np.float64]:
     """Return the mean F1 over the classes with an image or a prediction, shape (...).
 
-    For the resamples of a bootstrap there is `resampled_macro_f1`.
-
     Source:
         scikit-learn's `f1_score(average="macro")` with its default labels.
     """
     return _mean_of_defined(f1(matrix))
-
-
-def resampled_macro_f1(matrices: ArrayLike, whole: ArrayLike) -> NDArray[np.float64]:
-    """Return `macro_f1` of resamples, without the classes that a resample lacks.
-
-    A resample without a class holds no evidence about how well the class is recognised.
-    Counted as in `macro_f1`, the class would give 0 where it was predicted once and
-    nothing where it was not: with two groups of each class, a third of the resamples
-    lack one, and the low end of the interval consists of such zeros. So a class that
-    has images in the whole set and none in the resample is left out of that resample's
-    mean, as in `balanced_accuracy`. On the whole set both are the same.
-
-    Args:
-        matrices: Confusion matrices of resamples, shape (..., C, C).
-        whole: The confusion matrix that they were drawn from, shape broadcastable to
-            (..., C, C).
-
-    Returns:
-        Shape (...).
-
-    Example:
-        The resample has no image of the second class, which was predicted once.
-
-        >>> float(resampled_macro_f1([[3, 1], [0, 0]], [[3, 1], [0, 4]]).round(3))
-        0.857
-
-    Source:
-        The rule for absent classes is that of scikit-learn's
-        `balanced_accuracy_score`.
-    """
-    counts = np.asarray(matrices, dtype=float)
-    is_lost = (counts.sum(axis=-1) == 0) & (np.asarray(whole).sum(axis=-1) > 0)
-    return _mean_of_defined(np.where(is_lost, np.nan, f1(counts)))
-
-
-def auroc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
-    """Return the chance that a positive image scores above a negative one.
-
-    A tie counts one half, which makes this the area under the ROC curve.
-
-    Args:
-        scores: Shape (N,); higher means more likely positive.
-        positive: Shape (N,).
-
-    Returns:
-        A fraction, or `nan` when there is no positive or no negative image.
-
-    Example:
-        One of the four pairs is a tie, one is the wrong way round.
-
-        >>> auroc(np.array([0.9, 0.4, 0.5, 0.4]), np.array([True, True, False, False]))
-        0.625
-
-    Source:
-        Hanley and McNeil, "The meaning and use of the area under a ROC curve",
-        Radiology 143, 1982.
-    """
-    weights = np.ones((1, len(scores)))
-    return float(_weighted_auroc(scores, positive, weights)[0])
-
-
-def macro_auroc(probs: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """Return the mean one-vs-rest AUROC over the classes that have one.
-
-    `nan` when all images are of one class. Raises what `weighted_macro_auroc` raises.
-    """
-    return float(weighted_macro_auroc(probs, labels, np.ones((1, len(labels))))[0])
-
-
-def weighted_macro_auroc(
-    probs: NDArray[np.floating],
-    labels: NDArray[np.integer],
-    weights: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Return `macro_auroc` for each row of image weights.
-
-    An image of weight 2 counts as two copies of it. A rank does not add up over groups
-    as a confusion matrix does, so this is how the bootstrap reaches it.
-
-    Args:
-        probs: Shape (N, C).
-        labels: Shape (N,).
-        weights: Shape (R, N), not negative.
-
-    Returns:
-        Shape (R,); `nan` where all the weight is on one class.
-
-    Raises:
-        ValueError: As `expected_calibration_error`.
-    """
-    _check(probs, labels)
-    per_class = [
-        _weighted_auroc(probs[:, column], labels == column, weights)
-        for column in range(probs.shape[1])
-    ]
-    return _mean_of_defined(np.stack(per_class, axis=-1))
 
 
 def roc_curve(
@@ -351,9 +253,7 @@ def expected_calibration_error(
         ECE = sum_b  n_b / N  *  |accuracy_b - confidence_b|
 
     A bin is open on the left and closed on the right, as in the source, so that a
-    confidence of exactly 1.0 belongs to the last bin. There is no bootstrap interval:
-    resampling adds noise to each bin, the absolute value turns noise into error, and
-    the percentiles come out above the figure that they should enclose.
+    confidence of exactly 1.0 belongs to the last bin.
 
     Args:
         probs: Class probabilities, shape (N, C). Each row sums to 1. These are not
@@ -402,8 +302,7 @@ def calibration_bins(
     _check(probs, labels)
     confidence = probs.max(axis=1).astype(np.float64)  # (N,)
     correct = probs.argmax(axis=1) == labels  # (N,)
-    inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]
-    bins = np.digitize(confidence, inner_edges, right=True)  # (N,) in [0, num_bins)
+    bins = confidence_bins(probs, num_bins=num_bins)
 
     count = np.bincount(bins, minlength=num_bins)
     held = count > 0
@@ -413,6 +312,15 @@ def calibration_bins(
         for values in (confidence, correct)
     ]
     return sums[0] / count, sums[1] / count, count
+
+
+def confidence_bins(
+    probs: NDArray[np.floating], *, num_bins: int = NUM_BINS
+) -> NDArray[np.int64]:
+    """Return the bin of each image, shape (N,), each in [0, num_bins)."""
+    inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]
+    confidence = probs.max(axis=1).astype(np.float64)
+    return np.asarray(np.digitize(confidence, inner_edges, right=True), np.int64)
 
 
 def _check(probs: NDArray[np.floating], labels: NDArray[np.integer]) -> None:
@@ -458,27 +366,4 @@ def _mean_of_defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
     defined = ~np.isnan(values)
     return _divide(
         np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1).astype(float)
-    )
-
-
-def _weighted_auroc(
-    scores: NDArray[np.floating],
-    positive: NDArray[np.bool_],
-    weights: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Return the AUROC for each row of image weights (R, N), shape (R,)."""
-    negatives = np.flatnonzero(~positive)
-    negatives = negatives[np.argsort(scores[negatives], kind="stable")]
-    weight_up_to = np.cumsum(weights[:, negatives], axis=1)
-    weight_up_to = np.pad(weight_up_to, ((0, 0), (1, 0)))  # (R, N- + 1)
-
-    sorted_scores = scores[negatives]
-    below = np.searchsorted(sorted_scores, scores[positive], side="left")
-    not_above = np.searchsorted(sorted_scores, scores[positive], side="right")
-    # A positive beats the negatives below it, and half of those it ties with.
-    beaten = (weight_up_to[:, below] + weight_up_to[:, not_above]) / 2  # (R, N+)
-    positive_weights = weights[:, positive]
-    return _divide(
-        np.einsum("rp,rp->r", positive_weights, beaten),
-        positive_weights.sum(axis=1) * weight_up_to[:, -1],
     )

@@ -1,9 +1,8 @@
 """Two classifiers on the same images: is the difference more than chance?
 
-Pure numpy and scipy on arrays of "right or wrong"; files and runs are the business of
-`tumorlens.study.compare`. Two overlapping intervals do not rule out a difference: both
-networks meet the same hard images, so most of what moves their accuracies moves both,
-and only the images on which they disagree count.
+Pure numpy and scipy on arrays of "right or wrong". Two overlapping intervals do not
+rule out a difference: both networks meet the same hard images, so most of what moves
+their accuracies moves both, and only the images on which they disagree count.
 """
 
 from __future__ import annotations
@@ -12,19 +11,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import binomtest
 
-from tumorlens.stats.intervals import CONFIDENCE, group_sums
+from tumorlens.stats.intervals import (
+    design_effect,
+    robust_variance,
+    sums_of_groups,
+    t_quantile,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-NUM_RESAMPLES = 20_000
-"""More than for an interval: Holm multiplies p-values, and 2 / 20,001 is the lowest."""
+BONETT_PRICE = "Bonett-Price, design effect"
 
-_ROUNDING = 1e-12
+MAX_STEPS = 20_000
+"""Steps to which the exact test rounds sums of groups that no fraction divides."""
+
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -34,80 +39,80 @@ class Difference:
     value: float
     """Fraction, -1 to 1; above 0 where the first is better."""
     low: float | None
-    """Low end of the 95 % interval; `None` when all resamples are equal."""
+    """Low end of the 95 % interval; `None` with a single group, as `high`."""
     high: float | None
     p: float
-    """Two-sided p-value; 1 where there is no evidence of a difference."""
+    """Two-sided p-value of `group_mcnemar`; 1 without evidence of a difference."""
+    num_groups: int
+    num_discordant_groups: int
+    """Groups in which one of the two was right more often."""
+
+    @property
+    def method(self) -> str | None:
+        """How the interval was made; `None` where there is none."""
+        return None if self.low is None else BONETT_PRICE
 
 
-def exact_mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Return the two-sided p-value of the exact McNemar test.
-
-    Under the null hypothesis, an image that only one network got right is as likely to
-    be either network's. The test assumes independent images: with several of one
-    patient the p-value is too small; use `paired_bootstrap` then.
-
-    Args:
-        first: Whether the first network was right, shape (N,).
-        second: The same for the second network, same images in the same order.
-
-    Returns:
-        1 where the two are right on the same images.
-
-    Raises:
-        ValueError: The shapes differ.
-
-    Example:
-        One image against five: 2 * (1 + 6) / 2**6.
-
-        >>> first = np.array([True] + [False] * 5 + [True] * 94)
-        >>> second = np.array([False] + [True] * 5 + [True] * 94)
-        >>> exact_mcnemar(first, second)
-        0.21875
-
-    Source:
-        McNemar, "Note on the sampling error of the difference between correlated
-        proportions or percentages", Psychometrika 12, 1947; exact as in Liddell,
-        "Simplified exact analysis of case-referent studies", JECH 37, 1983.
-    """
-    _check(first, second)
-    only_first = int((first & ~second).sum())
-    only_second = int((second & ~first).sum())
-    if not only_first + only_second:
-        return 1.0
-    return float(binomtest(only_first, only_first + only_second).pvalue)
-
-
-def paired_bootstrap(
-    first: NDArray[np.floating],
-    second: NDArray[np.floating],
+def group_mcnemar(
+    first: NDArray[np.floating] | NDArray[np.bool_],
+    second: NDArray[np.floating] | NDArray[np.bool_],
     groups: NDArray[np.integer],
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 42,
-    confidence: float = CONFIDENCE,
-) -> Difference:
-    """Return the mean difference of two networks, with interval and p-value.
+) -> float:
+    """Return the two-sided mid-p-value of McNemar's test with groups as its units.
 
-    As in `intervals.group_bootstrap`, each resample draws G of the G groups with
-    replacement, and a group comes with all its images; both networks are measured on
-    the same resample. Groups with equal sums are drawn together, from a multinomial
-    distribution: the resamples have the same distribution, and 20,000 of them take
-    milliseconds.
-
-    The p-value is twice the share of the resamples on the far side of 0. With few
-    groups that disagree the bootstrap is overconfident, so the p-value is never below
-    the smallest that flipping the signs of these groups could give, 2 / 2**m for m
-    groups.
+    If neither is better, the difference of a group is as likely to have the opposite
+    sign. The p-value is the chance, over all signs of the groups, of a sum further from
+    0 than the one found, plus half the chance of one as far. It is exact, from the
+    distribution of the sum; with one image a group it is the mid-p test of McNemar.
+    With m groups that differ it is at least 2^-m: five groups and fewer show nothing at
+    0.05.
 
     Args:
         first: How often the first network was right about each image, shape (N,), in
             [0, 1]: 0 or 1 for one seed, the mean over several.
         second: The same for the second network, same images in the same order.
-        groups: Group indices, shape (N,), from 0 without a gap.
-        num_resamples: R.
-        seed: Seed of the resamples.
-        confidence: Share of the resamples inside the interval.
+        groups: Group indices, shape (N,), from 0.
+
+    Returns:
+        1 where no group differs.
+
+    Raises:
+        ValueError: The shapes differ, or there is no image.
+
+    Example:
+        One image against five, each of another group: 2 (1/64) + 6/64.
+
+        >>> first = np.array([1.0] + [0.0] * 5 + [1.0] * 94)
+        >>> second = np.array([0.0] + [1.0] * 5 + [1.0] * 94)
+        >>> group_mcnemar(first, second, np.arange(100))
+        0.125
+
+    Source:
+        McNemar, "Note on the sampling error of the difference between correlated
+        proportions or percentages", Psychometrika 12, 1947; mid-p: Fagerland, Lydersen
+        and Laake, "The McNemar test for binary matched-pairs data", BMC Medical
+        Research Methodology 13, 2013.
+    """
+    _check(first, second, groups)
+    return _sign_flips(_group_differences(first, second, groups))
+
+
+def paired_difference(
+    first: NDArray[np.floating],
+    second: NDArray[np.floating],
+    groups: NDArray[np.integer],
+) -> Difference:
+    r"""Return the mean difference of two networks, with interval and p-value.
+
+    The interval is that of Bonett and Price, which adds one image on which only the
+    first and one on which only the second is right, for the number n of independent
+    images that tell as much, with the t quantile of G - 1 degrees of freedom. n is made
+    as in `intervals.share`, so the interval has a width where the two never disagree.
+
+    Args:
+        first: As for `group_mcnemar`.
+        second: As for `group_mcnemar`.
+        groups: As for `group_mcnemar`.
 
     Returns:
         The difference over images, first minus second.
@@ -120,33 +125,51 @@ def paired_bootstrap(
 
         >>> first = np.repeat([1.0, 0.0, 1.0], [12, 2, 26])
         >>> second = np.repeat([0.0, 1.0, 1.0], [12, 2, 26])
-        >>> found = paired_bootstrap(first, second, np.arange(40))
-        >>> found.value, found.low, found.high
-        (0.25, 0.075, 0.425)
+        >>> found = paired_difference(first, second, np.arange(40))
+        >>> found.value, round(found.low, 3), round(found.high, 3), round(found.p, 4)
+        (0.25, 0.058, 0.418, 0.0074)
 
     Source:
-        As `intervals.group_bootstrap`; the p-value with one added to both counts:
-        Davison and Hinkley, "Bootstrap Methods and their Application", 1997, 4.2.5.
+        Bonett and Price, "Adjusted Wald confidence interval for a difference of
+        binomial proportions based on paired data", Journal of Educational and
+        Behavioral Statistics 37, 2012.
     """
     _check(first, second, groups)
-    sums = group_sums(first - second, groups)
-    value = float(sums[:, 0].sum() / sums[:, 1].sum())
-    # Means over seeds differ in the last digit where they should be equal.
-    kinds, counts = np.unique(sums.round(9), axis=0, return_counts=True)  # (K, 2), (K,)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(sums), counts / len(sums), size=num_resamples)  # (R, K)
-    totals = drawn @ kinds  # (R, 2)
-    values = totals[:, 0] / totals[:, 1]
+    differences = np.asarray(first, dtype=np.float64) - second
+    num_images = len(differences)
+    value = float(differences.mean())
+    sums = _group_differences(first, second, groups)
+    num_groups = len(np.unique(groups))
+    p = _sign_flips(sums)
+    num_discordant = int((np.abs(sums) > _ROUNDING).sum())
+    if num_groups < 2:
+        return Difference(value, None, None, p, num_groups, num_discordant)
 
-    num_disagreeing = int((np.abs(sums[:, 0]) > _ROUNDING).sum())
-    sides = [(values <= _ROUNDING).sum(), (values >= -_ROUNDING).sum()]
-    share = (1 + min(sides)) / (1 + num_resamples)
-    p = min(1.0, max(2 * share, 2.0 ** (1 - num_disagreeing)))
-    if np.ptp(values) <= _ROUNDING:
-        return Difference(value, None, None, float(p))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return Difference(value, float(low), float(high), float(p))
+    squares = float((differences**2).sum())
+    influence = (differences - value) / num_images
+    effect = design_effect(differences - value, groups, num_errors=squares)
+    independent = float((influence**2).sum())
+    if independent > 0:
+        of_groups = sums_of_groups(influence, groups)[np.bincount(groups) > 0]
+        effect = max(effect, robust_variance(of_groups) / independent)
+    num = num_images / effect
+    # Images on which only one is right, each side with one more.
+    better, worse = (
+        (np.maximum(sign * differences, 0).sum() / num_images * num + 1) / (num + 2)
+        for sign in (1, -1)
+    )
+    centre = better - worse
+    half = t_quantile(num_groups - 1) * float(
+        np.sqrt((better + worse - centre**2) / (num + 2))
+    )
+    return Difference(
+        value,
+        max(-1.0, float(centre) - half),
+        min(1.0, float(centre) + half),
+        p,
+        num_groups,
+        num_discordant,
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -173,11 +196,53 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def _group_differences(
+    first: NDArray[np.floating] | NDArray[np.bool_],
+    second: NDArray[np.floating] | NDArray[np.bool_],
+    groups: NDArray[np.integer],
+) -> NDArray[np.float64]:
+    """Return how much more often the first was right, summed by group, shape (G,)."""
+    differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=float)
+    return sums_of_groups(differences, groups)
+
+
+def _sign_flips(sums: NDArray[np.float64]) -> float:
+    """Return the two-sided mid-p-value of a sum under random signs of its terms."""
+    sums = sums[np.abs(sums) > _ROUNDING]
+    if not sums.size:
+        return 1.0
+    steps = _whole_numbers(sums)
+    total, largest = int(abs(steps.sum())), int(np.abs(steps).sum())
+    chances = np.zeros(2 * largest + 1)
+    chances[largest] = 1.0
+    for step in np.abs(steps).tolist():
+        moved = np.zeros_like(chances)
+        moved[step:] += chances[: len(chances) - step] / 2
+        moved[: len(chances) - step] += chances[step:] / 2
+        chances = moved
+    distance = np.abs(np.arange(-largest, largest + 1))
+    p = chances[distance > total].sum() + chances[distance == total].sum() / 2
+    return float(min(1.0, p)) if total else 1.0
+
+
+def _whole_numbers(sums: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return sums as multiples of a fraction, or rounded where none divides them.
+
+    Sums of means over S seeds are multiples of 1 / S.
+    """
+    for denominator in range(1, 101):
+        scaled = sums * denominator
+        if np.allclose(scaled, scaled.round(), rtol=0, atol=1e-6):
+            return np.asarray(scaled.round(), np.int64)
+    scale = MAX_STEPS / np.abs(sums).sum()
+    return np.asarray((sums * scale).round(), np.int64)
+
+
 def _check(*arrays: NDArray[np.generic]) -> None:
     """Refuse arrays that do not describe the same images.
 
     Raises:
-        ValueError: See `paired_bootstrap`.
+        ValueError: See `paired_difference`.
     """
     shapes = [array.shape for array in arrays]
     if len(set(shapes)) > 1 or len(shapes[0]) != 1 or shapes[0] == (0,):

@@ -6,8 +6,7 @@ over seeds shows how far other images would have moved it; other seeds are not i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections import defaultdict
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +20,17 @@ from tumorlens.data.leakage import (
     UNKNOWN,
 )
 from tumorlens.runs.folder import nan_as_none
-from tumorlens.stats import metrics
-from tumorlens.stats.intervals import group_bootstrap, perfect_score_interval
+from tumorlens.runs.measures import Estimate, estimate_of, estimate_of_score
+from tumorlens.stats import estimates, metrics
+from tumorlens.stats.estimates import Estimated
+from tumorlens.stats.intervals import combine, mean_interval, share
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from numpy.typing import NDArray
-
     from tumorlens.evaluation.predictions import Predictions
     from tumorlens.runs.folder import Run
-
-Measure = Callable[[Any], Any]
+    from tumorlens.stats.intervals import Score
 
 _OF_EPOCHS = (
     "last_epoch_accuracy",
@@ -50,38 +48,46 @@ def mean_measures(tables: Sequence[Predictions]) -> dict[str, Any]:
             by group depends on the seed.
 
     Returns:
-        `accuracy`, `balanced_accuracy`, `macro_f1` and `log_loss` as value, low and
-        high, the interval made as in `evaluate`; `ece` as a number.
+        `accuracy`, `balanced_accuracy`, `macro_f1`, `log_loss` and `ece`. The interval
+        of the mean over several seeds follows from those of the seeds (`combine`), that
+        of the log loss from all answers of a group. The calibration error has none
+        then.
     """
     names = sorted({group for table in tables for group in table.groups})
     numbers = {name: number for number, name in enumerate(names)}
-    num_classes = len(tables[0].classes)
-    confusions = np.zeros((len(names), len(tables), num_classes, num_classes))
-    losses = np.zeros((len(names), len(tables), 2))
-    for seed, table in enumerate(tables):
+    scores: dict[str, list[Score]] = defaultdict(list)
+    losses, groups_of, weights = [], [], []
+    for table in tables:
         groups = np.array([numbers[name] for name in table.groups])
-        found = metrics.group_confusions(
-            table.labels, table.predicted, groups, num_classes=num_classes
+        arrays = (table.labels, table.predicted, groups)
+        scores["accuracy"].append(
+            share(table.predicted == table.labels, groups, num_groups=len(names))
         )
-        confusions[: len(found), seed] = found
-        of_images = metrics.log_losses(table.probs, table.labels)
-        losses[:, seed, 0] = np.bincount(groups, of_images, minlength=len(names))
-        losses[:, seed, 1] = np.bincount(groups, minlength=len(names))
-
-    macro_f1 = partial(metrics.resampled_macro_f1, whole=confusions.sum(axis=0))
-    groups_of_class = (confusions.sum(axis=(1, 3)) > 0).sum(axis=0)
-    units = [int(number) for number in groups_of_class if number]
+        for name, measure in (
+            ("balanced_accuracy", estimates.balanced_accuracy),
+            ("macro_f1", estimates.macro_f1),
+        ):
+            scores[name].append(
+                measure(*arrays, num_classes=len(table.classes), num_groups=len(names))
+            )
+        losses.append(metrics.log_losses(table.probs, table.labels))
+        groups_of.append(groups)
+        weights.append(np.full(len(groups), 1 / len(groups)))
+    of_share = [1 / len(tables)] * len(tables)
+    log_loss = Estimated(
+        fmean(float(of_seed.mean()) for of_seed in losses),
+        mean_interval(
+            np.concatenate(losses),
+            np.concatenate(groups_of),
+            weights=np.concatenate(weights),
+        ),
+    )
     return {
-        "accuracy": _figure(confusions, metrics.accuracy, units=[len(names)]),
-        "balanced_accuracy": _figure(
-            confusions, metrics.balanced_accuracy, units=units
-        ),
-        "macro_f1": _figure(confusions, macro_f1, units=units),
-        "log_loss": _figure(losses, _ratio),
-        "ece": fmean(
-            metrics.expected_calibration_error(table.probs, table.labels)
-            for table in tables
-        ),
+        name: estimate_of_score(combine(of_seeds, of_share))
+        for name, of_seeds in scores.items()
+    } | {
+        "log_loss": estimate_of(log_loss, num_groups=len(names)),
+        "ece": _calibration_error(tables),
     }
 
 
@@ -175,30 +181,12 @@ def _mean_history(folds: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def _figure(
-    sums: NDArray[np.float64], measure: Measure, *, units: Sequence[int] = ()
-) -> dict[str, float | None]:
-    """Return the mean of a measure over seeds, and its interval.
-
-    Args:
-        sums: Sums of each group for each seed, shape (G, S, ...).
-        measure: Maps sums (..., S, ...) to values (..., S).
-        units: Numbers of groups behind a score of 1; empty if 1 is not the best score.
-    """
-
-    def mean(summed: NDArray[np.float64]) -> NDArray[np.float64]:
-        # A seed may have none of the groups of a resample; then the others count.
-        return np.asarray(np.nanmean(measure(summed), axis=-1))
-
-    value = float(mean(sums.sum(axis=0)))
-    interval = group_bootstrap(sums, mean)
-    if units and value == 1 and len(sums) > 1:
-        interval = perfect_score_interval(units)
-    low, high = interval or (None, None)
-    return {"value": value, "low": low, "high": high}
-
-
-def _ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    values: NDArray[np.float64] = np.full(sums.shape[:-1], np.nan)
-    np.divide(sums[..., 0], sums[..., 1], out=values, where=sums[..., 1] > 0)
-    return values
+def _calibration_error(tables: Sequence[Predictions]) -> Estimate:
+    """Return the mean over seeds; with its interval where there is one seed."""
+    found = []
+    for table in tables:
+        names, groups = np.unique(np.array(table.groups), return_inverse=True)
+        found.append(estimates.calibration_error(table.probs, table.labels, groups))
+    if len(found) == 1:
+        return estimate_of(found[0], num_groups=len(names))
+    return Estimate(value=fmean(one.value for one in found), low=None, high=None)

@@ -25,8 +25,8 @@ from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
 from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.predictions import pool_predictions, read_predictions
 from tumorlens.files import sha256_of
-from tumorlens.runs.measures import Estimate, HistoryRow
-from tumorlens.stats.paired import exact_mcnemar, holm, paired_bootstrap
+from tumorlens.runs.measures import HistoryRow, Percentiles, estimate_of_difference
+from tumorlens.stats.paired import holm, paired_difference
 from tumorlens.study.arm_measures import (
     epoch_accuracies,
     joined_history,
@@ -361,8 +361,8 @@ def _costs(
             list(networks_of.values()), device=resolve_device(device)
         )
         for of_network, time in zip(found.values(), times, strict=True):
-            of_network["latency_ms"] = Estimate(
-                value=time.p50, low=time.p5, high=time.p95
+            of_network["latency_ms"] = Percentiles(
+                value=time.p50, p5=time.p5, p95=time.p95
             )
     unknown = dict.fromkeys(("num_parameters", "macs", "size_bytes", "latency_ms"))
     return [found[costs.architecture_of(run)] if run else unknown for run in runs]
@@ -381,10 +381,8 @@ def _pairs(entries: Sequence[_Entry]) -> list[Pair]:
             for (first, one), (second, other) in itertools.combinations(sides, 2)
             if (found := _difference(one, other))
         ]
-        # If both tests can be made, a difference has to pass both.
-        corrected = holm(
-            [max(pair["p_mcnemar"] or 0.0, pair["p_bootstrap"]) for pair in pairs]
-        )
+        # The pairs under one protocol are a family.
+        corrected = holm([pair["p"] for pair in pairs])
         for pair, p_holm in zip(pairs, corrected, strict=True):
             low, high = pair["difference"].low, pair["difference"].high
             holds_zero = low is not None and low <= 0 <= high
@@ -417,15 +415,11 @@ def _difference(
     paths, names, of_one, of_other = zip(*rows, strict=True)
     right_of_one, right_of_other = np.array(of_one), np.array(of_other)
     _, groups = np.unique(names, return_inverse=True)
-    found = paired_bootstrap(right_of_one, right_of_other, groups)
-    p_mcnemar = None
-    if len(first) == len(second) == 1:
-        p_mcnemar = exact_mcnemar(right_of_one > 0, right_of_other > 0)
+    found = paired_difference(right_of_one, right_of_other, groups)
     return {
         "num_images": len(set(paths)),
-        "difference": Estimate(value=found.value, low=found.low, high=found.high),
-        "p_mcnemar": p_mcnemar,
-        "p_bootstrap": found.p,
+        "difference": estimate_of_difference(found),
+        "p": found.p,
     }
 
 

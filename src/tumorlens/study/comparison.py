@@ -8,7 +8,7 @@ chance, and they say where it is not.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -17,12 +17,20 @@ from pydantic import (
     ConfigDict,
     Field,
     computed_field,
+    field_validator,
 )
 
 from tumorlens import text
 from tumorlens.files import read_model
 from tumorlens.ranges import Count, Fraction, NotNegative
-from tumorlens.runs.measures import Estimate, HistoryRow, Loss, Share, Subset
+from tumorlens.runs.measures import (
+    Estimate,
+    HistoryRow,
+    Loss,
+    Percentiles,
+    Share,
+    Subset,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +70,7 @@ class ArmMeasures(_Content):
     balanced_accuracy: Share
     macro_f1: Share
     log_loss: Loss
-    ece: Fraction | None
+    ece: Share
     """Expected calibration error."""
     last_epoch_accuracy: Fraction | None = None
     """`None` unless test was watched, as the next three."""
@@ -71,6 +79,13 @@ class ArmMeasures(_Content):
     """Chosen on test, and for that not to be believed."""
     best_test_epoch: Count | None = None
     leak: ArmLeak
+
+    @field_validator("ece", mode="before")
+    @classmethod
+    def _of_format_1(cls, ece: Any) -> Any:
+        if isinstance(ece, dict | Estimate):
+            return ece
+        return {"value": ece, "low": None, "high": None}
 
     @property
     def has_epochs(self) -> bool:
@@ -106,8 +121,7 @@ class ComparedArm(_Content):
     """`None` without a network on this machine, as the next three."""
     macs: Count | None
     size_bytes: Count | None
-    latency_ms: Loss | None
-    """Median with the 5th and 95th percentile."""
+    latency_ms: Percentiles | None
     train_seconds: NotNegative | None
     images_per_second: NotNegative | None
     measures: dict[ProtocolName, ArmMeasures]
@@ -129,11 +143,10 @@ class Pair(_Content):
     second: str
     num_images: Count
     difference: Annotated[Estimate, AfterValidator(_has_value)]
-    p_mcnemar: Fraction | None
-    """`None` where an arm has several seeds."""
-    p_bootstrap: Fraction
+    p: Fraction = Field(validation_alias=AliasChoices("p", "p_bootstrap"))
+    """McNemar's test over groups; that of a bootstrap in files of format 1."""
     p_holm: Fraction
-    """Corrected for the number of pairs under the protocol."""
+    """Corrected for the pairs of this comparison under the same protocol: a family."""
     is_noise: bool
 
     # mypy takes no decorator on a property; pydantic documents this order.
@@ -149,8 +162,7 @@ class Pair(_Content):
             ...     second="B",
             ...     num_images=1311,
             ...     difference={"value": -0.041, "low": -0.07, "high": -0.012},
-            ...     p_mcnemar=None,
-            ...     p_bootstrap=0.003,
+            ...     p=0.003,
             ...     p_holm=0.003,
             ...     is_noise=False,
             ... ).sentence
@@ -202,7 +214,8 @@ class Example(_Content):
 class Comparison(text.NotebookView, _Content):
     """The content of `comparison.json`."""
 
-    format: int = 1
+    format: Literal[1, 2] = 2
+    OLDER_FORMATS: ClassVar[tuple[int, ...]] = (1,)
     title: str
     study: str | None
     """The study's folder; `None` for run folders given by hand."""

@@ -143,8 +143,8 @@ def test_ratios_are_paired_by_rounds(found: Benchmark) -> None:
     assert ratios is not None
     assert ratios.end_to_end is not None
     assert ratios.latency.value == pytest.approx(5.0)
-    assert ratios.latency.low == pytest.approx(5.0)
-    assert ratios.latency.high == pytest.approx(5.0)
+    assert ratios.latency.p5 == pytest.approx(5.0)
+    assert ratios.latency.p95 == pytest.approx(5.0)
     assert ratios.latency.num_rounds == 20
     # 11 against 3 ms, and 21 against 5 ms.
     assert ratios.end_to_end.value == pytest.approx((11 / 3 + 21 / 5) / 2)

@@ -152,6 +152,6 @@ def test_a_ratio_is_the_median_of_those_of_the_rounds() -> None:
     other = [2.0, 1.0, 2.0, 2.0, 20.0]
     found = ratio_by_rounds(baseline, other)
     assert found.value == 2.5  # of 2, 4, 3, 2.5, 2
-    assert found.low == pytest.approx(2.0)
-    assert found.high == pytest.approx(3.8)  # between 3 and 4, at 0.95 * 4 = 3.8
+    assert found.p5 == pytest.approx(2.0)
+    assert found.p95 == pytest.approx(3.8)  # between 3 and 4, at 0.95 * 4 = 3.8
     assert found.num_rounds == 5

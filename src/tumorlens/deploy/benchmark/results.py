@@ -11,10 +11,10 @@ import io
 import statistics
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tumorlens import text
 from tumorlens.deploy.artefact import Change
@@ -26,6 +26,7 @@ from tumorlens.deploy.benchmark.timing import (
 )
 from tumorlens.files import read_model, write_text
 from tumorlens.ranges import Count, Fraction, NotNegative, have_both_bounds
+from tumorlens.runs.measures import with_percentiles
 from tumorlens.system import describe_environment, processor_name
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ class Ratios(_Part):
 
     latency: Ratio
     end_to_end: Ratio | None = None
+
+    @field_validator("latency", "end_to_end", mode="before")
+    @classmethod
+    def _of_format_1(cls, ratio: Any) -> Any:
+        return with_percentiles(ratio)
 
 
 class Subject(_Part):
@@ -168,7 +174,8 @@ class Benchmark(text.NotebookView, _Part):
     # The keys of the file are those of its first layout.
     model_config = ConfigDict(populate_by_name=True)
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
+    OLDER_FORMATS: ClassVar[tuple[int, ...]] = (1,)
     time: str
     environment: Environment
     settings: Settings
@@ -329,7 +336,7 @@ def _sentences(rows: Sequence[Row], seconds: float) -> tuple[str, ...]:
                 accuracy = f", accuracy on val {points} points"
             sentences.append(
                 f"{row.name} answers for one image {ratio.value:.2f} times as "
-                f"fast as {BASELINE} ({ratio.low:.2f} to {ratio.high:.2f} over "
+                f"fast as {BASELINE} ({ratio.p5:.2f} to {ratio.p95:.2f} over "
                 f"{ratio.num_rounds} rounds){accuracy}."
             )
     without = dict.fromkeys(row.run for row in rows if row.ratios is None)
@@ -376,8 +383,8 @@ def _plain(row: Row, batches: Sequence[int]) -> dict[str, Any]:
         ("end_to_end", ratios.end_to_end if ratios else None),
     ):
         plain[f"{name}_ratio"] = ratio.value if ratio else None
-        plain[f"{name}_ratio_p5"] = ratio.low if ratio else None
-        plain[f"{name}_ratio_p95"] = ratio.high if ratio else None
+        plain[f"{name}_ratio_p5"] = ratio.p5 if ratio else None
+        plain[f"{name}_ratio_p95"] = ratio.p95 if ratio else None
     return plain
 
 
@@ -391,7 +398,7 @@ def _cells(row: Row) -> list[str]:
         f"{latency.value:.2f}{_bounds(latency)}",
         f"{latency.p95:.2f}",
         f"{latency.p99:.2f}",
-        f"{ratio.value:.2f}{_bounds(ratio)}" if ratio else "",
+        f"{ratio.value:.2f} ({ratio.p5:.2f} to {ratio.p95:.2f})" if ratio else "",
         f"{best:.0f} (batch {row.best_batch})",
         _number(files.value if files else None, 2),
         _number(row.load_ms, 0),
@@ -407,6 +414,6 @@ def _number(value: float | None, digits: int, *, unit: float = 1.0) -> str:
     return "" if value is None else f"{value / unit:.{digits}f}"
 
 
-def _bounds(measure: Measure | Ratio) -> str:
+def _bounds(measure: Measure) -> str:
     low, high = measure.low, measure.high
     return "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"

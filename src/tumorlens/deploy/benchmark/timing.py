@@ -48,9 +48,9 @@ class Ratio:
 
     value: float
     """Median over rounds."""
-    low: float
+    p5: float
     """5th percentile over rounds: the spread of rounds, no interval."""
-    high: float
+    p95: float
     """95th percentile."""
     num_rounds: int
 
@@ -144,8 +144,8 @@ def ratio_by_rounds(baseline: Sequence[float], other: Sequence[float]) -> Ratio:
         3.0
     """
     ratios = np.array(baseline, float) / np.array(other, float)
-    value, low, high = (float(one) for one in np.percentile(ratios, (50, 5, 95)))
-    return Ratio(value, low, high, len(ratios))
+    value, p5, p95 = (float(one) for one in np.percentile(ratios, (50, 5, 95)))
+    return Ratio(value, p5, p95, len(ratios))
 
 
 @lru_cache
