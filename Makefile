@@ -80,7 +80,7 @@ fuzz: $(WITH_TEST) ## 10,000 damaged files of every kind: writes docs/fuzz.md (8
 
 .PHONY: faults
 faults: $(WITH_TEST) ## Kills, full disks and commands at once: docs/reliability.md (10 minutes)
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m faults tests/project/test_faults.py
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m faults
 
 .PHONY: bench-train
 bench-train: $(WITH_TEST) ## Training speed against the plain loop (DATA=folder for other images)

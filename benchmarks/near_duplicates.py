@@ -41,6 +41,7 @@ from tumorlens.data.near_duplicates import (
 from tumorlens.data.phantom.atlas import load_atlas
 from tumorlens.data.phantom.patient import FINDINGS, draw_patient, draw_slice
 from tumorlens.files import write_bytes
+from tumorlens.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,8 +88,8 @@ def main() -> None:
     with ProcessPoolExecutor(options.workers) as pool:
         lots = pool.map(measure_patient, range(options.patients))
         pairs = [pair for lot in lots for pair in lot]
-    print_table(pairs, "copies", lambda pair: "mm" not in pair.kind)
-    print_table(pairs, "other pictures", lambda pair: "mm" in pair.kind)
+    print_table(pairs, "copies", lambda pair: not _is_other(pair.kind))
+    print_table(pairs, "other pictures", lambda pair: _is_other(pair.kind))
     draw_curve(pairs, options.out)
 
 
@@ -146,7 +147,7 @@ def copies() -> dict[str, dict[str, Callable[[Image8], Image8]]]:
             **{f"{n} px cut off all sides": _cropped(n) for n in (1, 2, 4, 8)},
             **{f"{n} px cut off one side": _cut_above(n) for n in (4, 8)},
             **{f"frame of {n} px": _framed(n) for n in (4, 8)},
-            **{f"tilted by {d} degrees": _tilted(d) for d in (1, 2, 3)},
+            **{"tilted by " + counted(d, "degree"): _tilted(d) for d in (1, 2, 3)},
         },
         "other tones or noise": {
             "brighter by 20": lambda i: _grey(i + 20.0),
@@ -157,8 +158,11 @@ def copies() -> dict[str, dict[str, Callable[[Image8], Image8]]]:
             **{f"noise of {s} levels": _noisy(s) for s in (2, 4, 8)},
         },
         "letters or watermark": {
-            **{f"{num} lines of letters": _lettered(num) for num in (1, 2, 4)},
-            **{f"watermark of {a:.0%}": _marked(a) for a in (0.15, 0.3)},
+            **{
+                counted(num, "line") + " of letters": _lettered(num)
+                for num in (1, 2, 4)
+            },
+            **{f"watermark of {a * 100:g} %": _marked(a) for a in (0.15, 0.3)},
         },
     }
 
@@ -220,7 +224,7 @@ def draw_curve(pairs: list[Pair], out: Path) -> None:
             1 - thresholds,
             [(details >= one).mean() for one in thresholds],
             label=family,
-            linestyle="--" if "mm" in family else "-",
+            linestyle="--" if _is_other(family) else "-",
             color=f"C{number % 10}",
         )
     axes.axvline(1 - SAME_DETAIL, color="0.3", linewidth=1)
@@ -241,6 +245,10 @@ def draw_curve(pairs: list[Pair], out: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     write_bytes(out / "near-duplicates.png", content.getvalue())
+
+
+def _is_other(kind: str) -> bool:
+    return kind.endswith("mm apart")
 
 
 def _by(pairs: list[Pair], field: str) -> Iterator[tuple[str, list[Pair]]]:

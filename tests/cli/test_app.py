@@ -128,7 +128,7 @@ def test_want_of_memory_is_one_line_in_every_command(
         raise error
 
     monkeypatch.setattr("tumorlens.data.index.read_index", fail)
-    answer = ask("audit", tmp_path, "--out", tmp_path / "out")
+    answer = ask("audit", tmp_path / "images", "--out", tmp_path / "out")
     assert_refused(answer, "memory ran out")
 
 

@@ -323,7 +323,7 @@ def test_a_killed_prediction_is_gone_on_with(
         (["--resume"], "there is no --out"),
         (["--resume", "--out", "x.csv"], "x.csv.part does not exist"),
         (["--out", "x.txt"], "got 'x.txt'"),
-        (["--out", "images/0.png/x.csv"], "cannot write images/0.png/x.csv.part"),
+        (["--out", "images/0.png/x.csv"], "cannot write images/0.png/x.csv: "),
     ],
 )
 def test_an_output_that_cannot_be_is_refused(

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from support.handmade_artefacts import parity_of
 from tumorlens.cli import terminal
+from tumorlens.deploy.artefact import Change, ParityAccuracy
+from tumorlens.deploy.parity import bounds_of
 from tumorlens.deploy.predictor import Prediction
 from tumorlens.system import is_main_process
 from tumorlens.text import one_line
@@ -41,6 +44,24 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 def prediction(path: str, *probs: float) -> Prediction:
     best = CLASSES[int(np.argmax(probs))]
     return Prediction(Path(path), np.array(probs, dtype=np.float32), best, None)
+
+
+def test_an_export_of_int8_states_what_its_images_show_about_the_loss(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change = Change(value=0.0, low=-0.0275, high=0.0275)
+    accuracy = ParityAccuracy(run=0.9, artefact=0.9, change=change)
+    verdicts = [
+        parity_of("openvino-int8", accuracy=accuracy, num_images=100),
+        parity_of("onnx", bounds=bounds_of("fp32"), accuracy=accuracy),
+    ]
+    terminal.print_export(verdicts, [1, 1])
+    *_, last = capsys.readouterr().out.splitlines()
+    # Of fp32 nothing: it is judged by each probability.
+    assert last == (
+        "openvino-int8: a loss of more than 1 point is not excluded by 100 images; "
+        "up to 2.8 are possible"
+    )
 
 
 def test_text_cannot_steer_the_terminal() -> None:

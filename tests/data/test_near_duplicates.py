@@ -229,13 +229,13 @@ def test_the_search_works_in_blocks_that_fit_into_memory(
 def test_thousands_of_encodings_of_one_picture_cost_no_more_than_others() -> None:
     picture = draw_thumbnails(1)[0].astype(float)
     rng = np.random.default_rng(0)
-    encodings = np.clip(picture + rng.normal(0, 1, (4000, 64, 64)), 0, 255)
-    started = time.perf_counter()
+    encodings = np.clip(picture + rng.normal(0, 1, (1000, 64, 64)), 0, 255)
+    started = time.process_time()
     found = find_near_duplicates(encodings.astype(np.uint8))
-    # 8 million pairs at 10 microseconds would be 80 s.
-    assert time.perf_counter() - started < 30
-    assert len({pair.b for pair in found}) == 3999
-    assert len(found) < 100_000
+    # Half a million pairs at 4 ms would be half an hour; each with the first, 2 s.
+    assert time.process_time() - started < 20
+    assert len({pair.b for pair in found}) == 999
+    assert len(found) < 25_000
 
 
 @pytest.mark.usefixtures("propose_all")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,6 @@ from tumorlens.deploy.artefact import (
 from tumorlens.deploy.predictor import Predictor
 from tumorlens.errors import ArtefactError, RunError
 from tumorlens.files import sha256_of_bytes
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def card_of(kind: Kind, **changes: Any) -> ArtefactCard:
@@ -244,10 +242,14 @@ def test_a_removal_that_is_killed_halfway_leaves_no_artefact(
 ) -> None:
     folder = write_artefact(tmp_path / "a")
 
-    def killed(path: Path) -> None:
-        raise KeyboardInterrupt
+    unlink = Path.unlink
 
-    monkeypatch.setattr("shutil.rmtree", killed)
+    def killed(path: Path, **options: bool) -> None:
+        if path.name == "graph.onnx":
+            raise KeyboardInterrupt
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", killed)
     with pytest.raises(KeyboardInterrupt):
         remove_artefact(folder)
     monkeypatch.undo()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import scipy.stats
 
+from support.working_artefacts import make_artefact
 from tumorlens.deploy.artefact import Bounds, Change, Parity, Verdict
+from tumorlens.deploy.artefact_readme import readme_of
 from tumorlens.deploy.parity import FLIP_MARGIN, ROUNDING, bounds_of, judge_parity
 from tumorlens.files import read_model, write_model
 from tumorlens.stats.paired import BONETT_PRICE, paired_difference
@@ -203,6 +206,19 @@ def test_a_verdict_states_whether_its_images_exclude_a_larger_loss(
     if words.endswith("up to "):
         # 1.984 * 1.414 / 102, as above.
         assert verdict.shown.endswith("up to 2.8 are possible")
+
+
+def test_what_the_images_show_is_in_the_file_and_in_the_readme(tmp_path: Path) -> None:
+    answers = ([0.9] * 100, [0.9] * 100)
+    int8 = judge(*answers, bounds=bounds_of("int8"))
+    write_model(tmp_path / "parity.json", int8)
+    written = json.loads((tmp_path / "parity.json").read_text(encoding="utf-8"))
+    assert written["excludes_larger_drop"] is False
+    card = make_artefact(tmp_path / "artefact").card
+    sentence = "A loss of more than 1 point is not excluded by 100 images; up to 2.8"
+    assert sentence in readme_of(card, int8)
+    # fp32 is judged by each probability, not by its accuracy.
+    assert "excluded" not in readme_of(card, judge(*answers, bounds=bounds_of("fp32")))
 
 
 def test_of_a_single_group_the_interval_of_a_change_is_not_known() -> None:

@@ -470,7 +470,7 @@ def test_a_run_leaves_predictions_of_its_test_subset_and_their_metrics(
     assert run.metrics() == got
     again = metrics_from_predictions(run.predictions_path)
     assert dict(again).items() <= dict(got).items()
-    assert (written["format"], got.protocol, got.subset) == (1, "grouped", "test")
+    assert (written["format"], got.protocol, got.subset) == (2, "grouped", "test")
     assert got.leak == LEAK
     assert got.settings.model == "test_vit"
     assert progress[-1] == (len(test), len(test))

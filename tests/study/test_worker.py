@@ -559,6 +559,7 @@ def outcome(study: Study) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_kill_9_at_ten_moments_gives_the_table_of_an_undisturbed_study(
     make_study: Any, tmp_path: Path

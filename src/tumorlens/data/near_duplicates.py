@@ -49,9 +49,9 @@ changed at most 4 bits."""
 
 SAME_DETAIL = 0.998
 """Least likeness of detail (`NearDuplicate.detail`) of two images that show one
-picture. Of slices of a smooth head without noise, which are the most alike, those
-1 mm apart stay below, as do all slices of one patient of the Bhuvaji set (0.992);
-copies of JPEG quality 30 or half the size keep 0.999 (docs/near-duplicates.md)."""
+picture. Of slices of a smooth head without noise, which are the most alike, those 1 mm
+apart end at 0.996, all slices of one patient of the Bhuvaji set at 0.992; copies of
+JPEG quality 30, or half the size, keep 0.998 and more (docs/near-duplicates.md)."""
 
 ALIKE = 0.99
 """Least correlation of two images that are of one head: they show one picture or

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 import tumorlens
 from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits
@@ -203,6 +203,8 @@ class Parity(Verdict):
     plain: PlainParity | None = None
     """Figures of the plain version, where this is the careful one."""
 
+    # mypy takes no decorator on a property; pydantic documents this order.
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def excludes_larger_drop(self) -> bool:
         """Whether the images show that accuracy falls by no more than `max_drop`.
