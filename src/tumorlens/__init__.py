@@ -3,7 +3,8 @@
 The names below are the whole public interface; modules below this package are private.
 Each function is one stage of the command line. Its result shows itself in a notebook:
 verdict, table and figure. Importing tumorlens imports neither torch nor timm; a stage
-loads what it needs when it is called.
+loads what it needs when it is called. An argument of the wrong type is a `TypeError`
+that names it; a wrong value is a `TumorlensError`.
 
     import tumorlens
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tumorlens import errors, extras, text
+from tumorlens import arguments, errors, extras, text
 from tumorlens.errors import TumorlensError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ extras.switch_off_usage_data()
 def audit(
     data: str | Path,
     *,
-    metadata: str | None = None,
+    metadata: str | Path | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Audit:
@@ -81,6 +82,7 @@ def audit(
         >>> found.num_files, found.is_trainable
         (24, True)
     """
+    arguments.check(audit, locals())
     from pathlib import Path
 
     from tumorlens.data.audit import audit as audit_index
@@ -91,7 +93,9 @@ def audit(
     with extras.naming_missing_extras("audit"):
         if out is not None:
             check_outside(Path(out), Path(data))
-        index = read_index(Path(data), metadata=metadata)
+        index = read_index(
+            Path(data), metadata=None if metadata is None else str(metadata)
+        )
         duplicates = find_duplicates(index, progress=_progress(progress))
         found = audit_index(index, duplicates)
         if out is not None:
@@ -130,6 +134,7 @@ def split(
         >>> sorted({row.subset for row in made.rows}), made.leak.leaks
         (['test', 'train', 'val'], False)
     """
+    arguments.check(split, locals())
     from pathlib import Path
 
     from tumorlens.data.index import check_outside, write_split
@@ -165,6 +170,7 @@ def load_config(
         >>> tumorlens.load_config(settings={"optim.lr": 1e-4}).optim.lr
         0.0001
     """
+    arguments.check(load_config, locals())
     from pathlib import Path
 
     from tumorlens.config import Config, assign, parse_config, read_toml
@@ -172,13 +178,8 @@ def load_config(
     values: dict[str, Any] = {}
     if isinstance(start, Config):
         values = start.model_dump(mode="json", exclude_none=True)
-    elif isinstance(start, str | Path):
-        values = read_toml(Path(start))
     elif start is not None:
-        raise errors.ConfigError(
-            f"expected a TOML file or the result of load_config, got {start!r}",
-            hint='give single settings as settings={"optim.lr": 1e-4}',
-        )
+        values = read_toml(Path(start))
     for name, value in (settings or {}).items():
         value = str(value) if isinstance(value, Path) else value
         assign(values, name, "none" if value is None else value)
@@ -226,6 +227,7 @@ def train(
         >>> run.name
         'second'
     """
+    arguments.check(train, locals())
     from pathlib import Path
 
     with extras.naming_missing_extras("train"):
@@ -256,6 +258,7 @@ def open_run(path: str | Path) -> Run:
         >>> tumorlens.open_run("runs/first").config.model.name
         'test_resnet'
     """
+    arguments.check(open_run, locals())
     from pathlib import Path
 
     from tumorlens.runs.folder import open_run as open_folder
@@ -289,6 +292,7 @@ def evaluate(
         >>> 0 <= measured.accuracy.value <= 1, measured.leak.leaks
         (True, False)
     """
+    arguments.check(evaluate, locals())
     with extras.naming_missing_extras("evaluate"):
         from tumorlens.evaluation.measure import evaluate as measure
 
@@ -311,6 +315,7 @@ def write_report(run: str | Path | Run, *, data: str | Path | None = None) -> Pa
         >>> tumorlens.write_report("runs/first").name
         'report.html'
     """
+    arguments.check(write_report, locals())
     with extras.naming_missing_extras("write_report"):
         from tumorlens.report import write_run_report
 
@@ -342,14 +347,15 @@ def predict(
         >>> answer.predicted in ("glioma", "meningioma", "no_tumor", "pituitary")
         True
     """
+    arguments.check(predict, locals())
     from collections import Counter
-    from pathlib import Path
 
     from tumorlens.data.files import walk_images
     from tumorlens.deploy.predictor import FilePredictions, Predictor
 
     if not isinstance(model, Predictor):
-        model = Predictor.open(model if isinstance(model, str | Path) else model.path)
+        [path] = _paths(model)
+        model = Predictor.open(path)
     skipped = Counter[str]()
     files = walk_images(_paths(images), skipped=skipped)
     answers = list(model.predict_files(files))
@@ -383,6 +389,7 @@ def export(
         >>> made.kind, made.verdict.passed
         ('onnx', True)
     """
+    arguments.check(export, locals())
     with extras.naming_missing_extras("export"):
         from tumorlens.deploy.export import Exports
         from tumorlens.deploy.export import export as export_run
@@ -419,6 +426,7 @@ def benchmark(
         >>> [row.kind for row in measured.rows]
         ['onnx']
     """
+    arguments.check(benchmark, locals())
     from pathlib import Path
 
     from tumorlens.files import locked, write_model
@@ -472,6 +480,7 @@ def compare(
         >>> [arm.name for arm in found.arms]
         ['first']
     """
+    arguments.check(compare, locals())
     with extras.naming_missing_extras("compare"):
         from tumorlens.study.compare import compare as compare_runs
 
@@ -504,11 +513,12 @@ def _path(path: str | Path | None) -> Path | None:
 
 def _paths(given: str | Path | Run | Sequence[str | Path | Run]) -> list[Path]:
     """Return one path, or several, as a list."""
+    from os import PathLike
     from pathlib import Path
 
     from tumorlens.runs.folder import Run
 
-    several = [given] if isinstance(given, str | Path | Run) else given
+    several = [given] if isinstance(given, str | PathLike | Run) else given
     return [one.path if isinstance(one, Run) else Path(one) for one in several]
 
 
@@ -542,9 +552,9 @@ def _on_top_of(begun: Config, config: str | Path | Config | None) -> Config:
     """
     from pathlib import Path
 
-    from tumorlens.config import merge, parse_config, read_toml
+    from tumorlens.config import Config, merge, parse_config, read_toml
 
-    if not isinstance(config, str | Path):
+    if config is None or isinstance(config, Config):
         return begun if config is None else config
     values = begun.model_dump(mode="json", exclude_none=True)
     merge(values, read_toml(Path(config)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -151,10 +152,6 @@ def test_images_are_named_in_one_way() -> None:
         (lambda: tumorlens.evaluate("runs/first", subset="train"), "subset 'train'"),
         (lambda: tumorlens.predict("runs/first", "nosuch.png"), "nosuch.png"),
         (
-            lambda: tumorlens.load_config(cast("Any", {"optim.lr": 1})),
-            r"got {'optim.lr': 1}",
-        ),
-        (
             lambda: tumorlens.Predictor.open("runs/first", device="tpu"),
             "expected the device auto, cpu or cuda, got 'tpu'",
         ),
@@ -166,6 +163,112 @@ def test_a_wrong_argument_is_an_error_with_a_hint(
     with pytest.raises(tumorlens.TumorlensError, match=problem) as caught:
         make()
     assert caught.value.hint
+
+
+CHECKED = [
+    *((name, getattr(tumorlens, name)) for name in FUNCTIONS),
+    ("Predictor.open", tumorlens.Predictor.open),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        pytest.param(function, name, id=f"{of}-{name}")
+        for of, function in CHECKED
+        for name in inspect.signature(function).parameters
+    ],
+)
+def test_every_argument_of_the_wrong_type_is_named_before_anything_is_done(
+    function: Callable[..., object],
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    usual: dict[str, object] = {
+        one.name: "x"
+        for one in inspect.signature(function).parameters.values()
+        if one.default is one.empty
+    }
+    for wrong in (5j, {1: "x"}, b"x", ValueError):
+        if callable(wrong) and name == "progress":
+            continue
+        with pytest.raises(TypeError) as caught:
+            function(**usual | {name: wrong})
+        told = str(caught.value)
+        assert told.startswith(f"{function.__qualname__}() expected ")
+        assert f" for {name}, got {wrong!r}" in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("audit(None)", "audit() expected a path for data, got None"),
+        (
+            "train(5, out='x')",
+            "train() expected a path, the result of load_config or None for config, "
+            "got 5",
+        ),
+        (
+            "predict(3, 'a.png')",
+            "predict() expected a path, a Run or a Predictor for model, got 3",
+        ),
+        (
+            "predict('x', ['a.png', 5])",
+            "predict() expected a path or a list of such for images, got ['a.png', 5]",
+        ),
+        (
+            "train(out='x', settings='optim.lr=1')",
+            "train() expected a mapping of dotted names to values or None for "
+            "settings, got 'optim.lr=1'",
+        ),
+        (
+            "load_config({'optim.lr': 1})",
+            "load_config() expected a path, the result of load_config or None for "
+            "start, got {'optim.lr': 1}",
+        ),
+        (
+            "train(out='x', resume='no')",
+            "train() expected True or False for resume, got 'no'",
+        ),
+        (
+            "export('x', max_drop=True)",
+            "export() expected a number for max_drop, got True",
+        ),
+    ],
+)
+def test_the_error_of_a_wrong_type_is_one_sentence(call: str, told: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        eval(call, vars(tumorlens))
+    assert str(caught.value) == told
+
+
+def test_a_setting_of_the_wrong_type_is_an_error_with_its_name() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.lr: .* number, got 'fast'"):
+        tumorlens.load_config(settings={"optim.lr": "fast"})
+
+
+def test_paths_may_be_of_any_kind_and_images_come_from_any_iterable(
+    examples: Path,
+) -> None:
+    with os.scandir("DATA/glioma") as found:
+        entries = list(found)
+    answers = tumorlens.predict(Path("runs/first"), (one for one in entries))
+    assert len(answers) == len(entries) > 1
+    with os.scandir("runs") as found:
+        [run] = [one for one in found if one.name == "first"]
+    assert len(tumorlens.predict(run, entries[0])) == 1
+    assert tumorlens.open_run(run).name == "first"
+
+
+def test_the_metadata_may_be_a_path(examples: Path) -> None:
+    files = sorted(Path("DATA").rglob("*.png"))
+    rows = [f"{one.relative_to('DATA').as_posix()},p{i}" for i, one in enumerate(files)]
+    Path("who.csv").write_text("\n".join(["path,patient", *rows]))
+    found = tumorlens.audit("DATA", metadata=Path("who.csv"))
+    assert found.patients.known == len(files)
 
 
 def test_one_path_needs_no_list(examples: Path) -> None:

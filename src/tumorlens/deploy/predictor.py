@@ -13,12 +13,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tumorlens import arguments
 from tumorlens.data.decoding import Decoded, InputSpec, decode_ahead
 from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, to_square
 from tumorlens.deploy.artefact import Artefact, is_artefact, open_artefact
@@ -155,6 +157,7 @@ class Predictor:
             ConfigError: `device` is 'cuda' and there is no GPU.
             MissingExtraError: torch, or the artefact's runtime, is not installed.
         """
+        arguments.check(cls.open, locals())
         path = Path(path)
         if is_artefact(path):
             return cls.of_artefact(open_artefact(path))
@@ -210,7 +213,7 @@ class Predictor:
         Raises:
             DataError: `paths` is one path.
         """
-        if isinstance(paths, str | Path):
+        if isinstance(paths, str | PathLike):
             raise DataError(
                 f"expected a list of files, got the path {paths}",
                 hint="put it into brackets: predict_files([path])",
