@@ -208,8 +208,10 @@ def test_every_argument_of_the_wrong_type_is_named_before_anything_is_done(
         ("audit(None)", "audit() expected a path for data, got None"),
         (
             "train(5, out='x')",
-            "train() expected a path, the result of load_config or None for config, "
-            "got 5",
+            (
+                "train() expected a path, the result of load_config or None for "
+                "config, got 5"
+            ),
         ),
         (
             "predict(3, 'a.png')",
@@ -221,13 +223,17 @@ def test_every_argument_of_the_wrong_type_is_named_before_anything_is_done(
         ),
         (
             "train(out='x', settings='optim.lr=1')",
-            "train() expected a mapping of dotted names to values or None for "
-            "settings, got 'optim.lr=1'",
+            (
+                "train() expected a mapping of dotted names to values or None for "
+                "settings, got 'optim.lr=1'"
+            ),
         ),
         (
             "load_config({'optim.lr': 1})",
-            "load_config() expected a path, the result of load_config or None for "
-            "start, got {'optim.lr': 1}",
+            (
+                "load_config() expected a path, the result of load_config or None for "
+                "start, got {'optim.lr': 1}"
+            ),
         ),
         (
             "train(out='x', resume='no')",
@@ -254,11 +260,12 @@ def test_paths_may_be_of_any_kind_and_images_come_from_any_iterable(
     examples: Path,
 ) -> None:
     with os.scandir("DATA/glioma") as found:
-        entries = list(found)
-    answers = tumorlens.predict(Path("runs/first"), (one for one in entries))
+        entries: list[Any] = list(found)
+    generator: Any = (one for one in entries)
+    answers = tumorlens.predict(Path("runs/first"), generator)
     assert len(answers) == len(entries) > 1
     with os.scandir("runs") as found:
-        [run] = [one for one in found if one.name == "first"]
+        run: Any = next(one for one in found if one.name == "first")
     assert len(tumorlens.predict(run, entries[0])) == 1
     assert tumorlens.open_run(run).name == "first"
 
