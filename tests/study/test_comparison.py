@@ -183,8 +183,8 @@ def test_intervals_that_hold_from_more_groups_on_are_named() -> None:
         one["measures"] = {"grouped": measures}
     (sentence,) = [words for words in summary(few, many) if "too narrow" in words]
     assert sentence == (
-        "With 40 groups these intervals may be too narrow, as simulations show: log "
-        "loss (from 700 groups), ece (from 150 groups)."
+        "With 40 groups the intervals of log loss (holds from 700 groups), calibration "
+        "error (holds from 150 groups) may be too narrow."
     )
     assert not any("too narrow" in words for words in summary(many))
 

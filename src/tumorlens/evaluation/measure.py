@@ -334,16 +334,9 @@ def _warnings(table: Predictions, groups: NDArray[np.int64]) -> tuple[str, ...]:
             f"Few groups carry these figures: {', '.join(parts)}. A single patient can "
             "decide about them, whatever the interval."
         )
-    narrow = [
-        f"{name.replace('_', ' ')} (from {number} groups)"
-        for name, number in estimates.NUM_GROUPS_FOR.items()
-        if num_all < number
-    ]
-    if narrow and num_all > 1:
-        warnings.append(
-            f"With {counted(num_all, 'group')} these intervals may be too narrow, as "
-            f"simulations show: {', '.join(narrow)}."
-        )
+    note = estimates.note_on_few_groups(num_all, estimates.NUM_GROUPS_FOR)
+    if note and num_all > 1:
+        warnings.append(note)
     return tuple(warnings)
 
 

@@ -13,8 +13,11 @@ import numpy as np
 
 from tumorlens.stats import intervals, metrics
 from tumorlens.stats.intervals import Interval, Score, combine
+from tumorlens.text import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from numpy.typing import NDArray
 
 NUM_GROUPS_FOR = {
@@ -30,6 +33,15 @@ NUM_GROUPS_FOR = {
 of the simulated sets, whatever the accuracy and the ICC; see docs/statistics.md."""
 
 
+_NAMES = {
+    "macro_f1": "macro F1",
+    "macro_auroc": "macro AUROC",
+    "brier": "Brier score",
+    "ece": "calibration error",
+}
+"""Names of measures in sentences, where they are more than their words."""
+
+
 class Estimated(NamedTuple):
     """A measure and its interval."""
 
@@ -37,6 +49,33 @@ class Estimated(NamedTuple):
     """`nan` where it is not defined."""
     interval: Interval | None
     """`None` with a single group, or where the measure is not defined."""
+
+
+def note_on_few_groups(num_groups: int, names: Container[str]) -> str:
+    """Return which intervals may be too narrow; empty where none may.
+
+    Args:
+        num_groups: Groups that the measures rest on.
+        names: Names of measures.
+
+    Example:
+        >>> note_on_few_groups(40, ["accuracy", "log_loss"])[:35]
+        'With 40 groups the interval of log '
+        >>> note_on_few_groups(1000, ["log_loss"])
+        ''
+    """
+    narrow = [
+        f"{_NAMES.get(name, name.replace('_', ' '))} (holds from {number} groups)"
+        for name, number in NUM_GROUPS_FOR.items()
+        if name in names and num_groups < number
+    ]
+    if not narrow:
+        return ""
+    which = "interval" if len(narrow) == 1 else "intervals"
+    return (
+        f"With {counted(num_groups, 'group')} the {which} of {', '.join(narrow)} may be "
+        "too narrow."
+    )
 
 
 def headline(

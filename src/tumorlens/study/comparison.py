@@ -31,7 +31,7 @@ from tumorlens.runs.measures import (
     Share,
     Subset,
 )
-from tumorlens.stats.estimates import NUM_GROUPS_FOR
+from tumorlens.stats.estimates import note_on_few_groups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -351,18 +351,8 @@ def _on_few_groups(measured: Sequence[ArmMeasures]) -> list[str]:
     counts = [one.accuracy.num_units for one in measured if one.accuracy.num_units]
     if not counts:
         return []
-    narrow = [
-        f"{name.replace('_', ' ')} (from {number} groups)"
-        for name, number in NUM_GROUPS_FOR.items()
-        if name in ArmMeasures.model_fields and min(counts) < number
-    ]
-    if not narrow:
-        return []
-    sentence = (
-        f"With {text.counted(min(counts), 'group')} these intervals may be too narrow, "
-        f"as simulations show: {', '.join(narrow)}."
-    )
-    return [sentence]
+    note = note_on_few_groups(min(counts), ArmMeasures.model_fields)
+    return [note] if note else []
 
 
 def _on_best_test_epoch(comparison: Comparison) -> list[str]:
