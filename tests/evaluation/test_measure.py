@@ -301,10 +301,11 @@ def test_few_groups_are_warned_of_in_words(tmp_path: Path) -> None:
 
 def test_intervals_that_hold_from_more_groups_on_are_named(tmp_path: Path) -> None:
     got = written(tmp_path, few_groups(num_groups=10))
-    assert got["warnings"] == [
+    (words,) = got["warnings"]
+    assert words == (
         "With 40 groups the intervals of log loss (holds from 700 groups), calibration "
         "error (holds from 150 groups) may be too narrow."
-    ]
+    )
 
 
 def test_images_of_one_class_only_have_no_auroc(tmp_path: Path) -> None:

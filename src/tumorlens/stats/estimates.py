@@ -72,9 +72,10 @@ def note_on_few_groups(num_groups: int, names: Container[str]) -> str:
     if not narrow:
         return ""
     which = "interval" if len(narrow) == 1 else "intervals"
+    measures = ", ".join(narrow)
     return (
-        f"With {counted(num_groups, 'group')} the {which} of {', '.join(narrow)} may be "
-        "too narrow."
+        f"With {counted(num_groups, 'group')} the {which} of {measures} may be too "
+        "narrow."
     )
 
 
