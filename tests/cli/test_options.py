@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tumorlens.cli import app
-from tumorlens.cli.options import OF_IMPORT, OF_SPLIT, config_of
+from tumorlens.cli.options import OF_IMPORT, OF_SPLIT, config_of, train_words
 from tumorlens.config import (
     Config,
     DataConfig,
@@ -239,3 +239,14 @@ def test_split_reads_every_setting_that_its_command_takes(
     for config in configs:
         dataset.split_data(config)
     assert read == set(OF_SPLIT)
+
+
+def test_the_run_of_the_next_command_does_not_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", "2", "3"):
+        assert train_words(Path("DATA"))[-2:] == ["--out", f"runs/{name}"]
+        Path("runs", name).mkdir(parents=True)
+    Path("runs/4").symlink_to("nowhere")
+    assert train_words(None)[-1] == "runs/5"

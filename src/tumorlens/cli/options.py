@@ -6,6 +6,8 @@ inside the functions.
 
 from __future__ import annotations
 
+import os
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -185,10 +187,14 @@ def tracker_of(*, track: bool, url: str | None) -> Tracker | None:
 def train_words(
     data: Path | None, *settings: str, config_path: Path | None = None
 ) -> list[object]:
-    """Return the command that trains with some settings, to be named as the next."""
+    """Return the command that trains with some settings, to be named as the next.
+
+    Its run folder is one that does not exist: the command can be used as it is.
+    """
     words: list[object] = ["tumorlens", "train"]
     words += [config_path] if config_path else []
     words += ["--data", data] if data else []
     for setting in settings:
         words += ["--set", setting]
-    return [*words, "--out", "runs/first"]
+    runs = (f"runs/{name}" for name in chain(["first"], count(2)))
+    return [*words, "--out", next(run for run in runs if not os.path.lexists(run))]

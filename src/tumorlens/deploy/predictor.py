@@ -299,8 +299,7 @@ def _check_images(images: Images) -> None:
             raise DataError(
                 f"expected uint8 of shape (H, W) or (H, W, 3) as image {number}, got "
                 f"{got}",
-                hint="read files with tumorlens.data.images.read_image, or by "
-                "predict_files",
+                hint="give files to predict_files, which reads them as training does",
             )
 
 

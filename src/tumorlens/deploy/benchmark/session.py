@@ -162,7 +162,7 @@ def find_artefacts(
             changed or damaged, or has weights that its run no longer has.
     """
     if not paths:
-        raise ConfigError("no run was named", hint="tumorlens benchmark RUN...")
+        raise ConfigError("no run was named", hint="name a run or artefact folder")
     found: dict[Path, tuple[str, Artefact]] = {}
     for path in paths:
         for artefact in _artefacts_at(path, kinds):
