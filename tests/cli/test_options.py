@@ -23,6 +23,8 @@ from tumorlens.training import dataset, fit, import_weights, lr_find
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from pydantic import BaseModel
+
 OTHER_VALUES: dict[str, Any] = {
     **{"data.path": "/d", "data.metadata": "/m.csv", "data.split": "/s.csv"},
     **{"data.protocol": "as-given", "data.val_fraction": 0.3},
@@ -216,9 +218,9 @@ def test_split_reads_every_setting_that_its_command_takes(
     data = make_images(subsets={"Training": 6, "Testing": 3})
     read: set[str] = set()
 
-    def spy(section: type, name: str) -> None:
+    def spy(section: type[BaseModel], name: str) -> None:
         def get(self: Any, key: str) -> Any:
-            if key in section.model_fields:  # type: ignore[attr-defined]
+            if key in section.model_fields:
                 read.add(f"{name}.{key}")
             return object.__getattribute__(self, key)
 

@@ -106,7 +106,7 @@ def _run(arguments: Sequence[str]) -> int:
     return int(status or 0)
 
 
-def _print_version(version: bool) -> None:  # noqa: FBT001 - Typer passes it so
+def _print_version(version: bool) -> None:  # noqa: FBT001 - a callback of Typer
     if version:
         print(f"tumorlens {tumorlens.__version__}")
         raise typer.Exit

@@ -24,7 +24,7 @@ from tumorlens.data import shortcuts
 from tumorlens.data.duplicates import NearPair, group_records
 from tumorlens.data.images import SUFFIXES
 from tumorlens.data.leakage import Sides, SplitLeak
-from tumorlens.ranges import Count
+from tumorlens.files import Count
 from tumorlens.text import NotebookView, counted, percent
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tumorlens.ranges import Count
+from tumorlens.files import Count
 from tumorlens.text import counted, percent
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from sklearn.metrics import (
 )
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-from tumorlens.ranges import Count, Fraction
+from tumorlens.files import Count, Fraction
 from tumorlens.stats.intervals import share
 from tumorlens.text import interval, percent
 

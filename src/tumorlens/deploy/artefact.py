@@ -24,8 +24,16 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validat
 import tumorlens
 from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits
 from tumorlens.errors import ArtefactError, RunError
-from tumorlens.files import read_model, sha256_of, write_model, write_text
-from tumorlens.ranges import Count, Fraction, NotNegative, have_both_bounds
+from tumorlens.files import (
+    Count,
+    Fraction,
+    NotNegative,
+    have_both_bounds,
+    read_model,
+    sha256_of,
+    write_model,
+    write_text,
+)
 from tumorlens.text import counted
 
 FORMAT: Literal[1] = 1
@@ -203,8 +211,7 @@ class Parity(Verdict):
     plain: PlainParity | None = None
     """Figures of the plain version, where this is the careful one."""
 
-    # mypy takes no decorator on a property; pydantic documents this order.
-    @computed_field  # type: ignore[prop-decorator]
+    @computed_field  # type: ignore[prop-decorator] # mypy has no decorated properties
     @property
     def excludes_larger_drop(self) -> bool:
         """Whether the images show that accuracy falls by no more than `max_drop`.

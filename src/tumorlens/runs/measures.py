@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from tumorlens.config import Fit, Protocol
 from tumorlens.data.leakage import LeakVerdict
-from tumorlens.ranges import (
+from tumorlens.files import (
     ROUNDING,
     Count,
     Fraction,

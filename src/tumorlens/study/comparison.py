@@ -21,8 +21,7 @@ from pydantic import (
 )
 
 from tumorlens import text
-from tumorlens.files import read_model
-from tumorlens.ranges import Count, Fraction, NotNegative
+from tumorlens.files import Count, Fraction, NotNegative, read_model
 from tumorlens.runs.measures import (
     Estimate,
     HistoryRow,
@@ -150,8 +149,7 @@ class Pair(_Content):
     """Corrected for the pairs of this comparison under the same protocol: a family."""
     is_noise: bool
 
-    # mypy takes no decorator on a property; pydantic documents this order.
-    @computed_field  # type: ignore[prop-decorator]
+    @computed_field  # type: ignore[prop-decorator] # mypy has no decorated properties
     @property
     def sentence(self) -> str:
         """The verdict on the pair.

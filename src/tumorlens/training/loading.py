@@ -183,7 +183,8 @@ class _Reporting(Dataset[Any]):
         self.images = images
 
     def __len__(self) -> int:
-        return len(self.images)  # type: ignore[arg-type]  # a set with a sampler has none
+        # torch's Dataset declares no length, as a set may do without; these have one.
+        return len(self.images)  # type: ignore[arg-type] # see above
 
     def __getitem__(self, key: Any) -> Any:
         try:

@@ -24,8 +24,14 @@ from tumorlens.deploy.benchmark.timing import (
     median_of,
     ratio_by_rounds,
 )
-from tumorlens.files import read_model, write_text
-from tumorlens.ranges import Count, Fraction, NotNegative, have_both_bounds
+from tumorlens.files import (
+    Count,
+    Fraction,
+    NotNegative,
+    have_both_bounds,
+    read_model,
+    write_text,
+)
 from tumorlens.runs.measures import with_percentiles
 from tumorlens.system import describe_environment, processor_name
 
