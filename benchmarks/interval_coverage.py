@@ -354,8 +354,7 @@ def table_of_shares(rows: Sequence[Row]) -> str:
     lines = [
         "**Shares**: coverage (mean width over that of the robust logit interval).",
         "",
-        "| accuracy | ICC |" + "".join(f" {num} groups |" for num in NUM_GROUPS),
-        "|---|---|" + "---|" * len(NUM_GROUPS),
+        *_heading("accuracy | ICC"),
     ]
     for accuracy, icc in itertools.product(ACCURACIES, ICCS):
         cells = {
@@ -379,6 +378,11 @@ def table_of_shares(rows: Sequence[Row]) -> str:
     )
 
 
+def _heading(columns: str) -> list[str]:
+    names = [*columns.split(" | "), *(f"{num} groups" for num in NUM_GROUPS)]
+    return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+
+
 def _relative(row: Row) -> float:
     return float(row["width"] / row["width_of_logit"])
 
@@ -391,10 +395,7 @@ def table_of_measures(rows: Sequence[Row]) -> str:
 
 def _lowest(rows: Sequence[Row]) -> str:
     """Return the lowest coverage of each measure over accuracies and ICCs."""
-    lines = [
-        "| measure |" + "".join(f" {num} groups |" for num in NUM_GROUPS),
-        "|---|" + "---|" * len(NUM_GROUPS),
-    ]
+    lines = _heading("measure")
     for measure in dict.fromkeys(row["measure"] for row in rows):
         line = f"| {measure} |"
         for num in NUM_GROUPS:
@@ -418,8 +419,7 @@ def table_of_differences(rows: Sequence[Row]) -> str:
     lines = [
         "How often p < 0.05 for equally good networks (groups in which they differ).",
         "",
-        "| accuracy | ICC |" + "".join(f" {num} groups |" for num in NUM_GROUPS),
-        "|---|---|" + "---|" * len(NUM_GROUPS),
+        *_heading("accuracy | ICC"),
     ]
     for accuracy, icc in itertools.product(ACCURACIES, ICCS):
         cells = {

@@ -3,7 +3,7 @@
 Nothing here knows about models, files or torch, so each number in a report can be
 recomputed from `predictions.csv` in three lines. Measures that count right and wrong
 take a confusion matrix (`confusion_matrix`, rows are the true classes) and accept
-leading axes, so that one call measures thousands of bootstrap resamples.
+leading axes.
 
 A measure can be undefined, such as the recall of a class without images. It is `nan`
 then, never 0, and means over classes leave it out. Intervals are in
@@ -36,44 +36,18 @@ def confusion_matrix(
     Returns:
         Counts, shape (C, C).
 
+    Raises:
+        ValueError: The arrays are empty or differ in length, or a class index is
+            outside [0, C).
+
     Example:
         >>> confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), num_classes=2)
         array([[1, 1],
                [0, 1]])
     """
-    one_group = np.zeros(len(labels), dtype=np.int64)
-    matrix: NDArray[np.int64] = group_confusions(
-        labels, predicted, one_group, num_classes=num_classes
-    )[0]
-    return matrix
-
-
-def group_confusions(
-    labels: NDArray[np.integer],
-    predicted: NDArray[np.integer],
-    groups: NDArray[np.integer],
-    *,
-    num_classes: int,
-) -> NDArray[np.int64]:
-    """Return one confusion matrix per group, for the bootstrap over groups.
-
-    Args:
-        labels: True class indices, shape (N,).
-        predicted: Predicted class indices, shape (N,).
-        groups: Group indices, shape (N,), from 0 without a gap.
-        num_classes: C.
-
-    Returns:
-        Counts, shape (G, C, C); they add up to `confusion_matrix`.
-
-    Raises:
-        ValueError: The arrays are empty or differ in length, or a class index is
-            outside [0, C).
-    """
-    if not labels.shape == predicted.shape == groups.shape == (labels.size,):
+    if not labels.shape == predicted.shape == (labels.size,):
         raise ValueError(
-            f"expected three arrays (N,), got {labels.shape}, {predicted.shape} and "
-            f"{groups.shape}"
+            f"expected two arrays (N,), got {labels.shape} and {predicted.shape}"
         )
     if labels.size == 0:
         raise ValueError("expected at least one image, got none")
@@ -83,10 +57,9 @@ def group_confusions(
                 f"class indices must be in [0, {num_classes}), got {values.min()} to "
                 f"{values.max()}"
             )
-    num_groups = int(groups.max()) + 1
-    cells = (groups.astype(np.int64) * num_classes + labels) * num_classes + predicted
-    counts = np.bincount(cells, minlength=num_groups * num_classes**2)
-    return np.asarray(counts.reshape(num_groups, num_classes, num_classes))
+    cells = labels.astype(np.int64) * num_classes + predicted
+    counts = np.bincount(cells, minlength=num_classes**2)
+    return np.asarray(counts.reshape(num_classes, num_classes))
 
 
 def accuracy(matrix: ArrayLike) -> NDArray[np.float64]:
