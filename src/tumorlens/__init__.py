@@ -126,7 +126,7 @@ def split(
         progress: Called with files done and files in all.
 
     Raises:
-        ConfigError: A setting is unknown or out of range.
+        ConfigError: A setting is unknown, out of range or without effect here.
         DataError: The data cannot be used, or a class has too few groups.
 
     Example:
@@ -137,10 +137,13 @@ def split(
     arguments.check(split, locals())
     from pathlib import Path
 
+    from tumorlens.config import OF_SPLIT, check_used
     from tumorlens.data.index import check_outside, write_split
 
     if out is not None:
         check_outside(Path(out), Path(data), is_folder=False)
+    for key in settings or {}:
+        check_used(key, only=OF_SPLIT)
     config = load_config(settings=_with_data(data, settings))
     with extras.naming_missing_extras("split"):
         from tumorlens.training.dataset import split_data
@@ -460,7 +463,7 @@ def compare(
     with_latency: bool = True,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Compare evaluated runs on the same images: figures, costs, and what is noise.
+    """Compare evaluated runs on the same images: figures, costs, differences.
 
     Args:
         paths: Run folders, or one study folder.

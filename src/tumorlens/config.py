@@ -35,7 +35,7 @@ from pydantic import (
 from tumorlens.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
@@ -644,6 +644,52 @@ def setting_names() -> dict[str, str]:
         for section, outer in Config.model_fields.items()
         for name, field in _section(outer.annotation).model_fields.items()
     }
+
+
+OF_SPLIT = (
+    *("data.path", "data.metadata", "data.protocol", "data.split", "data.val_fraction"),
+    *("data.test_fraction", "data.num_folds", "data.max_unreadable"),
+    *("data.max_file_mib", "data.max_pixels", "train.seed"),
+)
+"""Settings that decide which file is in which subset."""
+
+OF_IMPORT = (
+    *(key for key in OF_SPLIT if key != "data.num_folds"),
+    *("data.fit", "data.cache_dir", "data.cache_limit_mib", "train.workers"),
+    *("model.name", "model.drop_rate", "model.drop_path_rate", "model.global_pool"),
+    *("model.in_chans", "model.size_px", "model.mean", "model.std", "model.mirror"),
+    "model.extra",
+)
+"""Settings that imported weights use: of the network, the split and the evaluation."""
+
+
+def check_used(
+    key: str,
+    *,
+    only: Collection[str] | None = None,
+    but: Collection[str] = (),
+    shown: str = "",
+) -> None:
+    """Refuse a setting that has no effect where it is given.
+
+    Args:
+        key: Its name. A key of `model.extra` counts as `model.extra`; an unknown name
+            passes, since parsing tells.
+        only: Names of the settings that have an effect. Default: all.
+        but: Names of settings that have none.
+        shown: How the user gave it. Default: its name.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    name = ".".join(key.split(".")[:2])
+    if name not in setting_names():
+        return
+    if name in but or (only is not None and name not in only):
+        hint = "leave it out"
+        if only is not None:
+            hint += f"; those with an effect: {', '.join(only)}"
+        raise ConfigError(f"{shown or key} has no effect here", hint=hint)
 
 
 def machine_settings() -> frozenset[str]:

@@ -406,9 +406,12 @@ def read_model(
     found = read_json(path, hint=hint, max_bytes=max_bytes)
     got = found.get("format", 1) if isinstance(found, dict) else found
     expected = model.model_fields["format"].default
-    if got != expected and got not in getattr(model, "OLDER_FORMATS", ()):
+    known = (*getattr(model, "OLDER_FORMATS", ()), expected)
+    if got not in known:
         raise RunError(
-            f"expected format {expected} in {path}, got {reprlib.repr(got)}", hint=hint
+            f"expected format {' or '.join(map(str, known))} in {path}, got "
+            f"{reprlib.repr(got)}",
+            hint=hint,
         )
     return check_model(found, model, path=path, hint=hint)
 

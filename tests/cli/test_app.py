@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -26,7 +27,7 @@ import tumorlens
 from support.images import CLASSES, draw_image
 from tumorlens import config
 from tumorlens.cli import app, options, terminal
-from tumorlens.data.index import read_split
+from tumorlens.data.index import read_split, write_split
 from tumorlens.errors import RunError
 from tumorlens.runs import folder
 
@@ -711,6 +712,15 @@ def run_python(code: str, *words: object) -> subprocess.CompletedProcess[str]:
 MAIN = "import sys; from tumorlens.cli import app; sys.exit(app.main(sys.argv[1:]))"
 
 
+def test_sigterm_is_one_line_and_status_130() -> None:
+    code = (
+        "import signal; from tumorlens.runs import folder;"
+        "folder.open_run = lambda path: signal.raise_signal(signal.SIGTERM);" + MAIN
+    )
+    answer = run_python(code, "report", "run")
+    assert (answer.returncode, answer.stdout, answer.stderr) == (130, "", "stopped\n")
+
+
 def test_an_interrupt_is_one_line_and_status_130(
     ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -818,11 +828,51 @@ def test_an_ensemble_with_views_prints_their_gain_where_there_is_val(
     assert answer.status == 0, answer.err
     assert "test_resnet, eight-views: the mean probabilities of run" in answer.out
     assert "difference, points" in answer.out
-    split = run / "split.csv"
-    split.write_text(split.read_text().replace(",val,", ",train,"))
+    opened = folder.open_run(run)
+    rows = [
+        replace(row, subset="train" if row.subset == "val" else row.subset)
+        for row in opened.split()
+    ]
+    opened.write_split(rows, opened.leak())
     answer = ask("ensemble", run, "--tta", "--out", tmp_path / "again")
     assert answer.status == 0, answer.err
     assert "is not measured: no image is in val of all members" in answer.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("evaluate",), ("export", "--format", "torchscript"), ("ensemble", "--tta")],
+)
+def test_training_images_do_not_become_test_images_by_another_split(
+    ask: Callable[..., Answer], run: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    swap_train_and_test(run)
+    before = (run / "metrics.json").read_bytes()
+    out = ["--out", tmp_path / "out"] if words[0] == "ensemble" else []
+    answer = ask(words[0], run, *words[1:], *out)
+    assert_refused(answer, "split.csv is not the split that this run was made with")
+    assert (run / "metrics.json").read_bytes() == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_run_does_not_go_on_with_another_split(
+    ask: Callable[..., Answer], run: Path
+) -> None:
+    (run / "finished").unlink()
+    swap_train_and_test(run)
+    answer = ask("train", "--resume", "--out", run)
+    assert_refused(answer, "split.csv is not the split that this run was made with")
+
+
+def swap_train_and_test(run: Path) -> None:
+    """Edit the split of a run, as by hand."""
+    other = {"train": "test", "test": "train"}
+    path = run / "split.csv"
+    rows = [
+        replace(row, subset=other.get(row.subset, row.subset))
+        for row in read_split(path)
+    ]
+    write_split(path, rows)
 
 
 def test_track_is_a_flag_and_its_url_an_option(

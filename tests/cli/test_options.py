@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tumorlens.cli import app
-from tumorlens.cli.options import OF_IMPORT, OF_SPLIT, config_of, train_words
+from tumorlens.cli.options import config_of, train_words
 from tumorlens.config import (
+    OF_IMPORT,
+    OF_SPLIT,
     Config,
     DataConfig,
     TrainConfig,
@@ -131,7 +133,7 @@ def test_every_command_honours_every_setting_or_refuses_it_by_name(
             assert values_of(found)[key] == value, key
             continue
         error = capsys.readouterr().err
-        assert f"--set {key} has no effect in this command" in error, (key, error)
+        assert f"--set {key} has no effect here" in error, (key, error)
         refused.add(key)
     all_names = setting_names().keys()
     expected = {

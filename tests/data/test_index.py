@@ -713,6 +713,11 @@ def test_a_table_replaces_one_of_its_kind_and_nothing_else(
     assert out.read_text(encoding="utf-8") == "path,patient\n"
 
 
+def test_a_folder_is_no_place_for_a_table(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder"):
+        check_no_work(tmp_path, columns=("path",))
+
+
 def test_no_table_is_written_between_the_files_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="is between the files of the run"):

@@ -21,7 +21,7 @@ from PIL import Image
 
 from support.exported_runs import write_images
 from support.handmade_artefacts import parity_of
-from support.runs_on_images import make_kfold_run, make_run, rows_of
+from support.runs_on_images import CLEAN, make_kfold_run, make_run, rows_of
 from tumorlens import files
 from tumorlens.cli import app
 from tumorlens.data.images import ImageLimits, load_square
@@ -528,7 +528,7 @@ def test_a_training_image_that_cannot_be_read_fails_int8_and_nothing_else(
     data = tmp_path / "data"
     shutil.copytree(exported_run.path.parent / "data", data)
     (data / "glioma" / "0.png").write_bytes(b"no image")
-    fresh_run.write_split(rows_of(data))
+    fresh_run.write_split(rows_of(data), CLEAN)
     first, second = export(fresh_run, ["onnx-int8", "torchscript"], data=data)
     assert first.artefact is not None
     assert second.artefact is None
@@ -684,7 +684,7 @@ def test_a_run_without_a_split_is_refused(fresh_run: Run) -> None:
 
 def test_a_run_without_val_images_is_refused(fresh_run: Run, exported_run: Run) -> None:
     data = exported_run.path.parent / "data"
-    fresh_run.write_split(rows_of(data, lambda number: "train"))
+    fresh_run.write_split(rows_of(data, lambda number: "train"), CLEAN)
     with pytest.raises(RunError, match=r"no image in subset 'val'"):
         export(fresh_run, ["torchscript"])
 
@@ -693,7 +693,7 @@ def test_int8_without_training_images_fails_and_the_others_are_made(
     fresh_run: Run, exported_run: Run
 ) -> None:
     data = exported_run.path.parent / "data"
-    fresh_run.write_split(rows_of(data, lambda number: "val"))
+    fresh_run.write_split(rows_of(data, lambda number: "val"), CLEAN)
     first, second = export(fresh_run, ["onnx-int8", "torchscript"])
     assert first.artefact is not None
     assert second.artefact is None
@@ -720,7 +720,7 @@ def test_a_val_image_that_cannot_be_read_is_named(
     data = tmp_path / "data"
     shutil.copytree(exported_run.path.parent / "data", data)
     (data / "glioma" / "2.png").write_bytes(b"no image")
-    fresh_run.write_split(rows_of(data))
+    fresh_run.write_split(rows_of(data), CLEAN)
     with pytest.raises(RunError, match=r"cannot be read any more: .*glioma/2\.png"):
         export(fresh_run, ["torchscript"], data=data)
 

@@ -312,6 +312,12 @@ def test_two_sessions_at_once_are_one_file_and_one_error(
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
+def test_a_finished_file_is_said_to_be_finished(tmp_path: Path) -> None:
+    write(tmp_path / "p.csv")
+    with pytest.raises(ConfigError, match=r"nothing to resume: .*p\.csv is finished"):
+        PredictionFile(tmp_path / "p.csv", [Info()], resume=True)
+
+
 def test_nothing_to_go_on_with_is_said(tmp_path: Path) -> None:
     message = r"nothing to resume: .*p\.csv\.part does not exist"
     with pytest.raises(ConfigError, match=message) as caught:

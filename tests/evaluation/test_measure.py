@@ -15,6 +15,7 @@ import scipy.stats
 import sklearn.metrics as truth
 import torch
 
+from support.runs_on_images import add_weights
 from tumorlens.config import Config, parse_config
 from tumorlens.data.duplicates import Duplicates
 from tumorlens.data.images import load_square
@@ -30,9 +31,7 @@ from tumorlens.evaluation.predictions import (
     write_predictions,
 )
 from tumorlens.files import sha256_of_bytes
-from tumorlens.runs.folder import FORMAT, ModelCard, Run, create_run
-from tumorlens.training.network import classifier_layers, create_model
-from tumorlens.training.weights import weights_as_bytes
+from tumorlens.runs.folder import Run, create_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -390,7 +389,7 @@ def finished_run(path: Path, config: Config) -> Run:
     )
     run = started_run(path, config, rows)
     if not run.is_kfold:
-        add_weights(run, seed=0)
+        add_weights(run, CLASSES)
         run.mark_finished()
         return run
     folds = fold_splits(rows, num_folds=data.num_folds, val_fraction=0.2, seed=42)
@@ -399,44 +398,15 @@ def finished_run(path: Path, config: Config) -> Run:
             update={"data": data.model_copy(update={"fold": number})}
         )
         fold = started_run(run.fold_path(number), fold_config, fold_rows)
-        add_weights(fold, seed=number)
+        add_weights(fold, CLASSES, seed=number)
         fold.mark_finished()
     return run
 
 
 def started_run(path: Path, config: Config, rows: tuple[SplitRow, ...]) -> Run:
     run = create_run(path, config)
-    run.write_split(rows)
-    run.write_leak(LEAK)
+    run.write_split(rows, LEAK)
     return run
-
-
-def add_weights(
-    run: Run, *, seed: int, classes: tuple[str, ...] = CLASSES
-) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    model, preprocessing = create_model(run.config.model, num_classes=len(classes))
-    # Random weights answer nearly the same for every image: make them differ.
-    for layer in classifier_layers(model):
-        for parameter in layer.parameters():
-            parameter.data.mul_(20)
-    weights = weights_as_bytes(model)
-    card = ModelCard(
-        format=FORMAT,
-        tumorlens="0",
-        name=run.config.model.name,
-        classes=classes,
-        in_chans=3,
-        size_px=preprocessing.size_px,
-        fit="pad",
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        mirror=run.config.model.mirror,
-        epoch=1,
-        weights_sha256=sha256_of_bytes(weights),
-    )
-    run.write_weights(weights, card)
-    return model.eval()
 
 
 def rows_of(run: Run, subset: str) -> list[SplitRow]:
@@ -469,7 +439,8 @@ def test_a_run_leaves_predictions_of_its_test_subset_and_their_metrics(
     again = metrics_from_predictions(run.predictions_path)
     assert dict(again).items() <= dict(got).items()
     assert (written["format"], got.protocol, got.subset) == (2, "grouped", "test")
-    assert got.leak == LEAK
+    assert got.leak == run.leak()
+    assert got.leak.words == LEAK.words
     assert got.settings.model == "test_vit"
     assert progress[-1] == (len(test), len(test))
     assert [(look.subset, look.command) for look in run.looks()] == [
@@ -482,7 +453,7 @@ def test_the_probabilities_are_those_of_the_network_for_the_files(
     make_run: Callable[..., tuple[Run, Path]], *, mirror: bool
 ) -> None:
     run, data = make_run(mirror=mirror)
-    model = add_weights(run, seed=7)
+    model = add_weights(run, CLASSES, seed=7)
     evaluate(run)
     table = read_predictions(run.predictions_path)
     card = run.card()
@@ -603,10 +574,11 @@ def test_an_image_that_cannot_be_read_any_more_is_an_error(
     row = rows_of(run, "test")[0]
     (data / row.path).write_bytes(b"no image")
     sha256 = sha256_of_bytes(b"no image")
-    run.write_split(
+    rows = [
         replace(one, sha256=sha256) if one.path == row.path else one
         for one in run.split()
-    )
+    ]
+    run.write_split(rows, run.leak())
     with pytest.raises(DataError, match=row.path):
         evaluate(run)
     assert not run.predictions_path.exists()
@@ -616,7 +588,7 @@ def test_a_network_of_other_classes_is_refused(
     make_run: Callable[..., tuple[Run, Path]],
 ) -> None:
     run, _ = make_run()
-    add_weights(run, seed=0, classes=("a", "b"))
+    add_weights(run, ("a", "b"))
     with pytest.raises(RunError, match="classes a, b, the data has glioma, meningioma"):
         evaluate(run)
 
@@ -625,10 +597,11 @@ def test_a_subset_without_images_is_refused(
     make_run: Callable[..., tuple[Run, Path]],
 ) -> None:
     run, _ = make_run()
-    run.write_split(
+    rows = [
         replace(row, subset="train") if row.subset == "val" else row
         for row in run.split()
-    )
+    ]
+    run.write_split(rows, run.leak())
     with pytest.raises(RunError, match="no image in subset 'val'"):
         evaluate(run, subset="val")
 

@@ -82,7 +82,7 @@ def test_a_clear_gain_helps(answering: Callable[..., TtaEffect]) -> None:
     assert not got.is_noise
     assert got.summary == (
         "Test-time augmentation changes the accuracy by +25.0 points (+5.8 to +41.8): "
-        "more than noise, it helps."
+        "significant, it helps."
     )
 
 
@@ -104,7 +104,9 @@ def test_a_gain_that_may_be_luck_is_noise(
     assert high is not None
     assert low < 0 < high
     assert got.is_noise
-    assert got.summary.endswith("within noise, so it is not worth its time.")
+    assert got.summary.endswith(
+        "not significant, so it is not shown to be worth its time."
+    )
 
 
 def test_a_few_groups_that_agree_are_noise_whatever_the_interval_says(
@@ -204,8 +206,9 @@ def test_a_run_with_folds_can_be_measured_on_test_only(
 
 def test_a_run_can_be_measured_where_it_has_val(run: Run) -> None:
     assert has_val_images(run)
-    run.write_split(
+    rows = [
         replace(row, subset="train" if row.subset == "val" else row.subset)
         for row in run.split()
-    )
+    ]
+    run.write_split(rows, run.leak())
     assert not has_val_images(run)

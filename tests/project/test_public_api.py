@@ -48,6 +48,11 @@ def test_each_public_function_has_an_example_and_says_what_it_raises(name: str) 
     assert f"tumorlens.{name}(" in documentation
 
 
+def test_split_refuses_a_setting_that_has_no_effect_on_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.lr has no effect here"):
+        tumorlens.split(tmp_path, settings={"optim.lr": 1})
+
+
 def test_an_unknown_name_is_no_attribute() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nosuch'"):
         tumorlens.nosuch  # noqa: B018

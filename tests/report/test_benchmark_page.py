@@ -197,8 +197,8 @@ def test_runs_with_other_numbers_of_val_images_each_have_theirs(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"format": 7}, "expected format 2 in .*, got 7"),
-        ([1], r"expected format 2 in .*, got \[1\]"),
+        ({"format": 7}, "expected format 1 or 2 in .*, got 7"),
+        ([1], r"expected format 1 or 2 in .*, got \[1\]"),
         (benchmark_file(), "damaged at artefacts: .* got "),
         (benchmark_file(artefact("a", load_ms="long")), "load_ms: .* got 'long'"),
     ],

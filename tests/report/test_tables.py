@@ -208,16 +208,16 @@ def test_counts_are_written_short(
     assert rows[0][heading.index("parameters")] == words
 
 
-def test_pairs_say_whether_they_are_noise(comparison: dict[str, Any]) -> None:
+def test_pairs_say_whether_they_are_significant(comparison: dict[str, Any]) -> None:
     heading, (row,) = pair_rows(comparison)
     assert len(heading) == len(row)
     assert heading[-3:] == ["p", "p, Holm", "verdict"]
     assert row == [
         *("grouped", "A", "B", "1,311", "5.0 (1.0 to 9.0)", "<0.001", "0.012"),
-        "real",
+        "significant",
     ]
     comparison["pairs"][0]["is_noise"] = True
-    assert pair_rows(comparison)[1][0][-1] == "noise"
+    assert pair_rows(comparison)[1][0][-1] == "not significant"
 
 
 # for programs
@@ -273,7 +273,11 @@ def test_markdown_has_the_sentences_and_both_tables(
         ":",
         *[":"] * (heading.count("|") - 2),
     ]
-    assert [cell.strip() for cell in last.split("|")[-3:]] == ["0.012", "real", ""]
+    assert [cell.strip() for cell in last.split("|")[-3:]] == [
+        "0.012",
+        "significant",
+        "",
+    ]
     comparison["pairs"] = []
     assert "Holm" not in as_markdown(comparison)
 

@@ -4,21 +4,27 @@ import json
 import math
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import tumorlens
 from tumorlens.config import Config, load_config
-from tumorlens.data.index import SplitRow
+from tumorlens.data.index import SplitRow, write_split
 from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import RunError
-from tumorlens.files import sha256_of_bytes
+from tumorlens.files import sha256_of, sha256_of_bytes
 from tumorlens.runs.folder import ModelCard, Run, create_run, open_run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+ROWS = (
+    SplitRow("glioma/1.png", "ab" * 32, "glioma", "glioma/1.png", "train", ""),
+    SplitRow("glioma/2.png", "cd" * 32, "glioma", "glioma/2.png", "test", ""),
+)
+CLEAN = LeakVerdict(leaks=False, words="none found")
 WEIGHTS = b"not really weights, but the digest does not mind"
 
 
@@ -53,22 +59,33 @@ def edit_card(run: Run, **changes: Any) -> None:
 
 
 def test_a_run_reads_back_what_was_written(run: Run) -> None:
-    rows = (
-        SplitRow("glioma/1.png", "ab" * 32, "glioma", "glioma/1.png", "train", ""),
-        SplitRow("glioma/2.png", "cd" * 32, "glioma", "glioma/2.png", "test", ""),
-    )
-    run.write_split(rows)
-    run.write_leak(LeakVerdict(leaks=False, words="none found"))
+    run.write_split(ROWS, CLEAN)
     run.write_history([{"epoch": 1, "val_loss": 0.5}])
     run.write_environment({"python": "3.11"})
 
     again = open_run(run.path)
     assert again.config == run.config
     assert again.card() == make_card()
-    assert again.split() == rows
-    assert again.leak() == LeakVerdict(leaks=False, words="none found")
+    assert again.split() == ROWS
+    digest = sha256_of(run.split_path)
+    assert again.leak() == CLEAN.model_copy(update={"split_sha256": digest})
     assert again.history() == [{"epoch": 1, "val_loss": 0.5}]
     assert again.environment() == {"python": "3.11"}
+
+
+def test_a_split_that_was_replaced_is_refused_and_a_resaved_one_read(run: Run) -> None:
+    run.write_split(ROWS, CLEAN)
+    text = run.split_path.read_text()
+    run.split_path.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert run.split() == ROWS
+
+    first, second = ROWS
+    write_split(run.split_path, [replace(first, subset="test"), second])
+    with pytest.raises(RunError, match=r"split\.csv is not the split that this run"):
+        run.split()
+    # A run of an earlier version has no digest to compare with.
+    run.write_leak(CLEAN)
+    assert run.split()[0].subset == "test"
 
 
 def test_the_config_is_complete_in_the_run_folder(tmp_path: Path) -> None:

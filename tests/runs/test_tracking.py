@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,12 +197,15 @@ def test_neither_paths_nor_names_of_images_or_patients_are_sent(
         data,
         settings={"data": {"metadata": str(data / "metadata.csv")}},
     )
-    split = run.split_path.read_text()
+    rows = run.split()
     for number in (2, 3):  # one of val, one of test
         name = f"glioma/MUELLER_{number}.png"
         (data / "glioma" / f"{number}.png").rename(data / name)
-        split = split.replace(f"glioma/{number}.png", name)
-    run.split_path.write_text(split)
+        rows = [
+            replace(row, path=row.path.replace(f"glioma/{number}.png", name))
+            for row in rows
+        ]
+    run.write_split(rows, run.leak())
     (data / "metadata.csv").write_text("path,patient\nglioma/MUELLER_3.png,HANS\n")
     model = run.config.model.model_copy(
         update={"pretrained": str(tmp_path / "SECRET" / "start.safetensors")}

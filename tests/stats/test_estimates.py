@@ -56,17 +56,14 @@ def test_each_figure_lies_inside_its_interval() -> None:
 
 
 def test_shares_of_a_class_are_those_of_scikit_learn() -> None:
-    arrays = (LABELS, PREDICTED, GROUPS)
-    for found, expected in (
-        (estimates.recalls, recall_score(LABELS, PREDICTED, average=None)),
-        (estimates.precisions, precision_score(LABELS, PREDICTED, average=None)),
-    ):
-        scores = found(*arrays, num_classes=4)
-        assert [score.value for score in scores if score] == pytest.approx(expected)
-    others = recall_score(LABELS != 2, PREDICTED != 2)
-    specificity = estimates.specificities(*arrays, num_classes=4)[2]
-    assert specificity is not None
-    assert specificity.value == pytest.approx(others)
+    recall = recall_score(LABELS, PREDICTED, average=None)
+    precision = precision_score(LABELS, PREDICTED, average=None)
+    found = estimates.class_rates(LABELS, PREDICTED, GROUPS, num_classes=4)
+    for number, rates in enumerate(found):
+        specificity = recall_score(number != LABELS, number != PREDICTED)
+        assert [rate and rate.value for rate in rates] == pytest.approx(
+            [recall[number], precision[number], specificity]
+        )
 
 
 @pytest.mark.parametrize("measure", [estimates.balanced_accuracy, estimates.macro_f1])
@@ -87,8 +84,9 @@ def test_the_influence_of_an_image_is_what_it_changes(measure: object) -> None:
 def test_an_absent_class_has_no_score_and_is_left_out_of_means() -> None:
     labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
     groups = np.arange(4)
-    assert estimates.recalls(labels, predicted, groups, num_classes=3)[2] is None
-    assert estimates.precisions(labels, predicted, groups, num_classes=3)[2] is None
+    absent = estimates.class_rates(labels, predicted, groups, num_classes=3)[2]
+    assert absent.recall is None
+    assert absent.precision is None
     found = estimates.balanced_accuracy(labels, predicted, groups, num_classes=3)
     assert found.value == 0.75
 

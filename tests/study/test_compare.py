@@ -647,7 +647,8 @@ def test_an_image_of_val_or_of_a_fold_was_in_training(
 ) -> None:
     row = SplitRow("1.png", sha256_of(image), "glioma", "g", subset, "")
     other = SplitRow("2.png", "0" * 64, "glioma", "h", "train", "")
-    open_run(two[0]).write_split([row, other])
+    run = open_run(two[0])
+    run.write_split([row, other], run.leak())
     found = compared(two[0], image=image)
     assert found["example"]["rows"][0]["in_training"] == is_in
 

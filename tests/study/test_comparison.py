@@ -1,4 +1,4 @@
-"""Sentences about comparisons: who is better, what is noise, what not to believe."""
+"""Sentences about comparisons: who is better, how sure that is, what not to believe."""
 
 from __future__ import annotations
 
@@ -110,22 +110,22 @@ def summary(
         (
             pair(),
             (
-                "The difference between A and B (0.8 points, -1.9 to 3.4) is noise, "
+                "No significant difference between A and B: 0.8 points (-1.9 to 3.4), "
                 "p = 0.410 after Holm."
             ),
         ),
         (
             pair(value=-0.008, low=-0.034, high=0.019),
             (
-                "The difference between A and B (-0.8 points, -3.4 to 1.9) is noise, "
+                "No significant difference between A and B: -0.8 points (-3.4 to 1.9), "
                 "p = 0.410 after Holm."
             ),
         ),
         (
             pair(value=-0.0, low=None, high=None, p_holm=1.0),
             (
-                "The difference between A and B (0.0 points) is noise, p = 1.000 after "
-                "Holm."
+                "No significant difference between A and B: 0.0 points, p = 1.000 "
+                "after Holm."
             ),
         ),
     ],
@@ -154,12 +154,12 @@ def test_much_noise_is_one_sentence() -> None:
     pairs = tuple(pair(*two) for two in names)
     assert summary(*arms, pairs=pairs) == [
         "Differences of accuracy on test under grouped, 1,311 images:",
-        "The 10 differences are noise.",
+        "The 10 differences are not significant.",
     ]
     real = pair("A", "B", value=0.1, p_holm=0.001, is_noise=False)
     assert summary(*arms, pairs=(real, *pairs[1:]))[1:] == [
         real.sentence,
-        "The 9 other differences are noise.",
+        "The 9 other differences are not significant.",
     ]
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from tumorlens.config import Config, ModelConfig
+    from tumorlens.config import ModelConfig
 
 TWO = ("glioma", "no_tumor")
 CLEAN = LeakVerdict(leaks=False, words="No leak found.")
@@ -130,8 +130,8 @@ def make_run(
     """
     if table is not None and not isinstance(table, Predictions):
         return _with_folds(path, table, leak=leak, rows=rows, **changes)
-    run = _start(path, parse_config(settings(**changes)), leak=leak)
-    run.write_split(split)
+    run = create_run(path, parse_config(settings(**changes)))
+    run.write_split(split, leak)
     add_weights(run, classes=classes)
     if rows:
         run.write_history(rows)
@@ -171,19 +171,13 @@ def _with_folds(
     **changes: Any,
 ) -> Run:
     changes |= {"data__protocol": "grouped-kfold", "data__num_folds": len(tables)}
-    run = _start(path, parse_config(settings(**changes)), leak=leak)
-    run.write_split(SPLIT)
+    run = create_run(path, parse_config(settings(**changes)))
+    run.write_split(SPLIT, leak)
     for number, table in enumerate(tables):
         fold_changes = changes | {"data__fold": number}
         fold_path = run.fold_path(number)
         make_run(fold_path, table, leak=leak, rows=rows, **fold_changes)
     write_predictions(run.predictions_path, pool_predictions(tables))
-    return run
-
-
-def _start(path: Path, config: Config, *, leak: LeakVerdict) -> Run:
-    run = create_run(path, config)
-    run.write_leak(leak)
     return run
 
 

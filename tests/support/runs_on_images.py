@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from torch import nn
+
 CLEAN = LeakVerdict(
     leaks=False, num_test=8, num_test_unknown_patient=8, words="No copies."
 )
@@ -68,8 +70,7 @@ def make_run(
     for section, changes in (settings or {}).items():
         values.setdefault(section, {}).update(changes)
     run = create_run(path, parse_config(values))
-    run.write_split(rows_of(data, subset_of))
-    run.write_leak(leak)
+    run.write_split(rows_of(data, subset_of), leak)
     run.write_environment({"tumorlens": "0", "command": f"tumorlens train {data}"})
     run.write_history([history_row(epoch) for epoch in (1, 2)])
     add_weights(run, classes or read_index(data).classes, seed=seed)
@@ -83,8 +84,7 @@ def make_kfold_run(path: Path, data: Path, *, num_folds: int = NUM_FOLDS) -> Run
     run = create_run(
         path, parse_config({"data": {"path": str(data), **folds}, "train": {"seed": 1}})
     )
-    run.write_split(rows_of(data, lambda number: f"fold-{number % num_folds}"))
-    run.write_leak(CLEAN)
+    run.write_split(rows_of(data, lambda number: f"fold-{number % num_folds}"), CLEAN)
     run.write_environment({"tumorlens": "0", "command": "tumorlens train"})
     for fold in range(num_folds):
 
@@ -120,8 +120,8 @@ def history_row(epoch: int, *, is_best: bool = True) -> dict[str, Any]:
     }
 
 
-def add_weights(run: Run, classes: tuple[str, ...], *, seed: int = 0) -> None:
-    """Give a run random weights whose predictions differ between images."""
+def add_weights(run: Run, classes: tuple[str, ...], *, seed: int = 0) -> nn.Module:
+    """Give a run random weights whose predictions differ, and return its network."""
     torch.manual_seed(seed)
     model, preprocessing = create_model(run.config.model, num_classes=len(classes))
     for layer in classifier_layers(model):
@@ -143,3 +143,4 @@ def add_weights(run: Run, classes: tuple[str, ...], *, seed: int = 0) -> None:
         weights_sha256=sha256_of_bytes(weights),
     )
     run.write_weights(weights, card)
+    return model.eval()

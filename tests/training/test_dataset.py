@@ -105,13 +105,25 @@ def test_an_interrupted_run_keeps_its_split_and_searches_no_copies(
         replace(row, subset={"val": "test", "test": "val"}.get(row.subset, row.subset))
         for row in before
     )
-    run.write_split(swapped)
+    run.write_split(swapped, run.leak())
 
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("searched again")
 
     monkeypatch.setattr(dataset, "find_duplicates", fail)
     assert prepare_data(run).rows == swapped
+
+
+@pytest.mark.parametrize("gone", ["split.csv", "leak.json"])
+def test_a_run_with_weights_is_not_dealt_a_new_split(
+    make_run: Callable[..., Run], gone: str
+) -> None:
+    run = make_run()
+    prepare_data(run)
+    (run.path / gone).unlink()
+    run.weights_path.write_bytes(b"")
+    with pytest.raises(RunError, match="has weights, and no"):
+        prepare_data(run)
 
 
 def test_a_run_killed_before_its_verdict_makes_its_split_again(

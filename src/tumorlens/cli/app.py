@@ -7,14 +7,17 @@ every call slower by seconds, `tumorlens --help` included (a test would fail).
 
 Exit status: 0; 2 for an error that the user can remove (one `error:` and one `hint:`
 line); 3 when `predict` met files that cannot be read, or a trial of `study run` failed;
-130 after Ctrl-C; 141 when whatever reads the output has closed it, as `head` does.
+130 after Ctrl-C or SIGTERM; 141 when whatever reads the output has closed it, as `head`
+does.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -59,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     join_words_of_bash(os.environ)
     terminal.escape_unknown_letters()
+    _stop_at_sigterm()
     try:
         return _run(arguments)
     except BrokenPipeError:
@@ -69,6 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
     terminal.discard_output()
     return STATUS_CLOSED
+
+
+def _stop_at_sigterm() -> None:
+    """Let SIGTERM stop a command as Ctrl-C does, with its temporary files removed."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if is_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _run(arguments: Sequence[str]) -> int:

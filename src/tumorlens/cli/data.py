@@ -9,7 +9,6 @@ import typer
 
 from tumorlens.cli import terminal
 from tumorlens.cli.options import (
-    OF_SPLIT,
     DataArgument,
     MetadataOption,
     Protocol,
@@ -98,6 +97,7 @@ def split(
     settings: SetOption = None,
 ) -> None:
     """Assign every file to a subset, as a table to check or edit."""
+    from tumorlens.config import OF_SPLIT
     from tumorlens.data.index import (
         SPLIT_COLUMNS,
         check_no_work,

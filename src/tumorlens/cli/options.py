@@ -80,23 +80,6 @@ RunArgument = Annotated[
 ]
 
 
-OF_SPLIT = (
-    *("data.path", "data.metadata", "data.protocol", "data.split", "data.val_fraction"),
-    *("data.test_fraction", "data.num_folds", "data.max_unreadable"),
-    *("data.max_file_mib", "data.max_pixels", "train.seed"),
-)
-"""Settings that `split` takes: those that decide which file is in which subset."""
-
-OF_IMPORT = (
-    *(key for key in OF_SPLIT if key != "data.num_folds"),
-    *("data.fit", "data.cache_dir", "data.cache_limit_mib", "train.workers"),
-    *("model.name", "model.drop_rate", "model.drop_path_rate", "model.global_pool"),
-    *("model.in_chans", "model.size_px", "model.mean", "model.std", "model.mirror"),
-    "model.extra",
-)
-"""Settings that `import` takes: those of the network, the split and the evaluation."""
-
-
 def config_of(
     path: Path | None,
     settings: list[str] | None,
@@ -123,6 +106,7 @@ def config_of(
     """
     from tumorlens.config import (
         assign,
+        check_used,
         merge,
         parse_assignment,
         parse_config,
@@ -136,7 +120,7 @@ def config_of(
     chosen: dict[str, object] = {}
     for assignment in settings or []:
         key, value = parse_assignment(assignment)
-        _check_used(key, only, but)
+        check_used(key, only=only, but=but, shown=f"--set {key}")
         assign(values, key, value)
         chosen[key] = value
     for key, option in options:
@@ -154,25 +138,6 @@ def config_of(
         # Text, whatever it looks like: "2024" and "none" are folders.
         values[section][name] = value
     return parse_config(values)
-
-
-def _check_used(key: str, only: Collection[str] | None, but: Collection[str]) -> None:
-    """Refuse a setting that has no effect in a command.
-
-    Raises:
-        ConfigError: It has none.
-    """
-    from tumorlens.config import setting_names
-
-    # A key of model.extra counts as model.extra; of another name, parsing tells.
-    name = ".".join(key.split(".")[:2])
-    if name not in setting_names():
-        return
-    if name in but or (only is not None and name not in only):
-        hint = "leave it out"
-        if only is not None:
-            hint += f"; it takes {', '.join(only)}"
-        raise ConfigError(f"--set {key} has no effect in this command", hint=hint)
 
 
 def tracker_of(*, track: bool, url: str | None) -> Tracker | None:

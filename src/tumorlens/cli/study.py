@@ -223,7 +223,7 @@ def compare(
         bool, typer.Option("--no-latency", help="Do not time the networks.")
     ] = False,
 ) -> None:
-    """Compare runs, and tell real differences from noise."""
+    """Compare runs, and say which differences are significant."""
     from tumorlens.files import locked, write_model
     from tumorlens.report import tables, write_comparison_page
     from tumorlens.study import compare as stage

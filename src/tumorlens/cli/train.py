@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,7 +20,6 @@ from tumorlens.cli.completion import (
     complete_subset,
 )
 from tumorlens.cli.options import (
-    OF_IMPORT,
     STATUS_INTERRUPTED,
     MovedOption,
     RunArgument,
@@ -265,10 +264,8 @@ def import_weights(
         str | None, typer.Option(metavar="R,G,B", help="Default: timm's.")
     ] = None,
     fit: Annotated[
-        str | None,
-        typer.Option(
-            help="How the images were made square: squash or pad. Default: squash."
-        ),
+        Literal["squash", "pad"] | None,
+        typer.Option(help="How the images were made square. Default: squash."),
     ] = None,
     data: Annotated[
         Path | None,
@@ -280,6 +277,7 @@ def import_weights(
     settings: SetOption = None,
 ) -> None:
     """Make a run folder from weights that were trained elsewhere."""
+    from tumorlens.config import OF_IMPORT
     from tumorlens.training import import_weights as stage
 
     config = config_of(

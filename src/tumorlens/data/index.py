@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from tumorlens.data.tables import read_table
 from tumorlens.errors import DataError, did_you_mean
-from tumorlens.files import sha256_of, write_text
+from tumorlens.files import sha256_of, sha256_of_bytes, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -244,9 +244,11 @@ def check_no_work(out: Path, *, columns: Sequence[str]) -> None:
         columns: First columns of such a table; one that begins with them is replaced.
 
     Raises:
-        DataError: `out` lies beside the `config.toml` of a run, or is a file of another
-            kind.
+        DataError: `out` is a folder, lies beside the `config.toml` of a run, or is a
+            file of another kind.
     """
+    if out.is_dir():
+        raise DataError(f"{out} is a folder", hint="name a file in it")
     if (out.parent / "config.toml").is_file():
         raise DataError(
             f"{out} is between the files of the run {out.parent}",
@@ -304,6 +306,18 @@ def write_split(path: Path, rows: Iterable[SplitRow]) -> None:
     Raises:
         DataError: The file cannot be written.
     """
+    write_text(path, _as_csv(rows))
+
+
+def split_sha256(rows: Iterable[SplitRow]) -> str:
+    """Return the SHA-256 of the file that `write_split` makes of these rows.
+
+    A file with the same rows that a spreadsheet has saved differs, and its rows don't.
+    """
+    return sha256_of_bytes(_as_csv(rows).encode())
+
+
+def _as_csv(rows: Iterable[SplitRow]) -> str:
     text = io.StringIO()
     plain = csv.writer(text, lineterminator="\n")
     # A lone carriage return ends a line for the reader but is not quoted by the writer.
@@ -313,7 +327,7 @@ def write_split(path: Path, rows: Iterable[SplitRow]) -> None:
         fields = [getattr(row, column) for column in SPLIT_COLUMNS]
         writer = quoted if any("\r" in field for field in fields) else plain
         writer.writerow(fields)
-    write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def read_split(path: Path) -> tuple[SplitRow, ...]:

@@ -75,6 +75,10 @@ class LeakVerdict(BaseModel):
     """Whether the training images are known. They are not for imported weights, which
     count as a leak."""
 
+    split_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """`tumorlens.data.index.split_sha256` of the run's split, which the verdict is of;
+    `None` outside of runs and in runs of earlier versions."""
+
     @property
     def state(self) -> str:
         """The verdict in a word or three, the same in tables and on pages.

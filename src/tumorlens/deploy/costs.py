@@ -1,9 +1,9 @@
 """Costs of a prediction: parameters, MACs, bytes and milliseconds.
 
-All costs are for one image, decoded and resized already, through `network.infer`, as
-in use: with `mirror` a network runs twice, and an ensemble runs every member. A machine
-gets slower as it warms up, so times of networks that ran one after the other do not
-compare. Here they take turns.
+All costs are for one image, decoded and resized already, through
+`network.predict_probs`, as in use: with `mirror` a network runs twice, and an ensemble
+runs every member. A machine gets slower as it warms up, so times of networks that ran
+one after the other do not compare. Here they take turns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tumorlens.deploy.benchmark.timing import take_turns
-from tumorlens.training.network import infer, load_model
+from tumorlens.training.network import load_model, predict_probs
 from tumorlens.training.views import POLICIES, policy_of
 
 if TYPE_CHECKING:
@@ -189,16 +189,7 @@ def _prediction_of(networks: Networks, device: torch.device) -> Callable[[], Non
     def predict() -> None:
         for network, image in zip(networks, images, strict=True):
             # The result is copied to the CPU, so this waits for a GPU.
-            infer(
-                network.module,
-                [image],
-                mean=network.card.mean,
-                std=network.card.std,
-                device=device,
-                mirror=network.card.mirror,
-                tta=network.card.tta,
-                temperature=network.card.temperature,
-            )
+            predict_probs(network.module, [image], network.card, device)
 
     return predict
 

@@ -223,6 +223,11 @@ class RowFile:
             with self.part.open("rb") as file:
                 found = json.loads(file.readline())
         except FileNotFoundError:
+            if self._out.is_file():
+                raise ConfigError(
+                    f"there is nothing to resume: {self._out} is finished",
+                    hint="leave out --resume to make it again",
+                ) from None
             raise ConfigError(
                 f"there is nothing to resume: {self.part} does not exist",
                 hint="leave out --resume to start",

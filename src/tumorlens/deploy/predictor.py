@@ -1,6 +1,6 @@
 """Files become probabilities: `Predictor`, the entry point for using a model.
 
-An image goes through `images.load_square` and then through `network.infer`, exactly as
+An image goes through `images.load_square` and then through `network.predict_probs`, as
 the images of validation do, or through an artefact's graph, which contains the same. A
 file that cannot be read gives a `Prediction` too, with its error. torch is only
 imported for a run, or for an artefact of torch.
@@ -339,18 +339,7 @@ def _probs_of(
 ) -> NDArray[np.floating]:
     from tumorlens.training import network
 
-    log_probs = network.infer(
-        module,
-        [network.as_batch(images)],
-        mean=card.mean,
-        std=card.std,
-        device=device,
-        mirror=card.mirror,
-        tta=card.tta,
-        temperature=card.temperature,
-    )
-    probs: NDArray[np.float64] = np.exp(log_probs.astype(np.float64))
-    return probs
+    return network.predict_probs(module, [network.as_batch(images)], card, device)
 
 
 def _parts(run: Run) -> tuple[Run, ...]:

@@ -23,7 +23,7 @@ from tumorlens.training.dataset import (
     load_subset,
 )
 from tumorlens.training.loading import Decoding, plain_batches
-from tumorlens.training.network import infer, load_model, resolve_device
+from tumorlens.training.network import load_model, predict_probs, resolve_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -210,18 +210,12 @@ def _probs(
         images.plain(), batch_size=_BATCH_SIZE, workers=run.config.train.workers
     )
     torch_device = resolve_device(device)
-    log_probs = infer(
+    return predict_probs(
         load_model(card, run.weights_path).to(torch_device),
         _counted(batches, len(images.labels), progress),
-        mean=card.mean,
-        std=card.std,
-        device=torch_device,
-        mirror=card.mirror,
-        tta=card.tta,
-        temperature=card.temperature,
+        card,
+        torch_device,
     )
-    probs: NDArray[np.float64] = np.exp(log_probs.astype(np.float64))
-    return probs
 
 
 def _counted(

@@ -206,29 +206,29 @@ def _matrix(table: Predictions) -> NDArray[np.int64]:
 def _per_class(
     table: Predictions, groups: NDArray[np.int64]
 ) -> dict[str, ClassMeasures]:
-    arrays = (table.labels, table.predicted, groups)
-    num_classes = len(table.classes)
     of_class = zip(
-        estimates.precisions(*arrays, num_classes=num_classes),
-        estimates.recalls(*arrays, num_classes=num_classes),
-        estimates.specificities(*arrays, num_classes=num_classes),
+        _rates(table, groups),
         metrics.f1(_matrix(table)),
         estimates.aurocs(table.probs, table.labels, groups),
         strict=True,
     )
     return {
-        name: ClassMeasures(
+        label: ClassMeasures(
             num_images=int((table.labels == number).sum()),
-            precision=estimate_of_score(precision),
-            recall=estimate_of_score(recall),
-            specificity=estimate_of_score(specificity),
+            **{name: estimate_of_score(rate) for name, rate in rates._asdict().items()},
             f1=_defined(f1),
             auroc=estimate_of_score(auroc),
         )
-        for number, (name, (precision, recall, specificity, f1, auroc)) in enumerate(
+        for number, (label, (rates, f1, auroc)) in enumerate(
             zip(table.classes, of_class, strict=True)
         )
     }
+
+
+def _rates(table: Predictions, groups: NDArray[np.int64]) -> list[estimates.ClassRates]:
+    return estimates.class_rates(
+        table.labels, table.predicted, groups, num_classes=len(table.classes)
+    )
 
 
 def _without_interval(measures: Measures) -> dict[str, str]:
@@ -257,9 +257,7 @@ def _by_source(table: Predictions) -> dict[str, SourceMeasures]:
             [row for row, name in enumerate(table.sources) if name == source]
         )
         groups, num_groups = _numbered(part.groups)
-        arrays = (part.labels, part.predicted, groups)
         headline = estimates.headline(part.probs, part.labels, groups)
-        recalls = estimates.recalls(*arrays, num_classes=len(table.classes))
         figures[source or "unknown"] = SourceMeasures(
             num_images=len(part.paths),
             num_groups=num_groups,
@@ -269,11 +267,11 @@ def _by_source(table: Predictions) -> dict[str, SourceMeasures]:
             },
             recall={
                 name: SourceRecall(
-                    **dict(estimate_of_score(recall)),
+                    **dict(estimate_of_score(rates.recall)),
                     num_images=int((part.labels == number).sum()),
                 )
-                for number, (name, recall) in enumerate(
-                    zip(table.classes, recalls, strict=True)
+                for number, (name, rates) in enumerate(
+                    zip(table.classes, _rates(part, groups), strict=True)
                 )
             },
         )

@@ -126,6 +126,6 @@ def _summary(difference: Difference, *, is_noise: bool) -> str:
     bounds = f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
     change = f"Test-time augmentation changes the accuracy by {value} ({bounds})"
     if is_noise:
-        return f"{change}: within noise, so it is not worth its time."
+        return f"{change}: not significant, so it is not shown to be worth its time."
     verdict = "it helps" if difference.value > 0 else "it harms"
-    return f"{change}: more than noise, {verdict}."
+    return f"{change}: significant, {verdict}."

@@ -330,15 +330,7 @@ def draw_lr_curve(found: LrFindResult) -> Drawing:
         # A diverged loss may be a million: the limit follows the part before.
         lowest = found.smoothed.index(min(found.smoothed))
         axes.set_ylim(0, 2 * max(found.smoothed[: lowest + 1]))
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1.0),
-            ncols=2,
-            fontsize=9.5,
-            borderpad=0.2,
-            borderaxespad=0.2,
-            columnspacing=1.4,
-        )
+        _legend_above(axes)
 
     return render(draw, heading, body_inches=3.4)
 

@@ -80,7 +80,7 @@ def pair_rows(comparison: Comparison) -> Rows:
             f"{pair.num_images:,}",
             pair.difference.percentage.replace(" %", ""),
             *map(p_value, (pair.p, pair.p_holm)),
-            "noise" if pair.is_noise else "real",
+            pair.verdict,
         ]
         for pair in comparison.pairs
     ]

@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 import tumorlens
 from tumorlens.config import Config, Fit, dump_config, load_config
-from tumorlens.data.index import SplitRow, read_split, write_split
+from tumorlens.data.index import SplitRow, read_split, split_sha256, write_split
 from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import (
@@ -421,14 +421,24 @@ class Run(NotebookView):
         """Return the subset of each file.
 
         Raises:
-            RunError: The run has no split, which imported weights may lack.
+            RunError: The run has no split, which imported weights may lack, or another
+                one than it was made with.
         """
         if not self.split_path.is_file():
             raise RunError(
                 f"{self.path} has no {self.split_path.name}, and so no subsets",
                 hint="imported weights get one by: tumorlens import ... --data DATA",
             )
-        return read_split(self.split_path)
+        rows = read_split(self.split_path)
+        # Test images of another split may be training images of this run.
+        expected = self.leak().split_sha256 if self.leak_path.is_file() else None
+        if expected not in (None, split_sha256(rows)):
+            raise RunError(
+                f"{self.split_path} is not the split that this run was made with",
+                hint="restore the file from a copy; another split needs another run, "
+                "with data.split set to its file",
+            )
+        return rows
 
     def leak(self) -> LeakVerdict:
         """Return the leak verdict of this split.
@@ -525,12 +535,15 @@ class Run(NotebookView):
         if open_run(self.path).config != self.config:
             self.write_config()
 
-    def write_split(self, rows: Iterable[SplitRow]) -> None:
-        """Write `split.csv`."""
+    def write_split(self, rows: Iterable[SplitRow], leak: LeakVerdict) -> None:
+        """Write `split.csv`, and its verdict with the digest of its rows."""
+        rows = tuple(rows)
         write_split(self.split_path, rows)
+        digest = split_sha256(rows)
+        self.write_leak(leak.model_copy(update={"split_sha256": digest}))
 
     def write_leak(self, verdict: LeakVerdict) -> None:
-        """Write `leak.json`."""
+        """Write `leak.json`, of a run that has no split or whose split stays."""
         write_model(self.leak_path, verdict)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:

@@ -51,6 +51,17 @@ class Estimated(NamedTuple):
     """`None` with a single group, or where the measure is not defined."""
 
 
+class ClassRates(NamedTuple):
+    """Shares of images that were predicted rightly, of one class."""
+
+    recall: Score | None
+    """Of the images of the class; `None` if there are none."""
+    precision: Score | None
+    """Of the images predicted as the class; `None` if there are none."""
+    specificity: Score | None
+    """Of the images of other classes; `None` if there are none."""
+
+
 def note_on_few_groups(num_groups: int, names: Container[str]) -> str:
     """Return which intervals may be too narrow; empty where none may.
 
@@ -110,46 +121,25 @@ def headline(
     }
 
 
-def recalls(
+def class_rates(
     labels: NDArray[np.integer],
     predicted: NDArray[np.integer],
     groups: NDArray[np.integer],
     *,
     num_classes: int,
-) -> list[Score | None]:
-    """Return the recall of each class; `None` for a class without images."""
-    return [
-        _share_of(labels == number, predicted == number, groups)
-        for number in range(num_classes)
-    ]
-
-
-def precisions(
-    labels: NDArray[np.integer],
-    predicted: NDArray[np.integer],
-    groups: NDArray[np.integer],
-    *,
-    num_classes: int,
-) -> list[Score | None]:
-    """Return the precision of each class; `None` for one that was never predicted."""
-    return [
-        _share_of(predicted == number, labels == number, groups)
-        for number in range(num_classes)
-    ]
-
-
-def specificities(
-    labels: NDArray[np.integer],
-    predicted: NDArray[np.integer],
-    groups: NDArray[np.integer],
-    *,
-    num_classes: int,
-) -> list[Score | None]:
-    """Return the specificity of each class; `None` if all images are of the class."""
-    return [
-        _share_of(labels != number, predicted != number, groups)
-        for number in range(num_classes)
-    ]
+) -> list[ClassRates]:
+    """Return recall, precision and specificity of each class, against all others."""
+    rates = []
+    for number in range(num_classes):
+        is_class, is_predicted = labels == number, predicted == number
+        rates.append(
+            ClassRates(
+                recall=_share_of(is_class, is_predicted, groups),
+                precision=_share_of(is_predicted, is_class, groups),
+                specificity=_share_of(~is_class, ~is_predicted, groups),
+            )
+        )
+    return rates
 
 
 def balanced_accuracy(

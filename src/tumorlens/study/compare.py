@@ -5,7 +5,7 @@ run is evaluated on val; never on test, since each look at test is a decision of
 user. Two arms are compared on the images that both have predictions for, under the same
 protocol. The arm with the highest figure has not won: of ten equal arms one is best by
 luck. So p-values are corrected for the number of pairs, and a difference that may be
-luck is called noise.
+luck is called not significant.
 """
 
 from __future__ import annotations

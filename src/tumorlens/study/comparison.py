@@ -40,7 +40,7 @@ _HINT = "make it again with: tumorlens compare RUN... (or a study's folder)"
 _ON_VAL = "That is about test; the figures here are of val."
 
 _MAX_SENTENCES = 6
-"""Sentences on pairs that are noise, and on runs without measures."""
+"""Sentences on pairs, and on runs without measures."""
 
 ProtocolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$")]
 """Part of the names of figure files, and so not a path."""
@@ -148,6 +148,12 @@ class Pair(_Content):
     p_holm: Fraction
     """Corrected for the pairs of this comparison under the same protocol: a family."""
     is_noise: bool
+    """Whether the difference is not significant."""
+
+    @property
+    def verdict(self) -> str:
+        """The verdict for a table: `significant` or `not significant`."""
+        return "not significant" if self.is_noise else "significant"
 
     @computed_field  # type: ignore[prop-decorator] # mypy has no decorated properties
     @property
@@ -178,13 +184,12 @@ class Pair(_Content):
         if low is not None and high is not None:
             bounds = f"{_points(low)} to {_points(high)}"
         p = "< 0.001" if self.p_holm < 0.001 else f"= {self.p_holm:.3f}"
-        if self.is_noise:
-            inside = f"{points}, {bounds}" if bounds else points
-            return (
-                f"The difference between {first} and {second} ({inside}) is noise, p "
-                f"{p} after Holm."
-            )
         inside = f" ({bounds})" if bounds else ""
+        if self.is_noise:
+            return (
+                f"No significant difference between {first} and {second}: "
+                f"{points}{inside}, p {p} after Holm."
+            )
         return f"{first} is better than {second} by {points}{inside}, p {p} after Holm."
 
 
@@ -317,11 +322,11 @@ def _on_leaks(comparison: Comparison) -> list[str]:
 
 def _on_pairs(pairs: Sequence[Pair]) -> list[str]:
     sentences = [pair.sentence for pair in pairs if not pair.is_noise]
-    noise = [pair.sentence for pair in pairs if pair.is_noise]
-    if len(noise) <= _MAX_SENTENCES:
-        return sentences + noise
-    others = "other " if sentences else ""
-    return [*sentences, f"The {len(noise)} {others}differences are noise."]
+    rest = [pair.sentence for pair in pairs if pair.is_noise]
+    if len(rest) <= _MAX_SENTENCES:
+        return sentences + rest
+    other = "other " if sentences else ""
+    return [*sentences, f"The {len(rest)} {other}differences are not significant."]
 
 
 def _on_missing_pairs(comparison: Comparison, pairs: Sequence[Pair]) -> list[str]:

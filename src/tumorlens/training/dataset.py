@@ -109,6 +109,7 @@ def prepare_data(run: Run, *, progress: Progress | None = None) -> PreparedData:
     Raises:
         DataError: The data cannot be used: too many unreadable files, a class with too
             few groups, a given split with a group on two sides, a file that changed.
+        RunError: Both files belong to the run's weights, and one is gone or changed.
     """
     config = run.config.data
     index = read_configured_index(config)
@@ -116,13 +117,19 @@ def prepare_data(run: Run, *, progress: Progress | None = None) -> PreparedData:
         rows = run.split()
         check_unchanged(rows, index)
         return PreparedData(index, rows)
+    if run.has_learnt:
+        # Images that were added since would be dealt anew.
+        raise RunError(
+            f"{run.path} has weights, and no {run.split_path.name} or no "
+            f"{run.leak_path.name}",
+            hint="restore the files from a copy, or train again into another --out",
+        )
 
     duplicates = find_duplicates(index, limits=image_limits(config), progress=progress)
     rows = assign_subsets(index, duplicates, config, seed=run.config.train.seed)
     if config.fold is not None:
         rows = rows_of_fold(run, rows, config.fold)
-    run.write_split(rows)
-    run.write_leak(judge_leak(rows, index, duplicates))
+    run.write_split(rows, judge_leak(rows, index, duplicates))
     return PreparedData(index, rows)
 
 

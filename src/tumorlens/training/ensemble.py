@@ -198,7 +198,9 @@ def _make(
     run.write_environment(
         describe_environment(command=command, seed=first.config.train.seed)
     )
-    run.write_leak(_worst_leak(members))
+    leak = _worst_leak(members)
+    rows = first.split() if first.is_kfold else _joined_split(members)
+    run.write_split(rows, leak)
     run.write_looks(
         sorted(
             (look for member in members for look in member.looks()),
@@ -207,9 +209,7 @@ def _make(
     )
     run.write_ensemble(names, model=_model_name(members, tta))
     if first.is_kfold:
-        run.write_split(first.split())
         return run
-    run.write_split(_joined_split(members))
     for number, member in enumerate(members):
         _copy(member, run.member_path(number), tta=tta)
     run.mark_finished()
@@ -271,8 +271,7 @@ def _copy(member: Run, path: Path, *, tta: Tta) -> None:
     copy.write_weights(member.weights_path.read_bytes(), card)
     # Checks the digest of the copy, which is the file in use.
     copy.card()
-    copy.write_split(member.split())
-    copy.write_leak(member.leak())
+    copy.write_split(member.split(), member.leak())
     copy.write_environment(member.environment())
     copy.write_history(member.history())
     copy.write_looks(member.looks())

@@ -471,7 +471,7 @@ def _fold_of(
     """Return one fold of a k-fold run as an ordinary run, made if it is missing.
 
     Raises:
-        RunError: It has weights, and its leak verdict is gone.
+        RunError: It has weights, and its leak verdict is gone or its split changed.
     """
     path = run.fold_path(fold)
     config = run.config.model_copy(
@@ -488,10 +488,11 @@ def _fold_of(
         # The process was killed while it made the folder.
         fold_run.remove_unlearnt()
         fold_run = _start(config, path, accelerator, command=command)
-        fold_run.write_split(fold_data.rows)
-        fold_run.write_leak(run.leak())
-    elif accelerator.is_main_process:
-        fold_run.update_config()
+        fold_run.write_split(fold_data.rows, run.leak())
+    else:
+        fold_run.split()  # refuses another one than that of its weights
+        if accelerator.is_main_process:
+            fold_run.update_config()
     return fold_run, fold_data
 
 

@@ -102,7 +102,6 @@ def import_weights(
     # Complete or not there: half of it, resumed, would be trained.
     with replacing_folder(out) as folder:
         run = create_run(folder, config)
-        run.write_weights(content, card)
         run.write_environment(
             {
                 **describe_environment(command=command, seed=config.train.seed),
@@ -116,6 +115,7 @@ def import_weights(
         if config.data.path is not None:
             _split(run, card, progress=progress)
         run.write_leak(_leak(run, weights))
+        run.write_weights(content, card)
         run.mark_finished()
     run = open_run(out)
     return Imported(run, card, f"{_input_summary(card)} {run.leak().words}")

@@ -253,6 +253,34 @@ def as_batch(images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
+def predict_probs(
+    model: nn.Module, batches: Iterable[Tensor], card: ModelCard, device: torch.device
+) -> NDArray[np.float64]:
+    """Return the class probabilities (N, C) of images, as the card of a run says.
+
+    Args:
+        model: The network of the card, on `device`.
+        batches: Decoded images, as for `infer`.
+        card: Normalization, test-time views and temperature.
+        device: Device of the computation.
+
+    Raises:
+        RunError: One is not finite.
+    """
+    log_probs = infer(
+        model,
+        batches,
+        mean=card.mean,
+        std=card.std,
+        device=device,
+        mirror=card.mirror,
+        tta=card.tta,
+        temperature=card.temperature,
+    )
+    probs: NDArray[np.float64] = np.exp(log_probs.astype(np.float64))
+    return probs
+
+
 @torch.inference_mode()
 def infer(
     model: nn.Module,
