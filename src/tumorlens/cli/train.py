@@ -21,6 +21,7 @@ from tumorlens.cli.completion import (
 )
 from tumorlens.cli.options import (
     STATUS_INTERRUPTED,
+    MetadataOption,
     MovedOption,
     RunArgument,
     SetOption,
@@ -30,6 +31,7 @@ from tumorlens.cli.options import (
     tracker_of,
     train_words,
 )
+from tumorlens.errors import ConfigError
 from tumorlens.system import is_main_process
 
 if TYPE_CHECKING:
@@ -102,7 +104,10 @@ def train(
 
 def evaluate(
     context: typer.Context,
-    path: RunArgument,
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Run folder; with --on, an artefact too."),
+    ],
     *,
     subset: Annotated[
         str | None,
@@ -117,12 +122,61 @@ def evaluate(
         bool,
         typer.Option("--tta", help="Measure what test-time augmentation changes."),
     ] = False,
+    on: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="Measure a run or an artefact on another labelled folder or table, "
+            "with and without the images that its training has seen.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="With --on: name of the result. Default: that of DATA."),
+    ] = None,
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="FROM=TO",
+            help="With --on: classes of the model, and the class of DATA that they "
+            "are; repeatable. Default: by name.",
+        ),
+    ] = None,
+    metadata: MetadataOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With --on: where to write. Default: external/NAME in the run.",
+        ),
+    ] = None,
     track: TrackOption = False,
     track_url: TrackUrlOption = None,
 ) -> None:
     """Measure a run on images it was not trained on."""
+    if on is not None:
+        _check_options(
+            "with --on",
+            **{"--subset": subset, "--data": data, "--tta": tta, "--track": track},
+            **{"--track-url": track_url},
+        )
+        _evaluate_on(
+            path,
+            on,
+            name=name,
+            mapping=mapping or [],
+            metadata=metadata,
+            out=out,
+            command=context.obj,
+        )
+        return
     from tumorlens.runs.folder import open_run
 
+    _check_options(
+        "without --on",
+        **{"--name": name, "--map": mapping, "--metadata": metadata, "--out": out},
+    )
     run = open_run(path)
     tracker = tracker_of(track=track, url=track_url)
     if tta:
@@ -150,6 +204,45 @@ def evaluate(
     terminal.print_measures(measures)
     terminal.print_next(
         f"predictions.csv and metrics.json are in {path}", "tumorlens", "report", path
+    )
+
+
+def _check_options(beside: str, **given: object) -> None:
+    """Refuse options that have no effect with, or without, another one.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    for option, value in given.items():
+        if value:
+            raise ConfigError(f"{option} has no effect {beside}", hint="leave it out")
+
+
+def _evaluate_on(
+    model: Path,
+    on: Path,
+    *,
+    name: str | None,
+    mapping: list[str],
+    metadata: str | None,
+    out: Path | None,
+    command: str,
+) -> None:
+    from tumorlens.deploy.external import evaluate_on
+
+    found = evaluate_on(
+        model,
+        on,
+        name=name,
+        mapping=mapping,
+        metadata=metadata,
+        out=out,
+        command=command,
+        stage=terminal.counting,
+    )
+    terminal.print_external(found.metrics)
+    terminal.print_line(
+        f"predictions.csv, images.csv and external.json are in {found.folder}"
     )
 
 
