@@ -46,10 +46,11 @@ def make_sketches(thumbnails: NDArray[np.uint8]) -> NDArray[np.int8]:
     Returns:
         Shape (N, 64); zeros for images that are plain or nearly so.
     """
-    inner = thumbnails[:, *INNER].reshape(len(thumbnails), -1).astype(np.float32)
+    signs = _projections()  # (64, pixels)
+    inner = thumbnails[:, *INNER].reshape(-1, signs.shape[1]).astype(np.float32)
     inner -= inner.mean(axis=1, keepdims=True)
     inner[thumbnails.std(axis=(1, 2)) < MIN_CONTRAST] = 0
-    projected = inner @ _projections().T
+    projected = inner @ signs.T
     largest = np.abs(projected).max(axis=1, keepdims=True, initial=1e-9)
     sketches: NDArray[np.int8] = np.rint(projected * (127 / largest)).astype(np.int8)
     return sketches
