@@ -18,7 +18,6 @@ import json
 import os
 import posixpath
 import re
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -26,6 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tumorlens.data.class_names import spelling_of
 from tumorlens.data.tables import read_table
 from tumorlens.errors import DataError, did_you_mean
 from tumorlens.files import sha256_of, sha256_of_bytes, write_text
@@ -517,7 +517,7 @@ def _check_spellings(labels: Iterable[str], data: Path) -> None:
     """
     first_of: dict[str, str] = {}
     for label in labels:
-        first = first_of.setdefault(_spelling(label), label)
+        first = first_of.setdefault(spelling_of(label), label)
         if first != label:
             # ASCII, because two forms of one letter look the same.
             raise DataError(
@@ -526,19 +526,6 @@ def _check_spellings(labels: Iterable[str], data: Path) -> None:
                 hint="give them one spelling if they are one class, or else names "
                 "that can be told apart",
             )
-
-
-def _spelling(label: str) -> str:
-    """Return what two spellings of one label have in common.
-
-    Example:
-        >>> _spelling("No_Tumor ") == _spelling("no tumor") == _spelling("no-tumor")
-        True
-        >>> _spelling("grade-") == _spelling("grade")
-        False
-    """
-    folded = unicodedata.normalize("NFKC", label).casefold()
-    return re.sub(r"(?:[\s_]|(?<=\w)-(?=\w))+", " ", folded).strip()
 
 
 def _rows_of_table(table: Path, root: Path) -> list[_Row]:
