@@ -944,7 +944,7 @@ def _words_of_difference(
     (higher, lower), most = difference.accuracies, difference.images[1]
     opening = (
         f"{higher} against {lower}: {number_range(difference.images)} right "
-        f"answer{'' if most == 1 else 's'} apart"
+        f"answer{'' if difference.images == (1, 1) else 's'} apart"
     )
     if not most:
         return f"{opening}: no difference."
