@@ -325,7 +325,7 @@ def test_a_claim_is_judged_in_words_and_its_audit_shows_it(
     assert answer.status == 0, answer.err
     first, second, *_ = answer.out.splitlines()
     assert first.startswith(
-        "An accuracy on this test set says little about new patients: 2 of 14 test "
+        "An accuracy on this test set is not one on new patients: 2 of 14 test "
     )
     assert second.startswith("- Copying the label of the most similar training picture")
     for sentence in (

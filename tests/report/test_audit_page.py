@@ -311,7 +311,7 @@ def test_claims_beside_an_audit_are_a_section_of_its_page(
     section = text.partition("What published accuracies can be worth")[2]
     section = section.partition("The leak by class")[0]
     for words in (
-        "An accuracy on this test set says little about new patients: 2 of 14 test",
+        "An accuracy on this test set is not one on new patients: 2 of 14 test",
         "0.7857 11 of 14: 78.6 %",
         "9 of 12: 75.0 %",
         "0.7857: 11 of 14, 78.6 %",

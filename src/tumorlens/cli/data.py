@@ -100,8 +100,8 @@ def claim(
         Path | None,
         typer.Option(
             metavar="DATA2",
-            help="Images that were trained on; of DATA then Testing is test, or all. "
-            "Default: Training of DATA.",
+            help="Set that was trained on, in place of Training of DATA. All of DATA "
+            "is then test, or its Testing.",
         ),
     ] = None,
     out: Annotated[

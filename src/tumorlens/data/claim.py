@@ -782,7 +782,7 @@ def _verdict(test: _TestSet) -> str:
         )
     if test.num_touched > MAX_BELIEVABLE_SHARE * test.num:
         words = test.leak_words.removeprefix("Leak: ")
-        return f"An accuracy on this test set says little about new patients: {words}"
+        return f"An accuracy on this test set is not one on new patients: {words}"
     far = "copies and known patients go" if test.knows_patients else "copies go"
     return (
         "An accuracy on this test set is one on new images, as far as "
