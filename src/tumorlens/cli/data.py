@@ -137,13 +137,13 @@ def claim(
     if note := patient_note(claimed.index):
         terminal.print_warning(note)
     found = stage.judge_claims(claimed, duplicates, accuracies)
-    terminal.print_claims(found)
     where, page = "nothing was written: --out DIR keeps this as DIR/claim.json", None
     if out is not None:
         with locked(out):
             write_model(out / "claim.json", found)
             page = show_claims_on_audit(out, data=data)
         where = f"claim.json is in {out}"
+    terminal.print_claims(found)
     if page is not None:
         terminal.print_line(f"{where}, and the page of the audit shows it: {page}")
     else:

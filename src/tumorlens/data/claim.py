@@ -529,7 +529,9 @@ class _TestSet:
         num = int(right.sum())
         return _share_right((num, num), [share(right, self.groups[part])], len(right))
 
-    def counted(self, right: tuple[int, int], part: NDArray[np.bool_]) -> ShareRight:
+    def known_by_count(
+        self, right: tuple[int, int], part: NDArray[np.bool_]
+    ) -> ShareRight:
         """Return a part of which only the number of right images is known."""
         copies, groups = self.copies[part], self.groups[part]
         return _share_right(
@@ -650,8 +652,8 @@ def _judge(text: str, value: Decimal, test: _TestSet) -> Claim:
     num_seen, num_new = test.num_seen, test.num_new
     seen_right = new_looked_up = seen_wrong = None
     if num_new and right[1] >= num_seen:
-        seen_right = test.counted(_left(right, num_seen, num_new), test.is_new)
-        new_looked_up = test.counted(
+        seen_right = test.known_by_count(_left(right, num_seen, num_new), test.is_new)
+        new_looked_up = test.known_by_count(
             _left(right, test.num_seen_right, num_new), test.is_new
         )
     if num_new and num_seen:
@@ -660,7 +662,7 @@ def _judge(text: str, value: Decimal, test: _TestSet) -> Claim:
     claim = Claim(
         accuracy=text,
         fits=fits,
-        all=test.counted(right, test.is_seen | test.is_new),
+        all=test.known_by_count(right, test.is_seen | test.is_new),
         if_all_seen_are_right=seen_right,
         if_seen_are_looked_up=new_looked_up,
         seen_wrong_if_new_as_good=seen_wrong,
