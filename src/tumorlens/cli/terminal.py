@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tumorlens.runs.progress import Listener, epoch_line
 from tumorlens.system import is_main_process
-from tumorlens.text import counted, number_range, one_line, percent
+from tumorlens.text import counted, decimal, number_range, one_line, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tumorlens.data.split import Split
     from tumorlens.deploy.artefact import Verdict
     from tumorlens.deploy.predictor import Prediction
+    from tumorlens.runs.external import ExternalMetrics
     from tumorlens.runs.listing import RunRow
     from tumorlens.runs.measures import Estimate, Metrics, TtaEffect
     from tumorlens.training.fit import TrainResult
@@ -232,6 +233,36 @@ def print_measures(measures: Metrics) -> None:
     for warning in measures.warnings:
         print_line(warning)
     print_line(measures.leak.words)
+
+
+def print_external(found: ExternalMetrics) -> None:
+    """Print the figures on another set, those on new images first."""
+    from tumorlens.runs.external import PARTS
+
+    print_line(f"{found.model} on {found.data}: {found.words}")
+    parts = {
+        f"{part} ({one.num_images:,} images, {counted(one.num_groups, 'group')})": one
+        for part in PARTS
+        if (one := getattr(found, part)) is not None
+    }
+    rows = [
+        (
+            name.replace("_", " "),
+            *(getattr(one, name).percentage for one in parts.values()),
+        )
+        for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece")
+    ]
+    rows += [
+        (
+            f"recall of {name}",
+            *(one.per_class[name].recall.percentage for one in parts.values()),
+        )
+        for name in found.all.classes
+    ]
+    log_losses = [decimal(one.log_loss.value) for one in parts.values()]
+    print_table(("measure", *parts), [*rows, ("log loss", *log_losses)])
+    for sentence in (*found.headline.warnings, *found.notes):
+        print_line(sentence)
 
 
 def _or_why_not(measures: Metrics, name: str, measure: Estimate) -> str:

@@ -239,8 +239,8 @@ class ClaimedSet:
     """A test set beside what was trained on, as one index."""
 
     index: Index
-    """Records with the subset `train` or `test`. Those of another set have absolute
-    paths, so a file may be on both sides."""
+    """Records with the subset `train`, `test` or none. Those of another set have
+    absolute paths, so a file may be on both sides."""
 
     data: Index
     """The set of the test images as it was read."""
