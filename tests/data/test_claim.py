@@ -479,9 +479,7 @@ def test_validation_images_were_trained_on(leaky: Path) -> None:
 def test_sets_that_cannot_be_judged_are_refused(
     leaky: Path, make_images: Callable[..., Path]
 ) -> None:
-    with pytest.raises(
-        DataError, match=r"Training has no (training|test) subset"
-    ) as no:
+    with pytest.raises(DataError, match="has no training and no test subset") as no:
         judged(leaky / "Training", "0.75")
     assert "--trained-on" in no.value.hint
     only_test = leaky.parent / "only"

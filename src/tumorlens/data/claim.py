@@ -326,10 +326,12 @@ def arrange(
             replace(record, subset="train") if record.subset == "val" else record
             for record in data.records
         ]
-        if missing := {"train", "test"} - {str(record.subset) for record in records}:
-            what = "training" if "train" in missing else "test"
+        subsets = {record.subset for record in records}
+        if not subsets >= {"train", "test"}:
+            words = {"train": "training", "test": "test"}
+            missing = [words[subset] for subset in words if subset not in subsets]
             raise DataError(
-                f"{name} has no {what} subset",
+                f"{name} has no {' and no '.join(missing)} subset",
                 hint="give a set with Training and Testing, or name the images that "
                 "were trained on: --trained-on DATA2",
             )
