@@ -374,7 +374,7 @@ def test_a_claim_that_cannot_be_judged_is_one_error_and_writes_nothing(
         ((leaky,), "--accuracy", "see tumorlens claim --help"),
         (
             (leaky / "Training", "--accuracy", "0.8"),
-            "no training",
+            "no training and no test",
             "--trained-on DATA2",
         ),
         ((leaky, "--accuracy", "0.8", "--trained-on", "no"), "no such folder", "give"),
