@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from tumorlens.data.audit import Audit
+from tumorlens.data.claim import ClaimCheck
 from tumorlens.data.leakage import LeakVerdict
 from tumorlens.deploy.artefact import Manifest, Parity
 from tumorlens.deploy.benchmark.results import Benchmark
@@ -24,6 +25,7 @@ from tumorlens.study.comparison import Comparison
 MODELS: dict[str, type[BaseModel]] = {
     "audit.json": Audit,
     "benchmark.json": Benchmark,
+    "claim.json": ClaimCheck,
     "comparison.json": Comparison,
     "leak.json": LeakVerdict,
     "manifest.json": Manifest,
