@@ -18,6 +18,7 @@ from tumorlens.data.claim import ClaimCheck
 from tumorlens.data.leakage import LeakVerdict
 from tumorlens.deploy.artefact import Manifest, Parity
 from tumorlens.deploy.benchmark.results import Benchmark
+from tumorlens.runs.external import ExternalMetrics
 from tumorlens.runs.folder import ModelCard
 from tumorlens.runs.measures import Metrics, TtaEffect
 from tumorlens.study.comparison import Comparison
@@ -27,6 +28,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "benchmark.json": Benchmark,
     "claim.json": ClaimCheck,
     "comparison.json": Comparison,
+    "external.json": ExternalMetrics,
     "leak.json": LeakVerdict,
     "manifest.json": Manifest,
     "metrics.json": Metrics,
