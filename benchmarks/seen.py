@@ -24,18 +24,15 @@ from scipy import ndimage
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 
-from tumorlens.data.duplicates import find_duplicates
+from tumorlens.data.duplicates import find_duplicates, group_records
 from tumorlens.data.images import read_image
 from tumorlens.data.index import read_index
 from tumorlens.data.near_duplicates import (
-    ALIKE,
     INNER,
     MAX_HASH_BITS,
     MIN_CONTRAST,
-    SAME_DETAIL,
     find_near_duplicates,
     hash_thumbnails,
-    likeness,
     make_thumbnail,
     propose_pairs,
     turned,
@@ -62,9 +59,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.data:
         index = read_index(options.data)
-        thumbnails, patients = read_thumbnails(index)
+        thumbnails, groups = read_thumbnails(index)
         print_pairs(thumbnails)
-        print_decoders(thumbnails, patients)
+        print_decoders(thumbnails, groups)
         print_look_up(index, thumbnails, *options.look_up)
     print_families(options.patients)
 
@@ -74,34 +71,38 @@ def read_thumbnails(index: Index) -> tuple[NDArray[np.uint8], list[str]]:
     found = find_duplicates(index)
     first = {found.pixels[path]: path for path in sorted(found.pixels, reverse=True)}
     paths = [path for path in first.values() if not found.facts[path].is_plain]
-    patient = {record.path: record.patient or record.path for record in index.records}
+    group_of = group_records(index, found)
     return (
         np.stack([found.thumbnails[path] for path in paths]),
-        [patient[path] for path in paths],
+        [group_of[path] for path in paths],
     )
 
 
 def print_pairs(thumbnails: NDArray[np.uint8]) -> None:
-    """Print how sketches judge the pairs whose hashes agree, in both directions."""
+    """Print how sketches judge the pairs of the search, and others with like hashes."""
     kept = thumbnails[thumbnails.std(axis=(1, 2)) >= MIN_CONTRAST]
     sketches = make_sketches(kept)
-    proposed = propose_pairs(hash_thumbnails(kept))
-    estimates: dict[bool, list[float]] = defaultdict(list)
-    for a, b, turn in proposed.tolist():
-        exact, detail = likeness(turned(kept[a], turn), kept[b])
-        estimates[detail >= SAME_DETAIL or exact >= ALIKE] += [
-            similarity(turned(kept[a], turn), sketches[b]),
-            similarity(turned(kept[b], INVERSE.get(turn, turn)), sketches[a]),
-        ]
-    print(
-        "\n| pairs whose hashes agree | estimates | known by the sketch | estimates |"
-    )
+    found = {(pair.a, pair.b): pair.orientation for pair in find_near_duplicates(kept)}
+    others = [
+        (a, b, turn)
+        for a, b, turn in propose_pairs(hash_thumbnails(kept)).tolist()
+        if (a, b) not in found
+    ]
+    pairs = [(a, b, turn) for (a, b), turn in found.items()]
+    print("\n| pairs whose hashes agree | both ways | known | estimates |")
     print("|---|---|---|---|")
-    for is_pair, name in ((True, "copies, slices of one head"), (False, "others")):
-        found = np.array(estimates[is_pair])
-        known = int((found >= SAME_HEAD).sum())
-        ends = f"{found.min():.4f} and more" if is_pair else f"up to {found.max():.4f}"
-        print(f"| {name} | {len(found):,} | {known:,} | {ends} |")
+    for name, lot, end in (
+        ("copies, and slices of one head", pairs, min),
+        ("others", others, max),
+    ):
+        estimates = [
+            similarity(turned(kept[one], way), sketches[other])
+            for a, b, turn in lot
+            for one, other, way in ((a, b, turn), (b, a, INVERSE.get(turn, turn)))
+        ]
+        known = sum(estimate >= SAME_HEAD for estimate in estimates)
+        words = f"{end(estimates):.4f} and {'more' if end is min else 'less'}"
+        print(f"| {name} | {len(estimates):,} | {known:,} | {words} |")
 
 
 def print_families(num_patients: int) -> None:
@@ -140,14 +141,14 @@ def _judged(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> tuple[bool, boo
     return bool(find_near_duplicates(thumbnails)), estimate >= SAME_HEAD
 
 
-def print_decoders(thumbnails: NDArray[np.uint8], patients: list[str]) -> None:
+def print_decoders(thumbnails: NDArray[np.uint8], groups: list[str]) -> None:
     """Print how like the pictures is what decoders draw from sketches and hashes.
 
-    They are made from two thirds of the patients and draw the pictures of the others.
+    They are made from two thirds of the groups and draw the pictures of the others.
     """
     rng = np.random.default_rng(0)
-    names = rng.permutation(sorted(set(patients)))
-    is_test = np.isin(patients, names[: len(names) // 3])
+    names = rng.permutation(sorted(set(groups)))
+    is_test = np.isin(groups, names[: len(names) // 3])
     pictures = _unit(thumbnails[:, *INNER].reshape(len(thumbnails), -1))
     sketches = make_sketches(thumbnails).astype(np.float64)
     sketches /= np.linalg.norm(sketches, axis=1, keepdims=True)
