@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from near_duplicates import GAPS_MM, NOISES, VIEWS, copies, draw
-from scipy import ndimage
+from scipy import ndimage, sparse
+from scipy.sparse import csgraph
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 
@@ -82,13 +83,17 @@ def print_pairs(thumbnails: NDArray[np.uint8]) -> None:
     """Print how sketches judge the pairs of the search, and others with like hashes."""
     kept = thumbnails[thumbnails.std(axis=(1, 2)) >= MIN_CONTRAST]
     sketches = make_sketches(kept)
-    found = {(pair.a, pair.b): pair.orientation for pair in find_near_duplicates(kept)}
+    found = find_near_duplicates(kept)
+    # Of many copies of one picture, the search compares each with the first only.
+    a, b = np.array([(pair.a, pair.b) for pair in found]).T
+    graph = sparse.coo_matrix((np.ones(len(a)), (a, b)), (len(kept),) * 2)
+    group = csgraph.connected_components(graph, directed=False)[1]
+    pairs = [(pair.a, pair.b, pair.orientation) for pair in found]
     others = [
         (a, b, turn)
         for a, b, turn in propose_pairs(hash_thumbnails(kept)).tolist()
-        if (a, b) not in found
+        if group[a] != group[b]
     ]
-    pairs = [(a, b, turn) for (a, b), turn in found.items()]
     print("\n| pairs whose hashes agree | both ways | known | estimates |")
     print("|---|---|---|---|")
     for name, lot, end in (
@@ -192,7 +197,7 @@ def print_look_up(
         first, second = rng.integers(len(thumbnails), size=(2, count))
         share = rng.uniform(0.3, 0.7, (count, 1, 1))
         both = share * thumbnails[first] + (1 - share) * thumbnails[second]
-        return both.astype(np.uint8)
+        return np.asarray(both, np.uint8)
 
     pictures = np.concatenate([thumbnails, mixed(num_seen - len(thumbnails))])
     seen = Seen(
