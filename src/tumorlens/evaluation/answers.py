@@ -56,8 +56,10 @@ _LISTS = ("probabilities", "probs", "proba", "softmax", "logits", "scores", "out
 _CLASSES = ("classes", "classnames", "classindices")
 """Keys of a JSON object that may hold the names of the classes in their order."""
 
-_PREFIX = re.compile(r"(?:probs?|proba|probability|(logits?))[ _.:-]+(?=\S)", re.I)
-_RANKED = re.compile(r"(?:index|label)[ _]\d+", re.I)
+_PREFIX = re.compile(
+    r"(?:probs?|proba|probability|(logits?))[ _.:-]+(?=\S)", re.IGNORECASE
+)
+_RANKED = re.compile(r"(?:index|label)[ _]\d+", re.IGNORECASE)
 _PROB = "prob_"
 _ONE_PER_CLASS = (
     "give one column for each class; a single sigmoid output p is the two "
@@ -144,9 +146,20 @@ def _choose(path: Path, header: Sequence[str], known: Iterable[str]) -> _Columns
     """Return the columns of a table.
 
     Raises:
-        DataError: None names the files, or none holds answers.
+        DataError: None names the files, none holds answers, or two have one name.
     """
-    letters = [letters_of(name) for name in header]
+    names = [name.strip() for name in header if name.strip()]
+    if len(set(names)) < len(names):
+        raise DataError(
+            f"{path} has two columns of one name among its {len(header)}",
+            hint="keep one of them",
+        )
+    prefixes = [_PREFIX.match(name.strip()) for name in header]
+    # `prob_a` has the letters of `proba`.
+    letters = [
+        "" if prefix else letters_of(name)
+        for name, prefix in zip(header, prefixes, strict=True)
+    ]
     file = _first(letters, _FILE)
     if file is None:
         raise DataError(
@@ -160,11 +173,10 @@ def _choose(path: Path, header: Sequence[str], known: Iterable[str]) -> _Columns
         for at, name in enumerate(header)
         if at not in (file, predicted, lists)
     }
-    prefixes = {name: _PREFIX.match(name) for name in others}
     classes = {
-        name[found.end() :].strip(): others[name]
-        for name, found in prefixes.items()
-        if found
+        name[prefix.end() :].strip(): at
+        for name, at in others.items()
+        if (prefix := prefixes[at])
     }
     if len(classes) < 2:
         match = match_classes(others, known)
@@ -189,7 +201,7 @@ def _choose(path: Path, header: Sequence[str], known: Iterable[str]) -> _Columns
         predicted=predicted,
         lists=None if classes else lists,
         classes=classes,
-        are_logits=any(found and found[1] for found in prefixes.values())
+        are_logits=any(prefix and prefix[1] for prefix in prefixes)
         or (lists is not None and letters[lists] == "logits"),
     )
 
@@ -284,9 +296,10 @@ def _of_fields(
     )
 
 
-def _are_lists(texts: Iterable[str]) -> bool:
+def _are_lists(texts: Sequence[str]) -> bool:
     """Whether texts are lists as Python and numpy print them, or empty."""
-    return all(re.fullmatch(r"\s*([\[(].*[\])]\s*)?", text, re.S) for text in texts)
+    form = re.compile(r"\s*[\[(].*[\])]\s*", re.DOTALL)
+    return any(texts) and all(form.fullmatch(text) for text in texts if text)
 
 
 def _check_several(path: Path, classes: Sequence[str]) -> None:

@@ -354,11 +354,11 @@ def _match(
             faults.add("a name that several files have", _where(answers, row))
         else:
             faults.add("no file of the data", _where(answers, row))
-    repeated = frozenset(path for path, several in rows.items() if len(several) > 1)
+    repeated = frozenset(path for path in in_test if len(rows[path]) > 1)
     for path in sorted(repeated):
         faults.add("a file with several rows", _shown(path))
     return _Matched(
-        {path: one[0] for path, one in rows.items() if path not in repeated}, repeated
+        {path: rows[path][0] for path in in_test if len(rows[path]) == 1}, repeated
     )
 
 
