@@ -257,7 +257,7 @@ def test_the_answers_of_a_run_give_the_figures_of_the_run(
     found = judge(run.predictions_path, data, partial=True, out=tmp_path / "out")
     assert 4 <= measured.num_images < 24
     assert found.metrics.counts.unanswered == 24 - measured.num_images
-    # The ninth digit of a probability may differ: rows are scaled to the sum of 1 again.
+    # The ninth digit of a probability may differ: rows are scaled again.
     expected = metrics_from_predictions(run.predictions_path).model_dump()
     got = dict(flat(found.metrics.all.model_dump()))
     assert got == pytest.approx(dict(flat(expected)), abs=1e-7)

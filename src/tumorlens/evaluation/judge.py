@@ -60,6 +60,8 @@ what rounding to two digits can do."""
 
 _ROUNDED = 1e-6
 _NUM_NAMED = 3
+_NO_FILE = "no file of the data"
+_OUTSIDE = "a probability outside 0 to 1"
 _EXTERNAL = "external.json"
 
 
@@ -139,7 +141,7 @@ def judge_answers(
     checked = _checked(answers, classes, logits=logits)
     table = _table(matched, checked, tested, classes, answers, faults)
     if faults.found and not partial:
-        raise faults.error()
+        raise faults.error(tested.records[0].path)
     if table is None:
         raise DataError(
             f"no answer in {predictions} is left: {'; '.join(faults.sentences())}",
@@ -269,10 +271,15 @@ class _Faults:
             for words, places in self.found.items()
         ]
 
-    def error(self) -> DataError:
+    def error(self, example: str) -> DataError:
+        """Return the error that stops the command; `example` is a path of the data."""
+        hint = "correct the answers, or add --partial to go on without these"
+        if _NO_FILE in self.found:
+            hint += f"; expected are paths such as {example!r}"
+        if _OUTSIDE in self.found:
+            hint += "; of logits, --logits takes the softmax"
         return DataError(
-            f"{self.predictions}: {'; '.join(self.sentences())}",
-            hint="correct the answers, or add --partial to go on without these",
+            f"{self.predictions}: {'; '.join(self.sentences())}", hint=hint
         )
 
 
@@ -353,7 +360,7 @@ def _match(
         elif files:
             faults.add("a name that several files have", _where(answers, row))
         else:
-            faults.add("no file of the data", _where(answers, row))
+            faults.add(_NO_FILE, _where(answers, row))
     repeated = frozenset(path for path in in_test if len(rows[path]) > 1)
     for path in sorted(repeated):
         faults.add("a file with several rows", _shown(path))
@@ -410,7 +417,7 @@ def _why_not(probs: Sequence[float], likeliest: int | None) -> str:
     if not all(map(math.isfinite, probs)):
         return "an answer that is no number"
     if not all(-_ROUNDED <= prob <= 1 + _ROUNDED for prob in probs):
-        return "a probability outside 0 to 1"
+        return _OUTSIDE
     if abs(sum(probs) - 1) > ROUNDING * len(probs):
         return "probabilities that do not add up to 1"
     if likeliest is not None and probs[likeliest] < max(probs):
