@@ -145,6 +145,7 @@ def _options(
 # In the order of the help.
 app.command()(data.phantom)
 app.command()(data.audit)
+app.command()(data.claim)
 app.command()(data.split)
 app.command()(train.train)
 app.command()(evaluate.evaluate)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tumorlens.runs.progress import Listener, epoch_line
 from tumorlens.system import is_main_process
-from tumorlens.text import counted, decimal, one_line, percent
+from tumorlens.text import counted, decimal, number_range, one_line, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from tumorlens.data.audit import Audit
+    from tumorlens.data.claim import ClaimCheck
     from tumorlens.data.split import Split
     from tumorlens.deploy.artefact import Verdict
     from tumorlens.deploy.predictor import Prediction
@@ -128,6 +129,41 @@ def print_audit(found: Audit) -> None:
         "distinct pictures": found.distinct.pictures,
     }
     print_table(("", "number"), [(name, f"{n:,}") for name, n in counts.items()])
+
+
+def print_claims(found: ClaimCheck) -> None:
+    """Print what published accuracies can be worth, the verdict first."""
+    print_line(found.verdict)
+    for sentence in found.words:
+        print_line(f"- {sentence}")
+    for claim in found.claims:
+        print_line()
+        for sentence in claim.words:
+            print_line(sentence)
+    print_line()
+    if found.differences:
+        for difference in found.differences:
+            print_line(difference.words)
+        print_line()
+    first = found.claims[0].by_class
+    if all(one.right_if_all_seen_are is None for one in first.values()):
+        return
+    print_line("right answers that are possible by class, with all seen ones right:")
+    print_table(
+        ("class", "test", "seen", *(claim.accuracy for claim in found.claims)),
+        [
+            (
+                label,
+                f"{one.num_test:,}",
+                f"{one.num_seen:,}",
+                *(
+                    number_range(claim.by_class[label].right_if_all_seen_are)
+                    for claim in found.claims
+                ),
+            )
+            for label, one in first.items()
+        ],
+    )
 
 
 def print_split(split: Split) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from tumorlens.data.index import read_index
 from tumorlens.data.seen import read_seen
 from tumorlens.deploy.artefact import SEEN, is_artefact
 from tumorlens.deploy.predictor import Predictor
@@ -93,10 +94,9 @@ def evaluate_on(
     seen = _seen_by(model, run)
     predictor = Predictor.open(model, device=device)
     with stage("reading") as progress:
-        found = read_external(
-            data, metadata=metadata, limits=predictor.limits, progress=progress
-        )
-    classes = map_classes(predictor.classes, found.index.classes, mapping)
+        index = read_index(data, metadata=metadata)
+        classes = map_classes(predictor.classes, index.classes, mapping)
+        found = read_external(data, index, limits=predictor.limits, progress=progress)
     seen_images = None if seen is None else find_seen(found, seen)
     with locked(out):
         if run is not None:

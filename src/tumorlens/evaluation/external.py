@@ -19,7 +19,6 @@ import numpy as np
 from tumorlens.data.class_names import match_classes
 from tumorlens.data.duplicates import find_duplicates, group_records, part_of
 from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits
-from tumorlens.data.index import read_index
 from tumorlens.data.near_duplicates import ORIENTATIONS
 from tumorlens.data.seen import Pictures, Seen
 from tumorlens.data.split import reasons_to_leave_out
@@ -114,34 +113,22 @@ class ClassMap:
 
 def read_external(
     data: Path,
+    index: Index,
     *,
-    metadata: str | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
     progress: Progress | None = None,
 ) -> ExternalSet:
     """Return a labelled folder or table, each file of it decoded once.
 
     Args:
-        data: As for `index.read_index`.
-        metadata: Likewise.
+        data: The folder or table.
+        index: Its files.
         limits: Limits above which a file is refused.
         progress: Called with files done and files in all.
 
     Raises:
-        DataError: It cannot be used, or no image is left.
+        DataError: No image is left.
     """
-    index = read_index(data, metadata=metadata)
-    return external_of(data, index, limits=limits, progress=progress)
-
-
-def external_of(
-    data: Path,
-    index: Index,
-    *,
-    limits: ImageLimits = DEFAULT_LIMITS,
-    progress: Progress | None = None,
-) -> ExternalSet:
-    """Return an index as a set to be tested on. Raises what `read_external` raises."""
     duplicates = find_duplicates(index, limits=limits, progress=progress)
     return _checked_set(data, index, duplicates, group_records(index, duplicates))
 

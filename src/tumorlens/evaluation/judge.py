@@ -31,9 +31,9 @@ from tumorlens.evaluation.external import (
     ClassMap,
     evaluation_name,
     external_metrics,
-    external_of,
     find_seen,
     map_classes,
+    read_external,
     write_external,
 )
 from tumorlens.evaluation.predictions import Predictions, round_probs
@@ -127,7 +127,7 @@ def judge_answers(
         )
     classes = _classes_of(answers, index.classes, mapping)
     with stage("reading") as progress:
-        whole = external_of(data, index, progress=progress)
+        whole = read_external(data, index, progress=progress)
     tested, seen, notes = whole, None, []
     if trained_on is not None:
         seen = _seen_in(trained_on, stage)
@@ -223,7 +223,7 @@ def _seen_in(trained_on: Path, stage: Stage) -> Seen:
     """Return what a training on all images of a set has seen."""
     index = read_index(trained_on)
     with stage("reading what it was trained on") as progress:
-        found = external_of(trained_on, index, progress=progress)
+        found = read_external(trained_on, index, progress=progress)
     return _seen_of(found, index.records)
 
 

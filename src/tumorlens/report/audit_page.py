@@ -1,7 +1,8 @@
 """The page of an audit: `audit.json` with the pictures beside it.
 
 Nothing is measured here: the page shows what `tumorlens.data.audit` found. Long lists
-are cut, and every cut states how many more there are in `audit.json`.
+are cut, and every cut states how many more there are in `audit.json`. A `claim.json` of
+the same images beside it, from `tumorlens claim`, is a section of the page.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tumorlens.errors import RunError
 from tumorlens.files import read_model, write_text
 from tumorlens.report.page import Picture, data_root, load_picture, render_page
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tumorlens.data.audit import Audit, AuditedFile, DuplicateFile, DuplicateSet
+    from tumorlens.data.claim import ClaimCheck
 
 MAX_SETS = 24
 """Number of sets of copies, and of conflicts of each kind, that are shown."""
@@ -78,12 +81,8 @@ def write_audit_page(audit_json: Path, *, data: Path, out: Path) -> Path:
         DataError: The page cannot be written.
         RunError: `audit.json` is missing, damaged or of another version.
     """
-    # Not at the top: it needs scikit-learn, which no other page does.
-    from tumorlens.data.audit import Audit
-
-    found = read_model(
-        audit_json, Audit, hint="make it again with: tumorlens audit DATA --out DIR"
-    )
+    found = _read_audit(audit_json)
+    claims, why_no_claims = _claims_beside(audit_json, found)
     root = data_root(data, None)
     conflicting = [one for one in found.copy_sets if len(one.labels) > 1]
     agreeing = [one for one in found.copy_sets if len(one.labels) == 1]
@@ -105,11 +104,61 @@ def write_audit_page(audit_json: Path, *, data: Path, out: Path) -> Path:
             ],
             "shortcuts": _shortcuts(found),
             "sources": _sources(found.sources),
+            "claims": claims,
+            "why_no_claims": why_no_claims,
             "max_lines": MAX_LINES,
         },
     )
     write_text(out, page)
     return out
+
+
+def show_claims_on_audit(folder: Path, *, data: Path) -> Path | None:
+    """Write the page of an audit anew, with the `claim.json` beside it.
+
+    Args:
+        folder: The folder of both.
+        data: As for `write_audit_page`.
+
+    Returns:
+        The page; `None` without an audit of these images in the folder.
+
+    Raises:
+        DataError: The page cannot be written.
+        RunError: `audit.json` is damaged or of another version.
+    """
+    audit_json = folder / "audit.json"
+    if not audit_json.is_file():
+        return None
+    claims, _ = _claims_beside(audit_json, _read_audit(audit_json))
+    if claims is None:
+        return None
+    return write_audit_page(audit_json, data=data, out=folder / "audit.html")
+
+
+def _read_audit(audit_json: Path) -> Audit:
+    # Not at the top: it needs scikit-learn, which no other page does.
+    from tumorlens.data.audit import Audit
+
+    return read_model(
+        audit_json, Audit, hint="make it again with: tumorlens audit DATA --out DIR"
+    )
+
+
+def _claims_beside(audit_json: Path, found: Audit) -> tuple[ClaimCheck | None, str]:
+    """Return the claims on the audited images, or why those in the folder are not."""
+    from tumorlens.data.claim import ClaimCheck
+
+    path = audit_json.with_name("claim.json")
+    if not path.is_file():
+        return None, ""
+    try:
+        claims = read_model(path, ClaimCheck, hint="")
+    except RunError as error:  # it is no part of the audit, which must not fail of it
+        return None, f"claim.json is not shown: {error.problem}."
+    if claims.digest != found.digest:
+        return None, "claim.json is not shown: it is of other images than this audit."
+    return claims, ""
 
 
 def _is_doubtful(found: Audit) -> bool:
