@@ -141,7 +141,13 @@ def test_want_of_memory_is_one_line_in_every_command(
     [
         (["phantm", "x"], "'phantm'. Did you mean 'phantom'?"),
         (["train"], "Missing option '--out'"),
-        (["evaluate"], "Missing argument 'RUN'"),
+        (["evaluate"], "neither RUN nor --predictions is given"),
+        (["evaluate", "run", "--partial"], "--partial has no effect without --pred"),
+        (["evaluate", "--predictions", "a.csv"], "--predictions needs the images"),
+        (
+            ["evaluate", "run", "--predictions", "a.csv"],
+            "RUN has no effect with --predictions",
+        ),
         (["evaluate", "run", "--subst", "val"], "No such option: --subst"),
         (["phantom", "x", "--patients", "many"], "Invalid value for '--patients'"),
         (

@@ -251,6 +251,7 @@ def print_external(found: ExternalMetrics) -> None:
             *(getattr(one, name).percentage for one in parts.values()),
         )
         for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece")
+        if name not in found.all.not_measured
     ]
     rows += [
         (
@@ -259,8 +260,10 @@ def print_external(found: ExternalMetrics) -> None:
         )
         for name in found.all.classes
     ]
-    log_losses = [decimal(one.log_loss.value) for one in parts.values()]
-    print_table(("measure", *parts), [*rows, ("log loss", *log_losses)])
+    if "log_loss" not in found.all.not_measured:
+        losses = [decimal(one.log_loss.value) for one in parts.values()]
+        rows.append(("log loss", *losses))
+    print_table(("measure", *parts), rows)
     for sentence in (*found.headline.warnings, *found.notes):
         print_line(sentence)
 
