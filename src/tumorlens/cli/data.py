@@ -79,14 +79,21 @@ def audit(
     terminal.print_audit(found)
     where = f"the page with the pictures is {page}, audit.json is beside it"
     if found.is_trainable:
-        terminal.print_next(where, *train_words(data))
+        terminal.print_next(where, *train_words([data]))
     else:
         terminal.print_line(where)
         terminal.print_line("next: mend or remove the files that cannot be read")
 
 
 def split(
-    data: DataArgument,
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DATA...",
+            help="Folder of class folders, with or without Training and Testing above "
+            "them, or a CSV or Parquet table. Several sets are pooled.",
+        ),
+    ],
     *,
     out: Annotated[Path, typer.Option(metavar="CSV", help="File to write.")],
     protocol: Annotated[
@@ -104,10 +111,10 @@ def split(
         check_outside,
         write_split,
     )
+    from tumorlens.data.sets import sets_of
     from tumorlens.files import locked
     from tumorlens.training.dataset import split_data
 
-    check_outside(out, data, is_folder=False)
     check_no_work(out, columns=SPLIT_COLUMNS)
     config = config_of(
         None,
@@ -117,6 +124,8 @@ def split(
         ("data.metadata", metadata),
         only=OF_SPLIT,
     )
+    if sets := sets_of(config.data):
+        check_outside(out, sets, is_folder=False)
     with terminal.counting("reading") as progress:
         made = split_data(config, progress=progress)
     with locked(out, lock=out.with_name(f".{out.name[:40]}.lock")):

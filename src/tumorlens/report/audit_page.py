@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tumorlens.data.sets import root_of
 from tumorlens.files import read_model, write_text
-from tumorlens.report.page import Picture, data_root, load_picture, render_page
+from tumorlens.report.page import Picture, load_picture, render_page
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,7 +85,7 @@ def write_audit_page(audit_json: Path, *, data: Path, out: Path) -> Path:
     found = read_model(
         audit_json, Audit, hint="make it again with: tumorlens audit DATA --out DIR"
     )
-    root = data_root(data, None)
+    root = root_of(data)
     conflicting = [one for one in found.copy_sets if len(one.labels) > 1]
     agreeing = [one for one in found.copy_sets if len(one.labels) == 1]
     verdict, _, reasons = found.verdict.words.partition(". ")
