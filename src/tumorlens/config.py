@@ -9,6 +9,7 @@ run folder has its complete settings. Nothing here reads images or imports torch
 from __future__ import annotations
 
 import codecs
+import os
 import re
 import tomllib
 from collections import Counter
@@ -167,10 +168,10 @@ class DataConfig(_Section):
         if self.names is None or self.path is None:
             return self
         places = self.path if isinstance(self.path, list) else [self.path]
-        if len(places) != len(self.names) or len(places) == 1:
+        if len(places) != len(self.names) or isinstance(self.path, str):
             raise ValueError(
-                "expected data.path as a list of as many sets as data.names has names, "
-                f"{self.names}, got {self.path!r}"
+                f"expected {len(self.names)} sets in data.path, one for each of "
+                f"data.names, {self.names}, got {self.path!r}"
             )
         for name in self.names:
             is_too_long = len(name) > _MAX_NAME
@@ -716,7 +717,8 @@ def paths_in(key: str, value: Any) -> list[str]:
 def set_names(paths: Sequence[str | Path]) -> list[str]:
     """Return the names of several sets of images: those of their folders or tables.
 
-    Those with equal names are told apart by the folders above them.
+    Those with equal names are told apart by the folders above them, without those of
+    the home folder, which name the user.
 
     Raises:
         ConfigError: A set is named twice.
@@ -733,13 +735,13 @@ def set_names(paths: Sequence[str | Path]) -> list[str]:
             raise ConfigError(
                 f"the set of images {place} is named twice", hint="name it once"
             )
-    parts = [
-        [
-            *place.parts[1:-1],
-            place.stem if place.suffix.lower() in (".csv", ".parquet") else place.name,
-        ]
-        for place in places
-    ]
+    home = Path(os.path.expanduser("~")).resolve()  # noqa: PTH111 - never raises
+    parts = []
+    for place in places:
+        is_table = place.suffix.lower() in (".csv", ".parquet")
+        below = place.relative_to(home) if home in place.parents else place
+        folders = below.parent.parts[below.is_absolute() :]
+        parts.append([*folders, place.stem if is_table else place.name])
     depths = [1] * len(parts)
     for _ in range(max(map(len, parts), default=1)):
         names = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tumorlens.config import DataConfig, load_config, parse_config
+from tumorlens.config import DataConfig, load_config, parse_config, set_names
 from tumorlens.data.index import Index, check_outside, read_index
 from tumorlens.data.sets import ImageSets, pooled, root_of, sets_of
 from tumorlens.errors import ConfigError, DataError
@@ -216,6 +216,22 @@ def test_more_or_fewer_places_than_sets_are_refused(
     assert words in caught.value.problem
 
 
+def test_the_home_folder_tells_no_sets_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its name is the user's, and names of sets go into files that are handed on.
+    monkeypatch.setenv("HOME", str(tmp_path / "jane"))
+    places = [tmp_path / "jane/images", tmp_path / "server/images", tmp_path / "web"]
+    assert set_names(places) == ["images", "server-images", "web"]
+
+
+def test_the_name_of_a_set_can_begin_a_path(tmp_path: Path) -> None:
+    odd = Path("/x/a\nb"), Path("/y/" + "z" * 200), Path("/"), Path("/t/scans.CSV")
+    names = set_names(odd)
+    assert names == ["a_b", "z" * 120, "root", "scans"]
+    parse_config({"data": {"path": [*map(str, odd)], "names": names}})
+
+
 def test_a_set_that_is_named_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=f"the set of images {tmp_path} is named twice"
@@ -229,7 +245,7 @@ def test_a_set_that_is_named_twice_is_refused(tmp_path: Path) -> None:
         ({"path": 3}, "expected data.path as a text or a list of texts, got 3"),
         ({"path": []}, "expected data.path as a text or a list of texts, got []"),
         ({"path": ["/a", 3]}, "as a text or a list of texts, got ['/a', 3]"),
-        ({"path": "/a", "names": ["a"]}, "as many sets as data.names has names"),
+        ({"path": "/a", "names": ["a"]}, "expected 1 sets in data.path, one for each"),
         ({"path": ["/a", "/b"], "names": ["a"]}, "['a'], got ['/a', '/b']"),
         ({"path": ["/a", "/b"], "names": ["a", "a"]}, "expected different data.names"),
         ({"path": ["/a", "/b"], "names": ["a", "b/c"]}, "without '/', got 'b/c'"),

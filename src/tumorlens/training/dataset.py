@@ -255,7 +255,12 @@ def check_unchanged(rows: Sequence[SplitRow], index: Index) -> None:
         raise RunError(
             f"the data in {index.sets or index.root} has changed since the run was "
             f"made: {len(changed)} file(s) differ, the first is {changed[0]}",
-            hint="restore the data, or start a new run",
+            hint="restore the data, or start a new run"
+            + (
+                f"; or name the sets in their order: {', '.join(index.sets.names)}"
+                if index.sets
+                else ""
+            ),
         )
 
 
