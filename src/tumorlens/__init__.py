@@ -61,6 +61,7 @@ def audit(
     data: str | Path,
     *,
     metadata: str | Path | None = None,
+    against: str | Path | Sequence[str | Path] = (),
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Audit:
@@ -71,6 +72,7 @@ def audit(
             or a CSV or Parquet table.
         metadata: Table with `path` and any of `patient`, `source`, `source_label`.
             Default: `metadata.csv` in `data` if it exists; `"none"` ignores that too.
+        against: Other sets, for what `data` and they have in common.
         out: Folder for `audit.json` and `audit.html`, the page with the pictures.
         progress: Called with files done and files in all.
 
@@ -86,18 +88,23 @@ def audit(
     from pathlib import Path
 
     from tumorlens.data.audit import audit as audit_index
-    from tumorlens.data.duplicates import find_duplicates
-    from tumorlens.data.index import check_outside, read_index
+    from tumorlens.data.index import check_outside
+    from tumorlens.data.overlap import compare_sets, read_sets
+    from tumorlens.data.sets import pooled
     from tumorlens.files import locked, write_model
 
+    others = _paths(against)
+    places = [Path(data), *others]
     with extras.naming_missing_extras("audit"):
         if out is not None:
-            check_outside(Path(out), Path(data))
-        index = read_index(
-            Path(data), metadata=None if metadata is None else str(metadata)
+            check_outside(Path(out), pooled(places))
+        first, *rest = read_sets(
+            places,
+            metadata=None if metadata is None else str(metadata),
+            progress=_progress(progress),
         )
-        duplicates = find_duplicates(index, progress=_progress(progress))
-        found = audit_index(index, duplicates)
+        overlaps = compare_sets([first, *rest]) if rest else None
+        found = audit_index(first.index, first.duplicates, overlaps=overlaps)
         if out is not None:
             from tumorlens.report import write_audit_page
 
@@ -105,7 +112,10 @@ def audit(
             with locked(json_path.parent):
                 write_model(json_path, found)
                 write_audit_page(
-                    json_path, data=Path(data), out=json_path.with_suffix(".html")
+                    json_path,
+                    data=Path(data),
+                    against=others,
+                    out=json_path.with_suffix(".html"),
                 )
         return found
 

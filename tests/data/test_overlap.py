@@ -166,12 +166,15 @@ def test_the_sentences_say_what_is_planted(two: tuple[Path, Path]) -> None:
     pair = compared_pair(*two)
     of_clinic, of_web, patients, labels, classes = pair.sentences
     assert of_clinic == (
-        "7 of 20 files of clinic (35.0 %) show a picture of web: 2 the same way round, "
-        "2 mirrored, 3 turned. They are 7 of 20 distinct pictures."
+        "7 of 20 files of clinic (35.0 %) show a picture of web, 2 the same way round, "
+        "2 mirrored, 3 turned, and 7 of its 20 distinct pictures are there. Files by "
+        "class: glioma_tumor 3 of 5, meningioma_tumor 1 of 5, no_tumor 2 of 5, "
+        "pituitary_tumor 1 of 5."
     )
     assert of_web == (
-        "8 of 28 files of web (28.6 %) show a picture of clinic: 2 the same way round, "
-        "3 mirrored, 3 turned. They are 7 of 27 distinct pictures."
+        "8 of 28 files of web (28.6 %) show a picture of clinic, 2 the same way round, "
+        "3 mirrored, 3 turned, and 7 of its 27 distinct pictures are there. Files by "
+        "class: glioma 4 of 9, meningioma 0 of 5, notumor 2 of 7, pituitary 2 of 7."
     )
     assert patients == "1 known patient has images in both."
     assert labels == (

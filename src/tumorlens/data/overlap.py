@@ -19,16 +19,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from tumorlens.config import set_names
 from tumorlens.data.class_names import ClassMatch, match_classes
-from tumorlens.data.duplicates import Duplicates, pool_duplicates
-from tumorlens.data.index import Index, Record
+from tumorlens.data.duplicates import Duplicates, find_duplicates, pool_duplicates
+from tumorlens.data.index import Index, Record, read_index
 from tumorlens.data.leakage import Sides
 from tumorlens.data.near_duplicates import ORIENTATIONS, turned
+from tumorlens.errors import DataError
 from tumorlens.files import Count
 from tumorlens.text import counted, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
 MAX_LISTED = 1000
 """Shared pictures, and pairs under two labels, that are listed for two sets."""
@@ -63,6 +66,11 @@ class InOther(_Part):
 
     pictures: Count
     """Those of which the other set has a file."""
+
+    @property
+    def share(self) -> float | None:
+        """Share of the pictures that the other set has; `None` without a picture."""
+        return self.pictures / self.num_pictures if self.num_pictures else None
 
 
 class SetInOther(InOther):
@@ -164,6 +172,62 @@ class ReadSet:
     name: str
     index: Index
     duplicates: Duplicates
+
+
+def read_sets(
+    places: Sequence[Path],
+    *,
+    metadata: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[ReadSet]:
+    """Return sets whose files are read, named after their folders.
+
+    Args:
+        places: Folders or tables, each another one.
+        metadata: As for `read_index`, for the first set; of the others, a
+            `metadata.csv` holds unless this is `"none"`.
+        progress: Called with files done and files in all.
+
+    Raises:
+        ConfigError: A place is named twice.
+        DataError: One cannot be used, or no image in it can be read.
+        MissingExtraError: A Parquet table or a compressed DICOM file needs an extra.
+    """
+    names = set_names(places) if len(places) > 1 else [""]
+    rest = "none" if metadata == "none" else None
+    indices = [
+        read_index(place, metadata=rest if number else metadata)
+        for number, place in enumerate(places)
+    ]
+    num_files = sum(len(index.records) for index in indices)
+    read: list[ReadSet] = []
+    num_done = 0
+
+    def show(done: int, _: int) -> None:
+        if progress is not None:
+            progress(num_done + done, num_files)
+
+    for name, place, index in zip(names, places, indices, strict=True):
+        duplicates = find_duplicates(index, progress=show)
+        _check_any_readable(place, index, duplicates)
+        num_done += len(index.records)
+        read.append(ReadSet(name, index, duplicates))
+    return read
+
+
+def _check_any_readable(place: Path, index: Index, duplicates: Duplicates) -> None:
+    """Refuse a set of which nothing can be audited.
+
+    Raises:
+        DataError: Not one file can be read.
+    """
+    if len(duplicates.unreadable) == len(index.records):
+        path, reason = next(iter(duplicates.unreadable.items()))
+        raise DataError(
+            f"none of {counted(len(index.records), 'file')} in {place} can be read; "
+            f"the first is {path}: {reason}",
+            hint="give a folder of JPEG, PNG, TIFF, BMP or DICOM images",
+        )
 
 
 def compare_sets(sets: Iterable[ReadSet]) -> Overlaps:
@@ -461,39 +525,43 @@ def _sentences(found: TwoSets) -> Iterator[str]:
 
 
 def _how_much(one: SetInOther) -> str:
-    if not one.files:
-        words = f"None of {counted(one.num_files, 'file')} of {one.of} shows a picture "
-        words += f"of {one.other}"
-    else:
+    of_all = f"of {counted(one.num_files, 'file')} of {one.of}"
+    if one.files:
         words = (
-            f"{one.files:,} of {counted(one.num_files, 'file')} of {one.of} "
-            f"({percent(one.files / one.num_files)}) "
-            f"{'shows' if one.files == 1 else 'show'} a picture of {one.other}"
+            f"{one.files:,} {of_all} ({percent(one.files / one.num_files)}) "
+            f"{'shows' if one.files == 1 else 'show'} a picture of {one.other}, "
+            f"{_turned(one)}, and {one.pictures:,} of its "
+            f"{counted(one.num_pictures, 'distinct picture')} "
+            f"{'is' if one.pictures == 1 else 'are'} there"
         )
-        turns = one.by_orientation
-        as_it_is = turns.get("same", 0)
-        mirrored = sum(
-            num for turn, num in turns.items() if turn.startswith("mirrored")
-        )
-        rotated = one.files - as_it_is - mirrored
-        parts = [
-            f"{num:,} {how}"
-            for num, how in (
-                (as_it_is, "the same way round"),
-                (mirrored, "mirrored"),
-                (rotated, "turned"),
-            )
-            if num
-        ]
-        words += f": {', '.join(parts)}. They are {one.pictures:,} of "
-        words += counted(one.num_pictures, "distinct picture")
+    else:
+        words = f"None {of_all} shows a picture of {one.other}"
     if num := one.lookalikes:
         words += (
             f"; {num:,} {'more ' if one.files else ''}"
             f"{'looks' if num == 1 else 'look'} like neighbouring slices of images "
             "there"
         )
-    return f"{words}."
+    if not one.files:
+        return f"{words}."
+    by_class = (
+        f"{label} {its.files:,} of {its.num_files:,}"
+        for label, its in one.by_class.items()
+    )
+    return f"{words}. Files by class: {', '.join(by_class)}."
+
+
+def _turned(one: SetInOther) -> str:
+    as_it_is = one.by_orientation.get(ORIENTATIONS[0], 0)
+    mirrored = sum(
+        num for turn, num in one.by_orientation.items() if turn.startswith("mirrored")
+    )
+    parts = {
+        "the same way round": as_it_is,
+        "mirrored": mirrored,
+        "turned": one.files - as_it_is - mirrored,
+    }
+    return ", ".join(f"{num:,} {how}" for how, num in parts.items() if num)
 
 
 def _classes(names: tuple[str, ...]) -> str:
