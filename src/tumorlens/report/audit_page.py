@@ -237,7 +237,7 @@ def _chosen(files: Sequence[DuplicateFile]) -> list[DuplicateFile]:
 
 
 def _spread(kinds: Sequence[object], highest: int) -> list[int]:
-    """Return at most `highest` places, with as many kinds among them as there can be."""
+    """Return at most `highest` places, of as many kinds as there can be."""
     # Rank 0 is the first of its kind, and so on.
     seen: Counter[object] = Counter()
     ranks = []
