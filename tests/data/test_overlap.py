@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,14 +12,30 @@ from PIL import Image
 
 from support.images import draw_head
 from support.planted_sets import PLANTED, draw_set, make_two_sets, plant
-from tumorlens.data import overlap
+from tumorlens.data import overlap, shortcuts
+from tumorlens.data.audit import audit
 from tumorlens.data.duplicates import find_duplicates
 from tumorlens.data.index import read_index
 from tumorlens.data.near_duplicates import ORIENTATIONS, turned
-from tumorlens.data.overlap import Overlaps, ReadSet, TwoSets, compare_sets
+from tumorlens.data.overlap import (
+    Overlaps,
+    ReadSet,
+    SetInOther,
+    TwoSets,
+    compare_sets,
+    read_sets,
+)
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "brain-tumor-mri"
+
+
+@pytest.fixture(autouse=True)
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the forests of an audit small: nothing here depends on them."""
+    monkeypatch.setattr(shortcuts, "NUM_TREES", 3)
 
 
 def read(place: Path, name: str = "") -> ReadSet:
@@ -283,3 +300,42 @@ def test_many_copies_of_one_picture_in_both_sets_are_counted(tmp_path: Path) -> 
     assert of_two.by_class["glioma"].files == of_two.by_orientation["mirrored"] == 3
     assert (of_one.files, of_two.files) == (4, 3)
     assert (of_one.pictures, of_two.pictures) == (1, 1)
+
+
+def test_testing_in_training_is_the_leak_of_the_whole_set(
+    make_images: Callable[..., Path],
+) -> None:
+    data = make_images(subsets={"Training": 4, "Testing": 3})
+    for number, turn in enumerate(ORIENTATIONS):
+        source = data / f"Training/glioma/{number % 4}.png"
+        plant(source, data / f"Testing/no_tumor/{turn}.jpg", turn)
+    assert_like_the_leak(data)
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"the real images are not at {REAL}")
+def test_testing_in_training_is_the_leak_of_the_real_set() -> None:
+    of_testing = assert_like_the_leak(REAL)
+    assert of_testing.files == 264
+    assert of_testing.by_orientation == {"same": 264}
+
+
+def assert_like_the_leak(data: Path) -> SetInOther:
+    """Check that a comparison of its subsets finds what the leak check of a set finds.
+
+    The two count in two ways: one by the subset of each file of one set, the other by
+    the set of each file, in two indices.
+    """
+    index = read_index(data, metadata="none")
+    leak = audit(index, find_duplicates(index)).leak
+    assert leak is not None
+    places = [data / "Testing", data / "Training"]
+    (pair,) = compare_sets(read_sets(places, metadata="none")).pairs
+    of_testing = pair.in_other[0]
+    assert (of_testing.files, of_testing.pixel_identical, of_testing.lookalikes) == (
+        *(leak.test_files, leak.pixel_identical, leak.test_files_lookalike),
+    )
+    assert {
+        label: (one.num_files, one.files) for label, one in of_testing.by_class.items()
+    } == {label: (one.test, one.copied) for label, one in leak.by_class.items()}
+    return of_testing
