@@ -14,7 +14,7 @@ from support.images import draw_head
 from support.planted_sets import PLANTED, draw_set, make_two_sets, plant
 from tumorlens.data import overlap, shortcuts
 from tumorlens.data.audit import audit
-from tumorlens.data.duplicates import find_duplicates
+from tumorlens.data.duplicates import Duplicates, NearPair, find_duplicates
 from tumorlens.data.index import read_index
 from tumorlens.data.near_duplicates import ORIENTATIONS, turned
 from tumorlens.data.overlap import (
@@ -88,18 +88,16 @@ def test_planted_copies_are_counted_by_class_and_turn(two: tuple[Path, Path]) ->
     # Of the two turns of pituitary 0, the rotation by 180 degrees has the lower number.
     assert of_clinic.by_orientation == {
         "same": 2,
-        "rotated-90": 1,
+        "rotated-90": 2,
         "rotated-180": 1,
-        "rotated-270": 1,
         "mirrored": 1,
         "mirrored-rotated-90": 1,
     }
     # From the copy to its source: quarter turns are undone by the opposite ones.
     assert of_web.by_orientation == {
         "same": 2,
-        "rotated-90": 1,
         "rotated-180": 1,
-        "rotated-270": 1,
+        "rotated-270": 2,
         "mirrored": 2,
         "mirrored-rotated-90": 1,
     }
@@ -126,7 +124,7 @@ def test_a_label_that_disagrees_is_listed_and_one_in_another_spelling_is_not(
     (one,) = pair.disagreeing
     assert (one.a, one.label_a) == ("meningioma_tumor/0.png", "meningioma_tumor")
     assert (one.b, one.label_b) == ("glioma/wrong.jpg", "glioma")
-    assert one.orientation == "rotated-270"
+    assert one.orientation == "rotated-90"
     assert pair.num_not_comparable == 0
     assert ("no_tumor", "notumor") in pair.classes
 
@@ -150,6 +148,46 @@ def test_the_order_of_the_sets_only_transposes_the_matrix(
     assert {(one.a, one.b) for one in forth.disagreeing} == {
         (one.b, one.a) for one in reverse.disagreeing
     }
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_the_name_of_a_set_means_nothing(two: tuple[Path, Path], name: str) -> None:
+    found = compare_sets([read(two[0], name), read(two[1])])
+    assert [one.files for one in found.pairs[0].in_other] == [7, 8]
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_a_copy_of_a_copy_is_in_the_other_set_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_reversed: bool
+) -> None:
+    """Of three files, the second is a copy of the first and the third of the second.
+
+    The first and the third are two pictures of one set, and the second is in the other.
+    """
+    files = {"one": ("a/1.png", "b/3.png"), "two": ("a/2.png", "b/4.png")}
+    pictures = {"one/a/1.png": "one/a/1.png", "one/b/3.png": "one/b/3.png"}
+    pictures |= {"two/a/2.png": "one/a/1.png", "two/b/4.png": "two/b/4.png"}
+    pairs = (
+        NearPair("one/a/1.png", "two/a/2.png", 0.999, "same"),
+        NearPair("one/b/3.png", "two/a/2.png", 0.999, "rotated-90"),
+    )
+    both = Duplicates({}, {}, {path: path for path in pictures}, pictures, pairs)
+    monkeypatch.setattr(overlap, "pool_duplicates", lambda *_: both)
+    sets = []
+    for name, paths in files.items():
+        for path in paths:
+            (tmp_path / name / path).parent.mkdir(parents=True)
+            (tmp_path / name / path).write_text(path)
+        alone = {path: path for path in paths}
+        index = read_index(tmp_path / name)
+        sets.append(ReadSet(name, index, Duplicates({}, {}, alone, alone, ())))
+    found = compare_sets(reversed(sets) if is_reversed else sets)
+    of_one = found.matrix["one"]["two"]
+    assert (of_one.files, of_one.by_orientation) == (2, {"same": 1, "rotated-90": 1})
+    assert found.matrix["two"]["one"].files == 1
+    (conflict,) = found.pairs[0].disagreeing
+    assert {conflict.a, conflict.b} == {"b/3.png", "a/2.png"}
+    assert conflict.orientation == ("rotated-270" if is_reversed else "rotated-90")
 
 
 def test_a_set_against_a_copy_of_itself_is_found_whole(

@@ -316,8 +316,8 @@ def test_a_page_shows_what_two_sets_share_with_a_picture_of_each(
         "7 of 20 files of clinic (35.0 %) show a picture of web",
         "glioma_tumor clinic 5 3 60.0 % 2 5 3",
         "all web 28 8 28.6 % 20 27 7",
-        "same 2 2 rotated-90 1 1 rotated-180 1 1 rotated-270 1 1 mirrored 1 2",
-        "Labels that disagree between clinic and web rotated 270",
+        "same 2 2 rotated-90 2 0 rotated-180 1 1 rotated-270 0 2 mirrored 1 2",
+        "Labels that disagree between clinic and web rotated 90",
         "meningioma_tumor clinic glioma/wrong.jpg glioma web",
         "equal pixels glioma_tumor/0.png glioma_tumor clinic glioma/same.png glioma",
     ):

@@ -43,7 +43,7 @@ PLANTED = (
     Planted("pituitary_tumor/0.png", "pituitary/near.jpg", "mirrored"),
     Planted("pituitary_tumor/0.png", "pituitary/far.jpg", "rotated-180"),
     # Under another label.
-    Planted("meningioma_tumor/0.png", "glioma/wrong.jpg", "rotated-270"),
+    Planted("meningioma_tumor/0.png", "glioma/wrong.jpg", "rotated-90"),
 )
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import combinations, islice
-from typing import TYPE_CHECKING
+from itertools import combinations, islice, product
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -253,24 +253,11 @@ def compare_sets(sets: Iterable[ReadSet]) -> Overlaps:
 
 
 def _compare_two(first: ReadSet, second: ReadSet) -> TwoSets:
-    both = _Both(first, second)
     match = match_classes(first.index.classes, second.index.classes)
-    blocks = [
-        (Counter(one.label for one in ours), Counter(one.label for one in theirs))
-        for ours, theirs in both.blocks()
-    ]
-    counts = Counter(
-        {
-            verdict: sum(
-                num * other_num
-                for ours, theirs in blocks
-                for label, num in ours.items()
-                for other, other_num in theirs.items()
-                if _judge(match, label, other) == verdict
-            )
-            for verdict in ("disagree", "not comparable")
-        }
-    )
+    both = _Both(first, second)
+    blocks: dict[str, list[_Block]] = {"agree": [], "disagree": [], "unknown": []}
+    for block in both.blocks():
+        blocks[_judge(match, block)].append(block)
     found = TwoSets(
         sets=(first.name, second.name),
         classes=match.pairs,
@@ -282,20 +269,33 @@ def _compare_two(first: ReadSet, second: ReadSet) -> TwoSets:
         ),
         patients=both.sides.num_patients,
         shared=tuple(islice(both.shared(), MAX_LISTED)),
-        disagreeing=tuple(islice(both.disagreeing(match), MAX_LISTED)),
-        num_disagreeing=counts["disagree"],
-        num_not_comparable=counts["not comparable"],
+        disagreeing=tuple(islice(both.pairs_in(blocks["disagree"]), MAX_LISTED)),
+        num_disagreeing=sum(block.num_pairs for block in blocks["disagree"]),
+        num_not_comparable=sum(block.num_pairs for block in blocks["unknown"]),
         sentences=(),
     )
     return found.model_copy(update={"sentences": tuple(_sentences(found))})
 
 
-def _judge(match: ClassMatch, label: str, other: str) -> str:
-    """Return `agree`, `disagree` or `not comparable` for labels of one picture."""
+@dataclass(frozen=True)
+class _Block:
+    """Files of two sets that all show one picture; one label in each set."""
+
+    first: tuple[Record, ...]
+    second: tuple[Record, ...]
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.first) * len(self.second)
+
+
+def _judge(match: ClassMatch, block: _Block) -> Literal["agree", "disagree", "unknown"]:
+    """Return whether the labels of a block mean one class, as far as they match."""
+    label, other = block.first[0].label, block.second[0].label
     if (label, other) in match.pairs:
         return "agree"
     if label in match.only_first and other in match.only_second:
-        return "not comparable"
+        return "unknown"
     return "disagree"
 
 
@@ -313,9 +313,9 @@ class _Both:
         parts = {one.name: one.duplicates for one in (first, second)}
         self.duplicates = pool_duplicates(index, parts)
         readable = [one for one in records if one.path in self.duplicates.pixels]
-        self.sides = Sides(
-            {one.path: _set_of(one.path) for one in readable}, index, self.duplicates
-        )
+        # A side called `train`, as a set may be, would count as training.
+        sides = {one.path: f"set {_set_of(one.path)}" for one in readable}
+        self.sides = Sides(sides, index, self.duplicates)
         self.records = {one.path: one for one in readable}
         self.node_of: dict[str, str] = {}
         """Path -> first path with equal pixels."""
@@ -329,25 +329,28 @@ class _Both:
             self.node_of[path] = node
             self.members[node][_set_of(path)].append(self.records[path])
 
-    def blocks(self) -> Iterator[tuple[list[Record], list[Record]]]:
-        """Yield files of the first and of the second set that all show one picture.
-
-        A pair of files is in one block.
-        """
-        first, second = self.names
-        by_picture: dict[str, list[str]] = defaultdict(list)
+    def blocks(self) -> Iterator[_Block]:
+        """Yield what shows one picture. Each pair of files is in one block."""
+        nodes_of: dict[str, list[str]] = defaultdict(list)
         for node in self.members:
-            by_picture[self.duplicates.pictures[node]].append(node)
-        for _, nodes in sorted(by_picture.items()):
-            of_both = [self.members[node] for node in nodes]
-            yield (
-                [record for one in of_both for record in one[first]],
-                [record for one in of_both for record in one[second]],
-            )
-        for pair in self._across:
-            a, b = self.members[pair[0]], self.members[pair[1]]
-            yield a[first], b[second]
-            yield b[first], a[second]
+            nodes_of[self.duplicates.pictures[node]].append(node)
+        for _, nodes in sorted(nodes_of.items()):
+            yield from self._by_label(nodes, nodes)
+        for pair in self.duplicates.near_pairs:
+            # A copy of a copy may be a picture of its own.
+            if self.duplicates.pictures[pair.a] != self.duplicates.pictures[pair.b]:
+                yield from self._by_label([pair.a], [pair.b])
+                yield from self._by_label([pair.b], [pair.a])
+
+    def _by_label(self, ours: list[str], theirs: list[str]) -> Iterator[_Block]:
+        sides = []
+        for name, nodes in zip(self.names, (ours, theirs), strict=True):
+            by_label: dict[str, list[Record]] = defaultdict(list)
+            for node in nodes:
+                for record in self.members[node][name]:
+                    by_label[record.label].append(record)
+            sides.append([tuple(by_label[label]) for label in sorted(by_label)])
+        yield from (_Block(one, other) for one in sides[0] for other in sides[1])
 
     def partner_of(self, path: str) -> tuple[str, str]:
         """Return the file of the other set that a file is most like, and its turn.
@@ -383,14 +386,12 @@ class _Both:
                 seen.add(picture)
                 yield self._shared(path, *self.partner_of(path))
 
-    def disagreeing(self, match: ClassMatch) -> Iterator[SharedPicture]:
-        """Yield the pairs of files whose labels mean two classes."""
-        for ours, theirs in self.blocks():
-            for one in ours:
-                for other in theirs:
-                    if _judge(match, one.label, other.label) == "disagree":
-                        turn = ORIENTATIONS[self._turn(one.path, other.path)]
-                        yield self._shared(one.path, other.path, turn)
+    def pairs_in(self, blocks: Iterable[_Block]) -> Iterator[SharedPicture]:
+        """Yield each pair of files of some blocks."""
+        for block in blocks:
+            for one, other in product(block.first, block.second):
+                turn = ORIENTATIONS[self._turn(one.path, other.path)]
+                yield self._shared(one.path, other.path, turn)
 
     def _shared(self, path: str, other: str, turn: str) -> SharedPicture:
         return SharedPicture(
@@ -419,16 +420,6 @@ class _Both:
             found[pair.a][pair.b] = turn
             found[pair.b][pair.a] = _back(turn)
         return found
-
-    @cached_property
-    def _across(self) -> list[tuple[str, str]]:
-        """Near copies that are no copies of one first file, and so two pictures."""
-        pictures = self.duplicates.pictures
-        return [
-            (pair.a, pair.b)
-            for pair in self.duplicates.near_pairs
-            if pictures[pair.a] != pictures[pair.b]
-        ]
 
     @cached_property
     def _turns(self) -> dict[str, int]:
