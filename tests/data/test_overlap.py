@@ -231,7 +231,10 @@ def test_the_sentences_say_what_is_planted(two: tuple[Path, Path]) -> None:
         "3 mirrored, 3 turned, and 7 of its 27 distinct pictures are there. Files by "
         "class: glioma 4 of 9, meningioma 0 of 5, notumor 2 of 7, pituitary 2 of 7."
     )
-    assert patients == "1 known patient has images in both."
+    assert patients == (
+        "1 key of known patients is in both; if each set numbers its patients by "
+        "itself, equal keys may be other people."
+    )
     assert labels == (
         "1 pair of files shows one picture under labels that disagree, as "
         "meningioma_tumor/0.png (meningioma_tumor) in clinic and glioma/wrong.jpg "

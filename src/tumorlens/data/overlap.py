@@ -129,7 +129,7 @@ class TwoSets(_Part):
     """The first set in the second, and the second in the first."""
 
     patients: Count
-    """Known patients with images in both."""
+    """Keys of known patients with images in both."""
 
     shared: tuple[SharedPicture, ...]
     """One for each picture of the first set that the second has; at most
@@ -489,8 +489,9 @@ def _sentences(found: TwoSets) -> Iterator[str]:
         yield _how_much(one)
     if found.patients:
         yield (
-            f"{counted(found.patients, 'known patient')} "
-            f"{'has' if found.patients == 1 else 'have'} images in both."
+            f"{counted(found.patients, 'key')} of known patients "
+            f"{'is' if found.patients == 1 else 'are'} in both; if each set numbers "
+            "its patients by itself, equal keys may be other people."
         )
     if num := found.num_disagreeing:
         example = found.disagreeing[0]
