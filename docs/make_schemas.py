@@ -14,9 +14,11 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from tumorlens.data.audit import Audit
+from tumorlens.data.claim import ClaimCheck
 from tumorlens.data.leakage import LeakVerdict
 from tumorlens.deploy.artefact import Manifest, Parity
 from tumorlens.deploy.benchmark.results import Benchmark
+from tumorlens.runs.external import ExternalMetrics
 from tumorlens.runs.folder import ModelCard
 from tumorlens.runs.measures import Metrics, TtaEffect
 from tumorlens.study.comparison import Comparison
@@ -24,7 +26,9 @@ from tumorlens.study.comparison import Comparison
 MODELS: dict[str, type[BaseModel]] = {
     "audit.json": Audit,
     "benchmark.json": Benchmark,
+    "claim.json": ClaimCheck,
     "comparison.json": Comparison,
+    "external.json": ExternalMetrics,
     "leak.json": LeakVerdict,
     "manifest.json": Manifest,
     "metrics.json": Metrics,

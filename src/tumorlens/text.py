@@ -143,6 +143,18 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+def number_range(ends: tuple[int, int] | None) -> str:
+    """Return the least and the most of a number.
+
+    Example:
+        >>> number_range((34, 1200)), number_range((5, 5)), number_range(None)
+        ('34 to 1,200', '5', 'n/a')
+    """
+    if ends is None:
+        return NOT_DEFINED
+    return " to ".join(f"{end:,}" for end in dict.fromkeys(ends))
+
+
 def one_line(text: str) -> str:
     r"""Return a text without line breaks and terminal control characters.
 

@@ -308,6 +308,96 @@ def test_audit_into_a_file_is_told_that_out_is_a_folder(
     assert "hint: --out is a folder" in answer.err
 
 
+@pytest.fixture
+def leaky(make_images: Callable[..., Path]) -> Path:
+    """Return images of which Testing has two of Training, of 14."""
+    data = make_images(subsets={"Training": 4, "Testing": 3})
+    for number in range(2):
+        name = f"Testing/glioma/copy{number}.png"
+        shutil.copy(data / f"Training/glioma/{number}.png", data / name)
+    return data
+
+
+def test_a_claim_is_judged_in_words_and_its_audit_shows_it(
+    ask: Callable[..., Answer], leaky: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "audit"
+    words = ["claim", leaky, "--accuracy", "0.7857", "--accuracy", "0.80"]
+    answer = ask(*words, "--out", out)
+    assert answer.status == 0, answer.err
+    first, second, *_ = answer.out.splitlines()
+    assert first.startswith(
+        "An accuracy on this test set is not one on new patients: 2 of 14 test "
+    )
+    assert second.startswith("- Copying the label of the most similar training picture")
+    for sentence in (
+        "0.7857: 11 of 14, 78.6 %",
+        "images were answered right, so were 9 of the 12 new ones, 75.0 %",
+        "No number of right answers gives 0.80: 11 of 14 are 0.79, 12 are 0.86.",
+        "0.80 against 0.7857: 0 to 1 right answers apart",
+        "glioma         5     2  2 to 5  2 to 5",
+    ):
+        assert sentence in answer.out, sentence
+    assert answer.out.splitlines()[-1].startswith("next: tumorlens audit")
+    assert json.loads((out / "claim.json").read_text("utf-8"))["num_seen"] == 2
+    assert [path.name for path in out.iterdir()] == ["claim.json"]
+    assert ask("audit", leaky, "--out", out).status == 0
+    page = (out / "audit.html").read_text("utf-8")
+    assert "0.7857: 11 of 14" in page
+    # And the other way round: the claim mends the page of an audit that is there.
+    answer = ask("claim", leaky, "--accuracy", "0.2143", "--out", out)
+    assert f"the page of the audit shows it: {out / 'audit.html'}" in answer.out
+    page = (out / "audit.html").read_text("utf-8")
+    assert "0.2143: 3 of 14" in page
+    assert "0.7857" not in page
+
+
+def test_a_claim_without_out_writes_nothing(
+    ask: Callable[..., Answer], leaky: Path, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    answer = ask(
+        *("claim", leaky / "Testing", "--trained-on", leaky / "Training"),
+        *("--accuracy", "0.7857"),
+    )
+    assert answer.status == 0, answer.err
+    assert "so were 9 of the 12 new ones" in answer.out
+    assert "nothing was written" in answer.out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_claim_that_cannot_be_judged_is_one_error_and_writes_nothing(
+    ask: Callable[..., Answer], leaky: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for words, problem, hint in (
+        ((leaky, "--accuracy", "83.25"), "got 83.25", "did you mean 0.8325?"),
+        ((leaky, "--accuracy", "0.8", "--accuracy", "x"), "got 'x'", "decimal point"),
+        ((leaky,), "--accuracy", "see tumorlens claim --help"),
+        (
+            (leaky / "Training", "--accuracy", "0.8"),
+            "no training and no test",
+            "--trained-on DATA2",
+        ),
+        ((leaky, "--accuracy", "0.8", "--trained-on", "no"), "no such folder", "give"),
+        ((tmp_path / "file", "--accuracy", "0.8"), "expected a folder", "give"),
+    ):
+        answer = ask("claim", *words, "--out", tmp_path / "out")
+        assert_refused(answer, problem)
+        assert hint in answer.err
+        assert not (tmp_path / "out").exists()
+    inside = leaky / "Training" / "out"
+    train = ("--trained-on", leaky / "Training")
+    for place, others, problem in (
+        (tmp_path / "file", (), "file is a file"),
+        (leaky / "Testing/out", (), "inside the folder of the images"),
+        (inside, train, "inside the folder of the images"),
+    ):
+        given = (leaky / "Testing", "--accuracy", "0.8", *others)
+        assert_refused(ask("claim", *given, "--out", place), problem)
+    assert not inside.exists()
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -979,6 +1069,7 @@ def test_a_reader_that_leaves_ends_the_command_quietly(
     "words",
     [
         ["audit", "LONG", "--out", "a"],
+        ["claim", "LONG", "--accuracy", "0.9"],
         ["split", "LONG", "--out", "s.csv"],
         ["train", "--data", "LONG", "--out", "r"],
         ["train", "--data", "x", "--out", "LONG"],

@@ -23,13 +23,14 @@ from tumorlens.data.index import SplitRow, read_index
 from tumorlens.data.leakage import LeakVerdict
 from tumorlens.data.split import fold_splits, make_split
 from tumorlens.errors import ConfigError, DataError, RunError
-from tumorlens.evaluation.measure import evaluate, metrics_from_predictions
+from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.predictions import (
     Predictions,
     read_predictions,
     round_probs,
     write_predictions,
 )
+from tumorlens.evaluation.table_measures import metrics_from_predictions
 from tumorlens.files import sha256_of_bytes
 from tumorlens.runs.folder import Run, create_run
 

@@ -129,6 +129,7 @@ def test_a_missing_module_of_our_own_is_no_missing_extra() -> None:
     [
         (["train", "--out", "nowhere"], "torch", "train"),
         (["audit", "nowhere", "--out", "nowhere"], "sklearn", "train"),
+        (["claim", "nowhere", "--accuracy", "0.9"], "sklearn", "train"),
         (["benchmark", "nowhere"], "jinja2", "train"),
         (["compare", "nowhere"], "jinja2", "train"),
         (["lr-find", "--out", "nowhere"], "matplotlib", "train"),

@@ -201,6 +201,13 @@ COMMANDS = {
             of_page(out / "audit/audit.html"),
         ),
     ),
+    "claim": Command(
+        lambda place, out: [
+            *("claim", place.data, "--trained-on", place.data, "--accuracy", "0.9"),
+            *("--out", out / "audit"),
+        ],
+        lambda out: json.loads((out / "audit/claim.json").read_text()),
+    ),
     "split": Command(
         lambda place, out: ["split", place.data, "--out", out / "split.csv"],
         lambda out: of_table(out / "split.csv"),

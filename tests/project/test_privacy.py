@@ -66,6 +66,10 @@ def test_files_that_are_handed_on_name_no_user_and_no_machine(
     image = data / CLASSES[0] / "0.png"
     for words in (
         ["audit", data, "--out", made / "audit"],
+        [
+            *("claim", data, "--trained-on", data, "--accuracy", "0.9"),
+            *("--out", made / "audit"),
+        ],
         ["split", data, "--out", made / "split.csv"],
         ["train", "--data", data, "--out", run, *chosen],
         ["evaluate", run, "--data", data],

@@ -11,13 +11,14 @@ import pytest
 from support.pages import Tags, assert_self_contained
 from support.planted_sets import draw_set, make_two_sets
 from tumorlens.data.audit import audit
+from tumorlens.data.claim import arrange, judge_claims, parse_accuracies
 from tumorlens.data.duplicates import find_duplicates
 from tumorlens.data.index import read_index
 from tumorlens.data.overlap import compare_sets, read_sets
 from tumorlens.errors import RunError
 from tumorlens.files import write_model
 from tumorlens.report import audit_page as audit_page_module
-from tumorlens.report import write_audit_page
+from tumorlens.report import show_claims_on_audit, write_audit_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -360,6 +361,15 @@ def test_names_of_sets_are_escaped_and_pictures_that_are_gone_are_named(
     assert text.count("not shown: the file is gone") == 1 + 7
 
 
+def test_a_page_that_is_made_again_finds_the_other_sets(tmp_path: Path) -> None:
+    clinic, web = make_two_sets(tmp_path)
+    page = pages_of(tmp_path, clinic, web)
+    again = write_audit_page(
+        tmp_path / "audit.json", data=clinic, out=tmp_path / "again.html"
+    )
+    assert again.read_text(encoding="utf-8") == page
+
+
 def test_an_audit_against_nothing_has_no_such_section(tmp_path: Path) -> None:
     assert "Against other sets" not in audit_page(tmp_path, found())
 
@@ -375,3 +385,72 @@ def test_examples_have_every_turn_before_a_second_of_one(
     shown = text.partition("Shortcuts")[0]
     assert shown.count("clinic") == 4
     assert "Not shown here but in audit.json: 3 pictures or more." in shown
+
+
+def audited_with_claims(
+    make_images: Callable[..., Path], folder: Path, *accuracies: str
+) -> Path:
+    """Write audit.json and claim.json of drawn images with two copies; return DATA."""
+    data = make_images(subsets={"Training": 4, "Testing": 3})
+    for number in range(2):
+        (data / f"Testing/glioma/copy{number}.png").write_bytes(
+            (data / f"Training/glioma/{number}.png").read_bytes()
+        )
+    index = read_index(data)
+    duplicates = find_duplicates(index)
+    write_model(folder / "audit.json", audit(index, duplicates))
+    found = judge_claims(
+        arrange(index, name=data), duplicates, parse_accuracies(accuracies)
+    )
+    write_model(folder / "claim.json", found)
+    return data
+
+
+def test_claims_beside_an_audit_are_a_section_of_its_page(
+    make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    # 14 test images, two seen; 0.7857 is 11 of them, 0.50 is 7.
+    data = audited_with_claims(make_images, tmp_path, "0.7857", "0.50")
+    assert show_claims_on_audit(tmp_path, data=data) == tmp_path / "audit.html"
+    page = (tmp_path / "audit.html").read_text("utf-8")
+    assert_self_contained(page)
+    text = Tags(page).text
+    section = text.partition("What published accuracies can be worth")[2]
+    section = section.partition("The leak by class")[0]
+    for words in (
+        "An accuracy on this test set is not one on new patients: 2 of 14 test",
+        "0.7857 11 of 14: 78.6 %",
+        "9 of 12: 75.0 %",
+        "0.7857: 11 of 14, 78.6 %",
+        "0.7857 against 0.50: 4 right answers apart, 28.6 points. No paired test",
+        "glioma 5 2 2 to 5 2 to 5 2 to 5 0 to 5",
+        "no_tumor 3 0 0 to 3 0 to 3 0 to 3 0 to 3",
+    ):
+        assert words in section, words
+
+
+def test_claims_of_other_images_or_a_damaged_file_are_named_and_left_out(
+    make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = audited_with_claims(make_images, tmp_path, "0.7857")
+    claims = json.loads((tmp_path / "claim.json").read_text("utf-8"))
+    for content, reason in (
+        ("{", r"claim.json is not shown: "),
+        (json.dumps(claims | {"format": 2}), "expected format 1 in"),
+        (json.dumps(claims | {"num_seen": -1}), "is damaged at num_seen"),
+        (json.dumps(claims | {"digest": "0" * 64}), "it is of other images than this"),
+    ):
+        (tmp_path / "claim.json").write_text(content)
+        assert show_claims_on_audit(tmp_path, data=data) is None
+        text = Tags(
+            write_audit_page(
+                tmp_path / "audit.json", data=data, out=tmp_path / "audit.html"
+            ).read_text("utf-8")
+        ).text
+        assert "claim.json is not shown" in text
+        assert reason in text
+        assert "What published accuracies" not in text
+
+
+def test_without_an_audit_there_is_no_page_to_show_claims_on(tmp_path: Path) -> None:
+    assert show_claims_on_audit(tmp_path, data=tmp_path) is None

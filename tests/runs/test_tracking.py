@@ -197,7 +197,7 @@ def test_neither_paths_nor_names_of_images_or_patients_are_sent(
         data,
         settings={"data": {"metadata": str(data / "metadata.csv")}},
     )
-    rows = run.split()
+    rows = list(run.split())
     for number in (2, 3):  # one of val, one of test
         name = f"glioma/MUELLER_{number}.png"
         (data / "glioma" / f"{number}.png").rename(data / name)

@@ -18,6 +18,7 @@ from tumorlens.stats.intervals import (
     mean_interval,
     robust_variance,
     share,
+    share_of_count,
 )
 
 if TYPE_CHECKING:
@@ -135,6 +136,55 @@ def test_the_robust_variance_is_that_of_the_group_means() -> None:
     means = rng.random(50)
     influence = (means - means.mean()) / 50
     assert robust_variance(influence) == pytest.approx(means.var(ddof=1) / 50)
+
+
+def test_a_count_has_the_interval_of_its_images_by_hand() -> None:
+    # Pictures with 3, 1 and 2 images, the first two in one group: of 36 images squared
+    # (1 / 2) (9 + 1 + 4) + (1 / 2) (16 + 4) = 17 are left.
+    copies, groups = np.array([4, 4, 9, 4, 7, 7]), np.array([1, 1, 1, 1, 0, 0])
+    found = share_of_count(4, copies, groups)
+    quantile = scipy.stats.t.ppf(0.975, 1)
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (4 / 6, *wilson(4 / 6, 36 / 17, quantile))
+    )
+    assert found.num_groups == 2
+
+
+def test_a_count_of_images_that_stand_alone_is_as_wide_as_their_share() -> None:
+    alone = np.arange(40)
+    count = share_of_count(30, alone, alone)
+    # `share` has the robust variance in it, which is G / (G - 1) times as large.
+    assert (count.low, count.high) == pytest.approx(
+        wilson(0.75, 40, scipy.stats.t.ppf(0.975, 39))
+    )
+    assert share_of_count(40, alone, alone)[:3] == share(np.ones(40), alone)[:3]
+
+
+@pytest.mark.parametrize("icc", [0.0, 0.3, 0.5])
+def test_the_interval_of_a_count_holds_the_truth(icc: float) -> None:
+    rng = np.random.default_rng(3)
+    num_held = 0
+    for _ in range(400):
+        group_of = np.repeat(np.arange(60), rng.integers(1, 5, 60))
+        copies = np.repeat(np.arange(len(group_of)), rng.integers(1, 4, len(group_of)))
+        with_group = rng.random(len(group_of)) < np.sqrt(icc)
+        drawn = np.where(
+            with_group, rng.random(60)[group_of], rng.random(len(group_of))
+        )
+        right = (drawn < 0.7)[copies]
+        found = share_of_count(int(right.sum()), copies, group_of[copies])
+        num_held += found.low <= 0.7 <= found.high
+    assert num_held >= 0.94 * 400
+
+
+def test_a_count_that_is_none_is_refused() -> None:
+    alone = np.arange(4)
+    with pytest.raises(ValueError, match=r"a count in \[0, 4\], got 5"):
+        share_of_count(5, alone, alone)
+    with pytest.raises(ValueError, match=r"got \(4,\) and \(3,\)"):
+        share_of_count(2, alone, alone[:3])
+    with pytest.raises(ValueError, match=r"N > 0, got \(0,\)"):
+        share_of_count(0, alone[:0], alone[:0])
 
 
 def test_auroc_equals_scikit_learn_with_ties() -> None:

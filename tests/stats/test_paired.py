@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tumorlens.stats.paired import group_mcnemar, holm, paired_difference
+from tumorlens.stats.paired import (
+    expected_power,
+    group_mcnemar,
+    holm,
+    most_disagreements,
+    paired_difference,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -209,3 +215,115 @@ def test_holm_lies_between_no_correction_and_bonferroni() -> None:
     assert (corrected >= p_values).all()
     assert (corrected <= np.minimum(1, 30 * p_values)).all()
     assert (np.diff(corrected[np.argsort(p_values)]) >= 0).all()
+
+
+# What a test set could show
+
+
+def answers(
+    chances: NDArray[np.floating],
+    copies: NDArray[np.integer],
+    groups: NDArray[np.integer],
+    rng: np.random.Generator,
+) -> NDArray[np.bool_]:
+    """Return right and wrong, equal for copies and alike by 0.5 within a group."""
+    num_copies, num_groups = copies.max() + 1, groups.max() + 1
+    with_group = rng.random(num_copies)[copies] < np.sqrt(0.5)
+    of_group, of_copies = rng.random(num_groups)[groups], rng.random(num_copies)[copies]
+    return np.asarray(np.where(with_group, of_group, of_copies) < chances)
+
+
+@pytest.mark.parametrize(
+    ("num_groups", "better", "worse"),
+    [
+        pytest.param(150, 0.85, 0.72, id="likely"),
+        pytest.param(150, 0.85, 0.79, id="unlikely"),
+        pytest.param(60, 0.95, 0.75, id="few groups"),
+    ],
+)
+def test_the_expected_power_is_how_often_the_test_finds_it(
+    num_groups: int, better: float, worse: float
+) -> None:
+    rng = np.random.default_rng(5)
+    pictures = np.repeat(np.arange(num_groups), rng.integers(1, 4, num_groups))
+    copies = np.repeat(np.arange(len(pictures)), rng.integers(1, 3, len(pictures)))
+    groups = pictures[copies]
+    # Both know some by heart, as images that training has seen.
+    is_known = rng.random(len(copies)) < 0.3
+    first, second = (np.where(is_known, 1.0, chance) for chance in (better, worse))
+    found = [
+        group_mcnemar(
+            answers(first, copies, groups, rng),
+            answers(second, copies, groups, rng),
+            groups,
+        )
+        < 0.05
+        for _ in range(800)
+    ]
+    expected = expected_power(first, second, copies=copies, groups=groups)
+    assert np.mean(found) == pytest.approx(expected, abs=0.06)
+    assert 0.1 < expected < 0.95
+
+
+def test_the_expected_power_for_single_images_is_that_of_connor() -> None:
+    # Connor 1987: n = (z_a sqrt(psi) + z_b sqrt(psi - d^2))^2 / d^2 pairs.
+    first, second = 0.9, 0.8
+    psi, difference = first * 0.2 + second * 0.1, first - second
+    num = (
+        1.959964 * np.sqrt(psi) + 0.841621 * np.sqrt(psi - difference**2)
+    ) ** 2 / difference**2
+    ones = np.arange(round(num))
+    power = expected_power(
+        np.full(len(ones), first), np.full(len(ones), second), copies=ones, groups=ones
+    )
+    assert power == pytest.approx(0.8, abs=0.002)
+
+
+def test_copies_add_no_power_and_four_groups_have_none() -> None:
+    first, second = np.full(60, 0.9), np.full(60, 0.6)
+    ones = np.arange(60)
+    alone = expected_power(first, second, copies=ones, groups=ones)
+    twice = expected_power(
+        np.repeat(first, 2),
+        np.repeat(second, 2),
+        copies=np.repeat(ones, 2),
+        groups=np.repeat(ones, 2),
+    )
+    assert twice == pytest.approx(alone)
+    assert expected_power(first, second, copies=ones, groups=ones % 4) == 0
+    assert expected_power(first, second, copies=ones, groups=ones % 5) > 0
+
+
+def test_answers_that_are_certain_are_found_or_not() -> None:
+    ones = np.arange(6)
+    sure = expected_power(np.ones(6), np.zeros(6), copies=ones, groups=ones)
+    assert sure == 1
+    same = expected_power(np.ones(6), np.ones(6), copies=ones, groups=ones)
+    assert same == 0
+
+
+@pytest.mark.parametrize("difference", [1, 4, 5, 6, 9, 17, 40])
+def test_the_most_disagreements_are_the_last_that_the_test_finds(
+    difference: int,
+) -> None:
+    found = [
+        difference + 2 * num_worse
+        for num_worse in range((120 - difference) // 2 + 1)
+        if group_mcnemar(
+            *outcomes(difference + num_worse, num_worse, 0),
+            np.arange(difference + 2 * num_worse),
+        )
+        < 0.05
+    ]
+    assert most_disagreements(difference, 120) == max(found, default=None)
+    assert most_disagreements(0, 120) is None
+
+
+def test_no_groups_make_a_difference_of_four_images_small() -> None:
+    # However the images that differ fall into groups, signs and cancellations included.
+    for num_groups in range(1, 7):
+        for sums in itertools.combinations_with_replacement(range(-3, 5), num_groups):
+            if 0 < sum(sums) <= 4:
+                groups = np.repeat(np.arange(num_groups), np.abs(sums))
+                first = np.repeat([one > 0 for one in sums], np.abs(sums))
+                assert group_mcnemar(first, ~first, groups) > 0.05, sums

@@ -9,8 +9,8 @@ import pytest
 
 from support.handmade_runs import answers, history, make_run
 from tumorlens.data.leakage import LeakVerdict
-from tumorlens.evaluation.measure import metrics_from_predictions
 from tumorlens.evaluation.predictions import Predictions, round_probs, write_predictions
+from tumorlens.evaluation.table_measures import metrics_from_predictions
 from tumorlens.stats.intervals import BOOTSTRAP_T, SQUARE_AND_ADD
 from tumorlens.study.arm_measures import (
     epoch_accuracies,

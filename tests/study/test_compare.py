@@ -22,7 +22,8 @@ from tumorlens.data.index import SplitRow
 from tumorlens.deploy import costs
 from tumorlens.deploy.predictor import Predictor
 from tumorlens.errors import ConfigError, DataError, RunError
-from tumorlens.evaluation.measure import evaluate, metrics_from_predictions
+from tumorlens.evaluation.measure import evaluate
+from tumorlens.evaluation.table_measures import metrics_from_predictions
 from tumorlens.files import sha256_of
 from tumorlens.runs.folder import open_run
 from tumorlens.stats.paired import (

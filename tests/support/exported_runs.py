@@ -8,6 +8,9 @@ from PIL import Image
 
 from support.images import CLASSES, draw_image
 from support.runs_on_images import make_run
+from tumorlens.data.duplicates import find_duplicates
+from tumorlens.data.index import read_index
+from tumorlens.data.seen import seen_of
 from tumorlens.deploy.export import export, kinds_here
 
 if TYPE_CHECKING:
@@ -32,5 +35,7 @@ def write_images(root: Path, *, num_each: int = NUM_EACH) -> Path:
 def export_everything(folder: Path) -> Run:
     """Make a run and its artefacts in every format that this machine can run."""
     run = make_run(folder / "run", write_images(folder / "data"))
+    index = read_index(folder / "data")
+    seen_of(run.split(), index, find_duplicates(index)).write(run.seen_path)
     export(run, kinds_here(), command="tumorlens export run --format all")
     return run

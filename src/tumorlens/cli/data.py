@@ -69,7 +69,7 @@ def audit(
     from tumorlens.files import locked, write_model
     from tumorlens.report import write_audit_page
 
-    _check_folder(out)
+    _check_folder(out, "audit.json and audit.html")
     others = against or []
     check_outside(out, pooled([data, *others]))
     with terminal.counting("reading") as progress:
@@ -91,6 +91,72 @@ def audit(
     else:
         terminal.print_line(where)
         terminal.print_line("next: mend or remove the files that cannot be read")
+
+
+def claim(
+    data: DataArgument,
+    *,
+    accuracy: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FRACTION",
+            help="Published accuracy on the test images, such as 0.8325, with the "
+            "digits that were published; repeatable.",
+        ),
+    ],
+    trained_on: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA2",
+            help="Set that was trained on, in place of Training of DATA. All of DATA "
+            "is then test, or its Testing.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for claim.json. The page of an audit there shows it too.",
+        ),
+    ] = None,
+    metadata: MetadataOption = None,
+) -> None:
+    """Say what a published accuracy on a test set can be worth."""
+    from tumorlens.data import claim as stage
+    from tumorlens.data.duplicates import find_duplicates
+    from tumorlens.data.index import check_outside, patient_note, read_index
+    from tumorlens.files import locked, write_model
+    from tumorlens.report import show_claims_on_audit
+
+    accuracies = stage.parse_accuracies(accuracy)
+    if out is not None:
+        _check_folder(out, "claim.json")
+        for one in (data, trained_on):
+            if one is not None:
+                check_outside(out, one)
+    claimed = stage.arrange(
+        read_index(data, metadata=metadata),
+        read_index(trained_on) if trained_on is not None else None,
+        name=data,
+        trained_on_name=trained_on,
+    )
+    with terminal.counting("reading") as progress:
+        duplicates = find_duplicates(claimed.index, progress=progress)
+    if note := patient_note(claimed.index):
+        terminal.print_warning(note)
+    found = stage.judge_claims(claimed, duplicates, accuracies)
+    where, page = "nothing was written: --out DIR keeps this as DIR/claim.json", None
+    if out is not None:
+        with locked(out):
+            write_model(out / "claim.json", found)
+            page = show_claims_on_audit(out, data=data)
+        where = f"claim.json is in {out}"
+    terminal.print_claims(found)
+    if page is not None:
+        terminal.print_line(f"{where}, and the page of the audit shows it: {page}")
+    else:
+        audit_folder = Path("audit") if out is None else out
+        terminal.print_next(where, "tumorlens", "audit", data, "--out", audit_folder)
 
 
 def split(
@@ -158,8 +224,12 @@ def _next_settings(config: Config, given: list[str], out: Path) -> list[str]:
     return [*chosen, *others]
 
 
-def _check_folder(out: Path) -> None:
-    """Refuse an --out for several files that is a file itself.
+def _check_folder(out: Path, files: str) -> None:
+    """Refuse an --out for files that is a file itself.
+
+    Args:
+        out: The folder.
+        files: Names of the files, in words.
 
     Raises:
         ConfigError: It is.
@@ -167,5 +237,5 @@ def _check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(
             f"--out {out} is a file",
-            hint="--out is a folder, for audit.json and audit.html: name a new one",
+            hint=f"--out is a folder, for {files}: name a new one",
         )

@@ -55,6 +55,14 @@ def export(
             "format; none for int8.",
         ),
     ] = None,
+    seen: Annotated[
+        bool,
+        typer.Option(
+            "--seen/--no-seen",
+            help="Whether to add sketches of the training images, by which evaluate "
+            "--on tells the images that training has seen.",
+        ),
+    ] = True,
 ) -> None:
     """Export a run to other formats, each proven to predict the same.
 
@@ -71,6 +79,7 @@ def export(
         data=data,
         max_drop=max_drop,
         max_difference=max_difference,
+        with_seen=seen,
         command=context.obj,
         stage=terminal.counting,
     )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tumorlens.runs.progress import Listener, epoch_line
 from tumorlens.system import is_main_process
-from tumorlens.text import counted, one_line, percent
+from tumorlens.text import counted, decimal, number_range, one_line, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from tumorlens.data.audit import Audit
+    from tumorlens.data.claim import ClaimCheck
     from tumorlens.data.overlap import Overlaps
     from tumorlens.data.split import Split
     from tumorlens.deploy.artefact import Verdict
     from tumorlens.deploy.predictor import Prediction
+    from tumorlens.runs.external import ExternalMetrics
     from tumorlens.runs.listing import RunRow
     from tumorlens.runs.measures import Estimate, Metrics, TtaEffect
     from tumorlens.training.fit import TrainResult
@@ -154,6 +156,41 @@ def _print_overlaps(found: Overlaps) -> None:
         )
 
 
+def print_claims(found: ClaimCheck) -> None:
+    """Print what published accuracies can be worth, the verdict first."""
+    print_line(found.verdict)
+    for sentence in found.words:
+        print_line(f"- {sentence}")
+    for claim in found.claims:
+        print_line()
+        for sentence in claim.words:
+            print_line(sentence)
+    print_line()
+    if found.differences:
+        for difference in found.differences:
+            print_line(difference.words)
+        print_line()
+    first = found.claims[0].by_class
+    if all(one.right_if_all_seen_are is None for one in first.values()):
+        return
+    print_line("right answers that are possible by class, with all seen ones right:")
+    print_table(
+        ("class", "test", "seen", *(claim.accuracy for claim in found.claims)),
+        [
+            (
+                label,
+                f"{one.num_test:,}",
+                f"{one.num_seen:,}",
+                *(
+                    number_range(claim.by_class[label].right_if_all_seen_are)
+                    for claim in found.claims
+                ),
+            )
+            for label, one in first.items()
+        ],
+    )
+
+
 def print_split(split: Split) -> None:
     """Print how many images of each class are in each subset."""
     print_table(
@@ -221,6 +258,36 @@ def print_measures(measures: Metrics) -> None:
     for warning in measures.warnings:
         print_line(warning)
     print_line(measures.leak.words)
+
+
+def print_external(found: ExternalMetrics) -> None:
+    """Print the figures on another set, those on new images first."""
+    from tumorlens.runs.external import PARTS
+
+    print_line(f"{found.model} on {found.data}: {found.words}")
+    parts = {
+        f"{part} ({one.num_images:,} images, {counted(one.num_groups, 'group')})": one
+        for part in PARTS
+        if (one := getattr(found, part)) is not None
+    }
+    rows = [
+        (
+            name.replace("_", " "),
+            *(getattr(one, name).percentage for one in parts.values()),
+        )
+        for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece")
+    ]
+    rows += [
+        (
+            f"recall of {name}",
+            *(one.per_class[name].recall.percentage for one in parts.values()),
+        )
+        for name in found.all.classes
+    ]
+    log_losses = [decimal(one.log_loss.value) for one in parts.values()]
+    print_table(("measure", *parts), [*rows, ("log loss", *log_losses)])
+    for sentence in (*found.headline.warnings, *found.notes):
+        print_line(sentence)
 
 
 def _or_why_not(measures: Metrics, name: str, measure: Estimate) -> str:

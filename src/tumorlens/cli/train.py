@@ -17,13 +17,12 @@ from tumorlens.cli.completion import (
     complete_condition,
     complete_model,
     complete_sort_key,
-    complete_subset,
 )
+from tumorlens.cli.evaluate import show_tta
 from tumorlens.cli.options import (
     STATUS_INTERRUPTED,
     DataOption,
     MovedOption,
-    RunArgument,
     SetOption,
     TrackOption,
     TrackUrlOption,
@@ -34,7 +33,7 @@ from tumorlens.cli.options import (
 from tumorlens.system import is_main_process
 
 if TYPE_CHECKING:
-    from tumorlens.runs.folder import Run
+    pass
 
 
 def train(
@@ -97,86 +96,6 @@ def train(
         return STATUS_INTERRUPTED
     terminal.print_next(f"the run is in {out}", "tumorlens", "evaluate", out)
     return 0
-
-
-def evaluate(
-    context: typer.Context,
-    path: RunArgument,
-    *,
-    subset: Annotated[
-        str | None,
-        typer.Option(
-            help="test, or val while choices are being made. Default: test; with "
-            "--tta, val.",
-            autocompletion=complete_subset,
-        ),
-    ] = None,
-    data: MovedOption = None,
-    tta: Annotated[
-        bool,
-        typer.Option("--tta", help="Measure what test-time augmentation changes."),
-    ] = False,
-    track: TrackOption = False,
-    track_url: TrackUrlOption = None,
-) -> None:
-    """Measure a run on images it was not trained on."""
-    from tumorlens.runs.folder import open_run
-
-    run = open_run(path)
-    tracker = tracker_of(track=track, url=track_url)
-    if tta:
-        _print_tta(run, subset=subset, data=data, command=context.obj)
-        if tracker:
-            tracker.mirror(run)
-        out = f"{path}-tta"
-        terminal.print_next(
-            f"the figures are in {run.tta_path(subset or 'val')}",
-            *("tumorlens", "ensemble", path, "--tta", "--out", out),
-        )
-        return
-    from tumorlens.evaluation import measure
-
-    with terminal.counting("predicting") as progress:
-        measures = measure.evaluate(
-            run,
-            subset=subset or "test",
-            data=data,
-            command=context.obj,
-            progress=progress,
-        )
-    if tracker:
-        tracker.mirror(run)
-    terminal.print_measures(measures)
-    terminal.print_next(
-        f"predictions.csv and metrics.json are in {path}", "tumorlens", "report", path
-    )
-
-
-def report(
-    path: RunArgument,
-    *,
-    data: MovedOption = None,
-    track: TrackOption = False,
-    track_url: TrackUrlOption = None,
-) -> None:
-    """Write the HTML page of an evaluated run, and its figures."""
-    from tumorlens.report import write_run_report
-    from tumorlens.runs.folder import open_run
-
-    run = open_run(path)
-    tracker = tracker_of(track=track, url=track_url)
-    page = write_run_report(run, data=data)
-    if tracker:
-        tracker.mirror(run)
-    if page.num_missing:
-        terminal.print_warning(
-            f"{page.num_missing} pictures are missing from the page, the first is "
-            f"{page.why_not}; give --data DIR if the images were moved"
-        )
-    terminal.print_next(
-        f"the page is {page.path}, its figures are in {run.figures_dir}",
-        *("tumorlens", "predict", path, "IMAGE"),
-    )
 
 
 def lr_find(
@@ -373,7 +292,7 @@ def ensemble(
     names = ", ".join(run.member_names())
     terminal.print_line(f"{run.model_name}: the mean probabilities of {names}")
     if tta and views.has_val_images(run):
-        _print_tta(run, subset=None, data=data, command=context.obj)
+        show_tta(run, subset=None, data=data, command=context.obj)
     elif tta:
         terminal.print_line(
             "what the views change is not measured: no image is in val of all members"
@@ -387,16 +306,3 @@ def _numbers(text: str | None) -> list[float] | str | None:
         return None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
         return text
-
-
-def _print_tta(
-    run: Run, *, subset: str | None, data: list[Path] | None, command: str
-) -> None:
-    """Measure what test-time augmentation changes, on val by default, and print it."""
-    from tumorlens.evaluation.tta import measure_tta
-
-    with terminal.counting("predicting") as progress:
-        effect = measure_tta(
-            run, subset=subset or "val", data=data, command=command, progress=progress
-        )
-    terminal.print_tta(effect)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MAX_LISTED = 1000
 """Pairs of one kind that are listed; a folder of plain images has millions."""
 
-_MAX_BELIEVABLE_SHARE = 0.01
+MAX_BELIEVABLE_SHARE = 0.01
 """A leak of one test image in a hundred moves no score by more than 0.01."""
 
 _SMALL_PX = 64
@@ -553,7 +553,7 @@ def _verdict(
             "group, made from this set, keeps patients and copies together.",
             left="",
         )
-    believable = len(touched) <= _MAX_BELIEVABLE_SHARE * leak.num_test
+    believable = len(touched) <= MAX_BELIEVABLE_SHARE * leak.num_test
     as_far = "copies and known patients go"
     if not leak.test_files_with_patient:
         as_far = "copies go: patients are not known"

@@ -68,7 +68,7 @@ _ALL_BUT_EQUAL = 0.999
 
 # A thumbnail with a smaller standard deviation (in grey levels) is empty: its hash is
 # noise. Plain images are copies of each other only when their pixels are equal.
-_MIN_CONTRAST = 1.0
+MIN_CONTRAST = 1.0
 
 # A key that more images share than this does not tell them apart. It bounds the
 # candidates of one image, whatever is in the folder.
@@ -86,7 +86,7 @@ _PAIRS_PER_BLOCK = 2048
 _ALIGN_MARGIN_PX = 4
 _LINEAR_STEPS = 3
 _CUBIC_STEPS = 3
-_INNER = (slice(_ALIGN_MARGIN_PX, -_ALIGN_MARGIN_PX),) * 2
+INNER = (slice(_ALIGN_MARGIN_PX, -_ALIGN_MARGIN_PX),) * 2
 # What the first and the second step do not bring as far as this is another picture.
 # Copies of the Bhuvaji set reach 0.955 and 0.983, nine tenths of the others end here.
 _HOPELESS = (0.93, 0.965)
@@ -153,7 +153,7 @@ def find_near_duplicates(thumbnails: NDArray[np.uint8]) -> list[NearDuplicate]:
         The pairs, sorted by their positions.
     """
     contrasts = thumbnails.std(axis=(1, 2))
-    (shown,) = np.nonzero(contrasts >= _MIN_CONTRAST)
+    (shown,) = np.nonzero(contrasts >= MIN_CONTRAST)
     if len(shown) < 2:
         return []
     hashes = hash_thumbnails(thumbnails[shown])
@@ -280,24 +280,53 @@ def propose_pairs(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         Hashing", TPAMI 2014 (arXiv:1307.2982), section 3; pairs of blocks instead of
         neighbouring keys.
     """
-    num = hashes.shape[1]
+    a, b, orientations = _agreeing(hashes, hashes[0])
+    # All orientations but the two quarter turns undo themselves.
+    inverse = np.array([0, 3, 2, 1, 4, 5, 6, 7])
+    rows = np.where(
+        a < b, (a, b, orientations), (b, a, inverse[orientations])
+    )  # (3, M)
+    return np.unique(rows[:, a != b].T, axis=0)
+
+
+def propose_matches(
+    hashes: NDArray[np.uint64], known: NDArray[np.uint64]
+) -> NDArray[np.int64]:
+    """Return which images have a hash near one of the known hashes.
+
+    Args:
+        hashes: Of the images in eight orientations, shape (8, N).
+        known: Shape (M,), of pictures as they were.
+
+    Returns:
+        Rows of (image, known, orientation), shape (L, 3), sorted.
+    """
+    return np.unique(_agreeing(hashes, known).T, axis=0)
+
+
+def _agreeing(
+    hashes: NDArray[np.uint64], known: NDArray[np.uint64]
+) -> NDArray[np.int64]:
+    """Return image, known hash and orientation where the two agree, shape (3, L)."""
+    num = len(known)
     num_blocks = 8 if num <= 20_000 else 7 if num <= 200_000 else 6
-    images = _keys(hashes[0], num_blocks)
-    found = [np.empty((0, 3), np.int64)]
+    found = [np.empty((3, 0), np.int64)]
+    images = _keys(known, num_blocks)
     sizes = np.bincount(images.indices, minlength=images.shape[1]).astype(np.int32)
     by_key = _without_keys(images, sizes > _MAX_BUCKET).T.tocsr()
     sizes[sizes > _MAX_BUCKET] = 0
     del images
     for orientation, turned_hashes in enumerate(hashes):
         queries = _keys(turned_hashes, num_blocks)
-        costs = sizes[queries.indices].reshape(num, -1).sum(axis=1, dtype=np.int64)
-        for start, stop in _blocks(costs):
+        costs = sizes[queries.indices].reshape(len(turned_hashes), -1)
+        for start, stop in _blocks(costs.sum(axis=1, dtype=np.int64)):
             agreeing = (queries[start:stop] @ by_key).tocoo()
             a, b = agreeing.row.astype(np.int64) + start, agreeing.col.astype(np.int64)
-            num_bits = np.bitwise_count(turned_hashes[a] ^ hashes[0, b])
-            near = (num_bits <= MAX_HASH_BITS) & (a != b)
-            found.append(_ordered(a[near], b[near], orientation))
-    return np.unique(np.concatenate(found), axis=0)
+            num_bits = np.bitwise_count(turned_hashes[a] ^ known[b])
+            near = num_bits <= MAX_HASH_BITS
+            of = np.full(int(near.sum()), orientation)
+            found.append(np.stack([a[near], b[near], of]))
+    return np.concatenate(found, axis=1)
 
 
 def _settle_equal_hashes(
@@ -359,12 +388,12 @@ def _in_register(
     Source:
         Lucas and Kanade, "An Iterative Image Registration Technique", IJCAI 1981.
     """
-    target = fixed.astype(np.float64)[_INNER].ravel()
+    target = fixed.astype(np.float64)[INNER].ravel()
     if target.std() == 0:
         return None
     source, order = moving.astype(np.float64), 1
     centre = (THUMBNAIL_PX - 1) / 2
-    along = np.arange(THUMBNAIL_PX)[_INNER[0]] / centre - 1
+    along = np.arange(THUMBNAIL_PX)[INNER[0]] / centre - 1
     rows, columns = np.repeat(along, len(along)), np.tile(along, len(along))
     shift, matrix = np.zeros(2), np.eye(2)
     best, best_warped = 0.0, None
@@ -380,7 +409,7 @@ def _in_register(
             mode="nearest",
             prefilter=False,
         )
-        now = warped[_INNER].ravel()
+        now = warped[INNER].ravel()
         if now.std() == 0:
             break
         correlation = float(np.corrcoef(now, target)[0, 1])
@@ -391,7 +420,7 @@ def _in_register(
             return None
         if step > _LINEAR_STEPS and gained < 1e-4:
             break
-        down, right = (slope[_INNER].ravel() for slope in np.gradient(warped))
+        down, right = (slope[INNER].ravel() for slope in np.gradient(warped))
         slopes = np.stack(
             [
                 *(now, np.ones_like(now), down, right),
@@ -413,7 +442,7 @@ def _in_register(
 def _correlation(
     one: NDArray[np.float64], other: NDArray[np.uint8] | NDArray[np.float64]
 ) -> float:
-    pair = np.corrcoef(one[_INNER].ravel(), other[_INNER].ravel())
+    pair = np.corrcoef(one[INNER].ravel(), other[INNER].ravel())
     return _rounded(pair[0, 1])
 
 
@@ -430,7 +459,7 @@ def _detail(
     a = _band(_in_tones_of(one.astype(np.float64) / 255, fixed))
     b = _band(fixed)
     power_a, power_b, shared = (
-        ndimage.gaussian_filter(product, _WINDOW_PX, truncate=3)[_INNER]
+        ndimage.gaussian_filter(product, _WINDOW_PX, truncate=3)[INNER]
         for product in (a * a, b * b, a * b)
     )
     lowest = 0.25 * power_a.mean(), 0.25 * power_b.mean()
@@ -445,9 +474,9 @@ def _in_tones_of(
     values: NDArray[np.float64], fixed: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     powers = np.stack([values**power for power in range(4)])  # (4, H, W)
-    inner = powers[:, *_INNER].reshape(4, -1)
+    inner = powers[:, *INNER].reshape(4, -1)
     squares = inner @ inner.T + 1e-6 * np.eye(4)
-    factors = np.linalg.solve(squares, inner @ fixed[_INNER].ravel())
+    factors = np.linalg.solve(squares, inner @ fixed[INNER].ravel())
     return np.tensordot(factors, powers, axes=1)
 
 
@@ -506,19 +535,6 @@ def _blocks(costs: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     block_of = np.cumsum(costs) // _CANDIDATES_PER_BLOCK
     edges = np.flatnonzero(np.diff(block_of)) + 1
     yield from pairwise([0, *edges.tolist(), len(costs)])
-
-
-def _ordered(
-    a: NDArray[np.int64], b: NDArray[np.int64], orientation: int
-) -> NDArray[np.int64]:
-    """Return rows (a, b, orientation) with a < b.
-
-    All orientations but the two quarter turns undo themselves.
-    """
-    inverse = {1: 3, 3: 1}.get(orientation, orientation)
-    return np.stack(
-        [np.minimum(a, b), np.maximum(a, b), np.where(a < b, orientation, inverse)], 1
-    )
 
 
 def _rounded(correlation: float) -> float:

@@ -27,6 +27,7 @@ from tumorlens.data.leakage import Sides
 from tumorlens.data.near_duplicates import ORIENTATIONS, turned
 from tumorlens.errors import DataError
 from tumorlens.files import Count
+from tumorlens.system import without_user
 from tumorlens.text import counted, percent
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ class ComparedSet(_Part):
     """One of the sets."""
 
     name: str
+    root: str
+    """Folder that its paths start from, without the user's folder and name."""
+
     classes: tuple[str, ...]
     num_files: Count
     num_unreadable: Count
@@ -241,6 +245,7 @@ def compare_sets(sets: Iterable[ReadSet]) -> Overlaps:
         sets=tuple(
             ComparedSet(
                 name=one.name,
+                root=without_user(str(one.index.root)),
                 classes=one.index.classes,
                 num_files=len(one.index.records),
                 num_unreadable=len(one.duplicates.unreadable),

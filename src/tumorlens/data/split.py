@@ -150,9 +150,7 @@ def make_split(
         rows = _leave_out(rows, _unreadable(duplicates))
         return _as_given(rows, subset_of, index.classes, val_fraction=val_fraction)
 
-    rows = _leave_out(
-        rows, _unreadable(duplicates) | _conflicts_and_copies(records, duplicates)
-    )
+    rows = _leave_out(rows, reasons_to_leave_out(records, duplicates))
     if protocol == "grouped-kfold":
         shares = {f"fold-{fold}": 1 / num_folds for fold in range(num_folds)}
     else:
@@ -265,12 +263,27 @@ def _leave_out(rows: list[SplitRow], reasons: Mapping[str, str]) -> list[SplitRo
     ]
 
 
+def reasons_to_leave_out(
+    records: Sequence[Record], duplicates: Duplicates
+) -> dict[str, str]:
+    """Return path -> reason for the files that a fair test does without.
+
+    They are those that cannot be read, every copy of a picture but the first, and all
+    pictures whose copies have different labels.
+
+    Args:
+        records: Sorted by path.
+        duplicates: The result of `find_duplicates` on their index.
+    """
+    return _unreadable(duplicates) | _conflicts_and_copies(records, duplicates)
+
+
 def _unreadable(duplicates: Duplicates) -> dict[str, str]:
     return {path: f"unreadable: {why}" for path, why in duplicates.unreadable.items()}
 
 
 def _conflicts_and_copies(
-    records: list[Record], duplicates: Duplicates
+    records: Sequence[Record], duplicates: Duplicates
 ) -> dict[str, str]:
     """Return path -> reason for the readable files that `grouped` leaves out."""
     members: dict[str, list[Record]] = defaultdict(list)

@@ -71,6 +71,9 @@ OUTPUTS = ("probs", "logits", "embedding")
 _BESIDE = ("model.json", "parity.json", "README.md")
 """Other files that the manifest must name."""
 
+SEEN = "seen.npz"
+"""What the training has seen, unless it was left out: see `tumorlens.data.seen`."""
+
 _MAX_JSON_BYTES = 64 << 20
 _HINT = "give a folder that export has made, such as RUN/export/onnx"
 _EXPORT_AGAIN = (

@@ -12,8 +12,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -49,7 +48,7 @@ from tumorlens.deploy.graph_files import (
     write_graph,
 )
 from tumorlens.deploy.parity import MAX_DROP, bounds_of, judge_parity
-from tumorlens.deploy.predictor import NO_NUMBER, Predictor, Progress
+from tumorlens.deploy.predictor import NO_NUMBER, Predictor
 from tumorlens.deploy.runtimes import has_bf16, open_session
 from tumorlens.errors import (
     ConfigError,
@@ -59,22 +58,20 @@ from tumorlens.errors import (
     did_you_mean,
 )
 from tumorlens.evaluation.inference import read_data
-from tumorlens.files import locked, read_model, write_model
+from tumorlens.files import locked, read_model, write_bytes, write_model
 from tumorlens.text import NotebookView
 from tumorlens.training.dataset import check_unchanged, image_limits
 from tumorlens.training.network import load_model
 from tumorlens.training.views import policy_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from tumorlens.data.index import Index, SplitRow
+    from tumorlens.deploy.predictor import Progress, Stage
     from tumorlens.runs.folder import ModelCard, Run
-
-Stage = Callable[[str], AbstractContextManager[Progress | None]]
-"""Shows that something begins, in words, and how many files of it are done."""
 
 
 _UNPROVEN = ".unproven-"
@@ -170,6 +167,7 @@ def export(
     data: Path | Sequence[Path] | None = None,
     max_drop: float = MAX_DROP,
     max_difference: float | None = None,
+    with_seen: bool = True,
     command: str = "",
     stage: Stage = _silent,
 ) -> list[Exported]:
@@ -185,6 +183,7 @@ def export(
         max_drop: Largest loss of accuracy on val, a fraction.
         max_difference: Largest difference of a probability; `None` is the rounding of
             the format, or no limit for int8.
+        with_seen: Whether the artefact gets the run's `seen.npz`, if there is one.
         command: Command line, for `parity.json`.
         stage: Shows the progress.
 
@@ -236,6 +235,8 @@ def export(
             )
             made = scratch / kind
             verdict = _make(Artefact(made, card), source, proof, bounds)
+            if with_seen and run.seen_path.is_file():
+                write_bytes(made / artefact.SEEN, run.seen_path.read_bytes())
             one = _settle(made, folder / kind, verdict, card)
             found.append(one)
             _note_verdict(folder / "parity.json", one.verdict)

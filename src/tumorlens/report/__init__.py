@@ -5,12 +5,13 @@ made again years later, without the model. A training that runs is followed in t
 progress bar and in `history.jsonl`, not here.
 """
 
-from tumorlens.report.audit_page import write_audit_page
+from tumorlens.report.audit_page import show_claims_on_audit, write_audit_page
 from tumorlens.report.benchmark_page import write_benchmark_page
 from tumorlens.report.comparison_page import write_comparison_page
 from tumorlens.report.run_page import write_run_report
 
 __all__ = [
+    "show_claims_on_audit",
     "write_audit_page",
     "write_benchmark_page",
     "write_comparison_page",

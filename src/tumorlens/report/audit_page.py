@@ -1,25 +1,29 @@
 """The page of an audit: `audit.json` with the pictures beside it.
 
 Nothing is measured here: the page shows what `tumorlens.data.audit` found. Long lists
-are cut, and every cut states how many more there are in `audit.json`.
+are cut, and every cut states how many more there are in `audit.json`. A `claim.json` of
+the same images beside it, from `tumorlens claim`, is a section of the page.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tumorlens.data.near_duplicates import ORIENTATIONS
 from tumorlens.data.sets import root_of
+from tumorlens.errors import RunError
 from tumorlens.files import read_model, write_text
 from tumorlens.report.page import Picture, load_picture, render_page
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from tumorlens.data.audit import Audit, AuditedFile, DuplicateFile, DuplicateSet
+    from tumorlens.data.claim import ClaimCheck
     from tumorlens.data.overlap import InOther, Overlaps, SharedPicture, TwoSets
 
 MAX_SETS = 24
@@ -85,7 +89,11 @@ class ShownPair:
 
 
 def write_audit_page(
-    audit_json: Path, *, data: Path, against: Sequence[Path] = (), out: Path
+    audit_json: Path,
+    *,
+    data: Path,
+    against: Sequence[Path] | None = None,
+    out: Path,
 ) -> Path:
     """Write the page of an audit.
 
@@ -93,7 +101,8 @@ def write_audit_page(
         audit_json: The result of `tumorlens audit`.
         data: The folder or table that was audited. Images that are gone are named in
             the page instead of shown.
-        against: The other sets that it was compared with, in their order.
+        against: The other sets that it was compared with, in their order; `None` takes
+            the folders that `audit.json` names.
         out: The page to write, such as `audit.html` beside `audit.json`.
 
     Returns:
@@ -103,12 +112,8 @@ def write_audit_page(
         DataError: The page cannot be written.
         RunError: `audit.json` is missing, damaged or of another version.
     """
-    # Not at the top: it needs scikit-learn, which no other page does.
-    from tumorlens.data.audit import Audit
-
-    found = read_model(
-        audit_json, Audit, hint="make it again with: tumorlens audit DATA --out DIR"
-    )
+    found = _read_audit(audit_json)
+    claims, why_no_claims = _claims_beside(audit_json, found)
     root = root_of(data)
     conflicting = [one for one in found.copy_sets if len(one.labels) > 1]
     agreeing = [one for one in found.copy_sets if len(one.labels) == 1]
@@ -130,12 +135,62 @@ def write_audit_page(
             ],
             "shortcuts": _shortcuts(found),
             "sources": _sources(found.sources),
-            "pairs": _pairs(found.overlaps, [data, *against]),
+            "pairs": _pairs(found.overlaps, data, against),
+            "claims": claims,
+            "why_no_claims": why_no_claims,
             "max_lines": MAX_LINES,
         },
     )
     write_text(out, page)
     return out
+
+
+def show_claims_on_audit(folder: Path, *, data: Path) -> Path | None:
+    """Write the page of an audit anew, with the `claim.json` beside it.
+
+    Args:
+        folder: The folder of both.
+        data: As for `write_audit_page`.
+
+    Returns:
+        The page; `None` without an audit of these images in the folder.
+
+    Raises:
+        DataError: The page cannot be written.
+        RunError: `audit.json` is damaged or of another version.
+    """
+    audit_json = folder / "audit.json"
+    if not audit_json.is_file():
+        return None
+    claims, _ = _claims_beside(audit_json, _read_audit(audit_json))
+    if claims is None:
+        return None
+    return write_audit_page(audit_json, data=data, out=folder / "audit.html")
+
+
+def _read_audit(audit_json: Path) -> Audit:
+    # Not at the top: it needs scikit-learn, which no other page does.
+    from tumorlens.data.audit import Audit
+
+    return read_model(
+        audit_json, Audit, hint="make it again with: tumorlens audit DATA --out DIR"
+    )
+
+
+def _claims_beside(audit_json: Path, found: Audit) -> tuple[ClaimCheck | None, str]:
+    """Return the claims on the audited images, or why those in the folder are not."""
+    from tumorlens.data.claim import ClaimCheck
+
+    path = audit_json.with_name("claim.json")
+    if not path.is_file():
+        return None, ""
+    try:
+        claims = read_model(path, ClaimCheck, hint="")
+    except RunError as error:  # it is no part of the audit, which must not fail of it
+        return None, f"claim.json is not shown: {error.problem}."
+    if claims.digest != found.digest:
+        return None, "claim.json is not shown: it is of other images than this audit."
+    return claims, ""
 
 
 def _is_doubtful(found: Audit) -> bool:
@@ -171,21 +226,24 @@ def _copy_set(root: Path | None, one: DuplicateSet) -> ShownSet:
     )
 
 
-def _pairs(found: Overlaps | None, places: Sequence[Path]) -> list[ShownPair]:
+def _pairs(
+    found: Overlaps | None, data: Path, against: Sequence[Path] | None
+) -> list[ShownPair]:
     if found is None:
         return []
-    names = [one.name for one in found.sets]
-    roots = {name: root_of(place) for name, place in zip(names, places, strict=False)}
+    first, *others = found.sets
+    if against is None:
+        # Not Path.expanduser, which raises for a user that is not here.
+        against = [Path(os.path.expanduser(one.root)) for one in others]  # noqa: PTH111
+    roots = {first.name: root_of(data)}
+    roots |= {
+        one.name: root_of(place) for one, place in zip(others, against, strict=True)
+    }
     shown = []
     for pair in found.pairs:
-        first, second = pair.in_other
+        ours, theirs = (one.by_orientation for one in pair.in_other)
         turns = [
-            (
-                turn,
-                first.by_orientation.get(turn, 0),
-                second.by_orientation.get(turn, 0),
-            )
-            for turn in ORIENTATIONS
+            (turn, ours.get(turn, 0), theirs.get(turn, 0)) for turn in ORIENTATIONS
         ]
         shown.append(
             ShownPair(
@@ -217,7 +275,7 @@ def _shared_picture(
         title="the same way round" if turn == "same" else turn,
         crosses=False,
         exhibits=tuple(
-            Exhibit(load_picture(roots.get(name), path), label=label, subset=name)
+            Exhibit(load_picture(roots[name], path), label=label, subset=name)
             for name, (path, label) in zip(pair.sets, files, strict=True)
         ),
         num_others=0,

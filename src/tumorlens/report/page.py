@@ -102,6 +102,7 @@ def render_page(template: str, content: Mapping[str, Any]) -> str:
         interval=_percent_bounds,
         large=write_large,
         megabytes=write_megabytes,
+        number_range=text.number_range,
         p_value=text.p_value,
         percent=write_percent,
         points=write_points,

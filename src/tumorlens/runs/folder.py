@@ -4,6 +4,7 @@
         environment.json     versions, device, seed and the command that made the run
         split.csv            which file was in which subset
         leak.json            copies and patients across subsets
+        seen.npz             sketches of the pictures of train and val
         history.jsonl        one line per epoch
         model.json           how to rebuild the network and its preprocessing
         weights.safetensors  the best weights by validation
@@ -14,6 +15,7 @@
         members/0 ...        in an ensemble: copies of run folders
         predictions.csv, metrics.json, looks.jsonl, report.html, figures/
         predictions-val.csv, metrics-val.json   where val (or train) was evaluated
+        external/NAME/       measured on another set: predictions, images, external.json
         tta/val.json ...     the effect of test-time augmentation, and its tables
         tracking.json        the run of MLflow that mirrors this one
 
@@ -74,6 +76,7 @@ _BEFORE_TRAINING = (
     "environment.json",
     "split.csv",
     "leak.json",
+    "seen.npz",
     "looks.jsonl",
 )
 """Files of a run that are there before it has learnt anything."""
@@ -197,6 +200,11 @@ class Run(NotebookView):
         return self.path / "leak.json"
 
     @property
+    def seen_path(self) -> Path:
+        """Sketches of the pictures of train and val: see `tumorlens.data.seen`."""
+        return self.path / "seen.npz"
+
+    @property
     def environment_path(self) -> Path:
         """Versions, device, seed and command, as JSON."""
         return self.path / "environment.json"
@@ -277,6 +285,10 @@ class Run(NotebookView):
         """
         name = f"{subset}-{views}.csv" if views else f"{subset}.json"
         return self.path / "tta" / name
+
+    def external_path(self, name: str) -> Path:
+        """Return the folder of an evaluation on another set."""
+        return self.path / "external" / name
 
     @property
     def tracking_path(self) -> Path:

@@ -155,6 +155,57 @@ def share(
     )
 
 
+def share_of_count(
+    num_right: int, copies: NDArray[np.integer], groups: NDArray[np.integer]
+) -> Score:
+    r"""Return a share of which only the count is known, not which images it counts.
+
+    As of a published accuracy. Copies of one picture are taken to be right or wrong
+    together, and pictures of one group to be alike by `PRIOR_ICC`, as in `share` before
+    any error was seen. Wilson's interval is then for
+
+        n = N^2 / ((1 - icc) sum_pictures m^2 + icc sum_groups m^2)
+
+    images, with m images of a picture or a group.
+
+    Args:
+        num_right: Images that count.
+        copies: Picture that each image shows, shape (N,).
+        groups: Group of each image, shape (N,), from 0. A picture is in one group.
+
+    Raises:
+        ValueError: There is no image, the shapes differ, or the count is above N.
+
+    Example:
+        15 of 20, each alone, and two copies of each of ten pictures.
+
+        >>> alone, twice = np.arange(20), np.repeat(np.arange(10), 2)
+        >>> [round(end, 3) for end in share_of_count(15, alone, alone).interval[:2]]
+        [0.516, 0.894]
+        >>> [round(end, 3) for end in share_of_count(15, twice, twice).interval[:2]]
+        [0.4, 0.931]
+
+    Source:
+        As for `share`.
+    """
+    num = len(copies)
+    if copies.shape != groups.shape or copies.ndim != 1 or not num:
+        raise ValueError(
+            f"expected copies and groups (N,) with N > 0, got {copies.shape} and "
+            f"{groups.shape}"
+        )
+    if not 0 <= num_right <= num:
+        raise ValueError(f"expected a count in [0, {num}], got {num_right}")
+    _, first, sizes = np.unique(copies, return_index=True, return_counts=True)
+    return score(
+        num_right / num,
+        np.zeros(len(sizes)),
+        groups[first],
+        num_errors=0,
+        weights=sizes / num,
+    )
+
+
 def auroc(
     scores: NDArray[np.floating],
     positive: NDArray[np.bool_],

@@ -7,12 +7,15 @@ their accuracies moves both, and only the images on which they disagree count.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import special
 
 from tumorlens.stats.intervals import (
+    PRIOR_ICC,
     design_effect,
     robust_variance,
     sums_of_groups,
@@ -25,6 +28,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BONETT_PRICE = "Bonett-Price, design effect"
+
+SIGNIFICANCE = 0.05
+"""A difference counts as found where p is below this."""
+
+FEWEST_GROUPS = 5
+"""Groups that must differ before `group_mcnemar` can be below `SIGNIFICANCE`: 2^-5 is,
+2^-4 is not."""
 
 MAX_STEPS = 20_000
 """Steps to which the exact test rounds sums of groups that no fraction divides."""
@@ -64,7 +74,7 @@ def group_mcnemar(
     sign. The p-value is the chance, over all signs of the groups, of a sum further from
     0 than the one found, plus half the chance of one as far. It is exact, from the
     distribution of the sum; with one image a group it is the mid-p test of McNemar.
-    With m groups that differ it is at least 2^-m: five groups and fewer show nothing at
+    With m groups that differ it is at least 2^-m: four groups and fewer show nothing at
     0.05.
 
     Args:
@@ -170,6 +180,104 @@ def paired_difference(
         num_groups,
         num_discordant,
     )
+
+
+def expected_power(
+    first: NDArray[np.floating],
+    second: NDArray[np.floating],
+    *,
+    copies: NDArray[np.integer],
+    groups: NDArray[np.integer],
+) -> float:
+    r"""Return how likely `group_mcnemar` finds a difference, before there are answers.
+
+    The two networks err independently of each other. Within a network, copies of one
+    picture are right or wrong together, and pictures of one group with an intraclass
+    correlation of `PRIOR_ICC`. With w the standard deviation of the difference on an
+    image, W its sum over the copies of a picture and d the mean difference:
+
+        variance = (1 - icc) sum_pictures W^2 + icc sum_groups (sum W)^2
+        power = Phi((|sum d| - z sqrt(variance + sum_groups (sum d)^2))
+                    / sqrt(variance))
+
+    The test takes the squares of the groups' sums for their variance, so that of its
+    threshold has their means in it.
+
+    Args:
+        first: Chance of the first network to be right about each image, shape (N,).
+        second: The same for the second network.
+        copies: Picture that each image shows, shape (N,), from 0.
+        groups: Group of each image, shape (N,), from 0. A picture is in one group.
+
+    Returns:
+        A chance; 0 where fewer than `FEWEST_GROUPS` groups can differ.
+
+    Raises:
+        ValueError: The shapes differ, or there is no image.
+
+    Example:
+        One image per group: 90 % against 75 %, and 90 % against 85 %.
+
+        >>> ones = np.arange(100)
+        >>> for other in (0.75, 0.85):
+        ...     print(round(expected_power(
+        ...         np.full(100, 0.9), np.full(100, other), copies=ones, groups=ones
+        ...     ), 2))
+        0.79
+        0.18
+
+    Source:
+        Connor, "Sample size for testing differences in proportions for the
+        paired-sample design", Biometrics 43, 1987, for independent images; the
+        variance over groups as in Kish, "Survey Sampling", 1965.
+    """
+    _check(first, second, copies, groups)
+    spreads = np.sqrt(first * (1 - first) + second * (1 - second))
+    differences = sums_of_groups(first - second, groups)
+    of_groups = sums_of_groups(spreads, groups)
+    if ((of_groups > 0) | (differences != 0)).sum() < FEWEST_GROUPS:
+        return 0.0
+    variance = (1 - PRIOR_ICC) * (sums_of_groups(spreads, copies) ** 2).sum()
+    variance += PRIOR_ICC * (of_groups**2).sum()
+    quantile = special.ndtri(1 - SIGNIFICANCE / 2)
+    threshold = quantile * np.sqrt(variance + (differences**2).sum())
+    # Certain answers have no variance: then the difference is found or it is not.
+    return float(
+        special.ndtr(
+            (abs(differences.sum()) - threshold) / max(np.sqrt(variance), _ROUNDING)
+        )
+    )
+
+
+def most_disagreements(difference: int, num_images: int) -> int | None:
+    """Return on how many images two networks may disagree for a difference to be found.
+
+    The fewer they disagree on, the surer the same difference is. This is the largest
+    number with which `group_mcnemar` is below `SIGNIFICANCE`, each of these images in a
+    group of its own.
+
+    Args:
+        difference: Images that one network is right about more than the other.
+        num_images: All images; they cannot disagree on more.
+
+    Returns:
+        `None` for a difference that is too small however few they disagree on.
+
+    Example:
+        Five against none is 1/32, six against one already 17/256, over 0.05.
+
+        >>> [most_disagreements(number, 100) for number in (4, 5, 6)]
+        [None, 5, 8]
+    """
+
+    def is_lost(num_worse: int) -> bool:
+        total = difference + 2 * num_worse
+        beyond = special.bdtr(num_worse - 1, total, 0.5) if num_worse else 0.0
+        return bool(special.bdtr(num_worse, total, 0.5) + beyond >= SIGNIFICANCE)
+
+    most = (num_images - difference) // 2
+    num_worse = bisect_left(range(most + 1), x=True, key=is_lost) - 1
+    return None if num_worse < 0 else difference + 2 * num_worse
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -24,6 +24,7 @@ from tumorlens.data.index import (
     read_split,
 )
 from tumorlens.data.leakage import judge_leak
+from tumorlens.data.seen import seen_of
 from tumorlens.data.sets import sets_of
 from tumorlens.data.split import LEFT_OUT, Split, check_split, fold_splits, make_split
 from tumorlens.errors import DataError, RunError
@@ -97,10 +98,11 @@ def make_decoding(config: Config, preprocessing: Preprocessing) -> Decoding:
 
 
 def prepare_data(run: Run, *, progress: Progress | None = None) -> PreparedData:
-    """Return index and split of a run, and write `split.csv` and `leak.json`.
+    """Return index and split of a run; write `split.csv`, `leak.json` and `seen.npz`.
 
-    An interrupted run that has both already keeps them. The search for duplicates is
-    then skipped, and the files are checked against the digests in the split.
+    An interrupted run that has the first two already keeps them. The search for
+    duplicates is then skipped, and the files are checked against the digests in the
+    split.
 
     Args:
         run: The run, whose settings name the data and the protocol. A k-fold run gets
@@ -117,6 +119,11 @@ def prepare_data(run: Run, *, progress: Progress | None = None) -> PreparedData:
     if run.split_path.is_file() and run.leak_path.is_file():
         rows = run.split()
         check_unchanged(rows, index)
+        if not run.seen_path.is_file():  # a run of an earlier version
+            duplicates = find_duplicates(
+                index, limits=image_limits(config), progress=progress
+            )
+            seen_of(rows, index, duplicates).write(run.seen_path)
         return PreparedData(index, rows)
     if run.has_learnt:
         # Images that were added since would be dealt anew.
@@ -130,6 +137,7 @@ def prepare_data(run: Run, *, progress: Progress | None = None) -> PreparedData:
     rows = assign_subsets(index, duplicates, config, seed=run.config.train.seed)
     if config.fold is not None:
         rows = rows_of_fold(run, rows, config.fold)
+    seen_of(rows, index, duplicates).write(run.seen_path)
     run.write_split(rows, judge_leak(rows, index, duplicates))
     return PreparedData(index, rows)
 

@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tumorlens.data.seen import is_seen
 from tumorlens.data.split import LEFT_OUT
 from tumorlens.errors import ConfigError, RunError
-from tumorlens.files import replacing_folder
+from tumorlens.files import replacing_folder, write_bytes
 from tumorlens.runs.folder import Run, create_run, open_run
 from tumorlens.system import describe_environment
 from tumorlens.training.weights import check_weights
@@ -201,6 +202,7 @@ def _make(
     leak = _worst_leak(members)
     rows = first.split() if first.is_kfold else _joined_split(members)
     run.write_split(rows, leak)
+    _copy_seen(members, run)
     run.write_looks(
         sorted(
             (look for member in members for look in member.looks()),
@@ -240,6 +242,15 @@ def _worst_leak(members: Sequence[Run]) -> LeakVerdict:
             verdict.num_lookalike,
         ),
     )
+
+
+def _copy_seen(members: Sequence[Run], run: Run) -> None:
+    """Copy what the members have seen, if all of them have seen the same."""
+    seen = {
+        frozenset(row.path for row in one.split() if is_seen(row)) for one in members
+    }
+    if len(seen) == 1 and members[0].seen_path.is_file():
+        write_bytes(run.seen_path, members[0].seen_path.read_bytes())
 
 
 def _joined_split(members: Sequence[Run]) -> list[SplitRow]:

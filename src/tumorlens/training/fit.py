@@ -31,6 +31,7 @@ from tumorlens.config import (
     machine_settings,
 )
 from tumorlens.data.index import check_outside, patient_note
+from tumorlens.data.seen import is_seen, read_seen
 from tumorlens.data.sets import sets_of
 from tumorlens.data.split import count_left_out
 from tumorlens.errors import ConfigError, RunError
@@ -495,7 +496,16 @@ def _fold_of(
         fold_run.split()  # refuses another one than that of its weights
         if accelerator.is_main_process:
             fold_run.update_config()
+    if not fold_run.seen_path.is_file():
+        _write_seen_of_fold(run, fold_run, data)
     return fold_run, fold_data
+
+
+def _write_seen_of_fold(run: Run, fold_run: Run, data: PreparedData) -> None:
+    """Write what one fold sees: a part of what all of them see."""
+    subset_of = {row.path: row.subset for row in fold_run.split()}
+    is_kept = [subset_of[row.path] != "test" for row in data.rows if is_seen(row)]
+    read_seen(run.seen_path).part(is_kept).write(fold_run.seen_path)
 
 
 def _make_accelerator(config: Config) -> Accelerator:

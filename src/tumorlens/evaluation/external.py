@@ -1,0 +1,346 @@
+"""Images of another set: which of them training has seen, and figures with and without.
+
+An `ExternalSet` is a labelled folder or table, ready to be tested on: copies within it
+count once. `external_metrics` sets answers to it beside what a training has seen,
+whoever gave the answers: a run, an artefact or another framework.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tumorlens.data.class_names import match_classes
+from tumorlens.data.duplicates import find_duplicates, group_records
+from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits
+from tumorlens.data.near_duplicates import ORIENTATIONS
+from tumorlens.data.seen import Pictures, Seen
+from tumorlens.data.split import reasons_to_leave_out
+from tumorlens.errors import ConfigError, DataError, did_you_mean
+from tumorlens.evaluation.table_measures import measures_of
+from tumorlens.runs.external import ClassPair, ExternalCounts, ExternalMetrics
+from tumorlens.text import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from tumorlens.data.duplicates import Duplicates
+    from tumorlens.data.index import Index, Record
+    from tumorlens.evaluation.predictions import Predictions
+    from tumorlens.runs.progress import Progress
+
+
+@dataclass(frozen=True)
+class ExternalSet:
+    """A labelled set whose copies are known."""
+
+    data: Path
+    index: Index
+    duplicates: Duplicates
+    groups: dict[str, str]
+    """Path -> first path of its group, for every record."""
+    left_out: dict[str, str]
+    """Path -> reason, for what cannot be read, copies and contradicting labels."""
+
+    @property
+    def records(self) -> list[Record]:
+        """The records that are tested, each a different picture."""
+        return [one for one in self.index.records if one.path not in self.left_out]
+
+
+@dataclass(frozen=True)
+class SeenImages:
+    """Which images of a set training has seen: path -> whether."""
+
+    pictures: dict[str, bool]
+    """Whether its picture, or a slice next to it, was seen; for every readable file."""
+    patients: dict[str, bool]
+    """Whether another image of its group was seen, or its patient by the key."""
+    orientations: dict[str, int]
+    """Turn -> number of the pictures that were found turned so."""
+
+    def is_seen(self, path: str) -> bool:
+        """Whether training has seen the picture, the patient or the head."""
+        return self.pictures[path] or self.patients[path]
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """How the classes of a model become those of the data."""
+
+    classes: tuple[str, ...]
+    """Those of the figures: of the data, then those that only the model has."""
+    pairs: tuple[ClassPair, ...]
+    """One for each class of the model, in its order."""
+    unknown: tuple[str, ...]
+    """Classes of the data that the model does not know."""
+
+    def probs_of(self, probs: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return (N, classes) for the model's (N, C): those of one name are added."""
+        found = np.zeros((len(probs), len(self.classes)))
+        for column, pair in enumerate(self.pairs):
+            place = self.classes.index(pair.data or pair.model)
+            found[:, place] += probs[:, column]
+        return found
+
+
+def read_external(
+    data: Path,
+    index: Index,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    progress: Progress | None = None,
+) -> ExternalSet:
+    """Return a labelled folder or table, each file of it decoded once.
+
+    Args:
+        data: The folder or table.
+        index: Its files.
+        limits: Limits above which a file is refused.
+        progress: Called with files done and files in all.
+
+    Raises:
+        DataError: No image is left.
+    """
+    duplicates = find_duplicates(index, limits=limits, progress=progress)
+    found = ExternalSet(
+        data,
+        index,
+        duplicates,
+        group_records(index, duplicates),
+        reasons_to_leave_out(index.records, duplicates),
+    )
+    if not found.records:
+        raise DataError(
+            f"no image of {data} can be tested: "
+            f"{next(iter(found.left_out.values()), 'it is empty')}",
+            hint="audit it first: tumorlens audit DATA",
+        )
+    return found
+
+
+def find_seen(found: ExternalSet, seen: Sequence[Seen]) -> SeenImages:
+    """Return which images of a set one of several trainings has seen.
+
+    Args:
+        found: The set.
+        seen: What each training has seen.
+    """
+    duplicates = found.duplicates
+    paths = list(duplicates.pixels)
+    pictures = Pictures(
+        np.array([duplicates.thumbnails[path] for path in paths], np.uint8),
+        [duplicates.pixels[path] for path in paths],
+    )
+    patient_of = {record.path: record.patient for record in found.index.records}
+    is_seen = np.zeros(len(paths), bool)
+    is_known = np.zeros(len(paths), bool)
+    turns = Counter[str]()
+    for training in seen:
+        match = training.look_up(pictures)
+        newly = match.is_seen & ~is_seen
+        turns.update(ORIENTATIONS[turn] for turn in match.orientation[newly])
+        is_seen |= match.is_seen
+        is_known |= training.knows_patient([patient_of[path] for path in paths])
+    groups = [found.groups[path] for path in paths]
+    seen_groups = {
+        group
+        for group, one, other in zip(groups, is_seen, is_known, strict=True)
+        if one or other
+    }
+    return SeenImages(
+        pictures=dict(zip(paths, is_seen.tolist(), strict=True)),
+        patients={
+            path: group in seen_groups
+            for path, group in zip(paths, groups, strict=True)
+        },
+        orientations=dict(turns),
+    )
+
+
+def map_classes(
+    model: Sequence[str], data: Sequence[str], given: Iterable[str] = ()
+) -> ClassMap:
+    """Return how the classes of a model become those of the data.
+
+    Args:
+        model: Classes of the model.
+        data: Classes of the data.
+        given: Assignments such as `glioma,pituitary=tumor`, of the model's classes to
+            one of the data; the others are matched by name.
+
+    Raises:
+        ConfigError: An assignment names an unknown class or one twice, or no class is
+            matched.
+    """
+    target: dict[str, str] = {}
+    for assignment in given:
+        left, sign, right = assignment.partition("=")
+        names = [name.strip() for name in left.split(",")]
+        if not sign or not all(names) or not right.strip():
+            raise ConfigError(
+                f"expected --map FROM=TO, got {assignment!r}",
+                hint="for example --map glioma,meningioma,pituitary=yes --map "
+                "no_tumor=no",
+            )
+        _check_known(right.strip(), data, "the data")
+        for name in names:
+            _check_known(name, model, "the model")
+            if name in target:
+                raise ConfigError(
+                    f"--map gives {name!r} twice", hint="name each class once"
+                )
+            target[name] = right.strip()
+    taken = set(target.values())
+    free = match_classes(
+        [name for name in model if name not in target],
+        [name for name in data if name not in taken],
+    )
+    target |= dict(free.pairs)
+    if not target:
+        raise ConfigError(
+            f"no class of the data, {', '.join(data)}, is one of the model, "
+            f"{', '.join(model)}",
+            hint="say which is which: --map FROM=TO, FROM of the model and TO of the "
+            "data",
+        )
+    only_model = [name for name in model if name not in target]
+    for name in only_model:
+        if name in target.values():
+            raise ConfigError(
+                f"--map gives other classes the name {name!r}, which is also one of "
+                "the model",
+                hint=f"map it too: --map {name}=...",
+            )
+    known = set(target.values())
+    return ClassMap(
+        classes=(*(name for name in data if name in known), *only_model),
+        pairs=tuple(ClassPair(model=name, data=target.get(name)) for name in model),
+        unknown=tuple(name for name in data if name not in known),
+    )
+
+
+def _check_known(name: str, names: Sequence[str], whose: str) -> None:
+    if name not in names:
+        raise ConfigError(
+            f"--map names {name!r}, which is no class of {whose}",
+            hint=did_you_mean(name, names),
+        )
+
+
+def external_metrics(
+    table: Predictions,
+    found: ExternalSet,
+    seen: SeenImages | None,
+    classes: ClassMap,
+    *,
+    name: str,
+    model: str,
+    model_sha256: str,
+    notes: Sequence[str] = (),
+) -> ExternalMetrics:
+    """Return the figures on new images, on seen ones and on all.
+
+    Args:
+        table: The answers to `found.records` whose class the model knows.
+        found: The set.
+        seen: What training has seen of it; `None` if that is not known.
+        classes: How the model's classes became those of the table.
+        name: Name of the evaluation.
+        model: Name of the model.
+        model_sha256: Digest of the model.
+        notes: Further sentences.
+    """
+    reasons = Counter(
+        why.partition(":")[0].split(" ")[0] for why in found.left_out.values()
+    )
+    unknown = Counter(
+        record.label for record in found.records if record.label in classes.unknown
+    )
+    is_seen = np.array(
+        [seen is not None and seen.is_seen(path) for path in table.paths]
+    )
+    num_pictures = sum(seen.pictures[path] for path in table.paths) if seen else 0
+    counts = ExternalCounts(
+        files=len(found.index.records),
+        unreadable=reasons["unreadable"],
+        copies=reasons["copy"],
+        conflicting=reasons["conflicting"],
+        unanswered=unknown.total(),
+        tested=len(table.paths),
+        seen_pictures=num_pictures,
+        seen_patients=int(is_seen.sum()) - num_pictures,
+        new=int((~is_seen).sum()) if seen else 0,
+    )
+    parts = {}
+    for part, chosen in (("seen", is_seen), ("new", ~is_seen)):
+        rows = table.rows(np.flatnonzero(chosen))
+        parts[part] = measures_of(rows) if seen and rows.paths else None
+    return ExternalMetrics(
+        name=name,
+        data=found.data.resolve().name,
+        data_sha256=found.index.digest,
+        model=model,
+        model_sha256=model_sha256,
+        classes=classes.pairs,
+        unknown_classes=dict(unknown),
+        counts=counts,
+        is_seen_known=seen is not None,
+        orientations=seen.orientations if seen else {},
+        all=measures_of(table),
+        notes=(*_notes(table, is_seen, seen, classes, unknown, counts), *notes),
+        **parts,
+    )
+
+
+def _notes(
+    table: Predictions,
+    is_seen: NDArray[np.bool_],
+    seen: SeenImages | None,
+    classes: ClassMap,
+    unknown: Counter[str],
+    counts: ExternalCounts,
+) -> list[str]:
+    """Return what the figures do not say, one sentence each."""
+    notes = []
+    renamed = [
+        f"{pair.model} as {pair.data}"
+        for pair in classes.pairs
+        if pair.data is not None and pair.data != pair.model
+    ]
+    if renamed:
+        notes.append(f"Classes by another name: {', '.join(renamed)}.")
+    absent = [pair.model for pair in classes.pairs if pair.data is None]
+    if absent:
+        notes.append(
+            f"The data has no {', '.join(absent)}: an image that is given such a class "
+            "counts as wrong, and there is no recall of it."
+        )
+    if unknown:
+        words = ", ".join(
+            f"{counted(n, 'image')} of {name}" for name, n in unknown.items()
+        )
+        notes.append(f"The model does not know {words}: they are in no figure.")
+    left_out = {
+        "further file of a picture that counts once": counts.copies,
+        "file whose copies have another label": counts.conflicting,
+        "file that cannot be read": counts.unreadable,
+    }
+    if any(left_out.values()):
+        words = ", ".join(
+            f"{number:,} x {what}" for what, number in left_out.items() if number
+        )
+        notes.append(f"In no figure: {words}.")
+    if seen:
+        labels = np.array(table.classes)[table.labels]
+        left = set(labels[~is_seen].tolist())
+        gone = sorted(set(labels.tolist()) - left)
+        if gone:
+            notes.append(f"Nothing new is left of {', '.join(gone)}.")
+    return notes

@@ -1,0 +1,116 @@
+"""`external.json`: measures on images of another set than the model's own.
+
+The figures are given three times: on the images that are new to the training, on those
+that it has seen, and on all. The first are what the model is worth elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tumorlens.files import Count
+from tumorlens.runs.measures import Measures
+from tumorlens.text import NotebookView, counted
+
+
+class _Content(BaseModel):
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class ClassPair(_Content):
+    """A class of the model, and what it is called in the data."""
+
+    model: str
+    data: str | None
+    """`None` for a class that the data lacks."""
+
+
+class ExternalCounts(_Content):
+    """Where the files of the data have gone."""
+
+    files: Count
+    unreadable: Count
+    copies: Count
+    """Further files that show a picture which counts once."""
+    conflicting: Count
+    """Files whose copies have another label."""
+    unanswered: Count
+    """Images of classes that the model does not know."""
+    tested: Count
+    """Images that are left: each is a different picture."""
+    seen_pictures: Count = 0
+    """Of those tested: images that show a picture of training, or a slice next to
+    one."""
+    seen_patients: Count = 0
+    """Further images of a patient whose images training has seen."""
+    new: Count = 0
+
+
+class ExternalMetrics(NotebookView, _Content):
+    """The content of `external.json`."""
+
+    format: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
+    """Name of the evaluation."""
+    data: str
+    """Name of the folder or table of the images."""
+    data_sha256: str
+    """`Index.digest` of the images."""
+    model: str
+    """Name of the run or artefact, or of the table with the answers."""
+    model_sha256: str
+    """`Predictor.digest`, or that of the table."""
+    classes: tuple[ClassPair, ...]
+    """One for each class of the model."""
+    unknown_classes: dict[str, Count]
+    """Class of the data that the model does not know -> its images."""
+    counts: ExternalCounts
+    is_seen_known: bool
+    """Whether it is known what the training has seen."""
+    orientations: dict[str, Count]
+    """Turn -> seen pictures that had it."""
+    all: Measures
+    seen: Measures | None
+    """`None` where nothing was seen, or that is not known."""
+    new: Measures | None
+    """`None` where nothing is new, or that is not known."""
+    notes: tuple[str, ...]
+    """What the figures do not say, one sentence each."""
+
+    @property
+    def headline(self) -> Measures:
+        """The figures to believe: those on new images where there are any."""
+        return self.new or self.all
+
+    @property
+    def words(self) -> str:
+        """What the training has seen of the data, in a sentence or two."""
+        counts = self.counts
+        if not self.is_seen_known:
+            return (
+                "Not known: the model does not tell what its training has seen, so any "
+                f"of the {counted(counts.tested, 'image')} may be a training image."
+            )
+        seen = counts.seen_pictures + counts.seen_patients
+        if not seen:
+            return (
+                f"None of the {counted(counts.tested, 'image')} was seen in training."
+            )
+        share = 100 * seen / counts.tested
+        words = (
+            f"Training has seen {seen:,} of the {counted(counts.tested, 'image')} "
+            f"({share:.1f} %)"
+        )
+        if counts.seen_patients:
+            words += (
+                f": {counts.seen_pictures:,} as a picture or a slice next to one, "
+                f"{counts.seen_patients:,} more by their patient or head"
+            )
+        left = f"{counts.new:,} are new" if counts.new else "nothing is new"
+        return f"{words}; {left}."
+
+
+PARTS = ("new", "seen", "all")
+"""The three parts in the order in which they are shown."""
