@@ -130,7 +130,7 @@ def test_want_of_memory_is_one_line_in_every_command(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("tumorlens.data.index.read_index", fail)
+    monkeypatch.setattr("tumorlens.data.overlap.read_sets", fail)
     answer = ask("audit", tmp_path / "images", "--out", tmp_path / "out")
     assert_refused(answer, "memory ran out")
 

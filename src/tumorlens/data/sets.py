@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tumorlens.config import set_names
 from tumorlens.errors import DataError
 from tumorlens.text import counted
 
@@ -65,6 +64,9 @@ def pooled(places: Sequence[Path], names: Sequence[str] | None = None) -> ImageS
     """
     if len(places) == 1:
         return ImageSets(tuple(places))
+    # Not at the top: an artefact answers without the settings, which load pydantic.
+    from tumorlens.config import set_names
+
     return ImageSets(tuple(places), tuple(names or set_names(places)))
 
 
@@ -87,7 +89,7 @@ def sets_of(
         return None if path is None else pooled([*map(Path, path)], config.names)
     places = [moved] if isinstance(moved, Path) else [*moved]
     if path is not None and len(places) != len(path):
-        names = config.names or (set_names(path) if len(path) > 1 else [])
+        names = pooled([*map(Path, path)], config.names).names
         raise DataError(
             f"expected {counted(len(path), 'set')} of images"
             + (f" ({', '.join(names)})" if names else "")
