@@ -315,7 +315,9 @@ def report(
     )
 
 
-def show_tta(run: Run, *, subset: str | None, data: Path | None, command: str) -> None:
+def show_tta(
+    run: Run, *, subset: str | None, data: list[Path] | None, command: str
+) -> None:
     """Measure what test-time augmentation changes, on val by default, and print it."""
     from tumorlens.evaluation.tta import measure_tta
 

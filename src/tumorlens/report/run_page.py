@@ -25,12 +25,12 @@ from tumorlens.data.leakage import (
     SOME_PATIENTS,
     LeakVerdict,
 )
+from tumorlens.data.sets import sets_of
 from tumorlens.evaluation.predictions import read_predictions
 from tumorlens.files import write_bytes, write_text
 from tumorlens.report.drawing import Drawing, Heading
 from tumorlens.report.page import (
     Picture,
-    data_root,
     load_picture,
     render_page,
     write_percent,
@@ -100,13 +100,13 @@ class _Verdict:
     """Test images with a known patient."""
 
 
-def write_run_report(run: Run, *, data: Path | None = None) -> RunPage:
+def write_run_report(run: Run, *, data: Path | Sequence[Path] | None = None) -> RunPage:
     """Write `report.html` and the folder `figures` of an evaluated run.
 
     Args:
         run: An evaluated run of any kind.
-        data: Folder of the images; `None` takes the run's `data.path`. Missing images
-            are named on the page instead of shown.
+        data: Folder of the images, or of each set; `None` takes the run's `data.path`.
+            Missing images are named on the page instead of shown.
 
     Returns:
         The path of the page, and the pictures that it lacks.
@@ -187,7 +187,9 @@ def write_run_report(run: Run, *, data: Path | None = None) -> RunPage:
     return RunPage(run.report_path, len(missing), missing[0] if missing else "")
 
 
-def _read_mistakes(run: Run, data: Path | None) -> tuple[list[Mistake], int]:
+def _read_mistakes(
+    run: Run, data: Path | Sequence[Path] | None
+) -> tuple[list[Mistake], int]:
     """Return the most confident mistakes, and the number of all mistakes.
 
     Raises what `predictions.read_predictions` raises.
@@ -200,14 +202,14 @@ def _read_mistakes(run: Run, data: Path | None) -> tuple[list[Mistake], int]:
         wrong.tolist(),
         key=lambda row: (-table.probs[row, predicted[row]], table.paths[row]),
     )
-    root = data_root(data, run.config.data.path)
+    sets = sets_of(run.config.data, data)
     limits = ImageLimits(
         max_bytes=int(run.config.data.max_file_mib * 2**20),
         max_pixels=run.config.data.max_pixels,
     )
     mistakes = [
         Mistake(
-            picture=load_picture(root, table.paths[row], limits=limits),
+            picture=load_picture(sets, table.paths[row], limits=limits),
             label=table.classes[table.labels[row]],
             predicted=table.classes[predicted[row]],
             probs=tuple(
