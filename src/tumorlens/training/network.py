@@ -8,10 +8,9 @@ probabilities do not depend on whether the processor supports bf16.
 from __future__ import annotations
 
 import math
-import urllib.request
+import pickle
 from dataclasses import dataclass
 from difflib import get_close_matches
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +27,14 @@ from tumorlens.config import ModelConfig
 from tumorlens.errors import ConfigError, RunError, did_you_mean
 from tumorlens.files import sha256_of_bytes
 from tumorlens.runs.folder import ModelCard
+from tumorlens.training.hub import fetch_weights
 from tumorlens.training.views import policy_of, views_of
 from tumorlens.training.weights import (
     classifier_names,
     find_spoilt,
     load_weights,
     pretrained_cfg,
+    read_state,
     read_weights_metadata,
 )
 
@@ -43,14 +44,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tumorlens.config import Config
+    from tumorlens.runs.progress import Progress
 
-_HUB_TIMEOUT_S = 10
 _FROM_HUB = ("auto", "yes")
 _HEAD_STD = 0.01
-_WAYS_OUT = (
-    "set model.pretrained to a .safetensors or .pth file of its weights, or to 'no' "
-    "for random ones"
-)
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Preprocessing:
 
 
 def create_model(
-    config: ModelConfig, *, num_classes: int
+    config: ModelConfig, *, num_classes: int, progress: Progress | None = None
 ) -> tuple[nn.Module, Preprocessing]:
     """Return a network for `num_classes` classes with the weights of the settings.
 
@@ -73,6 +70,8 @@ def create_model(
         config: Settings of the network, its weights and its variations.
         num_classes: Size of the last layer. A last layer of another size in the
             weights is replaced by a new one.
+        progress: Called with the megabytes that are there and those in all, while
+            weights are fetched.
 
     Returns:
         The network on the CPU, and the preprocessing of its weights. Values of `config`
@@ -80,7 +79,7 @@ def create_model(
 
     Raises:
         ConfigError: The network does not exist or does not take an argument, or its
-            weights cannot be read or do not fit.
+            weights cannot be fetched or read or do not fit.
     """
     name = config.name
     _check_extra(config)
@@ -90,10 +89,9 @@ def create_model(
             hint=_suggest(name.split(".")[0].lower()),
         )
     from_hub = needs_model_hub(config)
-    if from_hub:
-        _check_hub(name)
+    weights = fetch_weights(name, progress=progress) if from_hub else None
     arguments = model_arguments(config)
-    model = _build(name, num_classes, config.in_chans, arguments, pretrained=from_hub)
+    model = _build(name, num_classes, config.in_chans, arguments, weights=weights)
     if from_hub and num_classes != pretrained_cfg(model)["num_classes"]:
         _start_head_small(model)
     if _is_file(config):
@@ -167,13 +165,7 @@ def load_model(card: ModelCard, weights: Path) -> nn.Module:
             not finite.
     """
     try:
-        model = _build(
-            card.name,
-            len(card.classes),
-            card.in_chans,
-            card.arguments,
-            pretrained=False,
-        )
+        model = _build(card.name, len(card.classes), card.in_chans, card.arguments)
         state = load_file(weights)
         model.load_state_dict(state)
     except (ConfigError, RuntimeError, SafetensorError) as error:
@@ -430,7 +422,7 @@ def _build(
     in_chans: int,
     arguments: Mapping[str, Any],
     *,
-    pretrained: bool,
+    weights: Path | None = None,
 ) -> nn.Module:
     # A card may come from anywhere, and timm would fetch what a name such as hf-hub:...
     # stands for, or load the file of a checkpoint_path.
@@ -440,21 +432,25 @@ def _build(
         if forbidden:
             why = f"{forbidden[0]} is no argument of a network"
         raise ConfigError(f"{name} cannot be made: {why}", hint="restore model.json")
+    # The files of the hub are in timm's own format, those of no address another.
+    source = {"file": str(weights), "custom_load": False} if weights else None
     try:
         return timm.create_model(
             name,
-            pretrained=pretrained,
+            pretrained=weights is not None,
+            pretrained_cfg_overlay=source,
             num_classes=num_classes,
             in_chans=in_chans,
             **arguments,
         )
-    except (OSError, HTTPException) as error:
-        if not pretrained:
-            raise
-        raise _unreachable(name, error) from None
-    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+    except (
+        *(TypeError, AssertionError, RuntimeError, ValueError),
+        *(SafetensorError, pickle.UnpicklingError),
+    ) as error:
         # timm passes arguments on to the network's own constructor, where unknown names
         # and values out of range raise one of these.
+        if weights:
+            read_state(weights)  # says so if the file is none of weights
         asked = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise ConfigError(
             f"{name} cannot be made with {asked or 'its defaults'}: {error}",
@@ -467,42 +463,6 @@ def _setting_of(argument: str) -> str:
     """Return the setting behind an argument of a network."""
     is_own = argument in ModelConfig.model_fields
     return f"model.{argument}" if is_own else f"{argument!r} from model.extra"
-
-
-def _check_hub(name: str) -> None:
-    # timm itself would retry for a minute and then print a long traceback.
-    pretrained = timm.get_pretrained_cfg(name)
-    if pretrained is None or not (pretrained.hf_hub_id or pretrained.url):
-        raise ConfigError(
-            f"there are no pretrained weights for model.name {name!r}", hint=_WAYS_OUT
-        )
-    if pretrained.hf_hub_id:
-        from huggingface_hub import constants, try_to_load_from_cache
-
-        repository = pretrained.hf_hub_id
-        if isinstance(try_to_load_from_cache(repository, "model.safetensors"), str):
-            return
-        url = f"{constants.ENDPOINT}/{repository}/resolve/main/config.json"
-    else:
-        url = str(pretrained.url)
-        if (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file():
-            return
-    try:
-        request = urllib.request.Request(url, method="HEAD")
-        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S).close()
-    except (OSError, HTTPException, ValueError) as error:
-        # ValueError: an address without https://, or a proxy whose port is no number.
-        raise _unreachable(name, error) from None
-
-
-def _unreachable(name: str, error: Exception) -> ConfigError:
-    reason = str(getattr(error, "reason", None) or error).splitlines()
-    is_address = isinstance(error, HTTPException | ValueError)
-    return ConfigError(
-        f"the pretrained weights of {name} cannot be fetched from the model hub: "
-        f"{reason[0] if reason else type(error).__name__}",
-        hint="check HF_ENDPOINT and HTTPS_PROXY, or " * is_address + _WAYS_OUT,
-    )
 
 
 def _is_file(config: ModelConfig) -> bool:
