@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 COMMIT = "c0ffee" + "0" * 34
 _LARGE_BYTES = 4096
 """Files from this size on are stored as large ones."""
+_PIECE_BYTES = 10 << 20
 
 Fault = Literal["cut", "stall", "wrong digest"]
 
@@ -65,6 +66,8 @@ class HubServer:
     """The same, of content only: a HEAD is answered as usual."""
     fault: Fault | None = None
     """What goes wrong while content is sent, each time."""
+    pause_s: float = 0.0
+    """Pause after each ten megabytes of content."""
     tunnel_to: int | None = None
     """Port of 127.0.0.1 that every tunnel leads to."""
     certificate: Path | None = None
@@ -232,7 +235,9 @@ class _Handler(BaseHTTPRequestHandler):
                 hub.is_ending.wait()
             self.close_connection = True
             return
-        self.wfile.write(content[first:])
+        for start in range(first, len(content), _PIECE_BYTES):
+            self.wfile.write(content[start : start + _PIECE_BYTES])
+            hub.is_ending.wait(hub.pause_s)
 
 
 def _carry(near: socket.socket, far: socket.socket, is_ending: threading.Event) -> None:

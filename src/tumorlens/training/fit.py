@@ -62,6 +62,7 @@ from tumorlens.training.network import (
     create_model,
     infer,
     make_card,
+    needs_model_hub,
     resolve_device,
     resolve_precision,
     set_trainable,
@@ -223,10 +224,7 @@ def fit(
     is_main = accelerator.is_main_process
     set_seed(config.train.seed)
 
-    network, preprocessing = create_model(
-        config.model, num_classes=len(data.index.classes)
-    )
-    network.to(accelerator.device).to(memory_format=torch.channels_last)
+    network, preprocessing = _make_network(config, data, accelerator, listener)
     use_bf16 = _precision(config, accelerator) == "bf16"
     try_step(
         network,
@@ -512,6 +510,19 @@ def _make_accelerator(config: Config) -> Accelerator:
 
 def _precision(config: Config, accelerator: Accelerator) -> str:
     return resolve_precision(config.train.precision, accelerator.device)
+
+
+def _make_network(
+    config: Config, data: PreparedData, accelerator: Accelerator, listener: Listener
+) -> tuple[nn.Module, Preprocessing]:
+    """Return the network on its device, with its first weights."""
+    if needs_model_hub(config.model):
+        listener.stage(f"fetching the weights of {config.model.name}, MB")
+    network, preprocessing = create_model(
+        config.model, num_classes=len(data.index.classes), progress=listener.files
+    )
+    network.to(accelerator.device).to(memory_format=torch.channels_last)
+    return network, preprocessing
 
 
 def _load_subsets(

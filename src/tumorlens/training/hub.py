@@ -36,11 +36,11 @@ import timm
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import tqdm
+from huggingface_hub.utils.tqdm import tqdm
 
 from tumorlens.errors import ConfigError, DataError
 from tumorlens.files import remove_leftovers, replacing, sha256_of
-from tumorlens.urls import is_server, without_password, without_secrets
+from tumorlens.urls import without_password, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +61,7 @@ _DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     """A file that is not what its server promised."""
 
 
@@ -85,7 +85,6 @@ def fetch_weights(name: str, *, progress: Progress | None = None) -> Path:
     address = str(known.url)
     if known.hf_hub_id:
         address = f"{constants.ENDPOINT}/{known.hf_hub_id}"
-        _check_endpoint()
     try:
         if known.hf_hub_id:
             return _from_hub(known.hf_hub_id, known.hf_hub_filename, show)
@@ -104,26 +103,11 @@ def fetch_weights(name: str, *, progress: Progress | None = None) -> Path:
         ) from None
 
 
-def _check_endpoint() -> None:
-    """Refuse an address of the hub that is none.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    parts = urlsplit(constants.ENDPOINT)
-    if not is_server(constants.ENDPOINT) or not parts.hostname:
-        raise ConfigError(
-            "expected the address of a model hub in HF_ENDPOINT, got "
-            f"{without_password(constants.ENDPOINT)!r}",
-            hint="write it with https://, or unset HF_ENDPOINT",
-        )
-
-
 def _from_hub(hub_id: str, filename: str | None, show: Progress) -> Path:
     """Return a file of the hub's cache, fetched if it is not there.
 
     Raises:
-        _Damaged: It is not what the hub promised. It is removed.
+        _DamagedError: It is not what the hub promised. It is removed.
         EntryNotFoundError: The hub has no file of weights under these names.
         OSError: Or another error of the client.
     """
@@ -137,7 +121,7 @@ def _from_hub(hub_id: str, filename: str | None, show: Progress) -> Path:
             path = Path(found)
             _check_digest(path, _digest_in_cache(path))
             return path
-    for number, name in enumerate(names, start=1):
+    for name in names:
         try:
             # This asks once and returns. `hf_hub_download` would ask again for
             # minutes where a server does not answer or refuses.
@@ -146,7 +130,7 @@ def _from_hub(hub_id: str, filename: str | None, show: Progress) -> Path:
                 timeout=constants.HF_HUB_ETAG_TIMEOUT,
             )
         except EntryNotFoundError:
-            if number == len(names):
+            if name == names[-1]:
                 raise
             continue
         folder = Path(constants.HF_HUB_CACHE)
@@ -162,8 +146,8 @@ def _from_hub(hub_id: str, filename: str | None, show: Progress) -> Path:
                 )
             )
         _check_digest(path, str(about.etag))
-        return path
-    raise AssertionError(names)
+        break
+    return path
 
 
 def _names_of_weights(filename: str | None) -> tuple[str, ...]:
@@ -198,7 +182,7 @@ def _check_digest(path: Path, digest: str) -> None:
             Anything else is not compared.
 
     Raises:
-        _Damaged: It does not have it.
+        _DamagedError: It does not have it.
     """
     if not _SHA256.fullmatch(digest) or (found := sha256_of(path)) == digest:
         return
@@ -206,14 +190,14 @@ def _check_digest(path: Path, digest: str) -> None:
         if path.is_symlink():
             path.resolve().unlink()
         path.unlink()
-    raise _Damaged(f"expected a file with the SHA-256 {digest}, got {found}")
+    raise _DamagedError(f"expected a file with the SHA-256 {digest}, got {found}")
 
 
 def _from_address(address: str, show: Progress) -> Path:
     """Return a file of torch.hub's cache, fetched if it is not there.
 
     Raises:
-        _Damaged: It is not what the address promises. It is removed.
+        _DamagedError: It is not what the address promises. It is removed.
         OfflineModeIsEnabled: It is not there, and the network is not to be used.
         DataError: Caused by an error of the disk or of the network.
     """
@@ -228,7 +212,7 @@ def _from_address(address: str, show: Progress) -> Path:
             _check_name(temporary, name)
     try:
         _check_name(path, name)
-    except _Damaged:
+    except _DamagedError:
         with suppress(OSError):
             path.unlink()
         raise
@@ -242,7 +226,7 @@ def _download(address: str, path: Path, show: Progress) -> None:
     of a transfer that was cut.
 
     Raises:
-        _Damaged: The transfer was cut.
+        _DamagedError: The transfer was cut.
         HTTPError: The server refuses.
         OSError: It cannot be reached, or the disk is full.
     """
@@ -264,19 +248,23 @@ def _download(address: str, path: Path, show: Progress) -> None:
             num_bytes += len(chunk)
             show(*_megabytes(num_bytes, size))
     if size is not None and num_bytes != size:
-        raise _Damaged(f"the transfer broke off after {num_bytes:,} of {size:,} bytes")
+        raise _DamagedError(
+            f"the transfer broke off after {num_bytes:,} of {size:,} bytes"
+        )
 
 
 def _check_name(path: Path, name: str) -> None:
     """Compare a file with the digest in a name.
 
     Raises:
-        _Damaged: They differ.
+        _DamagedError: They differ.
     """
     digest = _DIGEST_IN_NAME.search(name)
     if digest is None or (found := sha256_of(path)).startswith(digest[1]):
         return
-    raise _Damaged(f"expected a file with a SHA-256 of {digest[1]}..., got {found}")
+    raise _DamagedError(
+        f"expected a file with a SHA-256 of {digest[1]}..., got {found}"
+    )
 
 
 def _check_space(folder: Path, size: int | None) -> None:
@@ -294,19 +282,20 @@ def _check_space(folder: Path, size: int | None) -> None:
 
 
 def _megabytes(done: int, total: int | None) -> tuple[int, int]:
-    return done // 10**6, math.ceil(max(total or done, done) / 10**6)
+    """Return bytes that are done, and in all, as megabytes that have begun."""
+    return math.ceil(done / 10**6), math.ceil(max(total or 0, done) / 10**6)
 
 
 def _bar_class(show: Progress) -> type[tqdm]:
     """Return a progress bar that shows nothing by itself."""
 
-    class Bar(tqdm):  # type: ignore[misc] # not typed
+    class Bar(tqdm):
         """The first of the bars counts: hf_xet has one for the network, too."""
 
         is_first = True
 
         def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "disable": True})
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
             self._reports, Bar.is_first = Bar.is_first, False
             self._done = options.get("initial") or 0
 
@@ -352,7 +341,7 @@ def _explain(error: BaseException, *, is_hub: bool) -> tuple[str, str]:
         return "HF_HUB_OFFLINE is set, and they are not in the cache", (
             f"unset HF_HUB_OFFLINE, or {WAYS_OUT}"
         )
-    if isinstance(error, _Damaged):
+    if isinstance(error, _DamagedError):
         return lines[0], f"run it again, as nothing of it was kept, or {WAYS_OUT}"
     if isinstance(status, int):
         return _explain_status(status, is_hub=is_hub)

@@ -120,8 +120,8 @@ def find_lr(
         highest: Last learning rate, unless the loss diverges before.
         num_steps: Number of steps; the batches are repeated as needed.
         command: Command line of the user, for the record.
-        progress: Called with files done and files in all while they are read, then
-            with steps.
+        progress: Called with files done and files in all while they are read, with
+            megabytes while weights are fetched, then with steps.
 
     Returns:
         The content of `lr_find.json`.
@@ -148,7 +148,7 @@ def find_lr(
         data = prepare_data(Run(Path(folder), config), progress=progress)
         set_seed(config.train.seed)
         network, preprocessing = create_model(
-            config.model, num_classes=len(data.index.classes)
+            config.model, num_classes=len(data.index.classes), progress=progress
         )
         network.to(accelerator.device).to(memory_format=torch.channels_last)
         use_bf16 = (
