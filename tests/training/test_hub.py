@@ -219,7 +219,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "digest": (
         {"fault": "wrong digest"},
         "expected a file with the SHA-256 ",
-        "run it again, as nothing of it was kept, or " + WAYS_OUT,
+        "nothing of it was kept: run it again, check HF_ENDPOINT, or " + WAYS_OUT,
     ),
 }
 
@@ -287,7 +287,7 @@ def test_an_answer_that_is_not_from_a_hub_is_one_error(
     # A portal of a network answers everything, with a page.
     server.files.update({f"{REPOSITORY}/resolve/main/model.safetensors": b"<html>"})
     use_hub(f"{server.url}/files", monkeypatch)
-    assert "does not seem to be served by a Hugging Face Hub" in fail().problem
+    assert fail().problem.endswith("the server does not answer as a model hub does")
 
 
 def test_a_server_that_is_not_there_is_one_error(
@@ -417,11 +417,15 @@ ADDRESS_FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "404": ({"status": 404}, "the server answers 404 Not Found", WAYS_OUT),
     "429": ({"status": 429}, "the server answers 429 Too Many", "wait some minutes"),
     "stall": ({"fault": "stall"}, "the server has stopped answering", "run it again"),
-    "cut": ({"fault": "cut"}, "the transfer broke off after ", "run it again, as noth"),
+    "cut": (
+        {"fault": "cut"},
+        "the transfer broke off after ",
+        "nothing of it was kept",
+    ),
     "digest": (
         {"fault": "wrong digest"},
         "expected a file with a SHA-256 of ",
-        "run it again, as nothing of it was kept, or " + WAYS_OUT,
+        "nothing of it was kept: run it again, check HF_ENDPOINT, or " + WAYS_OUT,
     ),
 }
 

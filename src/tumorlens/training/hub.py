@@ -133,6 +133,8 @@ def _from_hub(hub_id: str, filename: str | None, show: Progress) -> Path:
             if name == names[-1]:
                 raise
             continue
+        if not (about.commit_hash and about.etag):
+            raise _DamagedError("the server does not answer as a model hub does")
         folder = Path(constants.HF_HUB_CACHE)
         folder.mkdir(parents=True, exist_ok=True)
         _check_space(folder, about.size)
@@ -145,7 +147,7 @@ def _from_hub(hub_id: str, filename: str | None, show: Progress) -> Path:
                     tqdm_class=_bar_class(show),
                 )
             )
-        _check_digest(path, str(about.etag))
+        _check_digest(path, about.etag)
         break
     return path
 
@@ -342,7 +344,9 @@ def _explain(error: BaseException, *, is_hub: bool) -> tuple[str, str]:
             f"unset HF_HUB_OFFLINE, or {WAYS_OUT}"
         )
     if isinstance(error, _DamagedError):
-        return lines[0], f"run it again, as nothing of it was kept, or {WAYS_OUT}"
+        return lines[0], (
+            f"nothing of it was kept: run it again, check HF_ENDPOINT, or {WAYS_OUT}"
+        )
     if isinstance(status, int):
         return _explain_status(status, is_hub=is_hub)
     if isinstance(reason, OSError) and reason.errno in _DISK_FULL:
