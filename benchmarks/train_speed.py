@@ -37,9 +37,10 @@ from tumorlens.data.index import Index, SplitRow, read_index
 from tumorlens.data.phantom.dataset import make_phantom
 from tumorlens.system import keep_freed_memory
 from tumorlens.training.dataset import PreparedData, image_limits, load_subset
+from tumorlens.training.devices import resolve_precision
 from tumorlens.training.loading import Decoding
 from tumorlens.training.loop import Batches, Step, make_loss, train_epoch
-from tumorlens.training.network import create_model, resolve_precision
+from tumorlens.training.network import create_model
 from tumorlens.training.optim import Schedule, make_optimizer
 
 BATCH_SIZE = 32

@@ -32,8 +32,6 @@ from tumorlens.training.network import (
     load_model,
     model_arguments,
     normalize,
-    resolve_device,
-    resolve_precision,
     set_trainable,
 )
 from tumorlens.training.weights import weights_as_bytes
@@ -787,60 +785,6 @@ def test_a_probability_of_nearly_nothing_stays_finite() -> None:
 
 def test_no_images_give_no_answers() -> None:
     assert run(network_of(), []).shape == (0, 0)
-
-
-# Devices and precision
-
-
-def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"train\.device is 'cuda' and torch sees no"):
-        resolve_device("cuda")
-    assert resolve_device("auto") == CPU
-    assert resolve_device("cpu") == CPU
-
-
-def test_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert resolve_device("auto").type == "cuda"
-    assert resolve_device("cuda").type == "cuda"
-    assert resolve_device("cpu").type == "cpu"
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "expected"),
-    [
-        ({"avx512_bf16": True}, "bf16"),
-        ({"amx_bf16": True, "avx512_bf16": False}, "bf16"),
-        ({"avx2": True, "avx512_f": True}, "fp32"),
-        ({"avx512_bf16": False, "amx_bf16": False}, "fp32"),
-        ({}, "fp32"),
-    ],
-)
-def test_auto_precision_is_bf16_on_a_cpu_that_multiplies_it(
-    capabilities: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert resolve_precision("auto", CPU) == expected
-
-
-@pytest.mark.parametrize(
-    ("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")]
-)
-def test_auto_precision_is_bf16_on_a_gpu_from_ampere_on(
-    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert resolve_precision("auto", torch.device("cuda")) == expected
-
-
-@pytest.mark.parametrize("name", ["fp32", "bf16"])
-def test_a_precision_that_is_asked_for_is_used(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = {"avx512_bf16": name == "fp32"}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: other)
-    assert resolve_precision(name, CPU) == name
 
 
 # What no run may pass to timm, and answers that are none

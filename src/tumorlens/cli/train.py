@@ -21,6 +21,8 @@ from tumorlens.cli.completion import (
 )
 from tumorlens.cli.options import (
     STATUS_INTERRUPTED,
+    Device,
+    DeviceOption,
     MovedOption,
     RunArgument,
     SetOption,
@@ -113,6 +115,7 @@ def evaluate(
         ),
     ] = None,
     data: MovedOption = None,
+    device: DeviceOption = "auto",
     tta: Annotated[
         bool,
         typer.Option("--tta", help="Measure what test-time augmentation changes."),
@@ -126,7 +129,7 @@ def evaluate(
     run = open_run(path)
     tracker = tracker_of(track=track, url=track_url)
     if tta:
-        _print_tta(run, subset=subset, data=data, command=context.obj)
+        _print_tta(run, subset=subset, data=data, device=device, command=context.obj)
         if tracker:
             tracker.mirror(run)
         out = f"{path}-tta"
@@ -142,6 +145,7 @@ def evaluate(
             run,
             subset=subset or "test",
             data=data,
+            device=device,
             command=context.obj,
             progress=progress,
         )
@@ -374,7 +378,7 @@ def ensemble(
     names = ", ".join(run.member_names())
     terminal.print_line(f"{run.model_name}: the mean probabilities of {names}")
     if tta and views.has_val_images(run):
-        _print_tta(run, subset=None, data=data, command=context.obj)
+        _print_tta(run, subset=None, data=data, device="auto", command=context.obj)
     elif tta:
         terminal.print_line(
             "what the views change is not measured: no image is in val of all members"
@@ -391,13 +395,18 @@ def _numbers(text: str | None) -> list[float] | str | None:
 
 
 def _print_tta(
-    run: Run, *, subset: str | None, data: Path | None, command: str
+    run: Run, *, subset: str | None, data: Path | None, device: Device, command: str
 ) -> None:
     """Measure what test-time augmentation changes, on val by default, and print it."""
     from tumorlens.evaluation.tta import measure_tta
 
     with terminal.counting("predicting") as progress:
         effect = measure_tta(
-            run, subset=subset or "val", data=data, command=command, progress=progress
+            run,
+            subset=subset or "val",
+            data=data,
+            device=device,
+            command=command,
+            progress=progress,
         )
     terminal.print_tta(effect)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -47,6 +47,13 @@ from tumorlens.training.dataset import (
     prepare_data,
     rows_of_fold,
 )
+from tumorlens.training.devices import (
+    make_accelerator,
+    naming_missing_operators,
+    place,
+    resolve_precision,
+    zero_sums,
+)
 from tumorlens.training.loading import plain_batches
 from tumorlens.training.loop import (
     DIVERGED_HINT,
@@ -63,8 +70,6 @@ from tumorlens.training.network import (
     infer,
     make_card,
     needs_model_hub,
-    resolve_device,
-    resolve_precision,
     set_trainable,
 )
 from tumorlens.training.optim import Schedule, idle_words, make_optimizer
@@ -73,6 +78,8 @@ from tumorlens.training.weights import find_spoilt, weights_as_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -257,9 +264,13 @@ def fit(
     )
     state = TrainState(network, optimizer, schedule, ema)
     state.restore(run.checkpoint_path)
-    state.sums = state.sums.to(accelerator.device)
+    state.sums = zero_sums(accelerator.device).copy_(state.sums)
 
-    with interruptible() as is_interrupted, naming_memory(config, preprocessing):
+    with (
+        interruptible() as is_interrupted,
+        naming_memory(config, preprocessing),
+        naming_missing_operators(accelerator.device),
+    ):
         while not is_over(state.history, config):
             if state.batches_done == 0:
                 set_seed(_epoch_seed(config, state.epoch, accelerator.process_index))
@@ -497,8 +508,8 @@ def _fold_of(
 def _make_accelerator(config: Config) -> Accelerator:
     # `train_epoch` sets mixed precision: Accelerate would keep it for the whole
     # process, which may train several runs.
-    return Accelerator(
-        cpu=resolve_device(config.train.device).type == "cpu",
+    return make_accelerator(
+        config.train.device,
         kwargs_handlers=[
             # The parameters of a frozen backbone get no gradient.
             DistributedDataParallelKwargs(
@@ -521,8 +532,7 @@ def _make_network(
     network, preprocessing = create_model(
         config.model, num_classes=len(data.index.classes), progress=listener.files
     )
-    network.to(accelerator.device).to(memory_format=torch.channels_last)
-    return network, preprocessing
+    return place(network, accelerator.device), preprocessing
 
 
 def _load_subsets(

@@ -27,6 +27,7 @@ from tumorlens.config import ModelConfig
 from tumorlens.errors import ConfigError, RunError, did_you_mean
 from tumorlens.files import sha256_of_bytes
 from tumorlens.runs.folder import ModelCard
+from tumorlens.training.devices import naming_missing_operators, traits_of
 from tumorlens.training.hub import fetch_weights
 from tumorlens.training.views import policy_of, views_of
 from tumorlens.training.weights import (
@@ -232,12 +233,12 @@ def normalize(
         std: C values.
 
     Returns:
-        Shape (N, C, S, S), float32, channels last in memory.
+        Shape (N, C, S, S), float32, in memory in the order of the device.
     """
     shift = torch.tensor(mean, device=images.device).view(1, -1, 1, 1)
     scale = torch.tensor(std, device=images.device).view(1, -1, 1, 1)
     values = (images.float() / 255 - shift) / scale  # (N, C, S, S)
-    return values.contiguous(memory_format=torch.channels_last)
+    return values.contiguous(memory_format=traits_of(images.device).memory_format)
 
 
 def as_batch(images: NDArray[np.uint8]) -> Tensor:
@@ -257,7 +258,8 @@ def predict_probs(
         device: Device of the computation.
 
     Raises:
-        RunError: One is not finite.
+        ConfigError: The device lacks an operation of the network.
+        RunError: A probability is not finite.
     """
     log_probs = infer(
         model,
@@ -304,18 +306,22 @@ def infer(
         exponentials sum to 1.
 
     Raises:
-        RunError: One is not finite.
+        ConfigError: The device lacks an operation of the network.
+        RunError: A log-probability is not finite.
     """
     model.eval()
     parts = []
+    is_pinned = traits_of(device).is_pinned
     for batch in batches:
-        images = normalize(batch.to(device, non_blocking=True), mean=mean, std=std)
-        by_view = [
-            (model(view).float() / temperature).log_softmax(dim=1)  # (N, C)
-            for view in views_of(images, policy_of(mirror=mirror, tta=tta))
-        ]
-        log_probs = torch.stack(by_view).logsumexp(dim=0) - math.log(len(by_view))
-        parts.append(log_probs.cpu())
+        with naming_missing_operators(device):
+            decoded = batch.to(device, non_blocking=is_pinned)
+            images = normalize(decoded, mean=mean, std=std)
+            by_view = [
+                (model(view).float() / temperature).log_softmax(dim=1)  # (N, C)
+                for view in views_of(images, policy_of(mirror=mirror, tta=tta))
+            ]
+            log_probs = torch.stack(by_view).logsumexp(dim=0) - math.log(len(by_view))
+            parts.append(log_probs.cpu())
     if not parts:
         return np.empty((0, 0), np.float32)
     found = torch.cat(parts)
@@ -333,43 +339,6 @@ def infer(
 def needs_model_hub(config: ModelConfig) -> bool:
     """Return whether the initial weights come from the model hub, not from a file."""
     return config.pretrained in _FROM_HUB
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device for `train.device`.
-
-    Raises:
-        ConfigError: The device is unknown, or it is `cuda` and torch finds no GPU.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(
-            f"expected the device auto, cpu or cuda, got {name!r}",
-            hint=did_you_mean(name, ("auto", "cpu", "cuda")),
-        )
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "train.device is 'cuda' and torch sees no GPU",
-            hint="use train.device=auto or cpu, or install torch with CUDA",
-        )
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def resolve_precision(name: str, device: torch.device) -> str:
-    """Return 'bf16' or 'fp32' for `train.precision` on a device.
-
-    'auto' is bf16 where the hardware multiplies it natively. A CPU that only emulates
-    it (AVX-512 without the bf16 instructions) is slower in bf16 than in fp32.
-    """
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        able = torch.cpu.get_capabilities()
-        fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    return "bf16" if fast else "fp32"
 
 
 _OF_SETTINGS = ("drop_rate", "drop_path_rate", "global_pool", "in_chans", "pretrained")
