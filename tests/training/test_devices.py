@@ -428,6 +428,8 @@ def test_the_device_reaches_the_one_inference_pass(
 
 def test_an_artefact_is_not_asked_for_a_gpu(tmp_path: Path) -> None:
     artefact = make_artefact(tmp_path / "artefact", "onnx")
-    with pytest.raises(ConfigError, match=r"to be 'mps', and \S+artefact is an artefact"):
+    with pytest.raises(
+        ConfigError, match=r"to be 'mps', and \S+artefact is an artefact"
+    ):
         Predictor.open(artefact.path, device="mps")
     assert Predictor.open(artefact.path, device="cpu").classes
