@@ -85,7 +85,7 @@ class Plan:
     num_images: int = 1024
     """Images of a round of training, and of the runs that are compared."""
     rounds: int = 4
-    seconds: float = 40.0
+    seconds: float = 25.0
     """Of the training of a network, and a third of it for its latency."""
     max_epochs: int = 20
     workers: int = 8
@@ -134,7 +134,7 @@ def steps_of(plan: Plan) -> list[Step]:
         Step("machine", look_at_machine, 30),
         Step("tests", run_tests, 60),
         *each("speed", measure_speed, 40, 45, 55),
-        *each("training", measure_training, 45, 55, 55),
+        *each("training", measure_training, 55, 60, 65),
         *each("latency", measure_latency, 30, 35, 45),
         Step("resumed run", compare_resumed, 45),
         Step("memory", measure_memory, 30),
