@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from support.runs_on_images import make_run
 from support.working_artefacts import make_artefact
@@ -19,7 +21,7 @@ from tumorlens.deploy.predictor import Predictor
 from tumorlens.errors import ConfigError
 from tumorlens.evaluation.measure import evaluate
 from tumorlens.runs.progress import Listener
-from tumorlens.training import checkpoint, devices, network
+from tumorlens.training import checkpoint, devices, fit, network
 from tumorlens.training.devices import (
     TRAITS,
     make_accelerator,
@@ -204,6 +206,9 @@ def test_a_run_trains_and_is_resumed_and_evaluated_with_the_traits_of_a_device(
             "train": {"device": "cpu", "batch_size": 8},
         }
     )
+    for name in ("train_epoch", "infer") if kind == "mps" else ():
+        on_metal = partial(without_float64, getattr(fit, name))
+        monkeypatch.setattr(fit, name, on_metal)
     run = train(config, out=tmp_path / "run").run
     precision = "bf16" if kind == "xpu" else "fp32"
     assert run.environment()["compute"]["precision"] == precision
@@ -216,6 +221,23 @@ def test_a_run_trains_and_is_resumed_and_evaluated_with_the_traits_of_a_device(
         assert one["train_loss"] == other["train_loss"]
         assert one["val_loss"] == other["val_loss"]
     assert evaluate(run, device="cpu").num_images > 0
+
+
+def without_float64(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with NoFloat64():
+        return real(*args, **kwargs)
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses what Metal refuses."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and found.dtype == torch.float64:
+            raise TypeError(f"{func}: the MPS framework doesn't support float64")
+        return found
 
 
 class Stop(Listener):

@@ -57,9 +57,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "hub"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
-    monkeypatch.setattr(hub, "_TIMEOUT_S", 0.3)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -175,12 +172,18 @@ def test_a_download_that_breaks_off_once_goes_on_where_it_was(
     assert server.requests[-1].headers["range"] == f"bytes={kept}-"
 
 
+def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for less than a second for more of a file, instead of ten."""
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    monkeypatch.setattr(hub, "_TIMEOUT_S", 0.5)
+
+
 def fail(name: str = NAME) -> ConfigError:
     """Return the error of a fetch, which ends soon."""
     start = time.monotonic()
     with pytest.raises(ConfigError) as caught:
         create_model(settings(name), num_classes=4)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
     error = caught.value
     assert f"pretrained weights of {name} cannot be fetched from http" in error.problem
     assert "\n" not in error.problem + error.hint
@@ -231,8 +234,11 @@ def test_a_fault_of_the_hub_is_one_error_and_leaves_nothing(
     cache: Path,
     content: bytes,
     capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     how, reason, hint = FAULTS[fault]
+    if fault == "stall":
+        be_impatient(monkeypatch)
     vars(server).update(how)
     error = fail()
     assert f"{server.url}/{REPOSITORY}: {reason}" in error.problem
@@ -436,8 +442,11 @@ def test_a_fault_of_an_address_is_one_error_and_leaves_nothing(
     address: Callable[..., Path],
     server: HubServer,
     capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place = address()
+    if fault == "stall":
+        be_impatient(monkeypatch)
     how, reason, hint = ADDRESS_FAULTS[fault]
     vars(server).update(how)
     error = fail()

@@ -264,7 +264,8 @@ def fit(
     )
     state = TrainState(network, optimizer, schedule, ema)
     state.restore(run.checkpoint_path)
-    state.sums = zero_sums(accelerator.device).copy_(state.sums)
+    sums = zero_sums(accelerator.device)
+    state.sums = state.sums.to(sums.dtype).to(sums.device)
 
     with (
         interruptible() as is_interrupted,
