@@ -285,6 +285,7 @@ def evaluate(
     *,
     subset: str = "test",
     data: str | Path | Sequence[str | Path] | None = None,
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> Metrics:
     """Measure a run on images that it was not trained on; write and return the result.
@@ -295,9 +296,11 @@ def evaluate(
         run: The run or its folder, which gets `predictions.csv` and `metrics.json`.
         subset: `"test"`, or `"val"` while choices are being made.
         data: Where the images are, if they moved, of each set.
+        device: Where to run the network, as for the setting `train.device`.
         progress: Called with images done and images in all.
 
     Raises:
+        ConfigError: The device is not there, or lacks an operation of the network.
         RunError: The run is not finished, or a file of it is missing or damaged.
         DataError: The images changed or cannot be read.
 
@@ -311,7 +314,11 @@ def evaluate(
         from tumorlens.evaluation.measure import evaluate as measure
 
         return measure(
-            _run(run), subset=subset, data=_places(data), progress=_progress(progress)
+            _run(run),
+            subset=subset,
+            data=_places(data),
+            device=device,
+            progress=_progress(progress),
         )
 
 

@@ -389,7 +389,8 @@ class TrainConfig(_Section):
     precision: Precision = Field(
         "auto",
         description="Precision of training: 'auto' is bf16 where the device is fast "
-        "at it (CUDA from Ampere on, CPUs with AVX-512 bf16 or AMX), else fp32.",
+        "at it (CUDA from Ampere on, Intel GPUs that have it, CPUs with AVX-512 bf16 "
+        "or AMX), else fp32.",
     )
     workers: Count = Field(
         0,
@@ -435,9 +436,11 @@ class TrainConfig(_Section):
             "'last' keeps those of the last epoch.",
         )
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = Field(
         "auto",
-        description="Device: 'auto' is the GPU if torch finds one, else the CPU.",
+        description="Device: 'cuda' is a GPU of NVIDIA (of AMD with torch for ROCm), "
+        "'mps' one of Apple, 'xpu' one of Intel; 'auto' is the GPU if torch finds one, "
+        "else the CPU.",
         json_schema_extra=_MACHINE,
     )
     watch_test: bool = Field(

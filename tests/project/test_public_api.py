@@ -159,7 +159,7 @@ def test_images_are_named_in_one_way() -> None:
         (lambda: tumorlens.predict("runs/first", "nosuch.png"), "nosuch.png"),
         (
             lambda: tumorlens.Predictor.open("runs/first", device="tpu"),
-            "expected the device auto, cpu or cuda, got 'tpu'",
+            "expected the device auto, cpu, cuda, mps or xpu, got 'tpu'",
         ),
     ],
 )

@@ -36,14 +36,13 @@ from tumorlens.training.dataset import (
     load_subset,
     prepare_data,
 )
+from tumorlens.training.devices import resolve_device, resolve_precision
 from tumorlens.training.fit import train
 from tumorlens.training.loading import Decoding, plain_batches
 from tumorlens.training.loop import train_epoch
 from tumorlens.training.network import (
     infer,
     load_model,
-    resolve_device,
-    resolve_precision,
 )
 from tumorlens.training.optim import idle_words
 

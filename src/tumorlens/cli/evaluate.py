@@ -10,6 +10,8 @@ import typer
 from tumorlens.cli import terminal
 from tumorlens.cli.completion import complete_subset
 from tumorlens.cli.options import (
+    Device,
+    DeviceOption,
     MetadataOption,
     MovedOption,
     RunArgument,
@@ -43,13 +45,14 @@ def evaluate(
         ),
     ] = None,
     data: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="DATA",
-            help="Where the images are now, if they were moved. With --predictions: "
-            "the labelled folder or table of the images.",
+            help="Where the images are now, if they were moved; once for each set. "
+            "With --predictions: the labelled folder or table of the images.",
         ),
     ] = None,
+    device: DeviceOption = "auto",
     tta: Annotated[
         bool,
         typer.Option("--tta", help="Measure what test-time augmentation changes."),
@@ -154,6 +157,7 @@ def evaluate(
             mapping=mapping or [],
             metadata=metadata,
             out=out,
+            device=device,
             command=context.obj,
         )
         return
@@ -166,7 +170,7 @@ def evaluate(
     run = open_run(path)
     tracker = tracker_of(track=track, url=track_url)
     if tta:
-        show_tta(run, subset=subset, data=data, command=context.obj)
+        show_tta(run, subset=subset, data=data, device=device, command=context.obj)
         if tracker:
             tracker.mirror(run)
         tta_run = f"{path}-tta"
@@ -182,6 +186,7 @@ def evaluate(
             run,
             subset=subset or "test",
             data=data,
+            device=device,
             command=context.obj,
             progress=progress,
         )
@@ -220,7 +225,7 @@ def _check_options(beside: str, **given: object) -> None:
 
 def _evaluate_answers(
     predictions: Path,
-    data: Path | None,
+    data: list[Path] | None,
     *,
     trained_on: Path | None,
     mapping: list[str],
@@ -237,14 +242,14 @@ def _evaluate_answers(
     """
     from tumorlens.evaluation.judge import judge_answers
 
-    if data is None:
+    if data is None or len(data) != 1:
         raise ConfigError(
-            "--predictions needs the images that were answered",
+            "--predictions needs the images that were answered, of one set",
             hint="name their labelled folder or table: --data DATA",
         )
     found = judge_answers(
         predictions,
-        data,
+        data[0],
         trained_on=trained_on,
         mapping=mapping,
         logits=logits,
@@ -268,6 +273,7 @@ def _evaluate_on(
     mapping: list[str],
     metadata: str | None,
     out: Path | None,
+    device: Device,
     command: str,
 ) -> None:
     from tumorlens.deploy.external import evaluate_on
@@ -279,6 +285,7 @@ def _evaluate_on(
         mapping=mapping,
         metadata=metadata,
         out=out,
+        device=device,
         command=command,
         stage=terminal.counting,
     )
@@ -316,13 +323,23 @@ def report(
 
 
 def show_tta(
-    run: Run, *, subset: str | None, data: list[Path] | None, command: str
+    run: Run,
+    *,
+    subset: str | None,
+    data: list[Path] | None,
+    device: Device,
+    command: str,
 ) -> None:
     """Measure what test-time augmentation changes, on val by default, and print it."""
     from tumorlens.evaluation.tta import measure_tta
 
     with terminal.counting("predicting") as progress:
         effect = measure_tta(
-            run, subset=subset or "val", data=data, command=command, progress=progress
+            run,
+            subset=subset or "val",
+            data=data,
+            device=device,
+            command=command,
+            progress=progress,
         )
     terminal.print_tta(effect)

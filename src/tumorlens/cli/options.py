@@ -30,6 +30,9 @@ STATUS_INTERRUPTED = 130
 Protocol = Literal["as-given", "grouped", "grouped-kfold"]
 """As `tumorlens.config.Protocol`, without the time of that import."""
 
+Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
+"""As the setting `train.device`, likewise."""
+
 DataArgument = Annotated[
     Path,
     typer.Argument(
@@ -69,6 +72,10 @@ MovedOption = Annotated[
         metavar="DATA",
         help="Where the images are now, if they were moved; once for each set.",
     ),
+]
+DeviceOption = Annotated[
+    Device,
+    typer.Option(help="Where to run a run's network. Default: a GPU if there is one."),
 ]
 TrackOption = Annotated[
     bool,

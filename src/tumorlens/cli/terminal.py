@@ -462,7 +462,10 @@ class TrainingDisplay(Listener):
     def stage(self, text: str) -> None:
         """Name what begins."""
         self._words = text
-        self._show(text, 0, None)
+        if self._bars and self._task is not None:
+            # Of a task that had a total, rich keeps the total.
+            self._bars.remove_task(self._task)
+            self._task = self._bars.add_task(f"{self._fold}{text}", total=None)
 
     def note(self, text: str) -> None:
         """Print it."""
@@ -490,7 +493,7 @@ class TrainingDisplay(Listener):
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def _show(self, words: str, done: int, total: int | None) -> None:
+    def _show(self, words: str, done: int, total: int) -> None:
         if self._bars and self._task is not None:
             self._bars.update(
                 self._task,

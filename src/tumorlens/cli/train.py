@@ -292,7 +292,7 @@ def ensemble(
     names = ", ".join(run.member_names())
     terminal.print_line(f"{run.model_name}: the mean probabilities of {names}")
     if tta and views.has_val_images(run):
-        show_tta(run, subset=None, data=data, command=context.obj)
+        show_tta(run, subset=None, data=data, device="auto", command=context.obj)
     elif tta:
         terminal.print_line(
             "what the views change is not measured: no image is in val of all members"

@@ -23,8 +23,9 @@ from tumorlens.training.dataset import (
     image_limits,
     load_subset,
 )
+from tumorlens.training.devices import resolve_device
 from tumorlens.training.loading import Decoding, plain_batches
-from tumorlens.training.network import load_model, predict_probs, resolve_device
+from tumorlens.training.network import load_model, predict_probs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -111,7 +112,7 @@ def predict_subset(
             results are pooled.
         index: The files, from `read_data`.
         subset: See `check_subset`.
-        device: `auto`, `cpu` or `cuda`.
+        device: As for the setting `train.device`.
         tta: The views to average over; `None` takes those of each network's card.
         progress: Called with images done and images in all: for each network once for
             decoding, where images are not cached, then for inference.

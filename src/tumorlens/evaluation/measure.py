@@ -48,7 +48,7 @@ def evaluate(
         run: A finished run; an unfinished one has `val` only.
         subset: `test` or `val`. A look at `test` is logged in the run.
         data: Folder of the images, or of each set; `None` takes the run's `data.path`.
-        device: `auto`, `cpu` or `cuda`.
+        device: As for the setting `train.device`.
         command: Command line of the user, for the log of looks.
         progress: Called with images done and images in all: for decoding, where images
             are not cached, then for inference.

@@ -51,7 +51,7 @@ def measure_tta(
         run: The run; a k-fold run has no val and is measured on test.
         subset: `val`, `train` or `test`. A look at `test` is logged in the run.
         data: Folder of the images, or of each set; `None` takes the run's `data.path`.
-        device: `auto`, `cpu` or `cuda`.
+        device: As for the setting `train.device`.
         command: Command line of the user, for the log of looks.
         progress: As for `inference.predict_subset`.
 

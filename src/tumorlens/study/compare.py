@@ -47,7 +47,7 @@ from tumorlens.study.comparison import (
     summarize,
 )
 from tumorlens.system import without_user
-from tumorlens.training.network import resolve_device
+from tumorlens.training.devices import resolve_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -87,7 +87,7 @@ def compare(
         data: Where the images are now, if they moved, of each set. `image` may be
             relative to the first.
         with_latency: Whether to time the networks, which takes a few seconds.
-        device: Where to run the networks: `auto`, `cpu` or `cuda`.
+        device: Where to run the networks, as for the setting `train.device`.
         store_url: Address of the study's store, if it needs a password.
         command: Command line of the user, for the record of evaluations on val.
         progress: Called with images done and images in all of an evaluation on val.

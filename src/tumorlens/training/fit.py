@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -49,6 +49,13 @@ from tumorlens.training.dataset import (
     prepare_data,
     rows_of_fold,
 )
+from tumorlens.training.devices import (
+    make_accelerator,
+    naming_missing_operators,
+    place,
+    resolve_precision,
+    zero_sums,
+)
 from tumorlens.training.loading import plain_batches
 from tumorlens.training.loop import (
     DIVERGED_HINT,
@@ -64,8 +71,7 @@ from tumorlens.training.network import (
     create_model,
     infer,
     make_card,
-    resolve_device,
-    resolve_precision,
+    needs_model_hub,
     set_trainable,
 )
 from tumorlens.training.optim import Schedule, idle_words, make_optimizer
@@ -74,6 +80,8 @@ from tumorlens.training.weights import find_spoilt, weights_as_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -225,10 +233,7 @@ def fit(
     is_main = accelerator.is_main_process
     set_seed(config.train.seed)
 
-    network, preprocessing = create_model(
-        config.model, num_classes=len(data.index.classes)
-    )
-    network.to(accelerator.device).to(memory_format=torch.channels_last)
+    network, preprocessing = _make_network(config, data, accelerator, listener)
     use_bf16 = _precision(config, accelerator) == "bf16"
     try_step(
         network,
@@ -261,9 +266,14 @@ def fit(
     )
     state = TrainState(network, optimizer, schedule, ema)
     state.restore(run.checkpoint_path)
-    state.sums = state.sums.to(accelerator.device)
+    sums = zero_sums(accelerator.device)
+    state.sums = state.sums.to(sums.dtype).to(sums.device)
 
-    with interruptible() as is_interrupted, naming_memory(config, preprocessing):
+    with (
+        interruptible() as is_interrupted,
+        naming_memory(config, preprocessing),
+        naming_missing_operators(accelerator.device),
+    ):
         while not is_over(state.history, config):
             if state.batches_done == 0:
                 set_seed(_epoch_seed(config, state.epoch, accelerator.process_index))
@@ -511,8 +521,8 @@ def _write_seen_of_fold(run: Run, fold_run: Run, data: PreparedData) -> None:
 def _make_accelerator(config: Config) -> Accelerator:
     # `train_epoch` sets mixed precision: Accelerate would keep it for the whole
     # process, which may train several runs.
-    return Accelerator(
-        cpu=resolve_device(config.train.device).type == "cpu",
+    return make_accelerator(
+        config.train.device,
         kwargs_handlers=[
             # The parameters of a frozen backbone get no gradient.
             DistributedDataParallelKwargs(
@@ -524,6 +534,18 @@ def _make_accelerator(config: Config) -> Accelerator:
 
 def _precision(config: Config, accelerator: Accelerator) -> str:
     return resolve_precision(config.train.precision, accelerator.device)
+
+
+def _make_network(
+    config: Config, data: PreparedData, accelerator: Accelerator, listener: Listener
+) -> tuple[nn.Module, Preprocessing]:
+    """Return the network on its device, with its first weights."""
+    if needs_model_hub(config.model):
+        listener.stage(f"fetching the weights of {config.model.name}, MB")
+    network, preprocessing = create_model(
+        config.model, num_classes=len(data.index.classes), progress=listener.files
+    )
+    return place(network, accelerator.device), preprocessing
 
 
 def _load_subsets(
