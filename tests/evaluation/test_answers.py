@@ -29,7 +29,7 @@ def read(path: Path, content: str, known: tuple[str, ...] = KNOWN) -> Answers:
 
 def numbers_of(found: Answers) -> list[list[float]]:
     assert found.numbers is not None
-    return found.numbers.tolist()
+    return [[float(number) for number in row] for row in found.numbers]
 
 
 # tables

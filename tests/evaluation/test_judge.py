@@ -105,7 +105,7 @@ def write_answers(
     paths = test_paths(data) if paths is None else paths
     probs = probs_of(test_paths(data)) if probs is None else probs
     columns: dict[str, Sequence[object]] = {"path": paths}
-    columns |= {f"prob_{name}": probs[:, n] for n, name in enumerate(CLASSES)}
+    columns |= {f"prob_{name}": probs[:, n].tolist() for n, name in enumerate(CLASSES)}
     return write_csv(path, columns, order)
 
 
@@ -249,8 +249,14 @@ def test_the_answers_of_a_run_give_the_figures_of_the_run(
     data = make_images(num_each=6)
     index = read_index(data)
     duplicates = find_duplicates(index)
-    fractions = {"val_fraction": 0.2, "test_fraction": 0.3}
-    rows = make_split(index, duplicates, protocol="grouped", seed=1, **fractions)
+    rows = make_split(
+        index,
+        duplicates,
+        protocol="grouped",
+        seed=1,
+        val_fraction=0.2,
+        test_fraction=0.3,
+    )
     run = runs_on_images.make_run(tmp_path / "run", data)
     run.write_split(rows, judge_leak(rows, index, duplicates))
     measured = evaluate(run)
@@ -375,7 +381,7 @@ def test_numbered_classes_are_named_by_the_map(data: Path, tmp_path: Path) -> No
     paths = test_paths(data)
     probs = probs_of(paths)
     columns: dict[str, Sequence[object]] = {"filename": paths}
-    columns |= {str(number): probs[:, number] for number in numbers}
+    columns |= {str(number): probs[:, number].tolist() for number in numbers}
     mapping = [f"{number}={name}" for number, name in numbers.items()]
     table = write_csv(tmp_path / "a.csv", columns)
     found = judge(table, data, mapping=mapping)
@@ -557,7 +563,7 @@ def test_a_predicted_class_that_is_not_the_likeliest_is_no_answer(
     predicted = [CLASSES[place] for place in probs.argmax(axis=1)]
     predicted[0] = CLASSES[probs[0].argmin()]
     columns: dict[str, Sequence[object]] = {"path": paths, "predicted": predicted}
-    columns |= {f"prob_{name}": probs[:, n] for n, name in enumerate(CLASSES)}
+    columns |= {f"prob_{name}": probs[:, n].tolist() for n, name in enumerate(CLASSES)}
     with pytest.raises(DataError, match="1 x a predicted class that is not the likel"):
         judge(write_csv(tmp_path / "a.csv", columns), data)
 

@@ -224,11 +224,11 @@ def test_a_run_trains_and_is_resumed_and_evaluated_with_the_traits_of_a_device(
 
 
 def without_float64(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    with NoFloat64():
+    with NoFloat64():  # type: ignore[no-untyped-call] # torch's base class
         return real(*args, **kwargs)
 
 
-class NoFloat64(TorchDispatchMode):
+class NoFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call] # likewise
     """Refuses what Metal refuses."""
 
     def __torch_dispatch__(
