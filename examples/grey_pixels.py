@@ -27,7 +27,7 @@ def read(folder: Path) -> tuple[list[Path], NDArray[np.float32], list[str]]:
         np.asarray(Image.open(path).convert("L").resize((64, 64)), np.float32).ravel()
         for path in files
     ]
-    return files, np.array(pixels) / 255, [path.parent.name for path in files]
+    return files, np.stack(pixels) / np.float32(255), [one.parent.name for one in files]
 
 
 def main() -> None:

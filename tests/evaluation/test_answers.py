@@ -29,7 +29,8 @@ def read(path: Path, content: str, known: tuple[str, ...] = KNOWN) -> Answers:
 
 def numbers_of(found: Answers) -> list[list[float]]:
     assert found.numbers is not None
-    return found.numbers.tolist()
+    rows: list[list[float]] = found.numbers.tolist()
+    return rows
 
 
 # tables

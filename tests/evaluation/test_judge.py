@@ -84,7 +84,7 @@ def probs_of(paths: Sequence[str], *, seed: int = 0) -> NDArray[np.float64]:
 
 
 def write_csv(
-    path: Path, columns: Mapping[str, Sequence[object]], order: Sequence[int] = ()
+    path: Path, columns: Mapping[str, Sequence[Any]], order: Sequence[int] = ()
 ) -> Path:
     rows = list(zip(*columns.values(), strict=True))
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -104,7 +104,7 @@ def write_answers(
 ) -> Path:
     paths = test_paths(data) if paths is None else paths
     probs = probs_of(test_paths(data)) if probs is None else probs
-    columns: dict[str, Sequence[object]] = {"path": paths}
+    columns: dict[str, Any] = {"path": paths}
     columns |= {f"prob_{name}": probs[:, n] for n, name in enumerate(CLASSES)}
     return write_csv(path, columns, order)
 
@@ -249,8 +249,14 @@ def test_the_answers_of_a_run_give_the_figures_of_the_run(
     data = make_images(num_each=6)
     index = read_index(data)
     duplicates = find_duplicates(index)
-    fractions = {"val_fraction": 0.2, "test_fraction": 0.3}
-    rows = make_split(index, duplicates, protocol="grouped", seed=1, **fractions)
+    rows = make_split(
+        index,
+        duplicates,
+        protocol="grouped",
+        val_fraction=0.2,
+        test_fraction=0.3,
+        seed=1,
+    )
     run = runs_on_images.make_run(tmp_path / "run", data)
     run.write_split(rows, judge_leak(rows, index, duplicates))
     measured = evaluate(run)
@@ -297,7 +303,7 @@ def test_logits_are_what_their_softmax_is(
 
 def test_columns_called_logits_need_the_option(data: Path, tmp_path: Path) -> None:
     paths = test_paths(data)
-    columns: dict[str, Sequence[object]] = {"path": paths}
+    columns: dict[str, Any] = {"path": paths}
     columns |= {f"logit_{name}": [0.0] * len(paths) for name in CLASSES}
     with pytest.raises(ConfigError, match="are called logits"):
         judge(write_csv(tmp_path / "a.csv", columns), data)
@@ -374,7 +380,7 @@ def test_numbered_classes_are_named_by_the_map(data: Path, tmp_path: Path) -> No
     numbers = dict(enumerate(CLASSES))
     paths = test_paths(data)
     probs = probs_of(paths)
-    columns: dict[str, Sequence[object]] = {"filename": paths}
+    columns: dict[str, Any] = {"filename": paths}
     columns |= {str(number): probs[:, number] for number in numbers}
     mapping = [f"{number}={name}" for number, name in numbers.items()]
     table = write_csv(tmp_path / "a.csv", columns)
@@ -540,7 +546,7 @@ def test_a_class_without_a_column_stops_unless_its_images_are_left_out(
 ) -> None:
     paths, probs = test_paths(data), probs_of(test_paths(data))
     probs = probs[:, :3] / probs[:, :3].sum(axis=1, keepdims=True)
-    columns: dict[str, Sequence[object]] = {"path": paths}
+    columns: dict[str, Any] = {"path": paths}
     columns |= {f"prob_{name}": probs[:, n] for n, name in enumerate(CLASSES[:3])}
     other = write_csv(tmp_path / "a.csv", columns)
     with pytest.raises(DataError, match="without a column: 'pituitary'"):
@@ -556,7 +562,7 @@ def test_a_predicted_class_that_is_not_the_likeliest_is_no_answer(
     paths, probs = test_paths(data), probs_of(test_paths(data))
     predicted = [CLASSES[place] for place in probs.argmax(axis=1)]
     predicted[0] = CLASSES[probs[0].argmin()]
-    columns: dict[str, Sequence[object]] = {"path": paths, "predicted": predicted}
+    columns: dict[str, Any] = {"path": paths, "predicted": predicted}
     columns |= {f"prob_{name}": probs[:, n] for n, name in enumerate(CLASSES)}
     with pytest.raises(DataError, match="1 x a predicted class that is not the likel"):
         judge(write_csv(tmp_path / "a.csv", columns), data)
