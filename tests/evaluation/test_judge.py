@@ -309,6 +309,11 @@ def test_columns_called_logits_need_the_option(data: Path, tmp_path: Path) -> No
         judge(write_csv(tmp_path / "a.csv", columns), data)
 
 
+def test_the_option_for_logits_needs_numbers(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--logits has no effect"):
+        judge(only_classes(tmp_path / "a.csv", data), data, logits=True)
+
+
 def only_classes(path: Path, data: Path, said: Mapping[str, str] = {}) -> Path:
     """Write predicted classes; each image is its class unless `said` has its path."""
     paths = test_paths(data)
@@ -629,6 +634,10 @@ def test_a_folder_of_text_files_is_judged_by_their_stems(
         for number in range(3):
             lines = [f"{0.7 if one == label else 0.1:.2f} {one}" for one in CLASSES]
             (labels / f"{label}-{number}.txt").write_text("\n".join(lines) + "\n")
+    write_image(flat / "glioma" / "glioma-1.bmp", draw_image("glioma", 303))
+    with pytest.raises(DataError, match="1 x a name that several files have: 'gli"):
+        judge(labels, flat)
+    (flat / "glioma" / "glioma-1.bmp").unlink()
     found = judge(labels, flat)
     assert found.folder == tmp_path / "labels-judged"
     assert found.metrics.all.accuracy.value == 1
