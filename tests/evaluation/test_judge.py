@@ -431,9 +431,18 @@ def test_a_bare_name_must_be_unique(data: Path, tmp_path: Path) -> None:
     assert judge(other, data, partial=True).metrics.counts.tested == 1
 
 
-def test_bare_names_of_their_own_are_enough(
-    tmp_path: Path,
+def test_of_equal_names_the_test_image_is_meant(
+    tmp_path: Path, make_images: Callable[..., Path]
 ) -> None:
+    root = make_images(subsets={"Training": 2, "Testing": 1})
+    table = write_csv(
+        tmp_path / "a.csv",
+        {"path": [f"{label}/0.png" for label in CLASSES], "predicted": CLASSES},
+    )
+    assert judge(table, root).metrics.counts.tested == 4
+
+
+def test_bare_names_of_their_own_are_enough(tmp_path: Path) -> None:
     for label in CLASSES:
         image = draw_image(label, 700)
         write_image(tmp_path / "data" / label / f"{label} (1).png", image)
