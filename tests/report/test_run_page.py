@@ -452,8 +452,8 @@ def test_a_run_without_figures_to_show_says_what_to_do(
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ('{"format": 3}', r"expected format 2 in .*metrics\.json, got 3"),
-        ("[]", r"expected format 2 in .*metrics\.json, got \[\]"),
+        ('{"format": 3}', r"expected format 1 or 2 in .*metrics\.json, got 3"),
+        ("[]", r"expected format 1 or 2 in .*metrics\.json, got \[\]"),
         ("{", r"metrics\.json is not JSON: Expecting property name"),
         ('{"format": 2}', r"metrics\.json is damaged at protocol: Field required"),
     ],

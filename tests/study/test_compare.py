@@ -33,6 +33,7 @@ from tumorlens.stats.paired import (
     paired_difference,
 )
 from tumorlens.study import compare as stage
+from tumorlens.study import pairs
 from tumorlens.study.compare import compare
 from tumorlens.study.comparison import ComparedArm, Comparison
 from tumorlens.study.folder import Study, create_study
@@ -345,7 +346,8 @@ def test_equal_answers_are_noise(tmp_path: Path) -> None:
     half = scipy.stats.t.ppf(0.975, 39) * 2**0.5 / 42
     got = pair["difference"]
     assert (got["value"], got["low"], got["high"]) == pytest.approx((0, -half, half))
-    assert pair["sentence"].startswith("The difference between one and other (0.0 ")
+    words = "No significant difference between one and other: 0.0 points ("
+    assert pair["sentence"].startswith(words)
     assert pair["is_noise"]
     assert pair["p_holm"] == 1
 
@@ -363,7 +365,7 @@ def test_noise_is_an_interval_with_zero_in_it_or_a_large_p(
     is_noise: bool,
 ) -> None:
     monkeypatch.setattr(
-        stage,
+        pairs,
         "paired_difference",
         lambda first, second, groups: Difference(
             0.2, low, 0.4, p, num_groups=40, num_discordant_groups=14

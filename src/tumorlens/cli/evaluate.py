@@ -15,9 +15,9 @@ from tumorlens.cli.options import (
     RunArgument,
     TrackOption,
     TrackUrlOption,
+    check_options,
     tracker_of,
 )
-from tumorlens.errors import ConfigError
 
 if TYPE_CHECKING:
     from tumorlens.runs.folder import Run
@@ -77,7 +77,7 @@ def evaluate(
 ) -> None:
     """Measure a run on images it was not trained on."""
     if on is not None:
-        _check_options(
+        check_options(
             "with --on",
             **{"--subset": subset, "--data": data, "--tta": tta, "--track": track},
             **{"--track-url": track_url},
@@ -94,7 +94,7 @@ def evaluate(
         return
     from tumorlens.runs.folder import open_run
 
-    _check_options(
+    check_options(
         "without --on",
         **{"--name": name, "--map": mapping, "--metadata": metadata, "--out": out},
     )
@@ -128,17 +128,6 @@ def evaluate(
     )
 
 
-def _check_options(beside: str, **given: object) -> None:
-    """Refuse options that have no effect with, or without, another one.
-
-    Raises:
-        ConfigError: One is given.
-    """
-    for option, value in given.items():
-        if value:
-            raise ConfigError(f"{option} has no effect {beside}", hint="leave it out")
-
-
 def _evaluate_on(
     model: Path,
     on: Path,
@@ -150,6 +139,8 @@ def _evaluate_on(
     command: str,
 ) -> None:
     from tumorlens.deploy.external import evaluate_on
+    from tumorlens.files import locked
+    from tumorlens.report import write_external_page
 
     found = evaluate_on(
         model,
@@ -161,9 +152,12 @@ def _evaluate_on(
         command=command,
         stage=terminal.counting,
     )
+    with locked(found.folder):  # the page is made of the files
+        page = write_external_page(found.folder, data=on)
     terminal.print_external(found.metrics)
     terminal.print_line(
-        f"predictions.csv, images.csv and external.json are in {found.folder}"
+        f"the page is {page.path}; predictions.csv, images.csv and external.json are "
+        "beside it"
     )
 
 
