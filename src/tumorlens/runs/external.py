@@ -6,9 +6,9 @@ that it has seen, and on all. The first are what the model is worth elsewhere.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tumorlens.errors import RunError
 from tumorlens.files import Count, read_model
@@ -85,6 +85,21 @@ class ExternalMetrics(NotebookView, _Content):
     """`None` where nothing is new, or that is not known."""
     notes: tuple[str, ...]
     """What the figures do not say, one sentence each."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        counts = self.counts
+        seen = counts.seen_pictures + counts.seen_patients
+        expected = {"all": counts.tested, "seen": seen, "new": counts.new}
+        if seen + counts.new != (counts.tested if self.is_seen_known else 0):
+            raise ValueError("expected the seen and the new images to be all tested")
+        for part, number in expected.items():
+            found: Measures | None = getattr(self, part)
+            if (found.num_images if found else 0) != number:
+                raise ValueError(f"expected {number} images in {part}, as in counts")
+            if found and set(found.classes) != set(self.all.classes):
+                raise ValueError(f"expected the same classes in {part} as in all")
+        return self
 
     @property
     def headline(self) -> Measures:
