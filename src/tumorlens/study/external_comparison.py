@@ -140,7 +140,7 @@ def compare_external(
         raise ConfigError(f"{twice[0]} was given twice", hint="name each model once")
     if len(paths) < 2:
         raise ConfigError(
-            f"there is nothing to compare {paths[0]} with" if paths else "no models",
+            "there is nothing to compare" + "".join(f" {path} with" for path in paths),
             hint="give two runs or more, or folders with an external.json",
         )
     evaluations = [read_evaluation(folder) for folder in folders]
