@@ -363,3 +363,15 @@ def test_every_pair_is_a_copy_or_alike() -> None:
     assert all(
         pair.detail >= SAME_DETAIL or pair.correlation >= ALIKE for pair in found
     )
+
+
+@pytest.mark.parametrize("cut_px", [3, 4])
+def test_a_cut_that_shifts_all_detail_is_still_a_copy(cut_px: int) -> None:
+    for seed in range(4):
+        image = draw_head(seed, num_slices=2)[0]
+        cut = np.ascontiguousarray(image[cut_px:-cut_px, cut_px:-cut_px])
+        pair = np.stack([make_thumbnail(image), make_thumbnail(cut)])
+        # Where they lie, the two are hardly alike.
+        assert np.corrcoef(pair.reshape(2, -1))[0, 1] < 0.8
+        (found,) = find_near_duplicates(pair)
+        assert found.detail >= SAME_DETAIL

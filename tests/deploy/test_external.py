@@ -124,6 +124,8 @@ def test_an_export_without_what_was_seen_says_that_it_is_not_known(
     sealed = open_artefact(exported_run.path / "export" / "onnx")
     manifest = json.loads((sealed.path / "manifest.json").read_text())
     assert "seen.npz" in manifest["files"]
+    readmes = [(one.path / "README.md").read_text() for one in (sealed, one.artefact)]
+    assert ["What has its training seen?" in text for text in readmes] == [True, False]
 
 
 def test_a_run_of_an_earlier_version_is_told_how_to_make_the_file(

@@ -74,6 +74,7 @@ def test_files_that_are_handed_on_name_no_user_and_no_machine(
         ["train", "--data", data, "--out", run, *chosen],
         ["evaluate", run, "--data", data],
         ["report", run],
+        ["evaluate", run, "--on", data],
         ["export", run, "--format", "onnx"],
         ["benchmark", run / "export" / "onnx", "--seconds", "0.1", "--out", made / "b"],
         ["compare", run, "--image", image, "--no-latency", "--out", made / "c"],

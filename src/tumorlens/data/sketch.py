@@ -34,7 +34,7 @@ _CUBIC_STEPS = 3
 
 # What the first steps of the registration must promise to reach: less than any copy of
 # the Bhuvaji set does. Most other pictures end here.
-_HOPELESS = (0.86, 0.92, 0.97)
+_HOPELESS = (0.8, 0.9, 0.97)
 
 
 def make_sketches(thumbnails: NDArray[np.uint8]) -> NDArray[np.int8]:

@@ -395,7 +395,9 @@ def _settle(made: Path, folder: Path, verdict: Verdict, card: ArtefactCard) -> E
     """Seal an artefact and give it its name, or drop it if its verdict is bad."""
     if isinstance(verdict, Parity) and verdict.passed:
         try:
-            artefact.seal_artefact(made, card, verdict, readme_of(card, verdict))
+            has_seen = (made / artefact.SEEN).is_file()
+            readme = readme_of(card, verdict, has_seen=has_seen)
+            artefact.seal_artefact(made, card, verdict, readme)
         except DataError as error:
             failed = {"passed": False, "reasons": (error.problem,)}
             verdict = verdict.model_copy(update=failed)
