@@ -32,6 +32,7 @@ from tumorlens.study.pairs import (
     judged,
     sentences_on,
 )
+from tumorlens.system import without_user
 from tumorlens.text import NOT_DEFINED, counted, p_value, points
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def compare_external(
     evaluations = [read_evaluation(folder) for folder in folders]
     names = [one.metrics.model for one in evaluations]
     if len(set(names)) < len(names):
-        names = [str(path) for path in paths]
+        names = [without_user(str(path)) for path in paths]
     models = [_Model(*pair) for pair in zip(names, evaluations, strict=True)]
     _check_same_set(models)
     family = [
