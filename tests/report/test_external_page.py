@@ -281,7 +281,9 @@ def test_names_of_the_user_are_text_and_never_markup(
         tmp_path / "on",
         table,
         STATES,
-        **{"data": hostile, "model": "<b>model", "notes": (hostile,)},
+        data=hostile,
+        model="<b>model",
+        notes=(hostile,),
         unknown_classes={hostile: 1},
         orientations={"<b>": 1},
     )
