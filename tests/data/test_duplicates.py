@@ -18,6 +18,7 @@ from tumorlens.data.duplicates import (
     NearPair,
     find_duplicates,
     group_records,
+    part_of,
 )
 from tumorlens.data.images import ImageLimits, read_image
 from tumorlens.data.index import Index, Record, read_index
@@ -387,3 +388,20 @@ def test_the_real_set_joins_no_two_slices_of_one_patient() -> None:
         if found.facts[pair.a].width == found.facts[pair.b].width == 512:
             known = patient[pair.a], patient[pair.b]
             assert None in known or known[0] != known[1]
+
+
+def test_a_part_is_as_if_only_its_files_had_been_read(data: Path) -> None:
+    (data / "glioma" / "no.png").write_text("no image")
+    (data / "no_tumor" / "no.png").write_text("no image either")
+    # Without the first of three copies, the second one stands for the picture.
+    for name in ("meningioma/copy.png", "no_tumor/copy.png"):
+        shutil.copy(data / FIRST, data / name)
+    index = read_index(data)
+    for left_out in (("glioma/",), ("meningioma/",), ("glioma/", "no_tumor/copy")):
+        part = replace(
+            index,
+            records=tuple(
+                one for one in index.records if not one.path.startswith(left_out)
+            ),
+        )
+        assert part_of(find_duplicates(index), part) == find_duplicates(part)

@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tumorlens.data import tables
-from tumorlens.data.tables import read_table
+from tumorlens.data.tables import read_columns, read_table
 from tumorlens.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 PATIENT = "DOE^JANE"
@@ -276,3 +277,25 @@ def test_any_text_in_a_csv_is_read_as_it_was_written(
     assert rows_of(tmp_path / "t.csv") == [
         {"path": path, "note": note.strip()} for path, note in cells
     ]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_columns_may_be_chosen_by_their_header(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"t{suffix}"
+    if suffix == ".csv":
+        path.write_text("A b,Secret,a\n 1 ,x,2\n")
+    else:
+        arrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(
+            arrow.table({"A b": [" 1 "], "Secret": ["x"], "a": ["2"]}), path
+        )
+    seen: list[str] = []
+
+    def choose(header: Sequence[str]) -> dict[str, int | None]:
+        seen.extend(header)
+        return {"second": 2, "path": 0, "none": None}
+
+    (row,) = read_columns(path, choose)
+    assert seen == ["A b", "Secret", "a"]
+    assert dict(row.fields) == {"second": "2", "path": " 1 ", "none": ""}

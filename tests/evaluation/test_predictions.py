@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,12 +47,31 @@ def assert_same(got: Predictions, expected: Predictions) -> None:
     assert got.folds == expected.folds
     assert got.labels.tolist() == expected.labels.tolist()
     assert got.probs.tolist() == expected.probs.tolist()
+    assert got.has_probs == expected.has_probs
 
 
 def test_what_is_written_is_read_back_to_the_bit(tmp_path: Path) -> None:
     table = some_predictions()
     write_predictions(tmp_path / "p.csv", table)
     assert_same(read_predictions(tmp_path / "p.csv"), table)
+
+
+def test_predicted_classes_without_probabilities_are_read_back(tmp_path: Path) -> None:
+    table = replace(some_predictions(4), probs=np.eye(3)[[0, 2, 1, 0]], has_probs=False)
+    write_predictions(tmp_path / "p.csv", table)
+    rows = list(csv.reader((tmp_path / "p.csv").read_text().splitlines()))
+    assert [row[2] for row in rows[1:]] == ["a", "c", "b", "a"]
+    assert {cell for row in rows[1:] for cell in row[6:]} == {""}
+    assert_same(read_predictions(tmp_path / "p.csv"), table)
+    assert not table.rows([1]).has_probs
+    assert not pool_predictions([table.rows([1]), table.rows([0])]).has_probs
+
+
+def test_a_table_with_probabilities_in_some_lines_is_refused(tmp_path: Path) -> None:
+    lines = [HEADER, GOOD, "a/2.png,a,b,g2,web,0,,"]
+    (tmp_path / "p.csv").write_text("\n".join(lines))
+    with pytest.raises(RunError, match="only some lines have probabilities"):
+        read_predictions(tmp_path / "p.csv")
 
 
 @pytest.mark.parametrize("odd", ["a,b", 'a"b', "a\nb", "a\rb", "=1+1", " ä "])

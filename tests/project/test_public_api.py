@@ -15,6 +15,7 @@ import pytest
 
 import tumorlens
 from support.handmade_external import write_evaluation
+from support.planted_sets import make_two_sets
 from tumorlens.config import Config
 from tumorlens.errors import ConfigError
 from tumorlens.report.notebook import view_of
@@ -320,3 +321,22 @@ def test_importing_the_package_loads_little() -> None:
         "assert not {'torch', 'numpy', 'pydantic', 'IPython'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_several_sets_are_compared_and_pooled(tmp_path: Path) -> None:
+    clinic, web = make_two_sets(tmp_path)
+    found = tumorlens.audit(clinic, against=web, out=tmp_path / "audit")
+    assert found.overlaps is not None
+    assert [one.name for one in found.overlaps.sets] == ["clinic", "web"]
+    assert "7 of 20 files of clinic" in view_of(found)
+    assert "Against other sets" in (tmp_path / "audit/audit.html").read_text("utf-8")
+    assert tumorlens.audit(clinic, against=[str(web)]).overlaps == found.overlaps
+    made = tumorlens.split([clinic, str(web)])
+    assert {row.path.partition("/")[0] for row in made.rows} == {"clinic", "web"}
+    assert made.leak.leaks is False
+    same = {"data.path": [clinic, web]}
+    assert tumorlens.split([clinic, web], settings=same).rows == made.rows
+    with pytest.raises(ConfigError, match=r"data\.path is given twice"):
+        tumorlens.split([clinic, web], settings={"data.path": [web, clinic]})
+    with pytest.raises(TypeError, match="expected a path or a list of such for data"):
+        tumorlens.split(3)  # type: ignore[arg-type] # that is the point

@@ -193,6 +193,25 @@ def test_one_class_only_has_a_page_without_curves(tmp_path: Path, data: Path) ->
     assert "no_tumor none none none" in section(page, "By class")
 
 
+def test_answers_without_probabilities_have_no_figure_of_any(
+    tmp_path: Path, data: Path
+) -> None:
+    table = answers(RIGHT, sure=1.0)
+    write_evaluation(tmp_path / "on", replace(table, has_probs=False), STATES)
+    page = page_of(tmp_path / "on", data)
+    assert_self_contained(page)
+    why = "there are predicted classes and no probabilities"
+    side_by_side = section(page, "Side by side")
+    words = f"Log loss, AUROC and calibration are not measured: {why}."
+    assert words in side_by_side
+    assert "Brier" not in side_by_side
+    assert f"No ROC curves: {why}." in page
+    assert f"No calibration: {why}." in page
+    mistakes = section(page, "Mistakes, new images")
+    assert "these are 4 of them" in mistakes
+    assert "100.0 %" not in mistakes
+
+
 def test_mistakes_are_those_on_new_images_the_most_confident_first(
     tmp_path: Path, data: Path
 ) -> None:

@@ -32,7 +32,7 @@ from tumorlens.errors import RunError
 from tumorlens.files import write_json
 from tumorlens.report import write_run_report
 from tumorlens.report.drawing import DARK, LIGHT, SERIES
-from tumorlens.report.page import data_root, load_picture
+from tumorlens.report.page import load_picture
 from tumorlens.runs.folder import Run, create_run
 
 if TYPE_CHECKING:
@@ -413,12 +413,7 @@ def test_images_that_are_gone_or_broken_are_said_to_be(
     assert text.count("not shown: the file cannot be read as an image") == 6
 
 
-def test_a_table_as_data_means_the_folder_it_lies_in(tmp_path: Path) -> None:
-    table = tmp_path / "table.csv"
-    table.write_text("path,label\n", encoding="utf-8")
-    assert data_root(table, None) == data_root(None, str(table)) == tmp_path
-    assert data_root(tmp_path, "elsewhere") == tmp_path
-    assert data_root(None, None) is None
+def test_a_picture_without_a_folder_is_a_sentence() -> None:
     assert load_picture(None, "a.png").why_not.endswith("the data folder is not known")
 
 

@@ -18,17 +18,23 @@ from tumorlens.cli.options import (
     check_options,
     tracker_of,
 )
+from tumorlens.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tumorlens.runs.external import ExternalMetrics
     from tumorlens.runs.folder import Run
 
 
 def evaluate(
     context: typer.Context,
     path: Annotated[
-        Path,
-        typer.Argument(metavar="RUN", help="Run folder; with --on, an artefact too."),
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help="Run folder; with --on, an artefact too; with --predictions, none.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     subset: Annotated[
         str | None,
@@ -38,7 +44,14 @@ def evaluate(
             autocompletion=complete_subset,
         ),
     ] = None,
-    data: MovedOption = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="Where the images are now, if they were moved. With --predictions: "
+            "the labelled folder or table of the images.",
+        ),
+    ] = None,
     tta: Annotated[
         bool,
         typer.Option("--tta", help="Measure what test-time augmentation changes."),
@@ -51,17 +64,47 @@ def evaluate(
             "with and without the images that its training has seen.",
         ),
     ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Measure the answers of any framework: a CSV or Parquet table, JSON, "
+            "or a folder of ultralytics' text files.",
+        ),
+    ] = None,
+    trained_on: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="With --predictions: what the model was trained on. Default: what is "
+            "beside the test subset of --data.",
+        ),
+    ] = None,
+    logits: Annotated[
+        bool,
+        typer.Option("--logits", help="With --predictions: the numbers are logits."),
+    ] = False,
+    partial: Annotated[
+        bool,
+        typer.Option(
+            "--partial",
+            help="With --predictions: go on without answers that are wrong or missing.",
+        ),
+    ] = False,
     name: Annotated[
         str | None,
-        typer.Option(help="With --on: name of the result. Default: that of DATA."),
+        typer.Option(
+            help="With --on or --predictions: name of the result. Default: that of "
+            "the data."
+        ),
     ] = None,
     mapping: Annotated[
         list[str] | None,
         typer.Option(
             "--map",
             metavar="FROM=TO",
-            help="With --on: classes of the model, and the class of DATA that they "
-            "are; repeatable. Default: by name.",
+            help="With --on or --predictions: classes of the model, and the class of "
+            "the data that they are; repeatable. Default: by name.",
         ),
     ] = None,
     metadata: MetadataOption = None,
@@ -69,13 +112,37 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="With --on: where to write. Default: external/NAME in the run.",
+            help="With --on or --predictions: where to write. Default: external/NAME "
+            "in the run, or a folder beside the answers, named after them.",
         ),
     ] = None,
     track: TrackOption = False,
     track_url: TrackUrlOption = None,
 ) -> None:
-    """Measure a run on images it was not trained on."""
+    """Measure a run, or the answers of any framework, on images with known classes."""
+    if predictions is not None:
+        check_options(
+            "with --predictions",
+            **{"RUN": path, "--on": on, "--subset": subset, "--tta": tta},
+            **{"--track": track, "--track-url": track_url},
+        )
+        _evaluate_answers(
+            predictions,
+            data,
+            trained_on=trained_on,
+            mapping=mapping or [],
+            logits=logits,
+            partial=partial,
+            name=name,
+            metadata=metadata,
+            out=out,
+        )
+        return
+    check_options(
+        "without --predictions",
+        **{"--trained-on": trained_on, "--logits": logits, "--partial": partial},
+    )
+    path = _given(path)
     if on is not None:
         check_options(
             "with --on",
@@ -128,6 +195,59 @@ def evaluate(
     )
 
 
+def _given(path: Path | None) -> Path:
+    """Return the run folder.
+
+    Raises:
+        ConfigError: None is given.
+    """
+    if path is None:
+        raise ConfigError(
+            "there is nothing to evaluate: neither RUN nor --predictions is given",
+            hint="name a run folder, or answers: --predictions FILE --data DATA",
+        )
+    return path
+
+
+def _evaluate_answers(
+    predictions: Path,
+    data: Path | None,
+    *,
+    trained_on: Path | None,
+    mapping: list[str],
+    logits: bool,
+    partial: bool,
+    name: str | None,
+    metadata: str | None,
+    out: Path | None,
+) -> None:
+    """Measure the answers of any framework.
+
+    Raises:
+        ConfigError: The images are not named.
+    """
+    from tumorlens.evaluation.judge import judge_answers
+
+    if data is None:
+        raise ConfigError(
+            "--predictions needs the images that were answered",
+            hint="name their labelled folder or table: --data DATA",
+        )
+    found = judge_answers(
+        predictions,
+        data,
+        trained_on=trained_on,
+        mapping=mapping,
+        logits=logits,
+        partial=partial,
+        name=name,
+        metadata=metadata,
+        out=out,
+        stage=terminal.counting,
+    )
+    _show_external(found.metrics, found.folder, data=data)
+
+
 def _evaluate_on(
     model: Path,
     on: Path,
@@ -139,8 +259,6 @@ def _evaluate_on(
     command: str,
 ) -> None:
     from tumorlens.deploy.external import evaluate_on
-    from tumorlens.files import locked
-    from tumorlens.report import write_external_page
 
     found = evaluate_on(
         model,
@@ -152,9 +270,17 @@ def _evaluate_on(
         command=command,
         stage=terminal.counting,
     )
-    with locked(found.folder):  # the page is made of the files
-        page = write_external_page(found.folder, data=on)
-    terminal.print_external(found.metrics)
+    _show_external(found.metrics, found.folder, data=on)
+
+
+def _show_external(metrics: ExternalMetrics, folder: Path, *, data: Path) -> None:
+    """Write the page of an evaluation on another set, and print its figures."""
+    from tumorlens.files import locked
+    from tumorlens.report import write_external_page
+
+    with locked(folder):  # the page is made of the files
+        page = write_external_page(folder, data=data)
+    terminal.print_external(metrics)
     terminal.print_line(
         f"the page is {page.path}; predictions.csv, images.csv and external.json are "
         "beside it"
@@ -188,7 +314,9 @@ def report(
     )
 
 
-def show_tta(run: Run, *, subset: str | None, data: Path | None, command: str) -> None:
+def show_tta(
+    run: Run, *, subset: str | None, data: list[Path] | None, command: str
+) -> None:
     """Measure what test-time augmentation changes, on val by default, and print it."""
     from tumorlens.evaluation.tta import measure_tta
 

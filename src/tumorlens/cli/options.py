@@ -19,7 +19,7 @@ from tumorlens.errors import ConfigError
 from tumorlens.system import is_main_process
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from tumorlens.config import Config
     from tumorlens.runs.tracking import Tracker
@@ -56,9 +56,19 @@ SetOption = Annotated[
         autocompletion=complete_setting,
     ),
 ]
+DataOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="DATA",
+        help="Images; the same as data.path. Several sets are pooled: repeat it.",
+    ),
+]
 MovedOption = Annotated[
-    Path | None,
-    typer.Option(metavar="DATA", help="Where the images are now, if they were moved."),
+    list[Path] | None,
+    typer.Option(
+        metavar="DATA",
+        help="Where the images are now, if they were moved; once for each set.",
+    ),
 ]
 TrackOption = Annotated[
     bool,
@@ -105,6 +115,7 @@ def config_of(
             option contradicts --set.
     """
     from tumorlens.config import (
+        as_setting,
         assign,
         check_used,
         merge,
@@ -124,9 +135,9 @@ def config_of(
         assign(values, key, value)
         chosen[key] = value
     for key, option in options:
-        if option is None:
+        if option is None or option == []:
             continue
-        value = str(option) if isinstance(option, Path) else option
+        value = as_setting(option)
         if chosen.get(key, value) != value:
             raise ConfigError(
                 f"{key} is given twice: {value!r} by an option of its own, "
@@ -161,7 +172,7 @@ def tracker_of(*, track: bool, url: str | None) -> Tracker | None:
 
 
 def train_words(
-    data: Path | None, *settings: str, config_path: Path | None = None
+    data: Sequence[Path] | None, *settings: str, config_path: Path | None = None
 ) -> list[object]:
     """Return the command that trains with some settings, to be named as the next.
 
@@ -169,7 +180,8 @@ def train_words(
     """
     words: list[object] = ["tumorlens", "train"]
     words += [config_path] if config_path else []
-    words += ["--data", data] if data else []
+    for place in data or []:
+        words += ["--data", place]
     for setting in settings:
         words += ["--set", setting]
     runs = (f"runs/{name}" for name in chain(["first"], count(2)))

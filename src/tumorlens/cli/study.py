@@ -16,7 +16,12 @@ import typer
 
 from tumorlens.cli import terminal
 from tumorlens.cli.completion import complete_setting, complete_subset
-from tumorlens.cli.options import STATUS_INTERRUPTED, check_options, config_of
+from tumorlens.cli.options import (
+    STATUS_INTERRUPTED,
+    DataOption,
+    check_options,
+    config_of,
+)
 from tumorlens.errors import ConfigError
 from tumorlens.text import counted, duration, one_line, percent
 
@@ -63,9 +68,7 @@ def run(
         Path | None,
         typer.Option(metavar="DIR", help="The study's folder. Default: runs/NAME."),
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="Images; the same as data.path.")
-    ] = None,
+    data: DataOption = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,6 +119,7 @@ def run(
     The exit status is 3 when a trial failed.
     """
     from tumorlens.data.index import check_outside
+    from tumorlens.data.sets import sets_of
     from tumorlens.study import worker
     from tumorlens.study.folder import create_study
     from tumorlens.study.plan import check_only
@@ -125,7 +129,7 @@ def run(
         plan = _plan_to_continue(plan_path, out, data, settings)
         out = plan_path
     else:
-        plan = load_plan(plan_path, assignments=settings or [], data=data)
+        plan = load_plan(plan_path, assignments=settings or [], data=data or None)
         out = out or Path("runs") / plan.name
     check_only(plan, only)
     _warn_of_idle(plan)
@@ -133,8 +137,9 @@ def run(
     if dry_run:
         _dry_run(plan, only=only, over=_over(out, plan, store))
         return 0
-    if plan.base.data.path is not None and not out.exists():
-        check_outside(out, Path(plan.base.data.path))
+    sets = sets_of(plan.base.data)
+    if sets is not None and not out.exists():
+        check_outside(out, sets)
     tracker = None
     if track or track_url:
         from tumorlens.study.tracking import StudyTracker
@@ -221,11 +226,11 @@ def compare(
         ),
     ] = None,
     data: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="DATA",
-            help="Where the images are now, if they were moved; --image may be "
-            "relative to it.",
+            help="Where the images are now, if they were moved, once for each set; "
+            "--image may be relative to it.",
         ),
     ] = None,
     store: StoreOption = None,
@@ -269,7 +274,9 @@ def compare(
         write_model(out / "comparison.json", found)
         tables.write_tables(found, out)
         page = write_comparison_page(
-            out / "comparison.json", data=data, out=out / "comparison.html"
+            out / "comparison.json",
+            data=data[0] if data else None,
+            out=out / "comparison.html",
         )
     terminal.print_table(*tables.table_rows(found, is_short=True))
     for sentence in found.summary:
@@ -364,7 +371,7 @@ def _dry_run(plan: StudyPlan, *, only: str, over: set[str]) -> None:
 
 
 def _plan_to_continue(
-    path: Path, out: Path | None, data: Path | None, settings: list[str] | None
+    path: Path, out: Path | None, data: list[Path] | None, settings: list[str] | None
 ) -> StudyPlan:
     """Return the plan of a study folder, with the images where they are now.
 
@@ -452,15 +459,18 @@ def _check_data(plan: StudyPlan) -> None:
     Raises:
         ConfigError: No data was named, or it does not exist.
     """
-    path = plan.base.data.path
-    if path is None:
+    from tumorlens.data.sets import sets_of
+
+    sets = sets_of(plan.base.data)
+    if sets is None:
         raise ConfigError(
             "no data was named", hint="give --data DIR, or set data.path in [base]"
         )
-    if not Path(path).exists():
-        raise ConfigError(
-            f"there is no such folder or table: {path}", hint="give --data DIR"
-        )
+    for place in sets.places:
+        if not place.exists():
+            raise ConfigError(
+                f"there is no such folder or table: {place}", hint="give --data DIR"
+            )
 
 
 class _Display:

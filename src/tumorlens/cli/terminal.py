@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from tumorlens.data.audit import Audit
     from tumorlens.data.claim import ClaimCheck
+    from tumorlens.data.overlap import Overlaps
     from tumorlens.data.split import Split
     from tumorlens.deploy.artefact import Verdict
     from tumorlens.deploy.predictor import Prediction
@@ -129,6 +130,30 @@ def print_audit(found: Audit) -> None:
         "distinct pictures": found.distinct.pictures,
     }
     print_table(("", "number"), [(name, f"{n:,}") for name, n in counts.items()])
+    if found.overlaps:
+        _print_overlaps(found.overlaps)
+
+
+def _print_overlaps(found: Overlaps) -> None:
+    """Print what sets have in common, as a matrix where they are three or more."""
+    for pair in found.pairs:
+        for sentence in pair.sentences:
+            print_line(f"- {sentence}")
+    if len(found.sets) > 2:
+        print_table(
+            ("pictures of", *(f"in {one.name}" for one in found.sets)),
+            [
+                (
+                    one.name,
+                    *(
+                        percent(its[other.name].share) if other.name in its else ""
+                        for other in found.sets
+                    ),
+                )
+                for one in found.sets
+                for its in [found.matrix[one.name]]
+            ],
+        )
 
 
 def print_claims(found: ClaimCheck) -> None:
@@ -251,6 +276,7 @@ def print_external(found: ExternalMetrics) -> None:
             *(getattr(one, name).percentage for one in parts.values()),
         )
         for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece")
+        if name not in found.all.not_measured
     ]
     rows += [
         (
@@ -259,8 +285,10 @@ def print_external(found: ExternalMetrics) -> None:
         )
         for name in found.all.classes
     ]
-    log_losses = [decimal(one.log_loss.value) for one in parts.values()]
-    print_table(("measure", *parts), [*rows, ("log loss", *log_losses)])
+    if "log_loss" not in found.all.not_measured:
+        losses = [decimal(one.log_loss.value) for one in parts.values()]
+        rows.append(("log loss", *losses))
+    print_table(("measure", *parts), rows)
     for sentence in (*found.headline.warnings, *found.notes):
         print_line(sentence)
 

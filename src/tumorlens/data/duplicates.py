@@ -160,7 +160,48 @@ def find_duplicates(
         num_done += len(records)
         if progress is not None:
             progress(num_done, len(index.records))
+    decoded = Duplicates(unreadable, facts, pixels, {}, (), thumbnails=thumbnails)
+    return _compare(index, decoded)
 
+
+def part_of(duplicates: Duplicates, index: Index) -> Duplicates:
+    """Return what `find_duplicates` finds in some of its files, without decoding them.
+
+    Args:
+        duplicates: The result of `find_duplicates` on an index with all these files.
+        index: The files.
+    """
+    paths = {record.path for record in index.records}
+    unreadable, facts, pixels, thumbnails = (
+        {path: fact for path, fact in getattr(duplicates, of).items() if path in paths}
+        for of in ("unreadable", "facts", "pixels", "thumbnails")
+    )
+    decoded = Duplicates(unreadable, facts, pixels, {}, (), thumbnails=thumbnails)
+    return _compare(index, decoded)
+
+
+def pool_duplicates(index: Index, parts: Mapping[str, Duplicates]) -> Duplicates:
+    """Return the duplicates of several sets together, without decoding a file again.
+
+    Args:
+        index: The files of all sets, with the name of its set before each path.
+        parts: Name of a set -> what `find_duplicates` found in it.
+    """
+    unreadable, facts, pixels, thumbnails = (
+        {
+            f"{name}/{path}": fact
+            for name, part in parts.items()
+            for path, fact in getattr(part, of).items()
+        }
+        for of in ("unreadable", "facts", "pixels", "thumbnails")
+    )
+    decoded = Duplicates(unreadable, facts, pixels, {}, (), thumbnails=thumbnails)
+    return _compare(index, decoded)
+
+
+def _compare(index: Index, decoded: Duplicates) -> Duplicates:
+    """Return the duplicates of an index of which every file is decoded."""
+    pixels, thumbnails = decoded.pixels, dict(decoded.thumbnails)
     first_of: dict[str, str] = {}
     for path in sorted(pixels):
         first_of.setdefault(pixels[path], path)
@@ -184,8 +225,8 @@ def find_duplicates(
         (copies if pair.detail >= least else lookalikes).append(pair)
     picture_of = _pictures(shown, copies)
     return Duplicates(
-        unreadable=dict(sorted(unreadable.items())),
-        facts=dict(sorted(facts.items())),
+        unreadable=dict(sorted(decoded.unreadable.items())),
+        facts=dict(sorted(decoded.facts.items())),
         pixels=dict(sorted(pixels.items())),
         pictures={path: picture_of[first_of[pixels[path]]] for path in sorted(pixels)},
         near_pairs=_near_pairs(shown, copies),

@@ -13,22 +13,26 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tumorlens.errors import DataError
 from tumorlens.extras import require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    _Wanted = tuple[Sequence[str], Sequence[str], bool]
+    Choose = Callable[[Sequence[str]], Mapping[str, int | None]]
 
 MAX_BYTES = 256 * 1024 * 1024
 """Larger files are not opened: a million images need about 150 MiB."""
 
 MAX_ROWS = 5_000_000
 """Longer tables are refused. Parquet packs any number of equal rows into few bytes."""
+
+MAX_CELLS = 30_000_000
+"""Most cells of a Parquet file that are read, for the same reason: some 2 GB."""
 
 
 _OTHER_NAMES = {
@@ -96,12 +100,48 @@ def read_table(
             of a column it lacks; a cell of a Parquet file is no text, number or date.
         MissingExtraError: A Parquet file needs the extra `parquet`.
     """
+    yield from read_columns(
+        path,
+        partial(
+            _positions,
+            path,
+            required=required,
+            optional=optional,
+            needs_optional=needs_optional,
+        ),
+    )
+
+
+def read_columns(path: Path, choose: Choose) -> Iterator[TableRow]:
+    """Yield the rows of a table whose columns have names that only its header tells.
+
+    Args:
+        path: As for `read_table`.
+        choose: Given the names in the header, returns where the columns are that are
+            read, by the names that their fields get; `None` for one that is missing.
+
+    Yields:
+        The rows in their order.
+
+    Raises:
+        DataError: As `read_table`, but for what concerns the names.
+        MissingExtraError: A Parquet file needs the extra `parquet`.
+    """
     _check_size(path)
-    wanted = (required, optional, needs_optional)
     if path.suffix.lower() == ".parquet":
-        yield from _read_parquet(path, wanted)
+        yield from _read_parquet(path, choose)
     else:
-        yield from _read_csv(path, wanted)
+        yield from _read_csv(path, choose)
+
+
+def letters_of(name: str) -> str:
+    """Return a column's name without case, blanks and signs.
+
+    Example:
+        >>> [letters_of(name) for name in ("Patient ID", "patient_id", "PatientID")]
+        ['patientid', 'patientid', 'patientid']
+    """
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def _check_size(path: Path) -> None:
@@ -120,13 +160,13 @@ def _check_size(path: Path) -> None:
         )
 
 
-def _read_csv(path: Path, wanted: _Wanted) -> Iterator[TableRow]:
+def _read_csv(path: Path, choose: Choose) -> Iterator[TableRow]:
     line = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
-            positions = _positions(path, header, wanted)
+            positions = choose(header)
             for number, cells in enumerate(reader, start=1):
                 line = reader.line_num
                 if not cells:
@@ -162,7 +202,7 @@ def _read_csv(path: Path, wanted: _Wanted) -> Iterator[TableRow]:
         ) from error
 
 
-def _read_parquet(path: Path, wanted: _Wanted) -> Iterator[TableRow]:
+def _read_parquet(path: Path, choose: Choose) -> Iterator[TableRow]:
     parquet = require("pyarrow.parquet")
     # Arrow is a parser in C++ whose errors on damaged files are not one family: seen
     # were ArrowInvalid, OSError, ArrowNotImplementedError, OverflowError. Only its
@@ -171,8 +211,9 @@ def _read_parquet(path: Path, wanted: _Wanted) -> Iterator[TableRow]:
         with parquet.ParquetFile(path) as file:
             num_rows = file.metadata.num_rows
             header = list(file.schema_arrow.names)
-            positions = _positions(path, header, wanted)
+            positions = choose(header)
             _check_num_rows(path, num_rows)
+            _check_num_cells(path, num_rows * len(positions))
             columns = {
                 name: file.read(columns=[header[at]]).column(0).to_pylist()
                 for name, at in positions.items()
@@ -201,9 +242,13 @@ def _read_parquet(path: Path, wanted: _Wanted) -> Iterator[TableRow]:
 
 
 def _positions(
-    path: Path, header: Sequence[str], wanted: _Wanted
+    path: Path,
+    header: Sequence[str],
+    *,
+    required: Sequence[str],
+    optional: Sequence[str],
+    needs_optional: bool,
 ) -> dict[str, int | None]:
-    required, optional, needs_optional = wanted
     # Where each column is; `None` for an optional one that is missing.
     names = [name.strip().lower() for name in header]
     positions: dict[str, int | None] = {}
@@ -246,12 +291,12 @@ def _positions(
 
 def _meant(name: str, header: Sequence[str]) -> int | None:
     """Return where the column is that a table without `name` may mean by it."""
-    others = {_letters(other) for other in _OTHER_NAMES.get(name, ())}
-    spellings = [_letters(column) for column in header]
+    others = {letters_of(other) for other in _OTHER_NAMES.get(name, ())}
+    spellings = [letters_of(column) for column in header]
     for at, spelling in enumerate(spellings):
-        if spelling in others or spelling == _letters(name):
+        if spelling in others or spelling == letters_of(name):
             return at
-    slips = (at for at, one in enumerate(spellings) if _is_slip(one, _letters(name)))
+    slips = (at for at, one in enumerate(spellings) if _is_slip(one, letters_of(name)))
     return next(slips, None)
 
 
@@ -273,25 +318,24 @@ def _is_slip(written: str, name: str) -> bool:
 
 def _shown_column(name: str, header: Sequence[str], at: int) -> str:
     """Return a column in words, quoted only if its name is a known one."""
-    spelling = _letters(header[at])
-    known = [one for one in _OTHER_NAMES.get(name, ()) if _letters(one) == spelling]
+    spelling = letters_of(header[at])
+    known = [one for one in _OTHER_NAMES.get(name, ()) if letters_of(one) == spelling]
     return f"its column {at + 1}" + "".join(f", {one!r}" for one in known[:1])
-
-
-def _letters(name: str) -> str:
-    """Return a column's name without case, blanks and signs.
-
-    Example:
-        >>> _letters("Patient ID") == _letters("patient_id") == _letters("PatientID")
-        True
-    """
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def _check_num_rows(path: Path, num_rows: int) -> None:
     if num_rows > MAX_ROWS:
         raise DataError(
             f"the table {path} has more than {MAX_ROWS} rows", hint="split it"
+        )
+
+
+def _check_num_cells(path: Path, num_cells: int) -> None:
+    if num_cells > MAX_CELLS:
+        raise DataError(
+            f"the table {path} has more than {MAX_CELLS} cells in the columns that "
+            "are read",
+            hint="split it",
         )
 
 

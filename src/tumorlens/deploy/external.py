@@ -7,9 +7,6 @@ training images.
 
 from __future__ import annotations
 
-import csv
-import io
-import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,17 +19,15 @@ from tumorlens.deploy.artefact import SEEN, is_artefact
 from tumorlens.deploy.predictor import Predictor
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.evaluation.external import (
+    evaluation_name,
     external_metrics,
     find_seen,
     map_classes,
     read_external,
+    write_external,
 )
-from tumorlens.evaluation.predictions import (
-    Predictions,
-    round_probs,
-    write_predictions,
-)
-from tumorlens.files import locked, write_model, write_text
+from tumorlens.evaluation.predictions import Predictions, round_probs
+from tumorlens.files import locked
 from tumorlens.runs.folder import open_run
 
 if TYPE_CHECKING:
@@ -40,11 +35,9 @@ if TYPE_CHECKING:
 
     from tumorlens.data.seen import Seen
     from tumorlens.deploy.predictor import Progress, Stage
-    from tumorlens.evaluation.external import ClassMap, ExternalSet, SeenImages
+    from tumorlens.evaluation.external import ClassMap, ExternalSet
     from tumorlens.runs.external import ExternalMetrics
     from tumorlens.runs.folder import Run
-
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class Evaluated(NamedTuple):
@@ -90,7 +83,7 @@ def evaluate_on(
             works in the folder.
     """
     run = None if is_artefact(model) else open_run(model)
-    name = _name_of(data) if name is None else _checked_name(name)
+    name = evaluation_name(name, data)
     if out is None:
         if run is None:
             raise ConfigError(
@@ -121,36 +114,8 @@ def evaluate_on(
             model_sha256=predictor.digest,
             notes=_on_own_images(run, found),
         )
-        write_predictions(out / "predictions.csv", table)
-        write_images(out / "images.csv", found, seen_images, classes)
-        write_model(out / "external.json", metrics)
+        write_external(out, metrics, table, found, seen_images)
     return Evaluated(metrics, out)
-
-
-def write_images(
-    path: Path, found: ExternalSet, seen: SeenImages | None, classes: ClassMap
-) -> None:
-    """Write what became of each file as CSV: path, label, state and reason.
-
-    The state is `new`, `seen-picture`, `seen-patient`, `not-known` or `left-out`.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(["path", "label", "state", "reason"])
-    for record in found.index.records:
-        state, reason = "not-known", found.left_out.get(record.path, "")
-        if record.label in classes.unknown and not reason:
-            reason = "the model does not know this class"
-        if reason:
-            state = "left-out"
-        elif seen is not None:
-            is_picture = seen.pictures[record.path]
-            is_seen = seen.is_seen(record.path)
-            state = (
-                "seen-picture" if is_picture else "seen-patient" if is_seen else "new"
-            )
-        writer.writerow([record.path, record.label, state, reason])
-    write_text(path, text.getvalue())
 
 
 def _predict(
@@ -228,17 +193,3 @@ def _on_own_images(run: Run | None, found: ExternalSet) -> list[str]:
         "evaluate without --on measures it on its own test subset."
     )
     return [words]
-
-
-def _name_of(data: Path) -> str:
-    stem = data.resolve().stem if data.is_file() else data.resolve().name
-    return _NOT_IN_NAMES.sub("-", stem).lstrip("._-")[:80] or "data"
-
-
-def _checked_name(name: str) -> str:
-    if _NOT_IN_NAMES.search(name) or name.startswith((".", "_", "-")) or not name:
-        raise ConfigError(
-            f"expected letters, digits, '.', '_' and '-' as --name, got {name!r}",
-            hint="it becomes the name of a folder",
-        )
-    return name[:80]

@@ -7,25 +7,30 @@ whoever gave the answers: a run, an artefact or another framework.
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tumorlens.data.class_names import match_classes
-from tumorlens.data.duplicates import find_duplicates, group_records
+from tumorlens.data.duplicates import find_duplicates, group_records, part_of
 from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits
 from tumorlens.data.near_duplicates import ORIENTATIONS
 from tumorlens.data.seen import Pictures, Seen
 from tumorlens.data.split import reasons_to_leave_out
 from tumorlens.errors import ConfigError, DataError, did_you_mean
+from tumorlens.evaluation.predictions import write_predictions
 from tumorlens.evaluation.table_measures import measures_of
+from tumorlens.files import write_model, write_text
 from tumorlens.runs.external import ClassPair, ExternalCounts, ExternalMetrics
 from tumorlens.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -34,6 +39,8 @@ if TYPE_CHECKING:
     from tumorlens.data.index import Index, Record
     from tumorlens.evaluation.predictions import Predictions
     from tumorlens.runs.progress import Progress
+
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,20 @@ class ExternalSet:
     def records(self) -> list[Record]:
         """The records that are tested, each a different picture."""
         return [one for one in self.index.records if one.path not in self.left_out]
+
+    def part(self, records: Sequence[Record]) -> ExternalSet:
+        """Return some files as a set of their own, in groups that the others join too.
+
+        Raises:
+            DataError: No image is left.
+        """
+        index = replace(self.index, records=tuple(records))
+        return _checked_set(
+            self.data,
+            index,
+            part_of(self.duplicates, index),
+            {record.path: self.groups[record.path] for record in records},
+        )
 
 
 @dataclass(frozen=True)
@@ -109,13 +130,14 @@ def read_external(
         DataError: No image is left.
     """
     duplicates = find_duplicates(index, limits=limits, progress=progress)
-    found = ExternalSet(
-        data,
-        index,
-        duplicates,
-        group_records(index, duplicates),
-        reasons_to_leave_out(index.records, duplicates),
-    )
+    return _checked_set(data, index, duplicates, group_records(index, duplicates))
+
+
+def _checked_set(
+    data: Path, index: Index, duplicates: Duplicates, groups: dict[str, str]
+) -> ExternalSet:
+    left_out = reasons_to_leave_out(index.records, duplicates)
+    found = ExternalSet(data, index, duplicates, groups, left_out)
     if not found.records:
         raise DataError(
             f"no image of {data} can be tested: "
@@ -272,7 +294,7 @@ def external_metrics(
         unreadable=reasons["unreadable"],
         copies=reasons["copy"],
         conflicting=reasons["conflicting"],
-        unanswered=unknown.total(),
+        unanswered=len(found.records) - len(table.paths),
         tested=len(table.paths),
         seen_pictures=num_pictures,
         seen_patients=int(is_seen.sum()) - num_pictures,
@@ -297,6 +319,72 @@ def external_metrics(
         notes=(*_notes(table, is_seen, seen, classes, unknown, counts), *notes),
         **parts,
     )
+
+
+def write_external(
+    out: Path,
+    metrics: ExternalMetrics,
+    table: Predictions,
+    found: ExternalSet,
+    seen: SeenImages | None,
+) -> None:
+    """Write `predictions.csv`, `images.csv` and last `external.json` into a folder.
+
+    Raises what `files.write_text` raises.
+    """
+    write_predictions(out / "predictions.csv", table)
+    write_images(out / "images.csv", table, found, seen, metrics.unknown_classes)
+    write_model(out / "external.json", metrics)
+
+
+def write_images(
+    path: Path,
+    table: Predictions,
+    found: ExternalSet,
+    seen: SeenImages | None,
+    unknown_classes: Container[str],
+) -> None:
+    """Write what became of each file as CSV: path, label, state and reason.
+
+    The state is `new`, `seen-picture`, `seen-patient`, `not-known` or `left-out`.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerow(["path", "label", "state", "reason"])
+    answered = set(table.paths)
+    for record in found.index.records:
+        state, reason = "not-known", found.left_out.get(record.path, "")
+        if record.label in unknown_classes and not reason:
+            reason = "the model does not know this class"
+        if record.path not in answered and not reason:
+            reason = "no answer"
+        if reason:
+            state = "left-out"
+        elif seen is not None:
+            is_picture = seen.pictures[record.path]
+            is_seen = seen.is_seen(record.path)
+            state = (
+                "seen-picture" if is_picture else "seen-patient" if is_seen else "new"
+            )
+        writer.writerow([record.path, record.label, state, reason])
+    write_text(path, text.getvalue())
+
+
+def evaluation_name(name: str | None, data: Path) -> str:
+    """Return the name of an evaluation: the given one, or else that of the data.
+
+    Raises:
+        ConfigError: The given one is no name of a folder.
+    """
+    if name is None:
+        stem = data.resolve().stem if data.is_file() else data.resolve().name
+        return _NOT_IN_NAMES.sub("-", stem).lstrip("._-")[:80] or "data"
+    if _NOT_IN_NAMES.search(name) or name.startswith((".", "_", "-")) or not name:
+        raise ConfigError(
+            f"expected letters, digits, '.', '_' and '-' as --name, got {name!r}",
+            hint="it becomes the name of a folder",
+        )
+    return name[:80]
 
 
 def _notes(

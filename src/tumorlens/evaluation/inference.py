@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tumorlens.data.index import read_index
+from tumorlens.data.sets import sets_of
 from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
 from tumorlens.evaluation.predictions import Predictions, pool_predictions, round_probs
 from tumorlens.training.dataset import (
@@ -66,28 +67,32 @@ def check_subset(run: Run, subset: str) -> None:
         )
 
 
-def read_data(run: Run, data: Path | None) -> Index:
+def read_data(run: Run, data: Path | Sequence[Path] | None) -> Index:
     """Return the index of a run's images.
 
     Args:
         run: The run; its `data.path` is used where `data` is `None`.
-        data: Folder of the images.
+        data: Folder of the images, or of each set in the order of `data.path`.
 
     Raises:
-        DataError: There is no folder with images, or none is named.
+        ConfigError: A folder is named twice.
+        DataError: There is no folder with images, none is named, or more or fewer than
+            the run has sets.
     """
     config = run.config.data
-    place = data or (Path(config.path) if config.path else None)
-    if place is None:
+    sets = sets_of(config, data)
+    if sets is None:
         raise DataError(
             f"{run.path} does not name the folder of its images", hint="give --data"
         )
-    if data is None and not place.exists():
+    gone = [place for place in sets.places if not place.exists()]
+    if data is None and gone:
         raise DataError(
-            f"the images of {run.path} are not in {place} any more",
-            hint="name the folder where they are now: --data DATA",
+            f"the images of {run.path} are not in {gone[0]} any more",
+            hint="name the folder where they are now: --data DATA"
+            + (" for each set" if sets.names else ""),
         )
-    return read_index(place, metadata=config.metadata)
+    return read_index(sets, metadata=config.metadata)
 
 
 def predict_subset(

@@ -1,10 +1,10 @@
 """`predictions.csv`: the class probabilities of a run for every image of a subset.
 
 The table is the only source of every figure, and plain enough for any other tool: path,
-label, predicted, group, source, fold, then one column of probabilities per class. It is
-checked in full when it is read. Probabilities are rounded before the most likely class
-is taken, not when they are written: the largest number of a row is therefore always the
-predicted class.
+label, predicted, group, source, fold, then one column of probabilities per class, empty
+where only the predicted classes are known. It is checked in full when it is read.
+Probabilities are rounded before the most likely class is taken, not when they are
+written: the largest number of a row is therefore always the predicted class.
 """
 
 from __future__ import annotations
@@ -43,13 +43,17 @@ class Predictions:
     labels: NDArray[np.int64]
     """True class indices, shape (N,)."""
     probs: NDArray[np.float64]
-    """Shape (N, C), each row adding up to 1 within rounding; see `round_probs`."""
+    """Shape (N, C), each row adding up to 1 within rounding; see `round_probs`. Without
+    `has_probs`, 1 for the predicted class and 0 for the others."""
     groups: tuple[str, ...]
     """Group of each image; those of one group show one patient or one picture."""
     sources: tuple[str, ...]
     """Source of each image; empty where it is not known."""
     folds: tuple[int | None, ...]
     """Fold whose network predicted the image; `None` in an ordinary run."""
+    has_probs: bool = True
+    """Whether there are probabilities. If not, `probs` only hold the predicted classes,
+    and no figure of probabilities may be made of them."""
 
     @property
     def predicted(self) -> NDArray[np.int64]:
@@ -67,6 +71,7 @@ class Predictions:
             groups=tuple(self.groups[place] for place in chosen),
             sources=tuple(self.sources[place] for place in chosen),
             folds=tuple(self.folds[place] for place in chosen),
+            has_probs=self.has_probs,
         )
 
 
@@ -92,6 +97,7 @@ def pool_predictions(parts: Sequence[Predictions]) -> Predictions:
         groups=joined("groups"),
         sources=joined("sources"),
         folds=joined("folds"),
+        has_probs=all(part.has_probs for part in parts),
     )
     return pooled.rows(sorted(range(len(pooled.paths)), key=pooled.paths.__getitem__))
 
@@ -133,7 +139,10 @@ def write_predictions(path: Path, table: Predictions) -> None:
                 table.groups[row],
                 table.sources[row],
                 "" if fold is None else fold,
-                *(_digits(prob) for prob in table.probs[row]),
+                *(
+                    _digits(prob) if table.has_probs else ""
+                    for prob in table.probs[row]
+                ),
             ]
         )
     write_text(path, text.getvalue())
@@ -146,7 +155,8 @@ def read_predictions(path: Path) -> Predictions:
         RunError: The file cannot be read or is too large; a column is missing; or a
             line has a path named before, an unknown class, no group, a fold that is
             not a number, probabilities that are not a distribution, or a predicted
-            class that is not the most likely. The line is named.
+            class that is not the most likely; the line is named. Only some lines have
+            probabilities.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -166,6 +176,9 @@ def read_predictions(path: Path) -> Predictions:
     if not rows:
         raise RunError(f"{path} has no predictions", hint=_HINT)
     _check_named_once(path, [row.path for row in rows])
+    has_probs = {row.has_probs for row in rows}
+    if len(has_probs) > 1:
+        _refuse(str(path), "only some lines have probabilities")
     return Predictions(
         classes=classes,
         paths=tuple(row.path for row in rows),
@@ -174,6 +187,7 @@ def read_predictions(path: Path) -> Predictions:
         groups=tuple(row.group for row in rows),
         sources=tuple(row.source for row in rows),
         folds=tuple(row.fold for row in rows),
+        has_probs=has_probs.pop(),
     )
 
 
@@ -187,6 +201,7 @@ class _Row:
     group: str
     source: str
     fold: int | None
+    has_probs: bool
 
 
 def _digits(prob: float) -> str:
@@ -223,7 +238,12 @@ def _read_row(place: str, cells: list[str], classes: tuple[str, ...]) -> _Row:
             _refuse(place, f"{name[:80]!r} is none of {', '.join(classes)}")
     if fold and not (fold.isascii() and fold.isdecimal() and len(fold) < 4):
         _refuse(place, f"expected a number as fold, got {fold[:80]!r}")
-    probs = _read_probs(place, cells[len(_COLUMNS) :])
+    has_probs = any(cells[len(_COLUMNS) :])
+    probs = (
+        _read_probs(place, cells[len(_COLUMNS) :])
+        if has_probs
+        else [float(name == predicted) for name in classes]
+    )
     if probs[classes.index(predicted)] < max(probs):
         likeliest = classes[probs.index(max(probs))]
         _refuse(place, f"predicted is {predicted!r}, but {likeliest!r} is more likely")
@@ -234,6 +254,7 @@ def _read_row(place: str, cells: list[str], classes: tuple[str, ...]) -> _Row:
         group=group,
         source=source,
         fold=int(fold) if fold else None,
+        has_probs=has_probs,
     )
 
 

@@ -17,6 +17,7 @@ from tumorlens.runs.measures import (
     CalibrationBins,
     ClassMeasures,
     Curves,
+    Estimate,
     FoldMeasures,
     Measures,
     RocCurve,
@@ -29,7 +30,7 @@ from tumorlens.stats import estimates, metrics
 from tumorlens.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -40,6 +41,14 @@ FEW_GROUPS = 20
 FEW_GROUPS_OF_CLASS = 10
 """Fewest groups of a class for which `metrics.json` has no warning: with fewer, a
 single patient decides about its recall."""
+
+
+NEED_PROBS = ("macro_auroc", "log_loss", "brier", "ece")
+"""Measures over all classes that need probabilities. So do `auroc` of each class and
+the curves `roc` and `calibration`."""
+
+_NO_PROBS = "there are predicted classes and no probabilities"
+_UNDEFINED = Estimate(value=None, low=None, high=None)
 
 
 def metrics_from_predictions(path: Path) -> Measures:
@@ -65,7 +74,8 @@ def metrics_from_predictions(path: Path) -> Measures:
 def measures_of(table: Predictions) -> Measures:
     """Return the measures of a table, as `metrics_from_predictions` those of a file."""
     groups, num_groups = _numbered(table.groups)
-    headline = estimates.headline(table.probs, table.labels, groups)
+    headline = _headline(table, groups)
+    missing = () if table.has_probs else NEED_PROBS
     measures = Measures(
         num_images=len(table.paths),
         num_groups=num_groups,
@@ -74,16 +84,30 @@ def measures_of(table: Predictions) -> Measures:
             name: estimate_of(found, num_groups=num_groups)
             for name, found in headline.items()
         },
+        **dict.fromkeys(missing, _UNDEFINED),
         per_class=_per_class(table, groups),
         confusion_matrix=_matrix(table).tolist(),
         by_source=_by_source(table),
         folds=_by_fold(table),
         curves=_curves(table),
-        interval_holds_from=estimates.NUM_GROUPS_FOR,
+        interval_holds_from={name: estimates.NUM_GROUPS_FOR[name] for name in headline},
         interval=f"95 %, with {counted(num_groups, 'group')} as units",
-        warnings=_warnings(table, groups),
+        warnings=_warnings(table, groups, headline),
+        not_measured=dict.fromkeys(
+            (*missing, "auroc", "roc", "calibration") if missing else (), _NO_PROBS
+        ),
     )
     return measures.model_copy(update={"no_interval": _without_interval(measures)})
+
+
+def _headline(
+    table: Predictions, groups: NDArray[np.int64]
+) -> dict[str, estimates.Estimated]:
+    if table.has_probs:
+        return estimates.headline(table.probs, table.labels, groups)
+    return estimates.headline_of_classes(
+        table.labels, table.predicted, groups, num_classes=len(table.classes)
+    )
 
 
 def _numbered(names: Sequence[str]) -> tuple[NDArray[np.int64], int]:
@@ -104,7 +128,9 @@ def _per_class(
     of_class = zip(
         _rates(table, groups),
         metrics.f1(_matrix(table)),
-        estimates.aurocs(table.probs, table.labels, groups),
+        estimates.aurocs(table.probs, table.labels, groups)
+        if table.has_probs
+        else [None] * len(table.classes),
         strict=True,
     )
     return {
@@ -152,7 +178,7 @@ def _by_source(table: Predictions) -> dict[str, SourceMeasures]:
             [row for row, name in enumerate(table.sources) if name == source]
         )
         groups, num_groups = _numbered(part.groups)
-        headline = estimates.headline(part.probs, part.labels, groups)
+        headline = _headline(part, groups)
         figures[source or "unknown"] = SourceMeasures(
             num_images=len(part.paths),
             num_groups=num_groups,
@@ -190,6 +216,11 @@ def _by_fold(table: Predictions) -> tuple[FoldMeasures, ...]:
 
 
 def _curves(table: Predictions) -> Curves:
+    if not table.has_probs:
+        return Curves(
+            roc={name: RocCurve(fpr=(), tpr=()) for name in table.classes},
+            calibration=CalibrationBins(confidence=(), accuracy=(), count=()),
+        )
     roc = {}
     for number, name in enumerate(table.classes):
         positive = table.labels == number
@@ -210,7 +241,9 @@ def _curves(table: Predictions) -> Curves:
     )
 
 
-def _warnings(table: Predictions, groups: NDArray[np.int64]) -> tuple[str, ...]:
+def _warnings(
+    table: Predictions, groups: NDArray[np.int64], measured: Container[str]
+) -> tuple[str, ...]:
     """Return a warning where few groups carry the figures."""
     num_all = len(np.unique(groups))
     few = {}
@@ -227,7 +260,7 @@ def _warnings(table: Predictions, groups: NDArray[np.int64]) -> tuple[str, ...]:
             f"Few groups carry these figures: {', '.join(parts)}. A single patient can "
             "decide about them, whatever the interval."
         )
-    note = estimates.note_on_few_groups(num_all, estimates.NUM_GROUPS_FOR)
+    note = estimates.note_on_few_groups(num_all, measured)
     if note and num_all > 1:
         warnings.append(note)
     return tuple(warnings)

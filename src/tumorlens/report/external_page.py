@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tumorlens.data.sets import root_of
 from tumorlens.evaluation.external_files import SEEN, read_evaluation
 from tumorlens.files import write_text
 from tumorlens.report.measured import (
@@ -26,7 +27,6 @@ from tumorlens.report.measured import (
 from tumorlens.report.page import (
     Picture,
     WrittenPage,
-    data_root,
     load_picture,
     render_page,
 )
@@ -93,7 +93,7 @@ def write_external_page(folder: Path, *, data: Path | None) -> WrittenPage:
         DataError: `images.csv` is no table, or the page cannot be written.
     """
     found = read_evaluation(folder)
-    metrics, root = found.metrics, data_root(data, None)
+    metrics, root = found.metrics, root_of(data) if data else None
     headline = metrics.headline
     is_new = metrics.new is not None
     seen_images = _seen_images(found, root)
@@ -119,7 +119,10 @@ def write_external_page(folder: Path, *, data: Path | None) -> WrittenPage:
             "measured": measured,
             "warning": warning,
             "percentages": (("Accuracy", "accuracy"), *PERCENTAGES),
-            "decimals": DECIMALS,
+            "decimals": [
+                one for one in DECIMALS if one[1] not in headline.not_measured
+            ],
+            "has_probs": found.table.has_probs,
             "sources": list(metrics.all.by_source),
             "figures": shown_measures(
                 headline, draw_measures(headline, subtitle, warning)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from tumorlens.data.sets import ImageSets
     from tumorlens.evaluation.predictions import Predictions
     from tumorlens.runs.measures import Measures
 
@@ -60,7 +61,7 @@ class Mistake:
     label: str
     predicted: str
     probs: tuple[tuple[str, float], ...]
-    """Every class with its probability, the largest first."""
+    """Every class with its probability, the largest first; empty without any."""
 
 
 def draw_measures(
@@ -115,13 +116,18 @@ def bins_with_images(measures: Measures) -> list[tuple[float | None, ...]]:
 
 
 def most_confident_mistakes(
-    table: Predictions, root: Path | None, *, limits: ImageLimits = DEFAULT_LIMITS
+    table: Predictions,
+    root: Path | ImageSets | None,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
 ) -> tuple[list[Mistake], int]:
     """Return the most confident mistakes, and the number of all mistakes.
 
+    Without probabilities they are the first ones by path.
+
     Args:
         table: The predictions.
-        root: The folder that their paths start from; `None` when it is not known.
+        root: As for `page.load_picture`.
         limits: Limits above which an image is not opened.
     """
     predicted = table.predicted
@@ -141,7 +147,9 @@ def most_confident_mistakes(
                     zip(table.classes, table.probs[row].tolist(), strict=True),
                     key=lambda one: -one[1],
                 )
-            ),
+            )
+            if table.has_probs
+            else (),
         )
         for row in order[:MAX_MISTAKES]
     ]

@@ -86,7 +86,12 @@ def _(found: Audit) -> _View:
         found.verdict.words,
         is_warning=found.verdict.believable is False,
         sentences=[sentence for sentence in (found.verdict.left,) if sentence]
-        + list(found.findings),
+        + list(found.findings)
+        + [
+            sentence
+            for pair in (found.overlaps.pairs if found.overlaps else ())
+            for sentence in pair.sentences
+        ],
         tables=[
             _counts(found.subsets, found.classes),
             _Table(

@@ -25,6 +25,7 @@ from tumorlens.data.leakage import (
     SOME_PATIENTS,
     LeakVerdict,
 )
+from tumorlens.data.sets import sets_of
 from tumorlens.evaluation.predictions import read_predictions
 from tumorlens.files import write_bytes, write_text
 from tumorlens.report.drawing import Drawing, Heading
@@ -39,7 +40,7 @@ from tumorlens.report.measured import (
     most_confident_mistakes,
     shown_measures,
 )
-from tumorlens.report.page import WrittenPage, data_root, render_page
+from tumorlens.report.page import WrittenPage, render_page
 from tumorlens.report.run_figures import draw_curves
 
 if TYPE_CHECKING:
@@ -69,13 +70,15 @@ class _OtherSet:
     """Address of its page from that of the run; empty where there is none."""
 
 
-def write_run_report(run: Run, *, data: Path | None = None) -> WrittenPage:
+def write_run_report(
+    run: Run, *, data: Path | Sequence[Path] | None = None
+) -> WrittenPage:
     """Write `report.html` and the folder `figures` of an evaluated run.
 
     Args:
         run: An evaluated run of any kind.
-        data: Folder of the images; `None` takes the run's `data.path`. Missing images
-            are named on the page instead of shown.
+        data: Folder of the images, or of each set; `None` takes the run's `data.path`.
+            Missing images are named on the page instead of shown.
 
     Returns:
         The path of the page, and the pictures that it lacks.
@@ -144,7 +147,9 @@ def write_run_report(run: Run, *, data: Path | None = None) -> WrittenPage:
     return WrittenPage(run.report_path, len(missing), missing[0] if missing else "")
 
 
-def _read_mistakes(run: Run, data: Path | None) -> tuple[list[Mistake], int]:
+def _read_mistakes(
+    run: Run, data: Path | Sequence[Path] | None
+) -> tuple[list[Mistake], int]:
     """Return the most confident mistakes, and the number of all mistakes.
 
     Raises what `predictions.read_predictions` raises.
@@ -152,7 +157,7 @@ def _read_mistakes(run: Run, data: Path | None) -> tuple[list[Mistake], int]:
     config = run.config.data
     return most_confident_mistakes(
         read_predictions(run.predictions_path),
-        data_root(data, config.path),
+        sets_of(config, data),
         limits=ImageLimits(
             max_bytes=int(config.max_file_mib * 2**20), max_pixels=config.max_pixels
         ),

@@ -44,7 +44,8 @@ class ExternalCounts(_Content):
     conflicting: Count
     """Files whose copies have another label."""
     unanswered: Count
-    """Images of classes that the model does not know."""
+    """Images without an answer, such as those of classes that the model does not
+    know."""
     tested: Count
     """Images that are left: each is a different picture."""
     seen_pictures: Count = 0

@@ -263,6 +263,9 @@ class Measures(_Content):
     """Reasons to doubt the intervals."""
     no_interval: dict[str, str] = Field(default_factory=dict)
     """Name of a measure without an interval -> the reason."""
+    not_measured: dict[str, str] = Field(default_factory=dict)
+    """Name of a measure or curve that is not given at all -> the reason. Such measures
+    are null and such curves empty."""
 
     @model_validator(mode="after")
     def _of_the_same_classes(self) -> Self:

@@ -106,18 +106,33 @@ def headline(
         ValueError: The arrays are empty, their shapes disagree, a row of `probs` is
             not a distribution, or a label has no column in `probs`.
     """
-    predicted = probs.argmax(axis=1)
-    by_class = {"num_classes": probs.shape[1]}
     return {
-        "accuracy": _estimated(intervals.share(predicted == labels, groups)),
-        "balanced_accuracy": _estimated(
-            balanced_accuracy(labels, predicted, groups, **by_class)
+        **headline_of_classes(
+            labels, probs.argmax(axis=1), groups, num_classes=probs.shape[1]
         ),
-        "macro_f1": _estimated(macro_f1(labels, predicted, groups, **by_class)),
         "macro_auroc": _estimated(macro_auroc(probs, labels, groups)),
         "log_loss": log_loss(probs, labels, groups),
         "brier": brier(probs, labels, groups),
         "ece": calibration_error(probs, labels, groups),
+    }
+
+
+def headline_of_classes(
+    labels: NDArray[np.integer],
+    predicted: NDArray[np.integer],
+    groups: NDArray[np.integer],
+    *,
+    num_classes: int,
+) -> dict[str, Estimated]:
+    """Return the measures over all classes that need no probabilities, by name."""
+    return {
+        "accuracy": _estimated(intervals.share(predicted == labels, groups)),
+        "balanced_accuracy": _estimated(
+            balanced_accuracy(labels, predicted, groups, num_classes=num_classes)
+        ),
+        "macro_f1": _estimated(
+            macro_f1(labels, predicted, groups, num_classes=num_classes)
+        ),
     }
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tumorlens.data.sets import root_of
 from tumorlens.deploy import costs
 from tumorlens.deploy.predictor import Predictor
 from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
@@ -61,7 +62,7 @@ def compare(
     *,
     subset: str | None = None,
     image: Path | None = None,
-    data: Path | None = None,
+    data: Path | Sequence[Path] | None = None,
     with_latency: bool = True,
     device: str = "auto",
     store_url: str | None = None,
@@ -76,7 +77,8 @@ def compare(
         subset: `test`, or `val` while choices are being made. `None`: `test`, but `val`
             for a study that never looks at test.
         image: A file to put through one network of every arm.
-        data: Where the images are now, if they moved. `image` may be relative to it.
+        data: Where the images are now, if they moved, of each set. `image` may be
+            relative to the first.
         with_latency: Whether to time the networks, which takes a few seconds.
         device: Where to run the networks: `auto`, `cpu` or `cuda`.
         store_url: Address of the study's store, if it needs a password.
@@ -397,12 +399,12 @@ def _pareto_front(arms: Sequence[ComparedArm], headline: str) -> list[str]:
 
 
 def _example(
-    image: Path, data: Path | None, networks: Iterable[tuple[str, Run]]
+    image: Path, data: Path | Sequence[Path] | None, networks: Iterable[tuple[str, Run]]
 ) -> Example:
     """Put an image through one network of each arm.
 
     Args:
-        image: A file, which may be relative to `data`.
+        image: A file, which may be relative to the first of `data`.
         data: Where the images of the runs are; `None` if not known.
         networks: Arm and the run that stands for it. Of a k-fold run, the network that
             has not learnt from the image is used.
@@ -458,13 +460,14 @@ def _fold_that_tests(run: Run, sha256: str) -> int | None:
     return None
 
 
-def _find_image(image: Path, data: Path | None) -> tuple[Path, str]:
+def _find_image(image: Path, data: Path | Sequence[Path] | None) -> tuple[Path, str]:
     """Return the file of an image, and its path for the record.
 
     Raises:
         DataError: There is no such file.
     """
-    root = data.parent if data is not None and data.is_file() else data
+    first = data if isinstance(data, Path | None) else data[0]
+    root = root_of(first) if first is not None else None
     places = [image] if root is None else [image, root / image]
     for place in filter(Path.is_file, places):
         file = place.resolve()

@@ -32,6 +32,7 @@ from tumorlens.config import (
 )
 from tumorlens.data.index import check_outside, patient_note
 from tumorlens.data.seen import is_seen, read_seen
+from tumorlens.data.sets import sets_of
 from tumorlens.data.split import count_left_out
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import locked
@@ -382,7 +383,8 @@ def _check_start(config: Config, out: Path) -> None:
         DataError: The folder is inside that of the images.
         RunError: The folder has content.
     """
-    if config.data.path is None:
+    sets = sets_of(config.data)
+    if sets is None:
         raise ConfigError(
             "no data was named", hint="give --data DIR, or set data.path in the config"
         )
@@ -392,7 +394,7 @@ def _check_start(config: Config, out: Path) -> None:
             "augment.cutmix, which mix the images of a batch, got 1",
             hint="raise train.batch_size, or set augment.mixup=0 and augment.cutmix=0",
         )
-    check_outside(out, Path(config.data.path))
+    check_outside(out, sets)
     check_free(out)
 
 
