@@ -246,6 +246,18 @@ def test_some_seen_images_are_shown_with_what_of_them_was_seen(
     assert "same 4 mirrored 2" in words
 
 
+def test_of_many_seen_images_some_of_every_class_are_shown(
+    tmp_path: Path, data: Path
+) -> None:
+    table = answers(RIGHT).rows([*range(0, 24, 2), *range(1, 24, 2)])
+    write_evaluation(tmp_path / "on", table, "p" * 24)
+    page = page_of(tmp_path / "on", data)
+    part = page.partition("<h2>Images that training has seen")[2]
+    labels = re.findall(r'alt="Image [^,]*, label (\w+)"', part)
+    assert labels == ["glioma", "no_tumor"] * 6
+    assert "12 of 24." in section(page, "Images that training has seen")
+
+
 def test_classes_and_files_are_accounted_for(tmp_path: Path, data: Path) -> None:
     write_evaluation(
         tmp_path / "on",
