@@ -33,6 +33,7 @@ from tumorlens.stats.paired import (
     paired_difference,
 )
 from tumorlens.study import compare as stage
+from tumorlens.study import pairs
 from tumorlens.study.compare import compare
 from tumorlens.study.comparison import ComparedArm, Comparison
 from tumorlens.study.folder import Study, create_study
@@ -363,7 +364,7 @@ def test_noise_is_an_interval_with_zero_in_it_or_a_large_p(
     is_noise: bool,
 ) -> None:
     monkeypatch.setattr(
-        stage,
+        pairs,
         "paired_difference",
         lambda first, second, groups: Difference(
             0.2, low, 0.4, p, num_groups=40, num_discordant_groups=14
