@@ -251,7 +251,7 @@ def _evaluate_answers(
         out=out,
         stage=terminal.counting,
     )
-    _show_external(found.metrics, found.folder, data=data)
+    _show_external(found.metrics, found.folder, data=data[0])
 
 
 def _evaluate_on(
