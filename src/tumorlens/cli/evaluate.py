@@ -128,6 +128,7 @@ def evaluate(
             "with --predictions",
             **{"RUN": path, "--on": on, "--subset": subset, "--tta": tta},
             **{"--track": track, "--track-url": track_url},
+            **{"--device": device != "auto"},
         )
         _evaluate_answers(
             predictions,
