@@ -289,7 +289,7 @@ def test_written_files_are_read_back(answers: Path, data: Path) -> None:
 def test_logits_are_what_their_softmax_is(
     answers: Path, data: Path, tmp_path: Path
 ) -> None:
-    logits = np.log(probs_of(test_paths(data))) + 700
+    logits = np.log(probs_of(test_paths(data))) + 1000
     other = write_answers(tmp_path / "logits.csv", data, probs=logits)
     found = judge(other, data, logits=True)
     for name in ("accuracy", "log_loss", "brier", "ece"):
