@@ -442,8 +442,9 @@ def _notes(
         num_by_key = len(seen.by_key_only.intersection(table.paths))
         if num_by_key:
             notes.append(
-                f"{counted(num_by_key, 'image')} counted as seen only because a patient "
-                "has the same key in the training; if each set numbers its patients by "
-                "itself, they are other people: leave out the keys by --metadata none."
+                f"{counted(num_by_key, 'image')} counted as seen only because a "
+                "patient has the same key in the training; if each set numbers its "
+                "patients by itself, they are other people: leave out the keys by "
+                "--metadata none."
             )
     return notes
