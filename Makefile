@@ -114,6 +114,14 @@ bench-start: $(WITH_TEST) ## Seconds to the first answer, and to the help
 bench-memory: $(WITH_TEST) ## Memory over 100,000 images
 	$(BIN)/python benchmarks/flat_memory.py $(BENCH)
 
+.PHONY: gpu-data
+gpu-data: $(WITH_TEST) ## The images of DATA=folder at 256 px, less than 60 MiB, for a machine with a GPU
+	$(BIN)/python benchmarks/gpu_check.py --data $(DATA) --prepare bench/gpu-data
+
+.PHONY: gpu-check
+gpu-check: $(WITH_TEST) ## All that a GPU is needed for, unattended, in 9 minutes (DATA=folder; without a GPU, tiny)
+	$(BIN)/python benchmarks/gpu_check.py $(if $(DATA),--data $(DATA))
+
 .PHONY: docs
 docs: $(WITH_TEST) ## Write docs/settings.md, docs/schemas and the names for completion
 	$(BIN)/python docs/make_settings.py > docs/settings.md

@@ -26,7 +26,6 @@ from typing import Any
 
 import timm
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
@@ -37,9 +36,15 @@ from tumorlens.data.index import Index, SplitRow, read_index
 from tumorlens.data.phantom.dataset import make_phantom
 from tumorlens.system import keep_freed_memory
 from tumorlens.training.dataset import PreparedData, image_limits, load_subset
+from tumorlens.training.devices import (
+    make_accelerator,
+    place,
+    resolve_precision,
+    zero_sums,
+)
 from tumorlens.training.loading import Decoding
 from tumorlens.training.loop import Batches, Step, make_loss, train_epoch
-from tumorlens.training.network import create_model, resolve_precision
+from tumorlens.training.network import create_model
 from tumorlens.training.optim import Schedule, make_optimizer
 
 BATCH_SIZE = 32
@@ -140,13 +145,15 @@ def some_files(data: Path, num_images: int) -> Index:
     return replace(index, records=index.records[::step][:num_images])
 
 
-def plain_loop(name: str, files: Index, workers: int) -> Callable[[], int]:
+def plain_loop(
+    name: str, files: Index, workers: int, *, device: str = "cpu", size_px: int = 224
+) -> Callable[[], int]:
     """Return one epoch of the plain loop, as a function that returns its images."""
     dataset = ImageFolder(
         str(common_folder(files)),
         transforms.Compose(
             [
-                transforms.Resize((224, 224)),
+                transforms.Resize((size_px, size_px)),
                 transforms.ToTensor(),
                 transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
             ]
@@ -164,8 +171,9 @@ def plain_loop(name: str, files: Index, workers: int) -> Callable[[], int]:
         shuffle=True,
         num_workers=workers,
         persistent_workers=workers > 0,
+        pin_memory=device != "cpu",
     )
-    model = timm.create_model(name, num_classes=len(files.classes))
+    model = timm.create_model(name, num_classes=len(files.classes)).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     criterion = nn.CrossEntropyLoss()
 
@@ -174,7 +182,7 @@ def plain_loop(name: str, files: Index, workers: int) -> Callable[[], int]:
         num_images = 0
         for images, labels in loader:
             optimizer.zero_grad()
-            loss = criterion(model(images), labels)
+            loss = criterion(model(images.to(device)), labels.to(device))
             loss.backward()
             optimizer.step()
             num_images += len(images)
@@ -189,8 +197,25 @@ def common_folder(files: Index) -> Path:
     return files.root / first.parents[1]
 
 
-def our_loop(name: str, files: Index) -> Callable[[], int]:
-    """Return one epoch of `tumorlens train`, as a function that returns its images."""
+def our_loop(
+    name: str,
+    files: Index,
+    *,
+    device: str = "cpu",
+    precision: str = "auto",
+    size_px: int = 224,
+    compiler: str | None = None,
+) -> Callable[[], int]:
+    """Return one epoch of `tumorlens train`, as a function that returns its images.
+
+    Args:
+        name: timm's name of the network.
+        files: The images.
+        device: As `train.device`.
+        precision: As `train.precision`.
+        size_px: Side of the images.
+        compiler: Backend of torch.compile; `None` does not compile.
+    """
     keep_freed_memory()
     config = load_config(
         assignments=[
@@ -200,11 +225,14 @@ def our_loop(name: str, files: Index) -> Callable[[], int]:
             "optim.name=adam",
             "data.fit=squash",
             f"train.batch_size={BATCH_SIZE}",
+            f"model.size_px={size_px}",
         ]
     )
-    accelerator = Accelerator(cpu=True)
+    accelerator = make_accelerator(device)
     model, preprocessing = create_model(config.model, num_classes=len(files.classes))
-    model.to(memory_format=torch.channels_last)
+    place(model, accelerator.device)
+    if compiler:
+        model.compile(backend=compiler)
     rows = tuple(
         SplitRow(record.path, record.sha256, record.label, record.path, "train")
         for record in files.records
@@ -213,18 +241,18 @@ def our_loop(name: str, files: Index) -> Callable[[], int]:
         subset = load_subset(
             PreparedData(files, rows),
             "train",
-            decoding=Decoding(224, "squash", 3, image_limits(config.data)),
+            decoding=Decoding(size_px, "squash", 3, image_limits(config.data)),
             config=config.data.model_copy(update={"cache_dir": cache}),
         )
     batches = Batches(subset, config, preprocessing, accelerator)
     optimizer = make_optimizer(model, config.optim)
     step = Step(
         prepare_batch=batches.prepare,
-        loss_fn=make_loss(subset, config),
+        loss_fn=make_loss(subset, config).to(accelerator.device),
         optimizer=optimizer,
         schedule=Schedule(optimizer, config.optim, batches_per_epoch=batches.per_epoch),
         accelerator=accelerator,
-        use_bf16=resolve_precision("auto", accelerator.device) == "bf16",
+        use_bf16=resolve_precision(precision, accelerator.device) == "bf16",
     )
     number = 0
 
@@ -235,7 +263,7 @@ def our_loop(name: str, files: Index) -> Callable[[], int]:
             model,
             batches.epoch(number),
             step,
-            sums=torch.zeros(3, dtype=torch.float64),
+            sums=zero_sums(accelerator.device),
         )
         return stats.num_images
 

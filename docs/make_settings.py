@@ -63,7 +63,7 @@ def _values(schema: dict[str, Any]) -> str:
     """Return what the setting accepts, from its JSON schema, in words."""
     if "anyOf" in schema:
         given = [part for part in schema["anyOf"] if part.get("type") != "null"]
-        return _values(given[0]) + " or unset"
+        return ", ".join(map(_values, given)) + " or unset"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if schema["type"] == "array":

@@ -15,6 +15,7 @@ from tumorlens.errors import MissingExtraError
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 DISTRIBUTION_OF = {
     "gdcm": "python-gdcm",
+    "huggingface_hub": "huggingface-hub",
     "mlflow": "mlflow-skinny",
     "nibabel": "nilearn",  # comes with it
     "sklearn": "scikit-learn",
@@ -71,6 +72,21 @@ def test_usage_data_is_off_once_the_package_is_imported() -> None:
     assert found["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert found["DO_NOT_TRACK"] == "1"
     assert found["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_usage_data_is_off_where_the_client_of_the_hub_was_imported_before() -> None:
+    code = (
+        "from huggingface_hub import constants; import tumorlens; "
+        "print(constants.HF_HUB_DISABLE_TELEMETRY)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"HF_HUB_DISABLE_TELEMETRY": "", "DO_NOT_TRACK": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "True\n"
 
 
 def test_each_runtime_has_an_extra_of_its_own_and_runtime_brings_both() -> None:

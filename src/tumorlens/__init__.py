@@ -61,6 +61,7 @@ def audit(
     data: str | Path,
     *,
     metadata: str | Path | None = None,
+    against: str | Path | Sequence[str | Path] = (),
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Audit:
@@ -71,6 +72,7 @@ def audit(
             or a CSV or Parquet table.
         metadata: Table with `path` and any of `patient`, `source`, `source_label`.
             Default: `metadata.csv` in `data` if it exists; `"none"` ignores that too.
+        against: Other sets, for what `data` and they have in common.
         out: Folder for `audit.json` and `audit.html`, the page with the pictures.
         progress: Called with files done and files in all.
 
@@ -86,18 +88,23 @@ def audit(
     from pathlib import Path
 
     from tumorlens.data.audit import audit as audit_index
-    from tumorlens.data.duplicates import find_duplicates
-    from tumorlens.data.index import check_outside, read_index
+    from tumorlens.data.index import check_outside
+    from tumorlens.data.overlap import compare_sets, read_sets
+    from tumorlens.data.sets import pooled
     from tumorlens.files import locked, write_model
 
+    others = _paths(against)
+    places = [Path(data), *others]
     with extras.naming_missing_extras("audit"):
         if out is not None:
-            check_outside(Path(out), Path(data))
-        index = read_index(
-            Path(data), metadata=None if metadata is None else str(metadata)
+            check_outside(Path(out), pooled(places))
+        first, *rest = read_sets(
+            places,
+            metadata=None if metadata is None else str(metadata),
+            progress=_progress(progress),
         )
-        duplicates = find_duplicates(index, progress=_progress(progress))
-        found = audit_index(index, duplicates)
+        overlaps = compare_sets([first, *rest]) if rest else None
+        found = audit_index(first.index, first.duplicates, overlaps=overlaps)
         if out is not None:
             from tumorlens.report import write_audit_page
 
@@ -105,13 +112,16 @@ def audit(
             with locked(json_path.parent):
                 write_model(json_path, found)
                 write_audit_page(
-                    json_path, data=Path(data), out=json_path.with_suffix(".html")
+                    json_path,
+                    data=Path(data),
+                    against=others,
+                    out=json_path.with_suffix(".html"),
                 )
         return found
 
 
 def split(
-    data: str | Path,
+    data: str | Path | Sequence[str | Path],
     *,
     out: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -120,7 +130,7 @@ def split(
     """Return the subset of every file, split by patient and picture.
 
     Args:
-        data: As for `audit`.
+        data: As for `audit`, or several sets of images, which are pooled.
         out: CSV file to write. `train` uses it with the setting `data.split`.
         settings: Such as `{"data.protocol": "grouped-kfold", "train.seed": 1}`.
         progress: Called with files done and files in all.
@@ -139,12 +149,13 @@ def split(
 
     from tumorlens.config import OF_SPLIT, check_used
     from tumorlens.data.index import check_outside, write_split
+    from tumorlens.data.sets import sets_of
 
-    if out is not None:
-        check_outside(Path(out), Path(data), is_folder=False)
     for key in settings or {}:
         check_used(key, only=OF_SPLIT)
     config = load_config(settings=_with_data(data, settings))
+    if out is not None and (sets := sets_of(config.data)):
+        check_outside(Path(out), sets, is_folder=False)
     with extras.naming_missing_extras("split"):
         from tumorlens.training.dataset import split_data
 
@@ -176,7 +187,7 @@ def load_config(
     arguments.check(load_config, locals())
     from pathlib import Path
 
-    from tumorlens.config import Config, assign, parse_config, read_toml
+    from tumorlens.config import Config, as_setting, assign, parse_config, read_toml
 
     values: dict[str, Any] = {}
     if isinstance(start, Config):
@@ -184,7 +195,7 @@ def load_config(
     elif start is not None:
         values = read_toml(Path(start))
     for name, value in (settings or {}).items():
-        value = str(value) if isinstance(value, Path) else value
+        value = as_setting(value)
         assign(values, name, "none" if value is None else value)
     return parse_config(values)
 
@@ -193,7 +204,7 @@ def train(
     config: str | Path | Config | None = None,
     *,
     out: str | Path,
-    data: str | Path | None = None,
+    data: str | Path | Sequence[str | Path] | None = None,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
     show_progress: bool | None = None,
@@ -203,7 +214,7 @@ def train(
     Args:
         config: TOML file, or the result of `load_config`. Default: good settings.
         out: The run folder to make.
-        data: Same as the setting `data.path`.
+        data: Same as the setting `data.path`; several sets of images are pooled.
         settings: Dotted names and values, as for `--set`; they go on top of `config`.
         resume: Continue the interrupted run in `out`. What is given again must be as it
             was, except `data`, where the images are now, and settings of the machine.
@@ -273,7 +284,8 @@ def evaluate(
     run: str | Path | Run,
     *,
     subset: str = "test",
-    data: str | Path | None = None,
+    data: str | Path | Sequence[str | Path] | None = None,
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> Metrics:
     """Measure a run on images that it was not trained on; write and return the result.
@@ -283,10 +295,12 @@ def evaluate(
     Args:
         run: The run or its folder, which gets `predictions.csv` and `metrics.json`.
         subset: `"test"`, or `"val"` while choices are being made.
-        data: Where the images are, if they moved.
+        data: Where the images are, if they moved, of each set.
+        device: Where to run the network, as for the setting `train.device`.
         progress: Called with images done and images in all.
 
     Raises:
+        ConfigError: The device is not there, or lacks an operation of the network.
         RunError: The run is not finished, or a file of it is missing or damaged.
         DataError: The images changed or cannot be read.
 
@@ -300,16 +314,22 @@ def evaluate(
         from tumorlens.evaluation.measure import evaluate as measure
 
         return measure(
-            _run(run), subset=subset, data=_path(data), progress=_progress(progress)
+            _run(run),
+            subset=subset,
+            data=_places(data),
+            device=device,
+            progress=_progress(progress),
         )
 
 
-def write_report(run: str | Path | Run, *, data: str | Path | None = None) -> Path:
+def write_report(
+    run: str | Path | Run, *, data: str | Path | Sequence[str | Path] | None = None
+) -> Path:
     """Write the page of an evaluated run and its figures; return the page's path.
 
     Args:
         run: The run or its folder.
-        data: Where the images are, if they moved.
+        data: Where the images are, if they moved, of each set.
 
     Raises:
         RunError: The run is not evaluated, or a file of it is damaged.
@@ -322,7 +342,7 @@ def write_report(run: str | Path | Run, *, data: str | Path | None = None) -> Pa
     with extras.naming_missing_extras("write_report"):
         from tumorlens.report import write_run_report
 
-        return write_run_report(_run(run), data=_path(data)).path
+        return write_run_report(_run(run), data=_places(data)).path
 
 
 def predict(
@@ -369,7 +389,7 @@ def export(
     run: str | Path | Run,
     formats: Kind | Sequence[Kind] = ("onnx", "openvino-int8"),
     *,
-    data: str | Path | None = None,
+    data: str | Path | Sequence[str | Path] | None = None,
     max_drop: float = 0.01,
 ) -> Exports:
     """Write a run in other formats, each proven to answer as the run does.
@@ -378,7 +398,7 @@ def export(
         run: The run or its folder; artefacts go to its folder `export`.
         formats: `onnx`, `onnx-int8`, `openvino`, `openvino-bf16`, `openvino-int8`,
             `torch-export`, `torchscript`.
-        data: Where the images are, if they moved.
+        data: Where the images are, if they moved, of each set.
         max_drop: Accuracy that int8 may lose on val, a fraction.
 
     Raises:
@@ -399,7 +419,7 @@ def export(
 
         kinds = [formats] if isinstance(formats, str) else formats
         return Exports(
-            export_run(_run(run), kinds, data=_path(data), max_drop=max_drop)
+            export_run(_run(run), kinds, data=_places(data), max_drop=max_drop)
         )
 
 
@@ -459,7 +479,7 @@ def compare(
     paths: str | Path | Run | Sequence[str | Path | Run],
     *,
     subset: str | None = None,
-    data: str | Path | None = None,
+    data: str | Path | Sequence[str | Path] | None = None,
     with_latency: bool = True,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -469,7 +489,7 @@ def compare(
         paths: Run folders, or one study folder.
         subset: `"test"`, or `"val"` while choices are being made. Default: test, but
             val for a study that never looks at test.
-        data: Where the images are, if they moved.
+        data: Where the images are, if they moved, of each set.
         with_latency: Whether to time the networks, which takes a few seconds.
         progress: Called with images done and images in all.
 
@@ -490,7 +510,7 @@ def compare(
         return compare_runs(
             _paths(paths),
             subset=subset,
-            data=_path(data),
+            data=_places(data),
             with_latency=with_latency,
             progress=_progress(progress),
         )
@@ -514,6 +534,12 @@ def _path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
 
 
+def _places(
+    data: str | Path | Sequence[str | Path] | None,
+) -> list[Path] | None:
+    return None if data is None else _paths(data)
+
+
 def _paths(given: str | Path | Run | Sequence[str | Path | Run]) -> list[Path]:
     """Return one path, or several, as a list."""
     from os import PathLike
@@ -526,7 +552,7 @@ def _paths(given: str | Path | Run | Sequence[str | Path | Run]) -> list[Path]:
 
 
 def _with_data(
-    data: str | Path | None, settings: Mapping[str, Any] | None
+    data: str | Path | Sequence[str | Path] | None, settings: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return settings together with the argument `data`.
 
@@ -536,13 +562,16 @@ def _with_data(
     given = dict(settings or {})
     if data is None:
         return given
-    named = str(given.get("data.path", data))
-    if named != str(data):
+    from tumorlens.config import as_setting
+
+    place = as_setting(data)
+    named = as_setting(given.get("data.path", place))
+    if named != place:
         raise errors.ConfigError(
-            f"data.path is given twice: {str(data)!r} as data, {named!r} in settings",
+            f"data.path is given twice: {place!r} as data, {named!r} in settings",
             hint="leave out one of the two",
         )
-    return {"data.path": str(data)} | given
+    return {"data.path": place} | given
 
 
 def _on_top_of(begun: Config, config: str | Path | Config | None) -> Config:

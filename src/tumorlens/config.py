@@ -9,7 +9,10 @@ run folder has its complete settings. Nothing here reads images or imports torch
 from __future__ import annotations
 
 import codecs
+import os
+import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -29,13 +32,14 @@ from pydantic import (
     Field,
     JsonValue,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from tumorlens.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
@@ -60,6 +64,10 @@ def _path_or(*words: str) -> dict[str, JsonValue]:
     return {"path": True, "words": list(words)}
 
 
+# The name of a set is the first folder in the paths of its files.
+_NOT_IN_NAMES = re.compile(r"[/\x00-\x1f\ud800-\udfff]")
+_MAX_NAME = 120
+
 MAX_TOML_BYTES = 16 << 20
 """Largest TOML file that is read; a plan of 10,000 arms stays below it."""
 
@@ -72,10 +80,17 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """The images, and their split into train, val and test."""
 
-    path: str | None = Field(
+    path: str | list[str] | None = Field(
         None,
-        description="Folder of class folders, or a CSV/Parquet table.",
+        description="Folder of class folders, or a CSV/Parquet table; or a list of "
+        "such sets with the same classes, which are pooled.",
         json_schema_extra=_MACHINE | _path_or(),
+    )
+    names: list[str] | None = Field(
+        None,
+        description="Names of the sets, if data.path is a list, in its order. They "
+        "begin the paths of their files, and are the source of files without one. "
+        "Unset: the names of the folders.",
     )
     metadata: str | None = Field(
         None,
@@ -135,6 +150,39 @@ class DataConfig(_Section):
         "decoded are decoded anew in each epoch by the loader's workers.",
         json_schema_extra=_MACHINE,
     )
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_place_or_several(cls, path: Any) -> Any:
+        places = path if isinstance(path, list) else [path]
+        if path is not None and not (
+            places and all(isinstance(p, str) for p in places)
+        ):
+            raise ValueError(
+                f"expected data.path as a text or a list of texts, got {path!r}"
+            )
+        return places[0] if len(places) == 1 else path
+
+    @model_validator(mode="after")
+    def _one_name_per_set(self) -> Self:
+        if self.names is None or self.path is None:
+            return self
+        places = self.path if isinstance(self.path, list) else [self.path]
+        if len(places) != len(self.names) or isinstance(self.path, str):
+            raise ValueError(
+                f"expected {len(self.names)} sets in data.path, one for each of "
+                f"data.names, {self.names}, got {self.path!r}"
+            )
+        for name in self.names:
+            is_too_long = len(name) > _MAX_NAME
+            if name in ("", ".", "..") or is_too_long or _NOT_IN_NAMES.search(name):
+                raise ValueError(
+                    f"expected data.names of 1 to {_MAX_NAME} letters, without '/', "
+                    f"got {name!r}"
+                )
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"expected different data.names, got {self.names}")
+        return self
 
     @model_validator(mode="after")
     def _fold_is_one_of_the_folds(self) -> Self:
@@ -341,7 +389,8 @@ class TrainConfig(_Section):
     precision: Precision = Field(
         "auto",
         description="Precision of training: 'auto' is bf16 where the device is fast "
-        "at it (CUDA from Ampere on, CPUs with AVX-512 bf16 or AMX), else fp32.",
+        "at it (CUDA from Ampere on, Intel GPUs that have it, CPUs with AVX-512 bf16 "
+        "or AMX), else fp32.",
     )
     workers: Count = Field(
         0,
@@ -387,9 +436,11 @@ class TrainConfig(_Section):
             "'last' keeps those of the last epoch.",
         )
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = Field(
         "auto",
-        description="Device: 'auto' is the GPU if torch finds one, else the CPU.",
+        description="Device: 'cuda' is a GPU of NVIDIA (of AMD with torch for ROCm), "
+        "'mps' one of Apple, 'xpu' one of Intel; 'auto' is the GPU if torch finds one, "
+        "else the CPU.",
         json_schema_extra=_MACHINE,
     )
     watch_test: bool = Field(
@@ -514,6 +565,8 @@ def parse_assignment(assignment: str) -> tuple[str, Any]:
     Example:
         >>> parse_assignment("optim.lr=1e-4"), parse_assignment("data.path=2020")
         (('optim.lr', 0.0001), ('data.path', '2020'))
+        >>> parse_assignment("data.path=['first', 'second']")
+        ('data.path', ['first', 'second'])
     """
     key, equals, text = (part.strip() for part in assignment.partition("="))
     section, dot, name = key.partition(".")
@@ -530,8 +583,25 @@ def parse_assignment(assignment: str) -> tuple[str, Any]:
         return key, text
     value = found["value"]
     # A folder may be called 2020, but no text setting is a number.
-    is_text = _annotation(key) in (str, str | None)
-    return key, text if is_text and not isinstance(value, str) else value
+    annotation, several = _annotation(key), str | list[str] | None
+    is_text = annotation in (str, str | None, several)
+    is_value = isinstance(value, str | list if annotation == several else str)
+    return key, text if is_text and not is_value else value
+
+
+def as_setting(value: Any) -> Any:
+    """Return a value as TOML has it: paths as texts, and one in a list alone.
+
+    Example:
+        >>> as_setting(Path("a")), as_setting([Path("a")]), as_setting(("a", Path("b")))
+        ('a', 'a', ['a', 'b'])
+    """
+    if isinstance(value, list | tuple) and any(
+        isinstance(v, Path | str) for v in value
+    ):
+        several = [as_setting(one) for one in value]
+        return several[0] if len(several) == 1 else several
+    return str(value) if isinstance(value, Path) else value
 
 
 def assign(settings: dict[str, Any], key: str, value: Any) -> None:
@@ -589,12 +659,21 @@ def parse_config(settings: Mapping[str, Any]) -> Config:
 
 
 def absolute_paths(config: Config) -> Config:
-    """Return the settings with absolute paths, so that they hold in any folder."""
+    """Return the settings with absolute paths, so that they hold in any folder.
+
+    Pooled sets get their names, which then hold wherever their folders are moved.
+
+    Raises:
+        ConfigError: A set is named twice.
+    """
     values = config.model_dump(mode="json", exclude_none=True)
     for key in path_settings():
         section, _, name = key.partition(".")
         if name in values[section]:
             values[section][name] = absolute_path(key, values[section][name])
+    path = values["data"].get("path")
+    if isinstance(path, list) and "names" not in values["data"]:
+        values["data"]["names"] = set_names(path)
     return parse_config(values)
 
 
@@ -611,21 +690,78 @@ def absolute_path(key: str, value: Any) -> Any:
         >>> absolute_path("data.path", "/images/../set")
         '/set'
     """
-    return str(Path(value).resolve()) if is_path(key, value) else value
+    if not paths_in(key, value):
+        return value
+    if isinstance(value, list):
+        return [absolute_path(key, one) for one in value]
+    return str(Path(value).resolve())
 
 
-def is_path(key: str, value: Any) -> bool:
-    """Whether this value of a setting is a path, and not a word.
+def paths_in(key: str, value: Any) -> list[str]:
+    """Return the paths in the value of a setting: none in a word, one, or several.
 
     Example:
-        >>> is_path("model.pretrained", "no"), is_path("model.pretrained", "a.pth")
-        (False, True)
+        >>> paths_in("model.pretrained", "no"), paths_in("model.pretrained", "a.pth")
+        ([], ['a.pth'])
+        >>> paths_in("data.path", ["a", "b"]), paths_in("augment.crop_scale", [0.5, 1])
+        (['a', 'b'], [])
     """
     extra = _extra_of(key)
-    return (
-        isinstance(value, str)
-        and bool(extra.get("path"))
-        and value not in extra.get("words", ())
+    if not extra.get("path"):
+        return []
+    several = value if isinstance(value, list) else [value]
+    return [
+        one
+        for one in several
+        if isinstance(one, str) and one not in extra.get("words", ())
+    ]
+
+
+def set_names(paths: Sequence[str | Path]) -> list[str]:
+    """Return the names of several sets of images: those of their folders or tables.
+
+    Those with equal names are told apart by the folders above them, without those of
+    the home folder, which name the user.
+
+    Raises:
+        ConfigError: A set is named twice.
+
+    Example:
+        >>> set_names(["/a/brain", "/b/figshare.csv"])
+        ['brain', 'figshare']
+        >>> set_names(["/kaggle/bhuvaji/images", "/kaggle/nickparvar/images"])
+        ['bhuvaji-images', 'nickparvar-images']
+    """
+    places = [Path(path).resolve() for path in paths]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise ConfigError(
+                f"the set of images {place} is named twice", hint="name it once"
+            )
+    home = Path(os.path.expanduser("~")).resolve()  # noqa: PTH111 - never raises
+    parts = []
+    for place in places:
+        is_table = place.suffix.lower() in (".csv", ".parquet")
+        below = place.relative_to(home) if home in place.parents else place
+        folders = below.parent.parts[below.is_absolute() :]
+        parts.append([*folders, place.stem if is_table else place.name])
+    depths = [1] * len(parts)
+    for _ in range(max(map(len, parts), default=1)):
+        names = [
+            _NOT_IN_NAMES.sub("_", "-".join(part[-depth:]))[:_MAX_NAME] or "root"
+            for part, depth in zip(parts, depths, strict=True)
+        ]
+        counts = Counter(names)
+        if max(counts.values(), default=1) == 1:
+            return names
+        depths = [
+            depth + (counts[name] > 1)
+            for name, depth in zip(names, depths, strict=True)
+        ]
+    raise ConfigError(
+        f"the sets of images {', '.join(map(str, places))} have names that cannot be "
+        "told apart",
+        hint="name them: --set \"data.names=['first', 'second']\"",
     )
 
 
@@ -647,9 +783,9 @@ def setting_names() -> dict[str, str]:
 
 
 OF_SPLIT = (
-    *("data.path", "data.metadata", "data.protocol", "data.split", "data.val_fraction"),
-    *("data.test_fraction", "data.num_folds", "data.max_unreadable"),
-    *("data.max_file_mib", "data.max_pixels", "train.seed"),
+    *("data.path", "data.names", "data.metadata", "data.protocol", "data.split"),
+    *("data.val_fraction", "data.test_fraction", "data.num_folds"),
+    *("data.max_unreadable", "data.max_file_mib", "data.max_pixels", "train.seed"),
 )
 """Settings that decide which file is in which subset."""
 

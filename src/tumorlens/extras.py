@@ -28,6 +28,7 @@ _EXTRA_OF = {
     "alembic": "track",
     "gdcm": "dicom",
     "highdicom": "dicom",
+    "huggingface_hub": "train",
     "jinja2": "train",
     "matplotlib": "train",
     "mlflow": "track",
@@ -63,6 +64,9 @@ def switch_off_usage_data() -> None:
     # MLflow knows the line above, but only as "true", which others do not.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    # Where the client of the model hub was imported before, it has read them already.
+    if loaded := sys.modules.get("huggingface_hub.constants"):
+        vars(loaded)["HF_HUB_DISABLE_TELEMETRY"] = True
     # OpenVINO and NNCF ask the home folder whether they may send, and go without where
     # the library that sends cannot be imported.
     modules: dict[str, Any] = sys.modules

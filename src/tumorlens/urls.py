@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote, urlsplit
 
+from tumorlens.errors import ConfigError
+
 _SECRET = re.compile(r"[^=]*(pass|pwd|secret|token)", re.IGNORECASE)
 """Names of secret parameters after `?`."""
 _WEB = ("http", "https")
@@ -56,6 +58,36 @@ def without_secrets(text: str, address: str) -> str:
     for secret in sorted(spellings, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
+
+
+def check_address(address: str, *, name: str) -> None:
+    """Check that a variable holds the address of a web server.
+
+    Args:
+        address: Its value.
+        name: Its name.
+
+    Raises:
+        ConfigError: It has no http:// or https://, no host, or a port that is none.
+
+    Example:
+        >>> check_address("https://mirror", name="HF_ENDPOINT")
+        >>> check_address("mirror", name="HF_ENDPOINT")
+        Traceback (most recent call last):
+            ...
+        tumorlens.errors.ConfigError: expected an address in HF_ENDPOINT, got 'mirror'
+          hint: write it as https://HOST, or unset HF_ENDPOINT
+    """
+    try:
+        parts = urlsplit(address)
+        is_good = is_server(address) and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_good = False
+    if not is_good:
+        raise ConfigError(
+            f"expected an address in {name}, got {without_password(address)!r}",
+            hint=f"write it as https://HOST, or unset {name}",
+        )
 
 
 def is_server(url: str) -> bool:

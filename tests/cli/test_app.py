@@ -25,9 +25,11 @@ from PIL import Image
 
 import tumorlens
 from support.images import CLASSES, draw_image
+from support.planted_sets import PLANTED, make_two_sets
 from tumorlens import config
 from tumorlens.cli import app, options, terminal
 from tumorlens.data.index import read_split, write_split
+from tumorlens.deploy.benchmark.session import _val_files
 from tumorlens.errors import RunError
 from tumorlens.runs import folder
 
@@ -128,7 +130,7 @@ def test_want_of_memory_is_one_line_in_every_command(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("tumorlens.data.index.read_index", fail)
+    monkeypatch.setattr("tumorlens.data.overlap.read_sets", fail)
     answer = ask("audit", tmp_path / "images", "--out", tmp_path / "out")
     assert_refused(answer, "memory ran out")
 
@@ -148,6 +150,11 @@ def test_want_of_memory_is_one_line_in_every_command(
             ["evaluate", "run", "--predictions", "a.csv"],
             "RUN has no effect with --predictions",
         ),
+        (
+            ["evaluate", "--predictions", "a.csv", "--device", "cpu"],
+            "--device has no effect with --predictions",
+        ),
+        (["evaluate", "run", "--device", "tpu"], "'tpu' is not one of 'auto', 'cpu'"),
         (["evaluate", "run", "--subst", "val"], "No such option: --subst"),
         (["phantom", "x", "--patients", "many"], "Invalid value for '--patients'"),
         (
@@ -1130,3 +1137,184 @@ def test_an_error_of_the_system_without_a_path_keeps_its_traceback(
     monkeypatch.setattr("tumorlens.runs.listing.list_runs", fail)
     with pytest.raises(OSError, match="broken"):
         app.main(["runs", "."])
+
+
+# Several sets
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    return make_two_sets(tmp_path, num_each=6)
+
+
+def test_audit_against_others_says_what_they_share_and_prints_a_matrix(
+    ask: Callable[..., Answer], two: tuple[Path, Path], tmp_path: Path
+) -> None:
+    clinic, web = two
+    third = draw_folder(tmp_path / "third", num_each=3)
+    others = ["--against", web, "--against", third]
+    answer = ask("audit", clinic, *others, "--out", tmp_path / "out")
+    assert answer.status == 0, answer.err
+    assert "- 7 of 24 files of clinic (29.2 %) show a picture of web" in answer.out
+    assert "1 pair of files shows one picture under labels that disagree" in answer.out
+    rows = [line.split() for line in answer.out.splitlines()]
+    # 7 of 24 pictures of clinic, and 7 of 31 of web, are in the other.
+    assert ["pictures", "of", "in", "clinic", "in", "web", "in", "third"] in rows
+    assert ["clinic", "29.2", "%", "0.0", "%"] in rows
+    assert ["web", "22.6", "%", "0.0", "%"] in rows
+    found = json.loads((tmp_path / "out/audit.json").read_text("utf-8"))
+    assert [one["name"] for one in found["overlaps"]["sets"]] == [
+        *("clinic", "web", "third"),
+    ]
+    alone = ask("audit", clinic, "--out", tmp_path / "alone")
+    assert alone.status == 0
+    without = json.loads((tmp_path / "alone/audit.json").read_text("utf-8"))
+    assert without == found | {"overlaps": None}
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ("nowhere", "no such folder or table: "),
+        ("clinic", "is named twice"),
+        ("one-class", "expected at least two classes in "),
+        ("unreadable", "none of 4 files in "),
+        ("flat", "no class folders in "),
+    ],
+)
+def test_a_set_that_cannot_be_compared_is_refused_and_nothing_is_written(
+    ask: Callable[..., Answer],
+    two: tuple[Path, Path],
+    tmp_path: Path,
+    other: str,
+    words: str,
+) -> None:
+    shutil.copytree(two[1] / "glioma", tmp_path / "one-class/glioma")
+    shutil.copytree(two[1] / "glioma", tmp_path / "flat")
+    for label in CLASSES:
+        (tmp_path / "unreadable" / label).mkdir(parents=True)
+        (tmp_path / "unreadable" / label / "1.jpg").write_text("no image")
+    answer = ask(
+        *("audit", two[0], "--against", tmp_path / other, "--out", tmp_path / "out")
+    )
+    assert_refused(answer, words, other)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_audit_is_not_written_into_the_other_set(
+    ask: Callable[..., Answer], two: tuple[Path, Path]
+) -> None:
+    answer = ask("audit", two[0], "--against", two[1], "--out", two[1] / "audit")
+    assert_refused(answer, f"is inside the folder of the images, {two[1]}")
+
+
+def test_sets_are_pooled_by_patient_and_picture_and_may_move_afterwards(
+    ask: Callable[..., Answer], two: tuple[Path, Path], tmp_path: Path
+) -> None:
+    clinic, web = two
+    (clinic / "metadata.csv").write_text("path,patient\nno_tumor/4.png,P-1\n")
+    (web / "metadata.csv").write_text("path,patient,source\nnotumor/5.png,P-1,hub\n")
+    data = ["--data", clinic, "--data", web]
+    run = tmp_path / "run"
+    made = ask("split", clinic, web, "--out", tmp_path / "split.csv")
+    assert made.status == 0, made.err
+    assert f"next: tumorlens train --data {clinic} --data {web} --set" in made.out
+    answer = ask("train", *data, "--out", run, *small(tmp_path / "cache"))
+    assert answer.status == 0, answer.err
+    rows = {row.path: row for row in read_split(run / "split.csv")}
+    assert tuple(rows.values()) == read_split(tmp_path / "split.csv")
+    assert len(rows) == 24 + 24 + len(PLANTED)
+    for one in PLANTED:
+        source, copy = rows[f"clinic/{one.source}"], rows[f"web/{one.copy}"]
+        assert source.group == copy.group
+        if source.label == copy.label:
+            assert copy.reason == f"copy of {source.path}"
+        else:
+            assert {source.subset, copy.subset} == {"left-out"}
+            assert source.reason == (
+                f"conflicting labels: same picture as {copy.path} ({copy.label})"
+            )
+    of_patient = rows["clinic/no_tumor/4.png"], rows["web/notumor/5.png"]
+    assert len({(row.group, row.subset) for row in of_patient}) == 1
+    assert "left out, as one picture under two labels: 2 files" in answer.out
+
+    moved = [clinic.rename(tmp_path / "a"), web.rename(tmp_path / "b")]
+    where = [word for place in moved for word in ("--data", place)]
+    assert_refused(ask("evaluate", run), "are not in", str(clinic))
+    assert_refused(
+        ask("evaluate", run, *where[:2]), "expected 2 sets of images (clinic, web)"
+    )
+    swapped = ask("evaluate", run, *where[2:], *where[:2])
+    assert_refused(swapped, "has changed since the run was made")
+    assert "name the sets in their order: clinic, web" in swapped.err
+    assert ask("evaluate", run, *where).status == 0
+    measured = json.loads((run / "metrics.json").read_text("utf-8"))
+    sources = {row["source"] for row in read_rows(run / "predictions.csv")}
+    assert sources <= {"clinic", "web", "hub"}
+    assert {"clinic", "web"} <= sources
+    assert measured["leak"]["leaks"] is False
+    assert ask("report", run, *where).status == 0
+    page = (run / "report.html").read_text("utf-8")
+    assert "the file is gone" not in page
+    assert "data:image/jpeg" in page  # a mistake, from one of the two folders
+
+    # What resume keeps are the names, under which the files are known.
+    (run / "finished").unlink()
+    assert ask("train", "--resume", "--out", run, *where).status == 0
+    settings = tomllib.loads((run / "config.toml").read_text("utf-8"))["data"]
+    assert settings["path"] == [str(place) for place in moved]
+    assert settings["names"] == ["clinic", "web"]
+    assert ask("evaluate", run).status == 0
+
+
+def test_an_export_of_a_pooled_run_is_proven_on_the_images_of_all_sets(
+    ask: Callable[..., Answer], two: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data = ["--data", two[0], "--data", two[1]]
+    run = tmp_path / "run"
+    settings = small(tmp_path / "cache", data__val_fraction="0.4")
+    assert ask("train", *data, "--out", run, *settings).status == 0
+    answer = ask("export", run, "--format", "torchscript")
+    assert answer.status == 0, answer.err
+    val = [row for row in read_split(run / "split.csv") if row.subset == "val"]
+    assert f"compared on {len(val)} val images" in answer.out
+    assert {row.path.partition("/")[0] for row in val} == {"clinic", "web"}
+    files = _val_files([run])
+    assert all(file.is_file() for file in files)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        pytest.param(("split", "A", "A"), "is named twice", id="twice"),
+        pytest.param(("split", "A", "other"), "the classes of A and other differ: "),
+        pytest.param(("split", "A", "nowhere"), "no such folder or table"),
+        pytest.param(
+            ("split", "A", "B", "--set", "data.names=['x', 'x']"),
+            "expected different data.names",
+        ),
+        pytest.param(
+            ("train", "--data", "A", "--set", "data.names=['x', 'y']"),
+            "expected 2 sets in data.path, one for each of data.names",
+        ),
+    ],
+)
+def test_sets_that_cannot_be_pooled_are_refused_by_name(
+    ask: Callable[..., Answer], tmp_path: Path, words: tuple[str, ...], expected: str
+) -> None:
+    for name in ("A", "B"):
+        draw_folder(tmp_path / name, num_each=1)
+    shutil.copytree(tmp_path / "A", tmp_path / "other")
+    (tmp_path / "other/no_tumor").rename(tmp_path / "other/healthy")
+    given = [
+        tmp_path / one if one in ("A", "B", "other", "nowhere") else one
+        for one in words
+    ]
+    answer = ask(*given, "--out", tmp_path / "out")
+    assert_refused(answer, expected)
+    assert not (tmp_path / "out").exists()

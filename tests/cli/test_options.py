@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 OTHER_VALUES: dict[str, Any] = {
-    **{"data.path": "/d", "data.metadata": "/m.csv", "data.split": "/s.csv"},
+    **{
+        "data.path": "/d",
+        "data.names": ["d", "e"],
+        "data.metadata": "/m.csv",
+        "data.split": "/s.csv",
+    },
     **{"data.protocol": "as-given", "data.val_fraction": 0.3},
     **{"data.test_fraction": 0.4},
     **{"data.num_folds": 7, "data.fold": 1, "data.fit": "squash"},
@@ -55,6 +60,7 @@ OTHER_VALUES: dict[str, Any] = {
 """A value for each setting that is not the default of any command."""
 
 ALONG = {
+    "data.names": ["data.path=['/d', '/e']"],
     "data.fold": ["data.protocol=grouped-kfold"],
     "train.watch_test": ["data.protocol=as-given"],
     "model.mean": ["model.std=[1,1,1]"],
@@ -86,7 +92,7 @@ def _stages_end(monkeypatch: pytest.MonkeyPatch) -> None:
 def commands(folder: Path) -> Mapping[str, list[str]]:
     out = ["--out", str(folder / "out")]
     return {
-        "split": ["split", "/d", *out],
+        "split": ["split", "/d", "/e", *out],
         "train": ["train", *out],
         "lr-find": ["lr-find", *out],
         "import": ["import", "w", "--model", "resnet50", "--classes", "a,b", *out],
@@ -103,7 +109,8 @@ def settings_of(words: list[str], *assignments: str) -> Config | int:
 
 
 OF_COMMAND: dict[str, dict[str, Any]] = {
-    "import": {"data.protocol": "grouped", "data.fit": "pad"}
+    "import": {"data.protocol": "grouped", "data.fit": "pad"},
+    "split": {"data.path": ["/d", "/e"]},
 }
 """Other values where the command has a default of its own."""
 
@@ -158,6 +165,8 @@ def test_the_lists_of_the_commands_are_of_settings() -> None:
         ("import", ["--size-px", "64"], "model.size_px=32", 32),
         ("import", ["--mean", "0,0,0"], "model.mean=[0.5, 0.5, 0.5]", [0.5] * 3),
         ("train", ["--data", "x"], "data.path=y", "y"),
+        ("train", ["--data", "x"], "data.path=['x', 'y']", ["x", "y"]),
+        ("train", ["--data", "x", "--data", "y"], "data.path=x", "x"),
         ("lr-find", ["--data", "x"], "data.path=y", "y"),
     ],
 )
@@ -250,7 +259,7 @@ def test_the_run_of_the_next_command_does_not_exist(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("first", "2", "3"):
-        assert train_words(Path("DATA"))[-2:] == ["--out", f"runs/{name}"]
+        assert train_words([Path("DATA")])[-2:] == ["--out", f"runs/{name}"]
         Path("runs", name).mkdir(parents=True)
     Path("runs/4").symlink_to("nowhere")
     assert train_words(None)[-1] == "runs/5"

@@ -339,8 +339,8 @@ def test_changed_weights_are_refused(run: Run) -> None:
 def test_a_gpu_that_is_not_there_is_refused(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"torch sees no GPU"):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"to be 'cuda', and torch \S+ finds no GPU"):
         Predictor.open(run.path, device="cuda")
 
 

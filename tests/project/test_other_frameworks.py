@@ -88,7 +88,7 @@ def test_the_example_ends_in_a_verdict(
     said = capsys.readouterr().out
     assert "grey.csv on DATA: Training has seen 4 of the 12 images (33.3 %)" in said
     assert "new (8 images, 8 groups)" in said
-    assert "are in grey" in said
+    assert "the page is grey/external.html" in said
 
 
 def test_the_lines_for_keras_write_such_a_table(

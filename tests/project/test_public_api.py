@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 import tumorlens
+from support.handmade_external import write_evaluation
+from support.planted_sets import make_two_sets
 from tumorlens.config import Config
 from tumorlens.errors import ConfigError
 from tumorlens.report.notebook import view_of
@@ -101,6 +103,25 @@ def test_a_notebook_view_escapes_names(examples: Path, tmp_path: Path) -> None:
     assert "<b>" not in html
 
 
+@pytest.mark.parametrize(
+    ("states", "shown"),
+    [
+        ("nnnp", ("Training has seen 1 of the 4", "new, 3 images", "seen, 1 image<")),
+        ("pppp", ("nothing is new", "Confusion matrix, all images", "seen, 4 images")),
+        ("????", ("Not known: the model does not tell", "all, 4 images")),
+    ],
+)
+def test_an_evaluation_on_another_set_shows_new_and_seen_side_by_side(
+    tmp_path: Path, states: str, shown: tuple[str, ...]
+) -> None:
+    found = write_evaluation(tmp_path, [1, 0, 1, 1], states, notes=("A note.",))
+    html = found._repr_html_()
+    assert html is not None
+    for words in (*shown, "first on hospital-b", "recall of glioma", "A note.", "<svg"):
+        assert words in html
+    assert found.headline.accuracy.percentage in html
+
+
 def test_there_is_no_view_of_what_is_no_result() -> None:
     with pytest.raises(TypeError, match="no view of int"):
         view_of(3)
@@ -158,7 +179,7 @@ def test_images_are_named_in_one_way() -> None:
         (lambda: tumorlens.predict("runs/first", "nosuch.png"), "nosuch.png"),
         (
             lambda: tumorlens.Predictor.open("runs/first", device="tpu"),
-            "expected the device auto, cpu or cuda, got 'tpu'",
+            "expected the device auto, cpu, cuda, mps or xpu, got 'tpu'",
         ),
     ],
 )
@@ -300,3 +321,22 @@ def test_importing_the_package_loads_little() -> None:
         "assert not {'torch', 'numpy', 'pydantic', 'IPython'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_several_sets_are_compared_and_pooled(tmp_path: Path) -> None:
+    clinic, web = make_two_sets(tmp_path)
+    found = tumorlens.audit(clinic, against=web, out=tmp_path / "audit")
+    assert found.overlaps is not None
+    assert [one.name for one in found.overlaps.sets] == ["clinic", "web"]
+    assert "7 of 20 files of clinic" in view_of(found)
+    assert "Against other sets" in (tmp_path / "audit/audit.html").read_text("utf-8")
+    assert tumorlens.audit(clinic, against=[str(web)]).overlaps == found.overlaps
+    made = tumorlens.split([clinic, str(web)])
+    assert {row.path.partition("/")[0] for row in made.rows} == {"clinic", "web"}
+    assert made.leak.leaks is False
+    same = {"data.path": [clinic, web]}
+    assert tumorlens.split([clinic, web], settings=same).rows == made.rows
+    with pytest.raises(ConfigError, match=r"data\.path is given twice"):
+        tumorlens.split([clinic, web], settings={"data.path": [web, clinic]})
+    with pytest.raises(TypeError, match="expected a path or a list of such for data"):
+        tumorlens.split(3)  # type: ignore[arg-type] # that is the point

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from support.pages import Tags, assert_self_contained
+from support.planted_sets import draw_set, make_two_sets
 from tumorlens.data.audit import audit
 from tumorlens.data.claim import arrange, judge_claims, parse_accuracies
 from tumorlens.data.duplicates import find_duplicates
 from tumorlens.data.index import read_index
+from tumorlens.data.overlap import compare_sets, read_sets
 from tumorlens.errors import RunError
 from tumorlens.files import write_model
+from tumorlens.report import audit_page as audit_page_module
 from tumorlens.report import show_claims_on_audit, write_audit_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+
+DASH = "\N{EN DASH}"
 
 
 def file(path: str, label: str, subset: str | None) -> dict[str, Any]:
@@ -278,6 +285,106 @@ def test_a_real_audit_becomes_a_page_with_pictures(
     assert "1 cannot be read" in text
     assert ("✕ A score on this test set cannot be believed" in text) == bool(subsets)
     assert ("There are no training and test subsets" in text) != bool(subsets)
+
+
+# Against other sets
+
+
+def pages_of(folder: Path, *places: Path) -> str:
+    """Return the page of an audit of the first place against the others."""
+    sets = read_sets(places)
+    first = sets[0]
+    write_model(
+        folder / "audit.json",
+        audit(first.index, first.duplicates, overlaps=compare_sets(sets)),
+    )
+    page = write_audit_page(
+        folder / "audit.json",
+        data=places[0],
+        against=places[1:],
+        out=folder / "audit.html",
+    )
+    return page.read_text(encoding="utf-8")
+
+
+def test_a_page_shows_what_two_sets_share_with_a_picture_of_each(
+    tmp_path: Path,
+) -> None:
+    page = pages_of(tmp_path, *make_two_sets(tmp_path))
+    assert_self_contained(page)
+    text = Tags(page).text
+    for words in (
+        "7 of 20 files of clinic (35.0 %) show a picture of web",
+        "glioma_tumor clinic 5 3 60.0 % 2 5 3",
+        "all web 28 8 28.6 % 20 27 7",
+        "same 2 2 rotated-90 2 0 rotated-180 1 1 rotated-270 0 2 mirrored 1 2",
+        "Labels that disagree between clinic and web rotated 90",
+        "meningioma_tumor clinic glioma/wrong.jpg glioma web",
+        "equal pixels glioma_tumor/0.png glioma_tumor clinic glioma/same.png glioma",
+    ):
+        assert words in text, words
+    assert "Pictures of in clinic" not in text  # a matrix of two says nothing more
+    # One pair of files disagrees, and seven pictures are shared.
+    side = page.partition("Against other sets")[2].partition("<h2>")[0]
+    assert side.count("<img") == 2 * (1 + 7)
+    assert "the file is gone" not in text
+
+
+def test_a_page_of_three_sets_has_a_matrix(tmp_path: Path) -> None:
+    places = make_two_sets(tmp_path)
+    third = draw_set(tmp_path / "third", name="web", num_each=2, first_seed=1003)
+    text = Tags(pages_of(tmp_path, *places, third)).text
+    for words in (
+        "Pictures of in clinic in web in third",
+        f"clinic {DASH} 35.0 % 7 of 20 0.0 % 0 of 20",
+        f"web 25.9 % 7 of 27 {DASH} 29.6 % 8 of 27",
+        f"third 0.0 % 0 of 8 100.0 % 8 of 8 {DASH}",
+    ):
+        assert words in text, words
+
+
+def test_names_of_sets_are_escaped_and_pictures_that_are_gone_are_named(
+    tmp_path: Path,
+) -> None:
+    clinic, web = make_two_sets(tmp_path)
+    hostile = web.rename(tmp_path / "<script>x")
+    page = pages_of(tmp_path, clinic, hostile)
+    assert "<script>x" not in page
+    shutil.rmtree(clinic)
+    write_audit_page(
+        tmp_path / "audit.json",
+        data=clinic,
+        against=[hostile],
+        out=tmp_path / "audit.html",
+    )
+    text = Tags((tmp_path / "audit.html").read_text(encoding="utf-8")).text
+    assert text.count("not shown: the file is gone") == 1 + 7
+
+
+def test_a_page_that_is_made_again_finds_the_other_sets(tmp_path: Path) -> None:
+    clinic, web = make_two_sets(tmp_path)
+    page = pages_of(tmp_path, clinic, web)
+    again = write_audit_page(
+        tmp_path / "audit.json", data=clinic, out=tmp_path / "again.html"
+    )
+    assert again.read_text(encoding="utf-8") == page
+
+
+def test_an_audit_against_nothing_has_no_such_section(tmp_path: Path) -> None:
+    assert "Against other sets" not in audit_page(tmp_path, found())
+
+
+def test_examples_have_every_turn_before_a_second_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_page_module, "MAX_EXAMPLES", 4)
+    clinic, web = make_two_sets(tmp_path)
+    page = pages_of(tmp_path, clinic, web)
+    text = Tags(page).text.partition("Pictures in clinic and web")[2]
+    # By path, the first four of glioma and meningioma are four kinds already.
+    shown = text.partition("Shortcuts")[0]
+    assert shown.count("clinic") == 4
+    assert "Not shown here but in audit.json: 3 pictures or more." in shown
 
 
 def audited_with_claims(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.handmade_external import write_evaluation
 from support.handmade_metrics import (
     CLASSES,
     LEAK_WORDS,
@@ -31,7 +32,7 @@ from tumorlens.errors import RunError
 from tumorlens.files import write_json
 from tumorlens.report import write_run_report
 from tumorlens.report.drawing import DARK, LIGHT, SERIES
-from tumorlens.report.page import data_root, load_picture
+from tumorlens.report.page import load_picture
 from tumorlens.runs.folder import Run, create_run
 
 if TYPE_CHECKING:
@@ -412,12 +413,7 @@ def test_images_that_are_gone_or_broken_are_said_to_be(
     assert text.count("not shown: the file cannot be read as an image") == 6
 
 
-def test_a_table_as_data_means_the_folder_it_lies_in(tmp_path: Path) -> None:
-    table = tmp_path / "table.csv"
-    table.write_text("path,label\n", encoding="utf-8")
-    assert data_root(table, None) == data_root(None, str(table)) == tmp_path
-    assert data_root(tmp_path, "elsewhere") == tmp_path
-    assert data_root(None, None) is None
+def test_a_picture_without_a_folder_is_a_sentence() -> None:
     assert load_picture(None, "a.png").why_not.endswith("the data folder is not known")
 
 
@@ -452,8 +448,8 @@ def test_a_run_without_figures_to_show_says_what_to_do(
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ('{"format": 3}', r"expected format 2 in .*metrics\.json, got 3"),
-        ("[]", r"expected format 2 in .*metrics\.json, got \[\]"),
+        ('{"format": 3}', r"expected format 1 or 2 in .*metrics\.json, got 3"),
+        ("[]", r"expected format 1 or 2 in .*metrics\.json, got \[\]"),
         ("{", r"metrics\.json is not JSON: Expecting property name"),
         ('{"format": 2}', r"metrics\.json is damaged at protocol: Field required"),
     ],
@@ -536,3 +532,41 @@ def test_both_themes_know_the_same_colors_and_none_is_used_for_two_things() -> N
     assert LIGHT.keys() == DARK.keys()
     # A figure's colours are found by their value when it goes into a page.
     assert len(set(LIGHT.values())) == len(LIGHT)
+
+
+def other_sets(run: Run) -> str:
+    page = write_run_report(run).path.read_text(encoding="utf-8")
+    return page.partition("<h2>On other sets")[2].partition("</section>")[0]
+
+
+def test_evaluations_on_other_sets_have_a_row_each_with_a_link_to_their_page(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run()
+    assert other_sets(run) == ""
+    write_evaluation(run.external_path("b10"), [1, 0, 1, 1, 1, 1], "nnnpps", name="b10")
+    write_evaluation(run.external_path("b9"), [1, 0], "pp", name="b9")
+    write_evaluation(run.external_path("c"), [1, 0], "??", name="c")
+    (run.external_path("b10") / "external.html").touch()
+    (run.path / "external" / "begun").mkdir()
+    run.log_look(subset="external b10", command="tumorlens evaluate run --on b10")
+    part = other_sets(run)
+    assert re.findall(r'href="([^"]*)"', part) == ["external/b10/external.html"]
+    text = Tags(part).text
+    # 2 of the 3 new images are right, by hand.
+    assert re.search(
+        r"b9 2 2 nothing is new 0 b10 6 3 66\.7 % [\d.]+ to [\d.]+ % 3 images 1 "
+        r"c 2 not known not known which are new 0",
+        text,
+    ), text
+
+
+def test_a_damaged_evaluation_on_another_set_is_named(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run()
+    write_evaluation(run.external_path("b"), [1, 0], "np")
+    (run.external_path("b") / "external.json").write_text("{}")
+    with pytest.raises(RunError, match=r"b/external\.json is damaged at name"):
+        write_run_report(run)
+    assert not run.report_path.exists()

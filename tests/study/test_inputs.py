@@ -32,8 +32,8 @@ def data(make_images: Callable[..., Path]) -> Path:
     return make_images(num_each=3)
 
 
-def plan_of(data: Path, *assignments: str, text: str = ARMS) -> StudyPlan:
-    path = data.parent / "s.toml"
+def plan_of(data: Path | list[Path], *assignments: str, text: str = ARMS) -> StudyPlan:
+    path = (data if isinstance(data, Path) else data[0]).parent / "s.toml"
     path.write_text(text)
     return with_files(load_plan(path, assignments=assignments, data=data))
 
@@ -48,6 +48,39 @@ def test_moved_images_are_the_same_study_and_changed_ones_are_not(data: Path) ->
     now = plan_of(moved)
     assert now.digest() != plan.digest()
     assert plan.differences(now) == ["the content of data.path has changed"]
+
+
+def test_pooled_sets_count_by_the_content_of_each(
+    make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    sets = [make_images(num_each=2, name=name) for name in ("one", "two")]
+    plan = plan_of(sets)
+    assert plan.files.keys() == {str(place) for place in sets}
+    assert plan.base.data.names == ["one", "two"]
+    (tmp_path / "study.toml").write_text(dump_plan(plan))
+    assert read_plan(tmp_path / "study.toml") == plan
+    moved = [shutil.copytree(place, tmp_path / "x" / place.name) for place in sets]
+    assert plan_of(moved).digest() == plan.digest()
+    # Other folders under the names of before are the same sets.
+    named = [place.rename(place.with_name(f"{place.name}-2")) for place in moved]
+    assert plan_of(named).digest() != plan.digest()
+    assert plan_of(named, "data.names=['one', 'two']").digest() == plan.digest()
+    image = next(named[1].rglob("*.png"))
+    image.write_bytes(image.read_bytes() + b"x")
+    now = plan_of(named, "data.names=['one', 'two']")
+    assert plan.differences(now) == ["the content of data.path has changed"]
+
+
+@pytest.mark.parametrize("metadata", ["none", "table"])
+def test_metadata_of_pooled_sets_is_no_table_of_one_of_them(
+    make_images: Callable[..., Path], tmp_path: Path, metadata: str
+) -> None:
+    sets = [make_images(num_each=2, name=name) for name in ("one", "two")]
+    table = tmp_path / "all.csv"
+    table.write_text("path,patient\ntwo/glioma/0.png,P-1\n")
+    given = str(table) if metadata == "table" else metadata
+    plan = plan_of(sets, f"data.metadata={given}")
+    assert (str(table) in plan.files) == (metadata == "table")
 
 
 def test_other_labels_or_patients_are_another_study(data: Path) -> None:

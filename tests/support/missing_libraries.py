@@ -17,6 +17,7 @@ HEAVY = {
     "faiss",
     "gdcm",
     "highdicom",
+    "huggingface_hub",
     "imagehash",
     "jinja2",
     "matplotlib",

@@ -65,10 +65,15 @@ class Zygote:
         self._server.wait(60)
         self._server.stdout.close()
 
-    def start(self, *words: object, max_file_bytes: int | None = None) -> Running:
-        """Start a command."""
+    def start(
+        self,
+        *words: object,
+        max_file_bytes: int | None = None,
+        terminal: Path | None = None,
+    ) -> Running:
+        """Start a command, whose output goes to a terminal if one is given."""
         self._num += 1
-        log = self._folder / f"{self._num}.log"
+        log = terminal or self._folder / f"{self._num}.log"
         pid = self._exchange(
             {"words": [*map(str, words)], "log": str(log), "limit": max_file_bytes}
         )
@@ -104,7 +109,9 @@ class Running:
         """Return how it ended; it is killed when it takes too long."""
         status = self.zygote._exchange({"wait": self.pid, "timeout_s": timeout_s})
         seconds = time.monotonic() - self.start
-        return Ended(status, self.log.read_text(errors="replace"), seconds)
+        is_file = self.log.is_file()
+        output = self.log.read_text(errors="replace") if is_file else ""
+        return Ended(status, output, seconds)
 
 
 def serve() -> None:
@@ -148,6 +155,10 @@ def _be_command(request: dict[str, Any]) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        # Those of the server are of a pipe.
+        sys.stdout, sys.stderr = (
+            os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2)
+        )
         if request["limit"] is not None:
             limits = (request["limit"], resource.RLIM_INFINITY)
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

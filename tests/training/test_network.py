@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import io
 import math
 import os
 import pickle
 import re
-import urllib.error
-import urllib.request
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import huggingface_hub
@@ -36,8 +32,6 @@ from tumorlens.training.network import (
     load_model,
     model_arguments,
     normalize,
-    resolve_device,
-    resolve_precision,
     set_trainable,
 )
 from tumorlens.training.weights import weights_as_bytes
@@ -564,7 +558,7 @@ def test_weights_of_another_architecture_are_refused(
     assert "'mobilenetv2_100'" in caught.value.hint
 
 
-# Weights from the hub, which no test may reach
+# Weights from the hub, which test_hub fetches
 
 
 def fill_hub_cache(
@@ -582,53 +576,7 @@ def fill_hub_cache(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
-def no_network(request: Any, **_options: Any) -> NoReturn:
-    raise urllib.error.URLError("Name or service not known")
-
-
-@pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    empty = tmp_path / "no-cache"
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(empty))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(empty))
-
-
-@pytest.mark.parametrize("pretrained", ["auto", "yes"])
-@pytest.mark.parametrize("name", [NAME, "legacy_seresnet18"])
-def test_a_hub_out_of_reach_gives_the_two_ways_out(
-    name: str, pretrained: str, offline: None
-) -> None:
-    with pytest.raises(
-        ConfigError,
-        match=rf"the pretrained weights of {name} cannot be fetched from the model "
-        "hub: Name or service not known",
-    ) as caught:
-        create_model(settings(name=name, pretrained=pretrained), num_classes=4)
-    assert ".safetensors or .pth file" in caught.value.hint
-    assert "'no' for random ones" in caught.value.hint
-
-
-def test_a_download_that_breaks_off_gives_the_two_ways_out(
-    offline: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def break_off(*_args: Any, **options: Any) -> NoReturn:
-        assert options["pretrained"]
-        raise ConnectionResetError(104, "Connection reset by peer\nsecond line")
-
-    monkeypatch.setattr(
-        urllib.request, "urlopen", lambda *_, **__: SimpleNamespace(close=lambda: None)
-    )
-    monkeypatch.setattr(timm, "create_model", break_off)
-    with pytest.raises(
-        ConfigError, match=rf"weights of {NAME} cannot be fetched.*reset by peer"
-    ) as caught:
-        create_model(settings(pretrained="yes"), num_classes=4)
-    assert "\n" not in caught.value.problem
-    assert "'no' for random ones" in caught.value.hint
-
-
-def test_a_network_without_pretrained_weights_is_named(offline: None) -> None:
+def test_a_network_without_pretrained_weights_is_named() -> None:
     name = "coatnet_0_224"
     assert not cfg_of(name).hf_hub_id
     with pytest.raises(
@@ -641,7 +589,6 @@ def test_a_network_without_pretrained_weights_is_named(offline: None) -> None:
 def test_weights_that_were_fetched_before_need_no_network(
     teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
     torch.manual_seed(0)
     thousand = timm.create_model(NAME)
     thousand.eval()
@@ -840,60 +787,6 @@ def test_no_images_give_no_answers() -> None:
     assert run(network_of(), []).shape == (0, 0)
 
 
-# Devices and precision
-
-
-def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"train\.device is 'cuda' and torch sees no"):
-        resolve_device("cuda")
-    assert resolve_device("auto") == CPU
-    assert resolve_device("cpu") == CPU
-
-
-def test_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert resolve_device("auto").type == "cuda"
-    assert resolve_device("cuda").type == "cuda"
-    assert resolve_device("cpu").type == "cpu"
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "expected"),
-    [
-        ({"avx512_bf16": True}, "bf16"),
-        ({"amx_bf16": True, "avx512_bf16": False}, "bf16"),
-        ({"avx2": True, "avx512_f": True}, "fp32"),
-        ({"avx512_bf16": False, "amx_bf16": False}, "fp32"),
-        ({}, "fp32"),
-    ],
-)
-def test_auto_precision_is_bf16_on_a_cpu_that_multiplies_it(
-    capabilities: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert resolve_precision("auto", CPU) == expected
-
-
-@pytest.mark.parametrize(
-    ("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")]
-)
-def test_auto_precision_is_bf16_on_a_gpu_from_ampere_on(
-    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert resolve_precision("auto", torch.device("cuda")) == expected
-
-
-@pytest.mark.parametrize("name", ["fp32", "bf16"])
-def test_a_precision_that_is_asked_for_is_used(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = {"avx512_bf16": name == "fp32"}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: other)
-    assert resolve_precision(name, CPU) == name
-
-
 # What no run may pass to timm, and answers that are none
 
 
@@ -983,36 +876,3 @@ def test_an_answer_that_is_no_number_is_no_answer() -> None:
             device=CPU,
             mirror=False,
         )
-
-
-# Addresses of the hub that are none
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        ValueError("unknown url type: 'hf-mirror.com/timm/x'"),
-        http.client.InvalidURL("nonnumeric port: 'port'"),
-        http.client.BadStatusLine("this is no http\r\n"),
-    ],
-)
-def test_a_wrong_address_or_proxy_is_one_line(
-    error: Exception, offline: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any, **__: Any) -> NoReturn:
-        raise error
-
-    monkeypatch.setattr(urllib.request, "urlopen", fail)
-    with pytest.raises(ConfigError, match=r"cannot be fetched from the model hub: \w"):
-        create_model(settings(pretrained="yes"), num_classes=4)
-
-
-def test_an_endpoint_without_https_is_named_with_where_it_comes_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = str(tmp_path)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", cache)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "hf-mirror.com")
-    with pytest.raises(ConfigError, match="unknown url type") as caught:
-        create_model(settings(pretrained="yes"), num_classes=4)
-    assert caught.value.hint.startswith("check HF_ENDPOINT and HTTPS_PROXY, or set mod")

@@ -16,12 +16,9 @@ from tumorlens.cli.options import (
     config_of,
     train_words,
 )
-from tumorlens.errors import ConfigError, DataError
-from tumorlens.text import counted
+from tumorlens.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from tumorlens.config import Config
 
 
@@ -56,30 +53,41 @@ def audit(
         Path, typer.Option(metavar="DIR", help="Folder for audit.json and audit.html.")
     ],
     metadata: MetadataOption = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="OTHER",
+            help="Another set: what DATA and it have in common; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Check an image set for unreadable files, duplicates, leaks and shortcuts."""
-    from tumorlens.data import audit as stage
-    from tumorlens.data.duplicates import find_duplicates
-    from tumorlens.data.index import check_outside, patient_note, read_index
+    from tumorlens.data.audit import audit as audit_index
+    from tumorlens.data.index import check_outside, patient_note
+    from tumorlens.data.overlap import compare_sets, read_sets
+    from tumorlens.data.sets import pooled
     from tumorlens.files import locked, write_model
     from tumorlens.report import write_audit_page
 
     _check_folder(out, "audit.json and audit.html")
-    check_outside(out, data)
-    index = read_index(data, metadata=metadata)
+    others = against or []
+    check_outside(out, pooled([data, *others]))
     with terminal.counting("reading") as progress:
-        duplicates = find_duplicates(index, progress=progress)
-    _check_any_readable(data, len(index.records), duplicates.unreadable)
-    if note := patient_note(index):
+        sets = read_sets([data, *others], metadata=metadata, progress=progress)
+    first = sets[0]
+    if note := patient_note(first.index):
         terminal.print_warning(note)
-    found = stage.audit(index, duplicates)
+    overlaps = compare_sets(sets) if others else None
+    found = audit_index(first.index, first.duplicates, overlaps=overlaps)
     with locked(out):  # the page is made of the file
         write_model(out / "audit.json", found)
-        page = write_audit_page(out / "audit.json", data=data, out=out / "audit.html")
+        page = write_audit_page(
+            out / "audit.json", data=data, against=others, out=out / "audit.html"
+        )
     terminal.print_audit(found)
     where = f"the page with the pictures is {page}, audit.json is beside it"
     if found.is_trainable:
-        terminal.print_next(where, *train_words(data))
+        terminal.print_next(where, *train_words([data]))
     else:
         terminal.print_line(where)
         terminal.print_line("next: mend or remove the files that cannot be read")
@@ -152,7 +160,14 @@ def claim(
 
 
 def split(
-    data: DataArgument,
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DATA...",
+            help="Folder of class folders, with or without Training and Testing above "
+            "them, or a CSV or Parquet table. Several sets are pooled.",
+        ),
+    ],
     *,
     out: Annotated[Path, typer.Option(metavar="CSV", help="File to write.")],
     protocol: Annotated[
@@ -170,10 +185,10 @@ def split(
         check_outside,
         write_split,
     )
+    from tumorlens.data.sets import sets_of
     from tumorlens.files import locked
     from tumorlens.training.dataset import split_data
 
-    check_outside(out, data, is_folder=False)
     check_no_work(out, columns=SPLIT_COLUMNS)
     config = config_of(
         None,
@@ -183,6 +198,8 @@ def split(
         ("data.metadata", metadata),
         only=OF_SPLIT,
     )
+    if sets := sets_of(config.data):
+        check_outside(out, sets, is_folder=False)
     with terminal.counting("reading") as progress:
         made = split_data(config, progress=progress)
     with locked(out, lock=out.with_name(f".{out.name[:40]}.lock")):
@@ -221,21 +238,4 @@ def _check_folder(out: Path, files: str) -> None:
         raise ConfigError(
             f"--out {out} is a file",
             hint=f"--out is a folder, for {files}: name a new one",
-        )
-
-
-def _check_any_readable(
-    data: Path, num_files: int, unreadable: Mapping[str, str]
-) -> None:
-    """Refuse a set of which nothing can be audited.
-
-    Raises:
-        DataError: Not one file can be read.
-    """
-    if len(unreadable) == num_files:
-        path, reason = next(iter(unreadable.items()))
-        raise DataError(
-            f"none of {counted(num_files, 'file')} in {data} can be read; the "
-            f"first is {path}: {reason}",
-            hint="give a folder of JPEG, PNG, TIFF, BMP or DICOM images",
         )

@@ -10,16 +10,20 @@ import typer
 from tumorlens.cli import terminal
 from tumorlens.cli.completion import complete_subset
 from tumorlens.cli.options import (
+    Device,
+    DeviceOption,
     MetadataOption,
     MovedOption,
     RunArgument,
     TrackOption,
     TrackUrlOption,
+    check_options,
     tracker_of,
 )
 from tumorlens.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tumorlens.runs.external import ExternalMetrics
     from tumorlens.runs.folder import Run
 
 
@@ -43,13 +47,14 @@ def evaluate(
         ),
     ] = None,
     data: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="DATA",
-            help="Where the images are now, if they were moved. With --predictions: "
-            "the labelled folder or table of the images.",
+            help="Where the images are now, if they were moved; once for each set. "
+            "With --predictions: the labelled folder or table of the images.",
         ),
     ] = None,
+    device: DeviceOption = "auto",
     tta: Annotated[
         bool,
         typer.Option("--tta", help="Measure what test-time augmentation changes."),
@@ -119,10 +124,11 @@ def evaluate(
 ) -> None:
     """Measure a run, or the answers of any framework, on images with known classes."""
     if predictions is not None:
-        _check_options(
+        check_options(
             "with --predictions",
             **{"RUN": path, "--on": on, "--subset": subset, "--tta": tta},
             **{"--track": track, "--track-url": track_url},
+            **{"--device": device != "auto"},
         )
         _evaluate_answers(
             predictions,
@@ -136,13 +142,13 @@ def evaluate(
             out=out,
         )
         return
-    _check_options(
+    check_options(
         "without --predictions",
         **{"--trained-on": trained_on, "--logits": logits, "--partial": partial},
     )
     path = _given(path)
     if on is not None:
-        _check_options(
+        check_options(
             "with --on",
             **{"--subset": subset, "--data": data, "--tta": tta, "--track": track},
             **{"--track-url": track_url},
@@ -154,19 +160,20 @@ def evaluate(
             mapping=mapping or [],
             metadata=metadata,
             out=out,
+            device=device,
             command=context.obj,
         )
         return
     from tumorlens.runs.folder import open_run
 
-    _check_options(
+    check_options(
         "without --on",
         **{"--name": name, "--map": mapping, "--metadata": metadata, "--out": out},
     )
     run = open_run(path)
     tracker = tracker_of(track=track, url=track_url)
     if tta:
-        show_tta(run, subset=subset, data=data, command=context.obj)
+        show_tta(run, subset=subset, data=data, device=device, command=context.obj)
         if tracker:
             tracker.mirror(run)
         tta_run = f"{path}-tta"
@@ -182,6 +189,7 @@ def evaluate(
             run,
             subset=subset or "test",
             data=data,
+            device=device,
             command=context.obj,
             progress=progress,
         )
@@ -207,20 +215,9 @@ def _given(path: Path | None) -> Path:
     return path
 
 
-def _check_options(beside: str, **given: object) -> None:
-    """Refuse options that have no effect with, or without, another one.
-
-    Raises:
-        ConfigError: One is given.
-    """
-    for option, value in given.items():
-        if value:
-            raise ConfigError(f"{option} has no effect {beside}", hint="leave it out")
-
-
 def _evaluate_answers(
     predictions: Path,
-    data: Path | None,
+    data: list[Path] | None,
     *,
     trained_on: Path | None,
     mapping: list[str],
@@ -237,14 +234,14 @@ def _evaluate_answers(
     """
     from tumorlens.evaluation.judge import judge_answers
 
-    if data is None:
+    if data is None or len(data) != 1:
         raise ConfigError(
-            "--predictions needs the images that were answered",
+            "--predictions needs the images that were answered, of one set",
             hint="name their labelled folder or table: --data DATA",
         )
     found = judge_answers(
         predictions,
-        data,
+        data[0],
         trained_on=trained_on,
         mapping=mapping,
         logits=logits,
@@ -254,10 +251,7 @@ def _evaluate_answers(
         out=out,
         stage=terminal.counting,
     )
-    terminal.print_external(found.metrics)
-    terminal.print_line(
-        f"predictions.csv, images.csv and external.json are in {found.folder}"
-    )
+    _show_external(found.metrics, found.folder, data=data[0])
 
 
 def _evaluate_on(
@@ -268,6 +262,7 @@ def _evaluate_on(
     mapping: list[str],
     metadata: str | None,
     out: Path | None,
+    device: Device,
     command: str,
 ) -> None:
     from tumorlens.deploy.external import evaluate_on
@@ -279,12 +274,24 @@ def _evaluate_on(
         mapping=mapping,
         metadata=metadata,
         out=out,
+        device=device,
         command=command,
         stage=terminal.counting,
     )
-    terminal.print_external(found.metrics)
+    _show_external(found.metrics, found.folder, data=on)
+
+
+def _show_external(metrics: ExternalMetrics, folder: Path, *, data: Path) -> None:
+    """Write the page of an evaluation on another set, and print its figures."""
+    from tumorlens.files import locked
+    from tumorlens.report import write_external_page
+
+    with locked(folder):  # the page is made of the files
+        page = write_external_page(folder, data=data)
+    terminal.print_external(metrics)
     terminal.print_line(
-        f"predictions.csv, images.csv and external.json are in {found.folder}"
+        f"the page is {page.path}; predictions.csv, images.csv and external.json are "
+        "beside it"
     )
 
 
@@ -315,12 +322,24 @@ def report(
     )
 
 
-def show_tta(run: Run, *, subset: str | None, data: Path | None, command: str) -> None:
+def show_tta(
+    run: Run,
+    *,
+    subset: str | None,
+    data: list[Path] | None,
+    device: Device,
+    command: str,
+) -> None:
     """Measure what test-time augmentation changes, on val by default, and print it."""
     from tumorlens.evaluation.tta import measure_tta
 
     with terminal.counting("predicting") as progress:
         effect = measure_tta(
-            run, subset=subset or "val", data=data, command=command, progress=progress
+            run,
+            subset=subset or "val",
+            data=data,
+            device=device,
+            command=command,
+            progress=progress,
         )
     terminal.print_tta(effect)

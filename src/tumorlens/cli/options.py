@@ -19,7 +19,7 @@ from tumorlens.errors import ConfigError
 from tumorlens.system import is_main_process
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from tumorlens.config import Config
     from tumorlens.runs.tracking import Tracker
@@ -29,6 +29,9 @@ STATUS_INTERRUPTED = 130
 
 Protocol = Literal["as-given", "grouped", "grouped-kfold"]
 """As `tumorlens.config.Protocol`, without the time of that import."""
+
+Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
+"""As the setting `train.device`, likewise."""
 
 DataArgument = Annotated[
     Path,
@@ -56,9 +59,23 @@ SetOption = Annotated[
         autocompletion=complete_setting,
     ),
 ]
+DataOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="DATA",
+        help="Images; the same as data.path. Several sets are pooled: repeat it.",
+    ),
+]
 MovedOption = Annotated[
-    Path | None,
-    typer.Option(metavar="DATA", help="Where the images are now, if they were moved."),
+    list[Path] | None,
+    typer.Option(
+        metavar="DATA",
+        help="Where the images are now, if they were moved; once for each set.",
+    ),
+]
+DeviceOption = Annotated[
+    Device,
+    typer.Option(help="Where to run a run's network. Default: a GPU if there is one."),
 ]
 TrackOption = Annotated[
     bool,
@@ -105,6 +122,7 @@ def config_of(
             option contradicts --set.
     """
     from tumorlens.config import (
+        as_setting,
         assign,
         check_used,
         merge,
@@ -124,9 +142,9 @@ def config_of(
         assign(values, key, value)
         chosen[key] = value
     for key, option in options:
-        if option is None:
+        if option is None or option == []:
             continue
-        value = str(option) if isinstance(option, Path) else option
+        value = as_setting(option)
         if chosen.get(key, value) != value:
             raise ConfigError(
                 f"{key} is given twice: {value!r} by an option of its own, "
@@ -140,6 +158,17 @@ def config_of(
     return parse_config(values)
 
 
+def check_options(beside: str, **given: object) -> None:
+    """Refuse options that have no effect with, or without, another one.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    for option, value in given.items():
+        if value:
+            raise ConfigError(f"{option} has no effect {beside}", hint="leave it out")
+
+
 def tracker_of(*, track: bool, url: str | None) -> Tracker | None:
     """Return what mirrors a run in MLflow; `None` without `--track` and its URL."""
     if not (track or url) or not is_main_process():
@@ -150,7 +179,7 @@ def tracker_of(*, track: bool, url: str | None) -> Tracker | None:
 
 
 def train_words(
-    data: Path | None, *settings: str, config_path: Path | None = None
+    data: Sequence[Path] | None, *settings: str, config_path: Path | None = None
 ) -> list[object]:
     """Return the command that trains with some settings, to be named as the next.
 
@@ -158,7 +187,8 @@ def train_words(
     """
     words: list[object] = ["tumorlens", "train"]
     words += [config_path] if config_path else []
-    words += ["--data", data] if data else []
+    for place in data or []:
+        words += ["--data", place]
     for setting in settings:
         words += ["--set", setting]
     runs = (f"runs/{name}" for name in chain(["first"], count(2)))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import typer
 
 from tumorlens.cli import terminal
+from tumorlens.cli.options import Device, DeviceOption
 from tumorlens.errors import ConfigError
 from tumorlens.system import keep_freed_memory
 from tumorlens.text import counted, one_line, percent
@@ -111,6 +112,7 @@ def predict(
     no_tumor_class: NoTumorOption = None,
     identify: IdentifyOption = False,
     dicom_out: DicomOutOption = None,
+    device: DeviceOption = "auto",
 ) -> int:
     """Predict the probability of every class, for images or DICOM series."""
     _check_output(out, resume=resume)
@@ -120,7 +122,7 @@ def predict(
         from tumorlens.data.files import walk_images
 
         walk_images(images)
-    models = _open([path, *(more_runs or [])], best=best)
+    models = _open([path, *(more_runs or [])], best=best, device=device)
     predictors = [predictor for _, predictor in models]
     keep_freed_memory()
     if by_series:
@@ -155,7 +157,9 @@ def _check_output(out: Path | None, *, resume: bool) -> None:
         )
 
 
-def _open(paths: list[Path], *, best: bool) -> list[tuple[Path, Predictor]]:
+def _open(
+    paths: list[Path], *, best: bool, device: Device
+) -> list[tuple[Path, Predictor]]:
     """Load the models; with `best`, the fastest artefact of the first."""
     from tumorlens.deploy.predictor import Predictor
 
@@ -167,7 +171,7 @@ def _open(paths: list[Path], *, best: bool) -> list[tuple[Path, Predictor]]:
         paths = [choice.path, *paths[1:]]
     for path in paths:
         _warn_of_unfinished(path)
-    models = [(path, Predictor.open(path)) for path in paths]
+    models = [(path, Predictor.open(path, device=device)) for path in paths]
     names = [one.name for _, one in models]
     for (_, one), name in zip(models, _told_apart(paths), strict=True):
         if names.count(one.name) > 1:

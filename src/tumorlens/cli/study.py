@@ -16,7 +16,12 @@ import typer
 
 from tumorlens.cli import terminal
 from tumorlens.cli.completion import complete_setting, complete_subset
-from tumorlens.cli.options import STATUS_INTERRUPTED, config_of
+from tumorlens.cli.options import (
+    STATUS_INTERRUPTED,
+    DataOption,
+    check_options,
+    config_of,
+)
 from tumorlens.errors import ConfigError
 from tumorlens.text import counted, duration, one_line, percent
 
@@ -63,9 +68,7 @@ def run(
         Path | None,
         typer.Option(metavar="DIR", help="The study's folder. Default: runs/NAME."),
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="Images; the same as data.path.")
-    ] = None,
+    data: DataOption = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,6 +119,7 @@ def run(
     The exit status is 3 when a trial failed.
     """
     from tumorlens.data.index import check_outside
+    from tumorlens.data.sets import sets_of
     from tumorlens.study import worker
     from tumorlens.study.folder import create_study
     from tumorlens.study.plan import check_only
@@ -125,7 +129,7 @@ def run(
         plan = _plan_to_continue(plan_path, out, data, settings)
         out = plan_path
     else:
-        plan = load_plan(plan_path, assignments=settings or [], data=data)
+        plan = load_plan(plan_path, assignments=settings or [], data=data or None)
         out = out or Path("runs") / plan.name
     check_only(plan, only)
     _warn_of_idle(plan)
@@ -133,8 +137,9 @@ def run(
     if dry_run:
         _dry_run(plan, only=only, over=_over(out, plan, store))
         return 0
-    if plan.base.data.path is not None and not out.exists():
-        check_outside(out, Path(plan.base.data.path))
+    sets = sets_of(plan.base.data)
+    if sets is not None and not out.exists():
+        check_outside(out, sets)
     tracker = None
     if track or track_url:
         from tumorlens.study.tracking import StudyTracker
@@ -187,15 +192,25 @@ def compare(
     context: typer.Context,
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Run folders, or one study folder."),
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders, or one study folder; or folders of evaluate --on.",
+        ),
     ],
     *,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Compare on another set: name of the runs' evaluations on it.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             help="Default: the study's folder, or ./comparison; with --subset val, the "
-            "folder val in it.",
+            "folder val in it; with --on, the folder on-NAME.",
         ),
     ] = None,
     image: Annotated[
@@ -211,11 +226,11 @@ def compare(
         ),
     ] = None,
     data: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="DATA",
-            help="Where the images are now, if they were moved; --image may be "
-            "relative to it.",
+            help="Where the images are now, if they were moved, once for each set; "
+            "--image may be relative to it.",
         ),
     ] = None,
     store: StoreOption = None,
@@ -224,6 +239,17 @@ def compare(
     ] = False,
 ) -> None:
     """Compare runs, and say which differences are significant."""
+    from tumorlens.runs.external import FILE
+
+    # A run among them is told that it wants --on.
+    if on is not None or any((path / FILE).is_file() for path in paths):
+        check_options(
+            "on another set",
+            **{"--subset": subset, "--image": image, "--data": data, "--store": store},
+            **{"--no-latency": no_latency},
+        )
+        _compare_external(paths, on=on, out=out)
+        return
     from tumorlens.files import locked, write_model
     from tumorlens.report import tables, write_comparison_page
     from tumorlens.study import compare as stage
@@ -248,7 +274,9 @@ def compare(
         write_model(out / "comparison.json", found)
         tables.write_tables(found, out)
         page = write_comparison_page(
-            out / "comparison.json", data=data, out=out / "comparison.html"
+            out / "comparison.json",
+            data=data[0] if data else None,
+            out=out / "comparison.html",
         )
     terminal.print_table(*tables.table_rows(found, is_short=True))
     for sentence in found.summary:
@@ -256,6 +284,20 @@ def compare(
     terminal.print_line(
         f"the page is {page}, its tables are beside it as .csv, .md and .tex"
     )
+
+
+def _compare_external(paths: list[Path], *, on: str | None, out: Path | None) -> None:
+    """Compare models on another set, and write `external-comparison.json`."""
+    from tumorlens.files import write_model
+    from tumorlens.study.external_comparison import COMPARISON, compare_external
+
+    found = compare_external(paths, on=on)
+    place = (out or Path("comparison") / f"on-{on or found.name}") / COMPARISON
+    write_model(place, found)
+    terminal.print_table(*found.table_rows)
+    for sentence in found.summary:
+        terminal.print_line(sentence)
+    terminal.print_line(f"everything is in {place}")
 
 
 def _print_trials(study: Study, trials: Sequence[Trial]) -> None:
@@ -329,7 +371,7 @@ def _dry_run(plan: StudyPlan, *, only: str, over: set[str]) -> None:
 
 
 def _plan_to_continue(
-    path: Path, out: Path | None, data: Path | None, settings: list[str] | None
+    path: Path, out: Path | None, data: list[Path] | None, settings: list[str] | None
 ) -> StudyPlan:
     """Return the plan of a study folder, with the images where they are now.
 
@@ -417,15 +459,18 @@ def _check_data(plan: StudyPlan) -> None:
     Raises:
         ConfigError: No data was named, or it does not exist.
     """
-    path = plan.base.data.path
-    if path is None:
+    from tumorlens.data.sets import sets_of
+
+    sets = sets_of(plan.base.data)
+    if sets is None:
         raise ConfigError(
             "no data was named", hint="give --data DIR, or set data.path in [base]"
         )
-    if not Path(path).exists():
-        raise ConfigError(
-            f"there is no such folder or table: {path}", hint="give --data DIR"
-        )
+    for place in sets.places:
+        if not place.exists():
+            raise ConfigError(
+                f"there is no such folder or table: {place}", hint="give --data DIR"
+            )
 
 
 class _Display:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from tumorlens.data.audit import Audit
     from tumorlens.data.claim import ClaimCheck
+    from tumorlens.data.overlap import Overlaps
     from tumorlens.data.split import Split
     from tumorlens.deploy.artefact import Verdict
     from tumorlens.deploy.predictor import Prediction
@@ -129,6 +130,30 @@ def print_audit(found: Audit) -> None:
         "distinct pictures": found.distinct.pictures,
     }
     print_table(("", "number"), [(name, f"{n:,}") for name, n in counts.items()])
+    if found.overlaps:
+        _print_overlaps(found.overlaps)
+
+
+def _print_overlaps(found: Overlaps) -> None:
+    """Print what sets have in common, as a matrix where they are three or more."""
+    for pair in found.pairs:
+        for sentence in pair.sentences:
+            print_line(f"- {sentence}")
+    if len(found.sets) > 2:
+        print_table(
+            ("pictures of", *(f"in {one.name}" for one in found.sets)),
+            [
+                (
+                    one.name,
+                    *(
+                        percent(its[other.name].share) if other.name in its else ""
+                        for other in found.sets
+                    ),
+                )
+                for one in found.sets
+                for its in [found.matrix[one.name]]
+            ],
+        )
 
 
 def print_claims(found: ClaimCheck) -> None:
@@ -406,6 +431,8 @@ def print_runs(rows: Sequence[RunRow]) -> None:
         ],
     )
     for row in rows:
+        for name, found in row.external.items():
+            print_line(f"{row.path}, on {name}: {found.accuracy_words}")
         if row.reason:
             print_line(f"damaged: {row.reason}")
 
@@ -437,7 +464,10 @@ class TrainingDisplay(Listener):
     def stage(self, text: str) -> None:
         """Name what begins."""
         self._words = text
-        self._show(text, 0, None)
+        if self._bars and self._task is not None:
+            # Of a task that had a total, rich keeps the total.
+            self._bars.remove_task(self._task)
+            self._task = self._bars.add_task(f"{self._fold}{text}", total=None)
 
     def note(self, text: str) -> None:
         """Print it."""
@@ -465,7 +495,7 @@ class TrainingDisplay(Listener):
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def _show(self, words: str, done: int, total: int | None) -> None:
+    def _show(self, words: str, done: int, total: int) -> None:
         if self._bars and self._task is not None:
             self._bars.update(
                 self._task,

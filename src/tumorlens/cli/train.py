@@ -21,6 +21,7 @@ from tumorlens.cli.completion import (
 from tumorlens.cli.evaluate import show_tta
 from tumorlens.cli.options import (
     STATUS_INTERRUPTED,
+    DataOption,
     MovedOption,
     SetOption,
     TrackOption,
@@ -43,9 +44,7 @@ def train(
     ] = None,
     *,
     out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to make.")],
-    data: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="Images; the same as data.path.")
-    ] = None,
+    data: DataOption = None,
     settings: SetOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run.")
@@ -109,9 +108,7 @@ def lr_find(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for the curve and its numbers.")
     ],
-    data: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="Images; the same as data.path.")
-    ] = None,
+    data: DataOption = None,
     settings: SetOption = None,
     lowest: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
     highest: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
@@ -121,14 +118,15 @@ def lr_find(
 ) -> None:
     """Suggest a learning rate from a short sweep over the train subset."""
     from tumorlens.data.index import check_outside
+    from tumorlens.data.sets import sets_of
     from tumorlens.files import locked, write_model
     from tumorlens.report.run_figures import write_lr_plot
     from tumorlens.training.lr_find import find_lr
     from tumorlens.training.optim import idle_words
 
     config = config_of(config_path, settings, ("data.path", data), but=["optim.lr"])
-    if config.data.path is not None:
-        check_outside(out, Path(config.data.path))
+    if sets := sets_of(config.data):
+        check_outside(out, sets)
     for note in idle_words(config):
         terminal.print_warning(note)
     with terminal.counting("trying learning rates") as progress:
@@ -187,10 +185,11 @@ def import_weights(
         typer.Option(help="How the images were made square. Default: squash."),
     ] = None,
     data: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="DATA",
-            help="Images to evaluate on, split by data.protocol (as-given).",
+            help="Images to evaluate on, split by data.protocol (as-given). Several "
+            "sets are pooled: repeat it.",
         ),
     ] = None,
     settings: SetOption = None,
@@ -293,7 +292,7 @@ def ensemble(
     names = ", ".join(run.member_names())
     terminal.print_line(f"{run.model_name}: the mean probabilities of {names}")
     if tta and views.has_val_images(run):
-        show_tta(run, subset=None, data=data, command=context.obj)
+        show_tta(run, subset=None, data=data, device="auto", command=context.obj)
     elif tta:
         terminal.print_line(
             "what the views change is not measured: no image is in val of all members"

@@ -24,6 +24,7 @@ from tumorlens.data import shortcuts
 from tumorlens.data.duplicates import NearPair, group_records
 from tumorlens.data.images import SUFFIXES
 from tumorlens.data.leakage import Sides, SplitLeak
+from tumorlens.data.overlap import Overlaps
 from tumorlens.files import Count
 from tumorlens.text import NotebookView, counted, percent
 
@@ -201,19 +202,30 @@ class Audit(NotebookView, shortcuts.Shortcuts):
     findings: tuple[str, ...]
     """Further findings, one sentence each, the worst first."""
 
+    overlaps: Overlaps | None = None
+    """What the set has in common with others, itself the first of them; `None` if it
+    was compared with none."""
+
     @property
     def is_trainable(self) -> bool:
         """Whether training accepts that many unreadable files by default."""
         return self.num_unreadable <= DataConfig().max_unreadable * self.num_files
 
 
-def audit(index: Index, duplicates: Duplicates, *, seed: int = 42) -> Audit:
+def audit(
+    index: Index,
+    duplicates: Duplicates,
+    *,
+    seed: int = 42,
+    overlaps: Overlaps | None = None,
+) -> Audit:
     """Return everything that was found.
 
     Args:
         index: The files.
         duplicates: The result of `find_duplicates` on this index.
         seed: Seed of the folds and forests behind `shortcuts` and `source_shift`.
+        overlaps: What the set has in common with others.
     """
     groups = group_records(index, duplicates)
     readable = [record for record in index.records if record.path in duplicates.facts]
@@ -275,6 +287,7 @@ def audit(index: Index, duplicates: Duplicates, *, seed: int = 42) -> Audit:
             num_unreadable=num_unreadable,
             num_lookalikes=len(duplicates.lookalikes),
         ),
+        overlaps=overlaps,
     )
 
 

@@ -18,7 +18,7 @@ import os
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
     from tumorlens.data.index import Index, Record
 
-
-_Fact = TypeVar("_Fact")
 
 SAME_DETAIL_OF_PATIENT = 0.9993
 """Least likeness of detail of two copies that are of one known patient. Slices of one
@@ -162,8 +160,8 @@ def find_duplicates(
         num_done += len(records)
         if progress is not None:
             progress(num_done, len(index.records))
-
-    return _compared(index, unreadable, facts, pixels, thumbnails)
+    decoded = Duplicates(unreadable, facts, pixels, {}, (), thumbnails=thumbnails)
+    return _compare(index, decoded)
 
 
 def part_of(duplicates: Duplicates, index: Index) -> Duplicates:
@@ -174,16 +172,66 @@ def part_of(duplicates: Duplicates, index: Index) -> Duplicates:
         index: The files.
     """
     paths = {record.path for record in index.records}
+    unreadable, facts, pixels, thumbnails = (
+        {path: fact for path, fact in getattr(duplicates, of).items() if path in paths}
+        for of in ("unreadable", "facts", "pixels", "thumbnails")
+    )
+    decoded = Duplicates(unreadable, facts, pixels, {}, (), thumbnails=thumbnails)
+    return _compare(index, decoded)
 
-    def of_paths(found: Mapping[str, _Fact]) -> dict[str, _Fact]:
-        return {path: fact for path, fact in found.items() if path in paths}
 
-    return _compared(
-        index,
-        of_paths(duplicates.unreadable),
-        of_paths(duplicates.facts),
-        of_paths(duplicates.pixels),
-        of_paths(duplicates.thumbnails),
+def pool_duplicates(index: Index, parts: Mapping[str, Duplicates]) -> Duplicates:
+    """Return the duplicates of several sets together, without decoding a file again.
+
+    Args:
+        index: The files of all sets, with the name of its set before each path.
+        parts: Name of a set -> what `find_duplicates` found in it.
+    """
+    unreadable, facts, pixels, thumbnails = (
+        {
+            f"{name}/{path}": fact
+            for name, part in parts.items()
+            for path, fact in getattr(part, of).items()
+        }
+        for of in ("unreadable", "facts", "pixels", "thumbnails")
+    )
+    decoded = Duplicates(unreadable, facts, pixels, {}, (), thumbnails=thumbnails)
+    return _compare(index, decoded)
+
+
+def _compare(index: Index, decoded: Duplicates) -> Duplicates:
+    """Return the duplicates of an index of which every file is decoded."""
+    pixels, thumbnails = decoded.pixels, dict(decoded.thumbnails)
+    first_of: dict[str, str] = {}
+    for path in sorted(pixels):
+        first_of.setdefault(pixels[path], path)
+    for path, digest in pixels.items():
+        thumbnails[path] = thumbnails[first_of[digest]]
+    shown = list(first_of.values())
+    pairs = find_near_duplicates(
+        np.array([thumbnails[path] for path in shown]).reshape(
+            -1, THUMBNAIL_PX, THUMBNAIL_PX
+        )
+    )
+    patients_of: dict[str, set[str]] = defaultdict(set)
+    for record in index.records:
+        if record.patient is not None and record.path in pixels:
+            patients_of[first_of[pixels[record.path]]].add(record.patient)
+    copies: list[NearDuplicate] = []
+    lookalikes: list[NearDuplicate] = []
+    for pair in pairs:
+        is_known = patients_of[shown[pair.a]] & patients_of[shown[pair.b]]
+        least = SAME_DETAIL_OF_PATIENT if is_known else SAME_DETAIL
+        (copies if pair.detail >= least else lookalikes).append(pair)
+    picture_of = _pictures(shown, copies)
+    return Duplicates(
+        unreadable=dict(sorted(decoded.unreadable.items())),
+        facts=dict(sorted(decoded.facts.items())),
+        pixels=dict(sorted(pixels.items())),
+        pictures={path: picture_of[first_of[pixels[path]]] for path in sorted(pixels)},
+        near_pairs=_near_pairs(shown, copies),
+        lookalikes=_near_pairs(shown, lookalikes),
+        thumbnails=thumbnails,
     )
 
 
@@ -226,47 +274,6 @@ def group_records(index: Index, duplicates: Duplicates) -> dict[str, str]:
     for path in sorted(number_of):
         first_of.setdefault(int(component_of[number_of[path]]), path)
     return {path: first_of[int(component_of[n])] for path, n in number_of.items()}
-
-
-def _compared(
-    index: Index,
-    unreadable: Mapping[str, str],
-    facts: Mapping[str, FileFacts],
-    pixels: Mapping[str, str],
-    thumbnails: dict[str, NDArray[np.uint8]],
-) -> Duplicates:
-    """Return the duplicates among files that are decoded."""
-    first_of: dict[str, str] = {}
-    for path in sorted(pixels):
-        first_of.setdefault(pixels[path], path)
-    for path, digest in pixels.items():
-        thumbnails[path] = thumbnails[first_of[digest]]
-    shown = list(first_of.values())
-    pairs = find_near_duplicates(
-        np.array([thumbnails[path] for path in shown]).reshape(
-            -1, THUMBNAIL_PX, THUMBNAIL_PX
-        )
-    )
-    patients_of: dict[str, set[str]] = defaultdict(set)
-    for record in index.records:
-        if record.patient is not None and record.path in pixels:
-            patients_of[first_of[pixels[record.path]]].add(record.patient)
-    copies: list[NearDuplicate] = []
-    lookalikes: list[NearDuplicate] = []
-    for pair in pairs:
-        is_known = patients_of[shown[pair.a]] & patients_of[shown[pair.b]]
-        least = SAME_DETAIL_OF_PATIENT if is_known else SAME_DETAIL
-        (copies if pair.detail >= least else lookalikes).append(pair)
-    picture_of = _pictures(shown, copies)
-    return Duplicates(
-        unreadable=dict(sorted(unreadable.items())),
-        facts=dict(sorted(facts.items())),
-        pixels=dict(sorted(pixels.items())),
-        pictures={path: picture_of[first_of[pixels[path]]] for path in sorted(pixels)},
-        near_pairs=_near_pairs(shown, copies),
-        lookalikes=_near_pairs(shown, lookalikes),
-        thumbnails=thumbnails,
-    )
 
 
 def _decode_all(

@@ -18,14 +18,16 @@ import json
 import os
 import posixpath
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tumorlens.data.class_names import spelling_of
+from tumorlens.data.class_names import match_classes, spelling_of
+from tumorlens.data.sets import ImageSets
 from tumorlens.data.tables import read_table
 from tumorlens.errors import DataError, did_you_mean
 from tumorlens.files import sha256_of, sha256_of_bytes, write_text
@@ -98,7 +100,8 @@ class Index:
     """All records of one set of images."""
 
     root: Path
-    """Absolute folder that the paths of the records are relative to."""
+    """Absolute folder that the paths of the records are relative to. Of pooled sets, a
+    folder above all of them; `file_at` has the files."""
 
     classes: tuple[str, ...]
     """Sorted. The position of a name is the class index everywhere."""
@@ -106,9 +109,16 @@ class Index:
     records: tuple[Record, ...]
     """Sorted by path."""
 
+    sets: ImageSets | None = None
+    """The sets that are pooled, by absolute paths; `None` for a single one."""
+
     def file_of(self, record: Record) -> Path:
         """Return where the file of a record is."""
-        return self.root / record.path
+        return self.file_at(record.path)
+
+    def file_at(self, path: str) -> Path:
+        """Return where the file is that a record or a row of a split names."""
+        return self.sets.file_at(path) if self.sets else self.root / path
 
     @cached_property
     def digest(self) -> str:
@@ -155,18 +165,23 @@ class _Row:
     source_label: str | None = None
 
 
-def read_index(data: Path, *, metadata: str | None = None) -> Index:
-    """Return the records of a folder or a table.
+def read_index(data: Path | ImageSets, *, metadata: str | None = None) -> Index:
+    """Return the records of a folder or a table, or of several sets together.
+
+    Pooled sets must have the same classes, whose spellings are matched as by
+    `class_names.match_classes`; the names of the first set are kept. Paths begin with
+    the name of the set, which is also the source of files without one. Equal keys of
+    patients are one patient in whichever set they are.
 
     Args:
         data: A folder `<subset>/<class>/files` or `<class>/files`, or a CSV or Parquet
             table with the columns path and label and any of subset, patient, source
             and source_label. Paths in a table are relative to the table's folder.
-            Subsets are named as in `SUBSET_WORDS`, in any case.
-        metadata: A table with the column path, relative to the root of the index, and
-            any of patient, source and source_label, which then hold for the files it
-            names; its other rows are ignored. `None` is `metadata.csv` in the folder
-            if there is one, `"none"` is none at all.
+            Subsets are named as in `SUBSET_WORDS`, in any case. Or sets of these.
+        metadata: A table with the column path, as records have it, and any of patient,
+            source and source_label, which then hold for the files it names; its other
+            rows are ignored. `None` is `metadata.csv` in the folder, or in that of each
+            set, if there is one, `"none"` is none at all.
 
     Returns:
         One record for every regular file in a class folder, whatever its suffix and
@@ -179,39 +194,47 @@ def read_index(data: Path, *, metadata: str | None = None) -> Index:
             only in spelling; a table cannot be read, lacks a column or has one that is
             nearly named so, names a file twice or one that does not exist; the
             metadata names no file of the index, or has no column for a fact; a file
-            cannot be read.
+            cannot be read; pooled sets have other classes.
         MissingExtraError: A Parquet table needs the extra `parquet`.
     """
-    root, rows = _rows_of(data)
-    table = _metadata_table(root if _is_folder(data) else None, metadata)
-    if table is not None:
-        try:
-            rows = _with_metadata(rows, root, table)
-        except DataError as error:
-            # The table may be another project's, found by its name alone.
-            raise DataError(
-                error.problem,
-                hint=f"{error.hint}; or go without the table: data.metadata = 'none'",
-            ) from error
-    classes = sorted({row.label for row in rows})
-    _check_spellings(classes, data)
-    if len(classes) < 2:
-        raise DataError(
-            f"expected at least two classes in {data}, got {len(classes)}"
-            + "".join(f": {label!r}" for label in classes),
-            hint="give the folder whose folders are named after the classes",
+    sets = ImageSets((data,)) if isinstance(data, Path) else data
+    if not sets.names:
+        root, rows = _rows_of_set(sets.places[0], metadata)
+        return _index_of(root, rows)
+    each = "none" if metadata == "none" else None
+    found = [_rows_of_set(place, each) for place in sets.places]
+    classes = [sorted({row.label for row in rows}) for _, rows in found]
+    rows = [
+        replace(
+            row,
+            path=f"{name}/{row.path}",
+            label=spelt[row.label],
+            # A word that is no class of the set stays as it is.
+            source_label=spelt.get(row.source_label or "", row.source_label),
         )
-    # One after the other: with files of some 30 kB, threads took 1.4 times as long.
-    records = (_record(root, row) for row in sorted(rows, key=lambda row: row.path))
-    return Index(root=root, classes=tuple(classes), records=tuple(records))
+        for name, (_, of_set), spelt in zip(
+            sets.names, found, _in_one_spelling(sets, classes), strict=True
+        )
+        for row in of_set
+    ]
+    root = Path(os.path.commonpath([root for root, _ in found]))
+    if metadata not in (None, "none"):
+        rows = _with_metadata(rows, root, Path(metadata))
+    rows = [
+        row if row.source else replace(row, source=row.path.partition("/")[0])
+        for row in rows
+    ]
+    places = tuple(place.absolute() for place in sets.places)
+    return _index_of(root, rows, ImageSets(places, sets.names))
 
 
-def check_outside(out: Path, data: Path, *, is_folder: bool = True) -> None:
+def check_outside(out: Path, data: Path | ImageSets, *, is_folder: bool = True) -> None:
     """Refuse a place for results that would be read as a part of the images.
 
     Args:
         out: What is going to be written.
-        data: The folder or table with the images. Beside a table there may be anything.
+        data: The folder or table with the images, or several. Beside a table there may
+            be anything.
         is_folder: Whether `out` is a folder. A file is no part of the images right
             below `data`, but is one below its folders.
 
@@ -219,6 +242,11 @@ def check_outside(out: Path, data: Path, *, is_folder: bool = True) -> None:
         DataError: `out` is inside `data`, and neither it nor a folder above it is
             hidden there (by a name that begins with a dot).
     """
+    for one in data.places if isinstance(data, ImageSets) else (data,):
+        _check_outside_one(out, one, is_folder=is_folder)
+
+
+def _check_outside_one(out: Path, data: Path, *, is_folder: bool) -> None:
     if not _is_folder(data):
         return
     root, place = data.resolve(), out.resolve()
@@ -363,6 +391,89 @@ def read_split(path: Path) -> tuple[SplitRow, ...]:
     if not rows:
         raise DataError(f"{path} has no rows", hint="make the split anew")
     return tuple(rows)
+
+
+def _rows_of_set(data: Path, metadata: str | None) -> tuple[Path, list[_Row]]:
+    """Return the root and the rows of one folder or table, with its metadata.
+
+    Raises:
+        DataError: As for `read_index`.
+    """
+    root, rows = _rows_of(data)
+    table = _metadata_table(root if _is_folder(data) else None, metadata)
+    if table is not None:
+        try:
+            rows = _with_metadata(rows, root, table)
+        except DataError as error:
+            # The table may be another project's, found by its name alone.
+            raise DataError(
+                error.problem,
+                hint=f"{error.hint}; or go without the table: data.metadata = 'none'",
+            ) from error
+    classes = sorted({row.label for row in rows})
+    _check_spellings(classes, data)
+    if not _is_folder(data):
+        _check_sources(rows, data)
+    if len(classes) < 2:
+        raise DataError(
+            f"expected at least two classes in {data}, got {len(classes)}"
+            + "".join(f": {label!r}" for label in classes),
+            hint="give the folder whose folders are named after the classes",
+        )
+    return root, rows
+
+
+def _check_sources(rows: Iterable[_Row], table: Path) -> None:
+    """Refuse a table whose sources, such as pooled sets, spell one class in two ways.
+
+    Raises:
+        DataError: Two do.
+    """
+    labels_of: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.source:
+            labels_of[row.source].add(row.label)
+    kinds = {frozenset(labels): source for source, labels in labels_of.items()}
+    for (its, one), (theirs, other) in combinations(kinds.items(), 2):
+        for first, second in match_classes(sorted(its), sorted(theirs)).renamed:
+            raise DataError(
+                f"{table} labels a class {first!r} in source {_shown(one)} and "
+                f"{second!r} in {_shown(other)}",
+                hint="give it one name in the column label, or names that can be told "
+                "apart if they are two classes",
+            )
+
+
+def _in_one_spelling(
+    sets: ImageSets, classes: Sequence[Sequence[str]]
+) -> list[dict[str, str]]:
+    """Return, for each set, its class names with those of the first set.
+
+    Raises:
+        DataError: A set has other classes than the first.
+    """
+    spelt = []
+    for name, its in zip(sets.names, classes, strict=True):
+        match = match_classes(classes[0], its)
+        if not match.is_complete:
+            first = sets.names[0]
+            odd = [f"{label!r} is only in {first}" for label in match.only_first]
+            odd += [f"{label!r} is only in {name}" for label in match.only_second]
+            raise DataError(
+                f"the classes of {first} and {name} differ: {', '.join(odd)}",
+                hint="rename the class folders that mean one class, or list the files "
+                "of both in a table with the columns path, label and source",
+            )
+        spelt.append({theirs: ours for ours, theirs in match.pairs})
+    return spelt
+
+
+def _index_of(root: Path, rows: Iterable[_Row], sets: ImageSets | None = None) -> Index:
+    rows = sorted(rows, key=lambda row: row.path)
+    empty = Index(root, tuple(sorted({row.label for row in rows})), (), sets)
+    # One after the other: with files of some 30 kB, threads took 1.4 times as long.
+    records = (_record(empty.file_at(row.path), row) for row in rows)
+    return replace(empty, records=tuple(records))
 
 
 def _rows_of(data: Path) -> tuple[Path, list[_Row]]:
@@ -619,8 +730,7 @@ def _check_named_once(path: str, place: str, places: dict[str, str]) -> None:
         )
 
 
-def _record(root: Path, row: _Row) -> Record:
-    file = root / row.path
+def _record(file: Path, row: _Row) -> Record:
     try:
         sha256, num_bytes = sha256_of(file), file.stat().st_size
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Sketches of pictures: enough to know a picture again, too little to draw it.
+"""Sketches of pictures: enough to know one again, and to draw no more than a blur.
 
 A sketch is 64 small numbers: random projections of a thumbnail. Whoever has a picture
 can tell whether a sketch is of it, or of a slice next to it, also where the copy is
@@ -34,7 +34,7 @@ _CUBIC_STEPS = 3
 
 # What the first steps of the registration must promise to reach: less than any copy of
 # the Bhuvaji set does. Most other pictures end here.
-_HOPELESS = (0.86, 0.92, 0.97)
+_HOPELESS = (0.8, 0.9, 0.97)
 
 
 def make_sketches(thumbnails: NDArray[np.uint8]) -> NDArray[np.int8]:

@@ -476,7 +476,7 @@ def _check_files(rows: Sequence[SplitRow], index: Index) -> None:
         if record is None:
             raise DataError(
                 f"the split names {row.path}, which is not among the "
-                f"{len(records)} files of {index.root}",
+                f"{len(records)} files of {index.sets or index.root}",
                 hint="remove the line, or make the split anew",
             )
         if row.path in seen:

@@ -164,7 +164,7 @@ def export(
     run: Run,
     kinds: Sequence[Kind],
     *,
-    data: Path | None = None,
+    data: Path | Sequence[Path] | None = None,
     max_drop: float = MAX_DROP,
     max_difference: float | None = None,
     with_seen: bool = True,
@@ -179,7 +179,7 @@ def export(
     Args:
         run: Finished; an ordinary one, a fold or an ensemble.
         kinds: Formats.
-        data: Folder of the images; `None` takes `data.path` of the run.
+        data: Folder of the images, or of each set; `None` takes `data.path` of the run.
         max_drop: Largest loss of accuracy on val, a fraction.
         max_difference: Largest difference of a probability; `None` is the rounding of
             the format, or no limit for int8.
@@ -474,7 +474,7 @@ def _training_images(
     for row in (train[number] for number in order):
         ranks[row.label] = ranks.get(row.label, 0) + 1
         ranked.append((ranks[row.label], row.path))
-    paths = [index.root / path for _, path in sorted(ranked)]
+    paths = [index.file_at(path) for _, path in sorted(ranked)]
 
     @cache
     def images(start: int, stop: int) -> NDArray[np.uint8]:
@@ -511,7 +511,7 @@ def _probs_of(
     Raises:
         RunError: A file cannot be read any more.
     """
-    paths = [index.root / row.path for row in rows]
+    paths = [index.file_at(row.path) for row in rows]
     probs = []
     for one in predictor.predict_files(paths, progress=progress):
         if one.error == NO_NUMBER:  # for the verdict

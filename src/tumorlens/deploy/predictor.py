@@ -25,7 +25,7 @@ from tumorlens.data.decoding import Decoded, InputSpec, decode_ahead
 from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, to_square
 from tumorlens.deploy.artefact import Artefact, is_artefact, open_artefact
 from tumorlens.deploy.runtimes import open_session
-from tumorlens.errors import DataError, RunError
+from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.extras import naming_missing_extras
 from tumorlens.files import sha256_of, sha256_of_bytes
 from tumorlens.system import num_processors
@@ -152,17 +152,24 @@ class Predictor:
         Args:
             path: Folder of a run (an ordinary one with weights, a k-fold run or an
                 ensemble) or of an artefact; or the graph's file of an artefact.
-            device: 'auto', 'cpu' or 'cuda'; artefacts run on the CPU.
+            device: As for the setting `train.device`; artefacts run on the CPU.
 
         Raises:
             RunError: The folder is no run, has no weights, or they were changed.
             ArtefactError: The artefact was changed, or its runtime does not take it.
-            ConfigError: `device` is 'cuda' and there is no GPU.
+            ConfigError: The device is not there, or it is not the CPU's and this is
+                an artefact.
             MissingExtraError: torch, or the artefact's runtime, is not installed.
         """
         arguments.check(cls.open, locals())
         path = Path(path)
         if is_artefact(path):
+            if device not in ("auto", "cpu"):
+                raise ConfigError(
+                    f"the device is to be {device!r}, and {path} is an artefact, "
+                    "which runs on the CPU",
+                    hint="name the run, or leave the device out",
+                )
             return cls.of_artefact(open_artefact(path))
         from tumorlens.runs.folder import open_run
 
@@ -312,9 +319,9 @@ def _members_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Me
     Raises:
         RunError: A fold is missing, or the networks have different classes.
     """
-    from tumorlens.training import network
+    from tumorlens.training import devices, network
 
-    target = network.resolve_device(device)
+    target = devices.resolve_device(device)
     cards, members = [], []
     for part in _parts(run):
         card = part.card()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tumorlens.data.index import read_index
+from tumorlens.data.sets import sets_of
 from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
 from tumorlens.evaluation.predictions import Predictions, pool_predictions, round_probs
 from tumorlens.training.dataset import (
@@ -22,8 +23,9 @@ from tumorlens.training.dataset import (
     image_limits,
     load_subset,
 )
+from tumorlens.training.devices import resolve_device
 from tumorlens.training.loading import Decoding, plain_batches
-from tumorlens.training.network import load_model, predict_probs, resolve_device
+from tumorlens.training.network import load_model, predict_probs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -66,28 +68,32 @@ def check_subset(run: Run, subset: str) -> None:
         )
 
 
-def read_data(run: Run, data: Path | None) -> Index:
+def read_data(run: Run, data: Path | Sequence[Path] | None) -> Index:
     """Return the index of a run's images.
 
     Args:
         run: The run; its `data.path` is used where `data` is `None`.
-        data: Folder of the images.
+        data: Folder of the images, or of each set in the order of `data.path`.
 
     Raises:
-        DataError: There is no folder with images, or none is named.
+        ConfigError: A folder is named twice.
+        DataError: There is no folder with images, none is named, or more or fewer than
+            the run has sets.
     """
     config = run.config.data
-    place = data or (Path(config.path) if config.path else None)
-    if place is None:
+    sets = sets_of(config, data)
+    if sets is None:
         raise DataError(
             f"{run.path} does not name the folder of its images", hint="give --data"
         )
-    if data is None and not place.exists():
+    gone = [place for place in sets.places if not place.exists()]
+    if data is None and gone:
         raise DataError(
-            f"the images of {run.path} are not in {place} any more",
-            hint="name the folder where they are now: --data DATA",
+            f"the images of {run.path} are not in {gone[0]} any more",
+            hint="name the folder where they are now: --data DATA"
+            + (" for each set" if sets.names else ""),
         )
-    return read_index(place, metadata=config.metadata)
+    return read_index(sets, metadata=config.metadata)
 
 
 def predict_subset(
@@ -106,7 +112,7 @@ def predict_subset(
             results are pooled.
         index: The files, from `read_data`.
         subset: See `check_subset`.
-        device: `auto`, `cpu` or `cuda`.
+        device: As for the setting `train.device`.
         tta: The views to average over; `None` takes those of each network's card.
         progress: Called with images done and images in all: for each network once for
             decoding, where images are not cached, then for inference.

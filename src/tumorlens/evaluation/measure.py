@@ -23,7 +23,7 @@ from tumorlens.files import write_model
 from tumorlens.runs.measures import Metrics, NetworkSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from tumorlens.runs.folder import Run
@@ -34,7 +34,7 @@ def evaluate(
     run: Run,
     *,
     subset: str = "test",
-    data: Path | None = None,
+    data: Path | Sequence[Path] | None = None,
     device: str = "auto",
     command: str = "",
     progress: Progress | None = None,
@@ -47,8 +47,8 @@ def evaluate(
     Args:
         run: A finished run; an unfinished one has `val` only.
         subset: `test` or `val`. A look at `test` is logged in the run.
-        data: Folder of the images; `None` takes the run's `data.path`.
-        device: `auto`, `cpu` or `cuda`.
+        data: Folder of the images, or of each set; `None` takes the run's `data.path`.
+        device: As for the setting `train.device`.
         command: Command line of the user, for the log of looks.
         progress: Called with images done and images in all: for decoding, where images
             are not cached, then for inference.

@@ -23,6 +23,7 @@ from tumorlens.runs.measures import (
 from tumorlens.stats.paired import paired_difference
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tumorlens.runs.folder import Run, Tta
@@ -39,7 +40,7 @@ def measure_tta(
     run: Run,
     *,
     subset: str = "val",
-    data: Path | None = None,
+    data: Path | Sequence[Path] | None = None,
     device: str = "auto",
     command: str = "",
     progress: Progress | None = None,
@@ -49,8 +50,8 @@ def measure_tta(
     Args:
         run: The run; a k-fold run has no val and is measured on test.
         subset: `val`, `train` or `test`. A look at `test` is logged in the run.
-        data: Folder of the images; `None` takes the run's `data.path`.
-        device: `auto`, `cpu` or `cuda`.
+        data: Folder of the images, or of each set; `None` takes the run's `data.path`.
+        device: As for the setting `train.device`.
         command: Command line of the user, for the log of looks.
         progress: As for `inference.predict_subset`.
 

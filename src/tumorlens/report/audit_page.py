@@ -7,25 +7,33 @@ the same images beside it, from `tumorlens claim`, is a section of the page.
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tumorlens.data.near_duplicates import ORIENTATIONS
+from tumorlens.data.sets import root_of
 from tumorlens.errors import RunError
 from tumorlens.files import read_model, write_text
-from tumorlens.report.page import Picture, data_root, load_picture, render_page
+from tumorlens.report.page import Picture, load_picture, render_page
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from tumorlens.data.audit import Audit, AuditedFile, DuplicateFile, DuplicateSet
     from tumorlens.data.claim import ClaimCheck
+    from tumorlens.data.overlap import InOther, Overlaps, SharedPicture, TwoSets
 
 MAX_SETS = 24
 """Number of sets of copies, and of conflicts of each kind, that are shown."""
 
 MAX_COPIES = 6
 """Number of pictures of one set that are shown."""
+
+MAX_EXAMPLES = 12
+"""Number of pictures that are shown of those that two sets share."""
 
 MAX_LINES = 100
 """Number of lines in a list of files."""
@@ -46,7 +54,7 @@ class Exhibit:
     picture: Picture
     label: str
     subset: str
-    """Empty where there are no subsets."""
+    """Or the set, of pictures in several; empty where there is only one."""
 
     source_label: str = ""
     """Label in the metadata; empty unless it contradicts `label`."""
@@ -65,13 +73,36 @@ class ShownSet:
     """Number of its files that are not shown."""
 
 
-def write_audit_page(audit_json: Path, *, data: Path, out: Path) -> Path:
+@dataclass(frozen=True)
+class ShownPair:
+    """What two sets have in common."""
+
+    found: TwoSets
+    rows: tuple[tuple[str, str, InOther], ...]
+    """Class, set that it is of, and how much of it is in the other set."""
+
+    turns: tuple[tuple[str, int, int], ...]
+    """Turn, and the files of the first and the second set that are turned so."""
+
+    disagreeing: tuple[ShownSet, ...]
+    examples: tuple[ShownSet, ...]
+
+
+def write_audit_page(
+    audit_json: Path,
+    *,
+    data: Path,
+    against: Sequence[Path] | None = None,
+    out: Path,
+) -> Path:
     """Write the page of an audit.
 
     Args:
         audit_json: The result of `tumorlens audit`.
         data: The folder or table that was audited. Images that are gone are named in
             the page instead of shown.
+        against: The other sets that it was compared with, in their order; `None` takes
+            the folders that `audit.json` names.
         out: The page to write, such as `audit.html` beside `audit.json`.
 
     Returns:
@@ -83,7 +114,7 @@ def write_audit_page(audit_json: Path, *, data: Path, out: Path) -> Path:
     """
     found = _read_audit(audit_json)
     claims, why_no_claims = _claims_beside(audit_json, found)
-    root = data_root(data, None)
+    root = root_of(data)
     conflicting = [one for one in found.copy_sets if len(one.labels) > 1]
     agreeing = [one for one in found.copy_sets if len(one.labels) == 1]
     verdict, _, reasons = found.verdict.words.partition(". ")
@@ -104,6 +135,7 @@ def write_audit_page(audit_json: Path, *, data: Path, out: Path) -> Path:
             ],
             "shortcuts": _shortcuts(found),
             "sources": _sources(found.sources),
+            "pairs": _pairs(found.overlaps, data, against),
             "claims": claims,
             "why_no_claims": why_no_claims,
             "max_lines": MAX_LINES,
@@ -194,13 +226,84 @@ def _copy_set(root: Path | None, one: DuplicateSet) -> ShownSet:
     )
 
 
+def _pairs(
+    found: Overlaps | None, data: Path, against: Sequence[Path] | None
+) -> list[ShownPair]:
+    if found is None:
+        return []
+    first, *others = found.sets
+    if against is None:
+        # Not Path.expanduser, which raises for a user that is not here.
+        against = [Path(os.path.expanduser(one.root)) for one in others]  # noqa: PTH111
+    roots = {first.name: root_of(data)}
+    roots |= {
+        one.name: root_of(place) for one, place in zip(others, against, strict=True)
+    }
+    shown = []
+    for pair in found.pairs:
+        ours, theirs = (one.by_orientation for one in pair.in_other)
+        turns = [
+            (turn, ours.get(turn, 0), theirs.get(turn, 0)) for turn in ORIENTATIONS
+        ]
+        shown.append(
+            ShownPair(
+                pair,
+                rows=tuple(
+                    (label, one.of, its)
+                    for one in pair.in_other
+                    for label, its in (*one.by_class.items(), ("all", one))
+                ),
+                turns=tuple(row for row in turns if row[1] or row[2]),
+                disagreeing=tuple(
+                    _shared_picture(one, pair, roots)
+                    for one in pair.disagreeing[:MAX_SETS]
+                ),
+                examples=tuple(
+                    _shared_picture(one, pair, roots) for one in _examples(pair.shared)
+                ),
+            )
+        )
+    return shown
+
+
+def _shared_picture(
+    one: SharedPicture, pair: TwoSets, roots: Mapping[str, Path]
+) -> ShownSet:
+    turn = "equal pixels" if one.is_identical else one.orientation.replace("-", " ")
+    files = ((one.a, one.label_a), (one.b, one.label_b))
+    return ShownSet(
+        title="the same way round" if turn == "same" else turn,
+        crosses=False,
+        exhibits=tuple(
+            Exhibit(load_picture(roots[name], path), label=label, subset=name)
+            for name, (path, label) in zip(pair.sets, files, strict=True)
+        ),
+        num_others=0,
+    )
+
+
+def _examples(shared: Sequence[SharedPicture]) -> list[SharedPicture]:
+    """Return at most `MAX_EXAMPLES`, of every turn and label where they fit."""
+    kinds = [(one.orientation, one.is_identical, one.label_a) for one in shared]
+    return [shared[place] for place in _spread(kinds, MAX_EXAMPLES)]
+
+
 def _chosen(files: Sequence[DuplicateFile]) -> list[DuplicateFile]:
     """Return at most `MAX_COPIES` files, of every subset and label where they fit."""
     kinds = [(file.subset, file.label) for file in files]
-    # Rank 0 is the first file of its subset and label, and so on.
-    ranks = [kinds[:place].count(kind) for place, kind in enumerate(kinds)]
-    places = sorted(range(len(files)), key=lambda place: (ranks[place], place))
-    return [files[place] for place in sorted(places[:MAX_COPIES])]
+    return [files[place] for place in _spread(kinds, MAX_COPIES)]
+
+
+def _spread(kinds: Sequence[object], highest: int) -> list[int]:
+    """Return at most `highest` places, of as many kinds as there can be."""
+    # Rank 0 is the first of its kind, and so on.
+    seen: Counter[object] = Counter()
+    ranks = []
+    for kind in kinds:
+        ranks.append(seen[kind])
+        seen[kind] += 1
+    places = sorted(range(len(kinds)), key=lambda place: (ranks[place], place))
+    return sorted(places[:highest])
 
 
 def _shortcuts(found: Audit) -> list[dict[str, Any]]:

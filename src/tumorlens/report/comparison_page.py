@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from tumorlens.data.leakage import NO_PATIENTS, SOME_PATIENTS
+from tumorlens.data.sets import root_of
 from tumorlens.files import write_bytes, write_text
 from tumorlens.report.comparison_figures import (
     ArmCurves,
@@ -31,7 +32,6 @@ from tumorlens.report.comparison_figures import (
 from tumorlens.report.drawing import Drawing, Heading
 from tumorlens.report.page import (
     Picture,
-    data_root,
     load_picture,
     render_page,
     write_decimal,
@@ -365,7 +365,7 @@ def _picture(found: Comparison, data: Path | None) -> Picture | None:
     if found.example is None:
         return None
     path = os.path.expanduser(found.example.path)  # noqa: PTH111 - never raises
-    root = data_root(data, None)
+    root = root_of(data) if data else None
     if root is None and Path(path).is_absolute():
         root = Path(Path(path).anchor)
     return load_picture(root, path)

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
 import jinja2
 from markupsafe import Markup, escape
@@ -24,6 +24,7 @@ from PIL import Image
 import tumorlens
 from tumorlens import text
 from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, read_image
+from tumorlens.data.sets import ImageSets
 from tumorlens.errors import DataError, MissingExtraError
 from tumorlens.report.drawing import css_variables
 from tumorlens.system import without_user
@@ -56,6 +57,16 @@ class Picture:
 
     why_not: str = ""
     """Why there is nothing to see."""
+
+
+class WrittenPage(NamedTuple):
+    """A page on disk, and what it lacks."""
+
+    path: Path
+    num_missing: int
+    """Number of pictures that could not be shown."""
+    why_not: str
+    """Reason for the first of them."""
 
 
 def _typeset(write: Callable[_P, str]) -> Callable[_P, str]:
@@ -112,33 +123,20 @@ def render_page(template: str, content: Mapping[str, Any]) -> str:
     )
 
 
-def data_root(data: Path | None, configured: str | None) -> Path | None:
-    """Return the folder that the paths of records start from.
-
-    Args:
-        data: The folder or table named now; it wins.
-        configured: `data.path` of the run: a folder, or a table beside its images.
-    """
-    if data is None:
-        if configured is None:
-            return None
-        data = Path(configured)
-    return data.parent if data.is_file() else data
-
-
 def load_picture(
-    root: Path | None, path: str, *, limits: ImageLimits = DEFAULT_LIMITS
+    root: Path | ImageSets | None, path: str, *, limits: ImageLimits = DEFAULT_LIMITS
 ) -> Picture:
     """Return a small copy of one image, or the reason why there is none.
 
     Args:
-        root: The folder that `path` starts from; `None` when it is not known.
+        root: The folder that `path` starts from, or the sets that it is in; `None` when
+            they are not known.
         path: As in `predictions.csv` or `audit.json`.
         limits: What is not opened.
     """
     if root is None:
         return Picture(path, why_not="not shown: the data folder is not known")
-    file = root / path
+    file = root.file_at(path) if isinstance(root, ImageSets) else root / path
     if not file.is_file():
         return Picture(path, why_not="not shown: the file is gone")
     try:

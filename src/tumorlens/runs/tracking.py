@@ -47,6 +47,9 @@ _HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "
 _MAX_LETTERS = 500
 """Longest value of a setting; every version of MLflow accepts it."""
 
+_OF_PLACES = (*path_settings(), "data.names")
+"""Settings with the names of folders, which are not sent."""
+
 DATABASE = "mlflow.db"
 """Default database, beside the run; all runs of a folder share it."""
 EXPERIMENT = "tumorlens"
@@ -302,7 +305,7 @@ def params_of(run: Run) -> dict[str, str]:
     for key, value in values_of(run.shown_config).items():
         if key == "model.pretrained":
             value = _file_name(value)
-        elif key in path_settings():
+        elif key in _OF_PLACES:
             continue
         text = value if isinstance(value, str) else json.dumps(value)
         params[key] = text[:_MAX_LETTERS]
@@ -342,7 +345,7 @@ def tags_of(run: Run) -> dict[str, str]:
 def settings_of(run: Run) -> str:
     """Return the content of `config.toml` without the paths in it."""
     values = run.config.model_dump(mode="json", exclude_none=True)
-    for section, _, name in (key.partition(".") for key in path_settings()):
+    for section, _, name in (key.partition(".") for key in _OF_PLACES):
         if (section, name) == ("model", "pretrained"):
             values[section][name] = _file_name(values[section][name])
         else:

@@ -12,7 +12,6 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from accelerate import Accelerator
 
 from tumorlens.data.duplicates import find_duplicates
 from tumorlens.data.split import fold_splits
@@ -21,13 +20,19 @@ from tumorlens.training.dataset import (
     image_limits,
     read_configured_index,
 )
+from tumorlens.training.devices import (
+    make_accelerator,
+    place,
+    resolve_device,
+    resolve_precision,
+    traits_of,
+    zero_sums,
+)
 from tumorlens.training.loop import Loss, Step, part_size_of, train_epoch
 from tumorlens.training.network import (
     create_model,
     infer,
     needs_model_hub,
-    resolve_device,
-    resolve_precision,
 )
 from tumorlens.training.optim import Schedule, make_optimizer
 
@@ -130,7 +135,7 @@ def _time_steps(config: Config, *, num_classes: int) -> tuple[float, float]:
     if needs_model_hub(settings):
         settings = settings.model_copy(update={"pretrained": "no"})
     model, preprocessing = create_model(settings, num_classes=num_classes)
-    model.to(device).to(memory_format=torch.channels_last)
+    place(model, device)
     optimizer = make_optimizer(model, config.optim)
     size = preprocessing.size_px
     shape = (config.train.batch_size, config.model.in_chans, size, size)
@@ -147,17 +152,17 @@ def _time_steps(config: Config, *, num_classes: int) -> tuple[float, float]:
                     part.to(device)
                     .float()
                     .div(255)
-                    .contiguous(memory_format=torch.channels_last),
+                    .contiguous(memory_format=traits_of(device).memory_format),
                     of.to(device),
                 ),
                 loss_fn=Loss(),
                 optimizer=optimizer,
                 schedule=Schedule(optimizer, config.optim, batches_per_epoch=100),
-                accelerator=Accelerator(cpu=device.type == "cpu"),
+                accelerator=make_accelerator(config.train.device),
                 use_bf16=resolve_precision(config.train.precision, device) == "bf16",
                 part_size=part_size_of(config.train),
             ),
-            sums=torch.zeros(3, dtype=torch.float64, device=device),
+            sums=zero_sums(device),
             frozen=config.train.freeze,
         )
         return time.perf_counter() - start

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tumorlens.config import is_path, values_of
+from tumorlens.config import paths_in, values_of
 from tumorlens.data.index import read_index
 from tumorlens.errors import ConfigError
 from tumorlens.files import sha256_of
@@ -34,9 +34,12 @@ def with_files(plan: StudyPlan) -> StudyPlan:
         DataError: The images cannot be used.
     """
     files: dict[str, str] = {}
+    metadata = plan.base.data.metadata
+    if plan.base.data.names and metadata != "none":
+        metadata = None  # a table for all sets names their files in another way
     for key, path in _paths(plan):
         if key == "data.path":
-            files[path] = _digest_of_data(path, plan.base.data.metadata)
+            files[path] = _digest_of_data(path, metadata)
         elif key != "data.cache_dir":
             try:
                 files[path] = sha256_of(Path(path))
@@ -54,7 +57,7 @@ def _paths(plan: StudyPlan) -> Iterator[tuple[str, str]]:
     pairs = [pair for settings in several for pair in settings.items()]
     for key, of in plan.search.ranges.items() if plan.search else ():
         pairs += [(key, value) for value in of] if isinstance(of, list) else []
-    yield from sorted({(key, value) for key, value in pairs if is_path(key, value)})
+    yield from sorted({(key, one) for key, of in pairs for one in paths_in(key, of)})
 
 
 def _digest_of_data(path: str, metadata: str | None) -> str:

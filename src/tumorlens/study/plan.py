@@ -24,10 +24,10 @@ from tumorlens.config import (
     Protocol,
     assign,
     differences,
-    is_path,
     machine_settings,
     number_kind,
     parse_config,
+    paths_in,
     values_of,
 )
 from tumorlens.errors import ConfigError
@@ -235,7 +235,7 @@ class StudyPlan(_Part):
         mine, theirs = values_of(self.base), values_of(now.base)
         words = [
             f"the content of {key} has changed"
-            if is_path(key, mine[key]) and is_path(key, theirs[key])
+            if paths_in(key, mine[key]) and paths_in(key, theirs[key])
             else f"{key}: {how[key]}"
             for key in before["base"]
             if before["base"][key] != after["base"].get(key)
@@ -250,7 +250,7 @@ class StudyPlan(_Part):
         """Return what makes this study another one than others."""
         content = self.model_dump(mode="json", exclude={"title", "files", "base"})
         left_out = set(machine_settings())
-        if self.base.data.path in self.files:
+        if {*paths_in("data.path", self.base.data.path)} & self.files.keys():
             left_out.remove("data.path")
         content["base"] = {
             key: self._without_place(key, value)
@@ -269,8 +269,10 @@ class StudyPlan(_Part):
 
     def _without_place(self, key: str, value: Any) -> Any:
         """Return the value of a setting, or the content of the file that it names."""
-        if not is_path(key, value):
+        if not paths_in(key, value):
             return value
+        if isinstance(value, list):
+            return [self._without_place(key, one) for one in value]
         return self.files.get(value, PurePath(value).name)
 
     def config_of(

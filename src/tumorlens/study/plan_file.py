@@ -33,6 +33,7 @@ from tumorlens.config import (
     Config,
     absolute_path,
     absolute_paths,
+    as_setting,
     assign,
     dump_config,
     load_config,
@@ -47,7 +48,10 @@ from tumorlens.study.plan import PER_TRIAL, Range, StudyPlan
 
 
 def load_plan(
-    path: Path, *, assignments: Iterable[str] = (), data: Path | None = None
+    path: Path,
+    *,
+    assignments: Iterable[str] = (),
+    data: Path | Sequence[Path] | None = None,
 ) -> StudyPlan:
     """Return the plan of a TOML file with `--set` assignments on top of its base.
 
@@ -140,7 +144,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _base_of(
-    path: Path, content: Mapping[str, Any], assignments: list[str], data: Path | None
+    path: Path,
+    content: Mapping[str, Any],
+    assignments: list[str],
+    data: Path | Sequence[Path] | None,
 ) -> Config:
     below = content.get("config")
     settings: dict[str, Any] = {}
@@ -149,14 +156,14 @@ def _base_of(
         settings = config.model_dump(mode="json", exclude_none=True)
     for key, value in _flat(content.get("base", {}), path=path).items():
         assign(settings, key, value)
-    if data is not None:
-        assign(settings, "data.path", str(data))
+    place = as_setting(data)
+    if place is not None:
+        assign(settings, "data.path", place)
     for assignment in assignments:
         key, value = parse_assignment(assignment)
-        if key == "data.path" and data is not None and value != str(data):
+        if key == "data.path" and place is not None and value != place:
             raise ConfigError(
-                f"data.path is given twice: {str(data)!r} by --data, {value!r} by "
-                "--set",
+                f"data.path is given twice: {place!r} by --data, {value!r} by --set",
                 hint="leave out one of the two",
             )
         assign(settings, key, value)

@@ -16,6 +16,7 @@ import torch
 
 from tumorlens.errors import RunError
 from tumorlens.files import write_bytes
+from tumorlens.training.devices import found_device
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,7 +123,7 @@ def get_random_state() -> dict[str, Any]:
         "numpy_pos": int(numpy["state"]["pos"]),
         "numpy_gauss": [int(numpy["has_gauss"]), float(numpy["gauss"])],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "devices": _states_of_devices(),
     }
 
 
@@ -141,8 +142,21 @@ def set_random_state(state: dict[str, Any]) -> None:
         )
     )
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    # Checkpoints of before knew CUDA only.
+    of_devices = state.get("devices", {"cuda": state.get("cuda", [])})
+    kind = found_device()
+    # Those of another machine's devices are of no use here.
+    for number, of_one in enumerate(of_devices.get(kind, [])):
+        torch.get_device_module(kind).set_rng_state(of_one, number)
+
+
+def _states_of_devices() -> dict[str, list[torch.Tensor]]:
+    """Return the states of the generators of all GPUs, by their kind."""
+    kind = found_device()
+    if kind == "cpu":
+        return {}
+    module = torch.get_device_module(kind)
+    return {kind: [module.get_rng_state(of) for of in range(module.device_count())]}
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from tumorlens.data.index import (
 )
 from tumorlens.data.leakage import judge_leak
 from tumorlens.data.seen import seen_of
+from tumorlens.data.sets import sets_of
 from tumorlens.data.split import LEFT_OUT, Split, check_split, fold_splits, make_split
 from tumorlens.errors import DataError, RunError
 from tumorlens.text import percent
@@ -142,14 +143,16 @@ def prepare_data(run: Run, *, progress: Progress | None = None) -> PreparedData:
 
 
 def read_configured_index(config: DataConfig) -> Index:
-    """Return the index of the folder or table that the settings name.
+    """Return the index of the sets of images that the settings name.
 
     Raises:
+        ConfigError: A set is named twice.
         DataError: The settings name none, or it cannot be used.
     """
-    if config.path is None:
+    sets = sets_of(config)
+    if sets is None:
         raise DataError("no data was named", hint="give --data DIR or set data.path")
-    return read_index(Path(config.path), metadata=config.metadata)
+    return read_index(sets, metadata=config.metadata)
 
 
 def split_data(config: Config, *, progress: Progress | None = None) -> Split:
@@ -234,7 +237,7 @@ def load_subset(
     """
     readable = [row for row in data.rows if not row.reason.startswith("unreadable")]
     images = decoded_images(
-        [ImageFile(data.index.root / row.path, row.sha256) for row in readable],
+        [ImageFile(data.index.file_at(row.path), row.sha256) for row in readable],
         decoding,
         cache_dir=Path(config.cache_dir) if config.cache_dir else None,
         cache_limit_mib=config.cache_limit_mib,
@@ -258,9 +261,14 @@ def check_unchanged(rows: Sequence[SplitRow], index: Index) -> None:
     changed += [path for path in now if path not in then]
     if changed:
         raise RunError(
-            f"the data in {index.root} has changed since the run was made: "
-            f"{len(changed)} file(s) differ, the first is {changed[0]}",
-            hint="restore the data, or start a new run",
+            f"the data in {index.sets or index.root} has changed since the run was "
+            f"made: {len(changed)} file(s) differ, the first is {changed[0]}",
+            hint="restore the data, or start a new run"
+            + (
+                f"; or name the sets in their order: {', '.join(index.sets.names)}"
+                if index.sets
+                else ""
+            ),
         )
 
 

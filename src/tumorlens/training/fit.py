@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -32,6 +32,7 @@ from tumorlens.config import (
 )
 from tumorlens.data.index import check_outside, patient_note
 from tumorlens.data.seen import is_seen, read_seen
+from tumorlens.data.sets import sets_of
 from tumorlens.data.split import count_left_out
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.files import locked
@@ -48,6 +49,13 @@ from tumorlens.training.dataset import (
     prepare_data,
     rows_of_fold,
 )
+from tumorlens.training.devices import (
+    make_accelerator,
+    naming_missing_operators,
+    place,
+    resolve_precision,
+    zero_sums,
+)
 from tumorlens.training.loading import plain_batches
 from tumorlens.training.loop import (
     DIVERGED_HINT,
@@ -63,8 +71,7 @@ from tumorlens.training.network import (
     create_model,
     infer,
     make_card,
-    resolve_device,
-    resolve_precision,
+    needs_model_hub,
     set_trainable,
 )
 from tumorlens.training.optim import Schedule, idle_words, make_optimizer
@@ -73,6 +80,8 @@ from tumorlens.training.weights import find_spoilt, weights_as_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -224,10 +233,7 @@ def fit(
     is_main = accelerator.is_main_process
     set_seed(config.train.seed)
 
-    network, preprocessing = create_model(
-        config.model, num_classes=len(data.index.classes)
-    )
-    network.to(accelerator.device).to(memory_format=torch.channels_last)
+    network, preprocessing = _make_network(config, data, accelerator, listener)
     use_bf16 = _precision(config, accelerator) == "bf16"
     try_step(
         network,
@@ -260,9 +266,14 @@ def fit(
     )
     state = TrainState(network, optimizer, schedule, ema)
     state.restore(run.checkpoint_path)
-    state.sums = state.sums.to(accelerator.device)
+    sums = zero_sums(accelerator.device)
+    state.sums = state.sums.to(sums.dtype).to(sums.device)
 
-    with interruptible() as is_interrupted, naming_memory(config, preprocessing):
+    with (
+        interruptible() as is_interrupted,
+        naming_memory(config, preprocessing),
+        naming_missing_operators(accelerator.device),
+    ):
         while not is_over(state.history, config):
             if state.batches_done == 0:
                 set_seed(_epoch_seed(config, state.epoch, accelerator.process_index))
@@ -382,7 +393,8 @@ def _check_start(config: Config, out: Path) -> None:
         DataError: The folder is inside that of the images.
         RunError: The folder has content.
     """
-    if config.data.path is None:
+    sets = sets_of(config.data)
+    if sets is None:
         raise ConfigError(
             "no data was named", hint="give --data DIR, or set data.path in the config"
         )
@@ -392,7 +404,7 @@ def _check_start(config: Config, out: Path) -> None:
             "augment.cutmix, which mix the images of a batch, got 1",
             hint="raise train.batch_size, or set augment.mixup=0 and augment.cutmix=0",
         )
-    check_outside(out, Path(config.data.path))
+    check_outside(out, sets)
     check_free(out)
 
 
@@ -481,14 +493,16 @@ def _fold_of(
     fold_data = replace(data, rows=rows_of_fold(run, data.rows, fold))
     fold_run = Run(path, config)
     if not fold_run.leak_path.is_file():
-        if fold_run.has_learnt:
+        # The process was killed while it made the folder, or the file was lost.
+        if not fold_run.has_learnt:
+            fold_run.remove_unlearnt()
+            fold_run = _start(config, path, accelerator, command=command)
+        elif fold_run.split() != fold_data.rows:
             raise RunError(
-                f"{path} has weights, and no {fold_run.leak_path.name}",
-                hint=f"copy {run.leak_path} there: both are the same",
+                f"{path} has weights, and neither its {fold_run.leak_path.name} nor "
+                f"its {fold_run.split_path.name}",
+                hint="restore the files from a copy, or train again into another --out",
             )
-        # The process was killed while it made the folder.
-        fold_run.remove_unlearnt()
-        fold_run = _start(config, path, accelerator, command=command)
         fold_run.write_split(fold_data.rows, run.leak())
     else:
         fold_run.split()  # refuses another one than that of its weights
@@ -509,8 +523,8 @@ def _write_seen_of_fold(run: Run, fold_run: Run, data: PreparedData) -> None:
 def _make_accelerator(config: Config) -> Accelerator:
     # `train_epoch` sets mixed precision: Accelerate would keep it for the whole
     # process, which may train several runs.
-    return Accelerator(
-        cpu=resolve_device(config.train.device).type == "cpu",
+    return make_accelerator(
+        config.train.device,
         kwargs_handlers=[
             # The parameters of a frozen backbone get no gradient.
             DistributedDataParallelKwargs(
@@ -522,6 +536,18 @@ def _make_accelerator(config: Config) -> Accelerator:
 
 def _precision(config: Config, accelerator: Accelerator) -> str:
     return resolve_precision(config.train.precision, accelerator.device)
+
+
+def _make_network(
+    config: Config, data: PreparedData, accelerator: Accelerator, listener: Listener
+) -> tuple[nn.Module, Preprocessing]:
+    """Return the network on its device, with its first weights."""
+    if needs_model_hub(config.model):
+        listener.stage(f"fetching the weights of {config.model.name}, MB")
+    network, preprocessing = create_model(
+        config.model, num_classes=len(data.index.classes), progress=listener.files
+    )
+    return place(network, accelerator.device), preprocessing
 
 
 def _load_subsets(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tumorlens.errors import RunError
 from tumorlens.training.augment import make_policy
+from tumorlens.training.devices import traits_of
 from tumorlens.training.loading import TrainImages, train_batches
 from tumorlens.training.network import Preprocessing, normalize, set_trainable
 
@@ -144,7 +145,7 @@ def train_epoch(
         batches: Pairs of decoded images (N, C, S, S), uint8, and labels (N,), int64.
         step: The parts of an optimizer step.
         sums: Loss, correct predictions and images of this epoch's batches before an
-            interrupt, shape (3,), float64. Added to in place.
+            interrupt, as from `devices.zero_sums`. Added to in place.
         frozen: Names of submodules that do not learn, see `network.set_trainable`.
         head_only: Whether only the last layer is trained.
         after_batch: Called after each step.
@@ -178,7 +179,7 @@ def train_epoch(
             # here would wait for a GPU, and the last batch can be short.
             hard = part_targets if targets.ndim == 1 else part_targets.argmax(1)
             correct = (logits.detach().argmax(1) == hard).sum()
-            sums[:2] += torch.stack([loss.detach() * len(images), correct]).double()
+            sums[:2] += torch.stack([loss.detach() * len(images), correct]).to(sums)
             sums[2] += len(part)
         if step.max_grad_norm is not None:
             accelerator.clip_grad_norm_(model.parameters(), step.max_grad_norm)
@@ -305,18 +306,19 @@ class Batches:
             rank=self._accelerator.process_index,
             num_ranks=self._accelerator.num_processes,
             workers=train.workers,
-            pin_memory=self._accelerator.device.type == "cuda",
+            pin_memory=traits_of(self._accelerator.device).is_pinned,
         )
 
     def prepare(self, decoded: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return normalized, erased and mixed images and their targets."""
         device = self._accelerator.device
+        is_pinned = traits_of(device).is_pinned
         images = normalize(
-            decoded.to(device, non_blocking=True),
+            decoded.to(device, non_blocking=is_pinned),
             mean=self._preprocessing.mean,
             std=self._preprocessing.std,
         )
-        targets = labels.to(device, non_blocking=True)
+        targets = labels.to(device, non_blocking=is_pinned)
         if self._erasing is not None:
             images = self._erasing(images)
         return self._mixed(images, targets) if self._mixup else (images, targets)

@@ -38,6 +38,13 @@ from tumorlens.system import (
 )
 from tumorlens.training.checkpoint import get_random_state, set_random_state
 from tumorlens.training.dataset import load_subset, make_decoding, prepare_data
+from tumorlens.training.devices import (
+    make_accelerator,
+    naming_missing_operators,
+    place,
+    resolve_precision,
+    zero_sums,
+)
 from tumorlens.training.loop import (
     Batches,
     Step,
@@ -48,8 +55,6 @@ from tumorlens.training.loop import (
 from tumorlens.training.lr_curve import DIVERGED, LrCurve, fade_of, read_curve, smooth
 from tumorlens.training.network import (
     create_model,
-    resolve_device,
-    resolve_precision,
     set_trainable,
 )
 from tumorlens.training.optim import Schedule, make_optimizer
@@ -120,8 +125,8 @@ def find_lr(
         highest: Last learning rate, unless the loss diverges before.
         num_steps: Number of steps; the batches are repeated as needed.
         command: Command line of the user, for the record.
-        progress: Called with files done and files in all while they are read, then
-            with steps.
+        progress: Called with files done and files in all while they are read, with
+            megabytes while weights are fetched, then with steps.
 
     Returns:
         The content of `lr_find.json`.
@@ -138,7 +143,7 @@ def find_lr(
     if config.data.protocol == "grouped-kfold" and config.data.fold is None:
         first = config.data.model_copy(update={"fold": 0})
         config = config.model_copy(update={"data": first})
-    accelerator = Accelerator(cpu=resolve_device(config.train.device).type == "cpu")
+    accelerator = make_accelerator(config.train.device)
     with (
         _same_random_state_after(),
         tempfile.TemporaryDirectory() as folder,
@@ -148,9 +153,9 @@ def find_lr(
         data = prepare_data(Run(Path(folder), config), progress=progress)
         set_seed(config.train.seed)
         network, preprocessing = create_model(
-            config.model, num_classes=len(data.index.classes)
+            config.model, num_classes=len(data.index.classes), progress=progress
         )
-        network.to(accelerator.device).to(memory_format=torch.channels_last)
+        place(network, accelerator.device)
         use_bf16 = (
             resolve_precision(config.train.precision, accelerator.device) == "bf16"
         )
@@ -172,6 +177,7 @@ def find_lr(
         batches = Batches(subset, config, preprocessing, accelerator)
         batches_of_epochs = map(batches.epoch, itertools.count(1))
         memory.enter_context(naming_memory(config, preprocessing))
+        memory.enter_context(naming_missing_operators(accelerator.device))
         curve = sweep(
             network,
             itertools.chain.from_iterable(batches_of_epochs),
@@ -301,7 +307,7 @@ class _Ramp:
         self.lrs = lrs
         self.losses: list[float] = []
         self.is_diverged = False
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self.sums = zero_sums(device)
         """Loss, correct predictions and images, to which `train_epoch` adds."""
         self._before = self.sums.clone()
         self._groups = [(group, group["lr"] / lr) for group in optimizer.param_groups]

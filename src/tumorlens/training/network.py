@@ -8,10 +8,9 @@ probabilities do not depend on whether the processor supports bf16.
 from __future__ import annotations
 
 import math
-import urllib.request
+import pickle
 from dataclasses import dataclass
 from difflib import get_close_matches
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +27,15 @@ from tumorlens.config import ModelConfig
 from tumorlens.errors import ConfigError, RunError, did_you_mean
 from tumorlens.files import sha256_of_bytes
 from tumorlens.runs.folder import ModelCard
+from tumorlens.training.devices import naming_missing_operators, traits_of
+from tumorlens.training.hub import fetch_weights
 from tumorlens.training.views import policy_of, views_of
 from tumorlens.training.weights import (
     classifier_names,
     find_spoilt,
     load_weights,
     pretrained_cfg,
+    read_state,
     read_weights_metadata,
 )
 
@@ -43,14 +45,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tumorlens.config import Config
+    from tumorlens.runs.progress import Progress
 
-_HUB_TIMEOUT_S = 10
 _FROM_HUB = ("auto", "yes")
 _HEAD_STD = 0.01
-_WAYS_OUT = (
-    "set model.pretrained to a .safetensors or .pth file of its weights, or to 'no' "
-    "for random ones"
-)
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Preprocessing:
 
 
 def create_model(
-    config: ModelConfig, *, num_classes: int
+    config: ModelConfig, *, num_classes: int, progress: Progress | None = None
 ) -> tuple[nn.Module, Preprocessing]:
     """Return a network for `num_classes` classes with the weights of the settings.
 
@@ -73,6 +71,8 @@ def create_model(
         config: Settings of the network, its weights and its variations.
         num_classes: Size of the last layer. A last layer of another size in the
             weights is replaced by a new one.
+        progress: Called with the megabytes that are there and those in all, while
+            weights are fetched.
 
     Returns:
         The network on the CPU, and the preprocessing of its weights. Values of `config`
@@ -80,7 +80,7 @@ def create_model(
 
     Raises:
         ConfigError: The network does not exist or does not take an argument, or its
-            weights cannot be read or do not fit.
+            weights cannot be fetched or read or do not fit.
     """
     name = config.name
     _check_extra(config)
@@ -90,10 +90,9 @@ def create_model(
             hint=_suggest(name.split(".")[0].lower()),
         )
     from_hub = needs_model_hub(config)
-    if from_hub:
-        _check_hub(name)
+    weights = fetch_weights(name, progress=progress) if from_hub else None
     arguments = model_arguments(config)
-    model = _build(name, num_classes, config.in_chans, arguments, pretrained=from_hub)
+    model = _build(name, num_classes, config.in_chans, arguments, weights=weights)
     if from_hub and num_classes != pretrained_cfg(model)["num_classes"]:
         _start_head_small(model)
     if _is_file(config):
@@ -167,13 +166,7 @@ def load_model(card: ModelCard, weights: Path) -> nn.Module:
             not finite.
     """
     try:
-        model = _build(
-            card.name,
-            len(card.classes),
-            card.in_chans,
-            card.arguments,
-            pretrained=False,
-        )
+        model = _build(card.name, len(card.classes), card.in_chans, card.arguments)
         state = load_file(weights)
         model.load_state_dict(state)
     except (ConfigError, RuntimeError, SafetensorError) as error:
@@ -240,12 +233,12 @@ def normalize(
         std: C values.
 
     Returns:
-        Shape (N, C, S, S), float32, channels last in memory.
+        Shape (N, C, S, S), float32, in memory in the order of the device.
     """
     shift = torch.tensor(mean, device=images.device).view(1, -1, 1, 1)
     scale = torch.tensor(std, device=images.device).view(1, -1, 1, 1)
     values = (images.float() / 255 - shift) / scale  # (N, C, S, S)
-    return values.contiguous(memory_format=torch.channels_last)
+    return values.contiguous(memory_format=traits_of(images.device).memory_format)
 
 
 def as_batch(images: NDArray[np.uint8]) -> Tensor:
@@ -265,7 +258,8 @@ def predict_probs(
         device: Device of the computation.
 
     Raises:
-        RunError: One is not finite.
+        ConfigError: The device lacks an operation of the network.
+        RunError: A probability is not finite.
     """
     log_probs = infer(
         model,
@@ -312,18 +306,22 @@ def infer(
         exponentials sum to 1.
 
     Raises:
-        RunError: One is not finite.
+        ConfigError: The device lacks an operation of the network.
+        RunError: A log-probability is not finite.
     """
     model.eval()
     parts = []
+    is_pinned = traits_of(device).is_pinned
     for batch in batches:
-        images = normalize(batch.to(device, non_blocking=True), mean=mean, std=std)
-        by_view = [
-            (model(view).float() / temperature).log_softmax(dim=1)  # (N, C)
-            for view in views_of(images, policy_of(mirror=mirror, tta=tta))
-        ]
-        log_probs = torch.stack(by_view).logsumexp(dim=0) - math.log(len(by_view))
-        parts.append(log_probs.cpu())
+        with naming_missing_operators(device):
+            decoded = batch.to(device, non_blocking=is_pinned)
+            images = normalize(decoded, mean=mean, std=std)
+            by_view = [
+                (model(view).float() / temperature).log_softmax(dim=1)  # (N, C)
+                for view in views_of(images, policy_of(mirror=mirror, tta=tta))
+            ]
+            log_probs = torch.stack(by_view).logsumexp(dim=0) - math.log(len(by_view))
+            parts.append(log_probs.cpu())
     if not parts:
         return np.empty((0, 0), np.float32)
     found = torch.cat(parts)
@@ -341,43 +339,6 @@ def infer(
 def needs_model_hub(config: ModelConfig) -> bool:
     """Return whether the initial weights come from the model hub, not from a file."""
     return config.pretrained in _FROM_HUB
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device for `train.device`.
-
-    Raises:
-        ConfigError: The device is unknown, or it is `cuda` and torch finds no GPU.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(
-            f"expected the device auto, cpu or cuda, got {name!r}",
-            hint=did_you_mean(name, ("auto", "cpu", "cuda")),
-        )
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "train.device is 'cuda' and torch sees no GPU",
-            hint="use train.device=auto or cpu, or install torch with CUDA",
-        )
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def resolve_precision(name: str, device: torch.device) -> str:
-    """Return 'bf16' or 'fp32' for `train.precision` on a device.
-
-    'auto' is bf16 where the hardware multiplies it natively. A CPU that only emulates
-    it (AVX-512 without the bf16 instructions) is slower in bf16 than in fp32.
-    """
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        able = torch.cpu.get_capabilities()
-        fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    return "bf16" if fast else "fp32"
 
 
 _OF_SETTINGS = ("drop_rate", "drop_path_rate", "global_pool", "in_chans", "pretrained")
@@ -430,7 +391,7 @@ def _build(
     in_chans: int,
     arguments: Mapping[str, Any],
     *,
-    pretrained: bool,
+    weights: Path | None = None,
 ) -> nn.Module:
     # A card may come from anywhere, and timm would fetch what a name such as hf-hub:...
     # stands for, or load the file of a checkpoint_path.
@@ -440,21 +401,25 @@ def _build(
         if forbidden:
             why = f"{forbidden[0]} is no argument of a network"
         raise ConfigError(f"{name} cannot be made: {why}", hint="restore model.json")
+    # The files of the hub are in timm's own format, those of no address another.
+    source = {"file": str(weights), "custom_load": False} if weights else None
     try:
         return timm.create_model(
             name,
-            pretrained=pretrained,
+            pretrained=weights is not None,
+            pretrained_cfg_overlay=source,
             num_classes=num_classes,
             in_chans=in_chans,
             **arguments,
         )
-    except (OSError, HTTPException) as error:
-        if not pretrained:
-            raise
-        raise _unreachable(name, error) from None
-    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+    except (
+        *(TypeError, AssertionError, RuntimeError, ValueError),
+        *(SafetensorError, pickle.UnpicklingError),
+    ) as error:
         # timm passes arguments on to the network's own constructor, where unknown names
         # and values out of range raise one of these.
+        if weights:
+            read_state(weights)  # says so if the file is none of weights
         asked = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise ConfigError(
             f"{name} cannot be made with {asked or 'its defaults'}: {error}",
@@ -467,42 +432,6 @@ def _setting_of(argument: str) -> str:
     """Return the setting behind an argument of a network."""
     is_own = argument in ModelConfig.model_fields
     return f"model.{argument}" if is_own else f"{argument!r} from model.extra"
-
-
-def _check_hub(name: str) -> None:
-    # timm itself would retry for a minute and then print a long traceback.
-    pretrained = timm.get_pretrained_cfg(name)
-    if pretrained is None or not (pretrained.hf_hub_id or pretrained.url):
-        raise ConfigError(
-            f"there are no pretrained weights for model.name {name!r}", hint=_WAYS_OUT
-        )
-    if pretrained.hf_hub_id:
-        from huggingface_hub import constants, try_to_load_from_cache
-
-        repository = pretrained.hf_hub_id
-        if isinstance(try_to_load_from_cache(repository, "model.safetensors"), str):
-            return
-        url = f"{constants.ENDPOINT}/{repository}/resolve/main/config.json"
-    else:
-        url = str(pretrained.url)
-        if (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file():
-            return
-    try:
-        request = urllib.request.Request(url, method="HEAD")
-        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S).close()
-    except (OSError, HTTPException, ValueError) as error:
-        # ValueError: an address without https://, or a proxy whose port is no number.
-        raise _unreachable(name, error) from None
-
-
-def _unreachable(name: str, error: Exception) -> ConfigError:
-    reason = str(getattr(error, "reason", None) or error).splitlines()
-    is_address = isinstance(error, HTTPException | ValueError)
-    return ConfigError(
-        f"the pretrained weights of {name} cannot be fetched from the model hub: "
-        f"{reason[0] if reason else type(error).__name__}",
-        hint="check HF_ENDPOINT and HTTPS_PROXY, or " * is_address + _WAYS_OUT,
-    )
 
 
 def _is_file(config: ModelConfig) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tumorlens.errors import ConfigError, OutOfMemoryError
 from tumorlens.system import is_out_of_memory
+from tumorlens.training.devices import missing_operator, naming_missing_operators
 from tumorlens.training.loop import Loss, part_size_of, part_sizes
 from tumorlens.training.network import normalize, set_trainable
 from tumorlens.training.weights import pretrained_cfg
@@ -51,17 +52,18 @@ def try_step(
 
     Raises:
         ConfigError: The network does not take the images, gives no logits, or cannot be
-            trained on a single image.
+            trained on a single image, or its device lacks an operation.
         OutOfMemoryError: The memory is too small for the largest batch.
     """
     sizes = _sizes(config, num_images)
     set_trainable(network, frozen=config.train.freeze)
     device = next(network.parameters()).device
-    devices = [device] if device.type == "cuda" else []
+    devices = [] if device.type == "cpu" else [device]
     with (
-        torch.random.fork_rng(devices),
+        torch.random.fork_rng(devices, device_type=device.type),
         _same_buffers_after(network),
         naming_memory(config, preprocessing),
+        naming_missing_operators(device),
     ):
         for size in sorted({max(sizes), min(sizes)} & {max(sizes), 1}, reverse=True):
             images = noise(size, config.model.in_chans, preprocessing).to(device)
@@ -78,14 +80,14 @@ def logits_of(
 
     Raises:
         ConfigError: The network does not take the images, or gives no logits.
-        RuntimeError: Memory ran out.
+        RuntimeError: Memory ran out, or the device lacks an operation.
     """
     name, size_px = config.model.name, images.shape[-1]
     try:
         logits = network(images)
     except Exception as error:
         # The networks of timm raise what they like for a size that they do not take.
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or missing_operator(error):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if network.training and len(images) == 1:

@@ -24,6 +24,7 @@ import numpy as np
 
 from tumorlens.data.files import walk_images
 from tumorlens.data.images import load_square
+from tumorlens.data.sets import sets_of
 from tumorlens.deploy.artefact import KINDS, Artefact, Kind, is_artefact, open_artefact
 from tumorlens.deploy.benchmark.fastest import weights_of
 from tumorlens.deploy.benchmark.results import (
@@ -484,11 +485,10 @@ def _val_files(runs: Sequence[Path]) -> list[Path]:
             rows = [row for row in run.split() if row.subset == "val"]
         except RunError:  # imported weights have no split
             continue
-        if not rows or run.config.data.path is None:
+        sets = sets_of(run.config.data)
+        if not rows or sets is None:
             continue
-        place = Path(run.config.data.path)
-        root = place.parent if place.is_file() else place
-        files = [root / row.path for row in rows]
+        files = [sets.file_at(row.path) for row in rows]
         gone = [file for file in files if not file.is_file()]
         if gone:
             raise DataError(
