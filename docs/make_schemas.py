@@ -22,12 +22,14 @@ from tumorlens.runs.external import ExternalMetrics
 from tumorlens.runs.folder import ModelCard
 from tumorlens.runs.measures import Metrics, TtaEffect
 from tumorlens.study.comparison import Comparison
+from tumorlens.study.external_comparison import ExternalComparison
 
 MODELS: dict[str, type[BaseModel]] = {
     "audit.json": Audit,
     "benchmark.json": Benchmark,
     "claim.json": ClaimCheck,
     "comparison.json": Comparison,
+    "external-comparison.json": ExternalComparison,
     "external.json": ExternalMetrics,
     "leak.json": LeakVerdict,
     "manifest.json": Manifest,

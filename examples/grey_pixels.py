@@ -27,8 +27,7 @@ def read(folder: Path) -> tuple[list[Path], NDArray[np.float32], list[str]]:
         np.asarray(Image.open(path).convert("L").resize((64, 64)), np.float32).ravel()
         for path in files
     ]
-    grey = np.array(pixels, np.float32) / np.float32(255)
-    return files, grey, [path.parent.name for path in files]
+    return files, np.stack(pixels) / np.float32(255), [one.parent.name for one in files]
 
 
 def main() -> None:

@@ -150,6 +150,11 @@ def test_want_of_memory_is_one_line_in_every_command(
             ["evaluate", "run", "--predictions", "a.csv"],
             "RUN has no effect with --predictions",
         ),
+        (
+            ["evaluate", "--predictions", "a.csv", "--device", "cpu"],
+            "--device has no effect with --predictions",
+        ),
+        (["evaluate", "run", "--device", "tpu"], "'tpu' is not one of 'auto', 'cpu'"),
         (["evaluate", "run", "--subst", "val"], "No such option: --subst"),
         (["phantom", "x", "--patients", "many"], "Invalid value for '--patients'"),
         (

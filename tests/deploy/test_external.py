@@ -106,6 +106,9 @@ def test_an_artefact_needs_no_torch(
     assert answer.returncode == 0, answer.stderr
     assert "Training has seen 8 of the 20 images (40.0 %); 12 are new." in answer.stdout
     assert (out / "external.json").is_file()
+    page = (out / "external.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg") >= 8  # the pictures that training has seen
+    assert f"the page is {out / 'external.html'}" in answer.stdout
 
 
 def test_an_export_without_what_was_seen_says_that_it_is_not_known(

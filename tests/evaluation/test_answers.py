@@ -29,7 +29,8 @@ def read(path: Path, content: str, known: tuple[str, ...] = KNOWN) -> Answers:
 
 def numbers_of(found: Answers) -> list[list[float]]:
     assert found.numbers is not None
-    return [[float(number) for number in row] for row in found.numbers]
+    rows: list[list[float]] = found.numbers.tolist()
+    return rows
 
 
 # tables
@@ -273,7 +274,7 @@ def test_a_folder_of_ultralytics_is_read(tmp_path: Path) -> None:
         ("a.csv", "path,index_0,prob_0,prob_1\n1.png,3,1,0\n", "ranks and not classes"),
         ("a.csv", "path,predicted\n1.png,a,b\n", "expected 2 fields"),
         ("a.csv", "path,prob_a,prob_b,prob_b \n1.png,1,0,0\n", "columns of one name"),
-        ("a.txt", "path,predicted\n", "expected answers in a .csv"),
+        ("a.tsv", "path,predicted\n", "expected answers in a .csv"),
         ("a.json", "{", "is not JSON"),
         ("a.json", "[" * 100_000, "is not JSON"),
         ("a.json", "[1, 2]", "no form that is known"),
@@ -332,9 +333,10 @@ def test_a_column_of_texts_is_no_column_of_classes(tmp_path: Path) -> None:
         read(tmp_path / "a.csv", text)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    for name in ("a.csv", "a.json", "a.jsonl"):
-        with pytest.raises(TumorlensError, match=f"{name}"):
+def test_a_missing_file_and_one_without_an_end_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").symlink_to("/dev/zero")
+    for name in ("a.csv", "b.csv", "b.json", "b.jsonl", "b"):
+        with pytest.raises(DataError, match=f"there is no file .*{name}"):
             read_answers(tmp_path / name, known=KNOWN)
 
 

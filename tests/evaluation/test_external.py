@@ -209,7 +209,8 @@ def test_the_parts_are_measured_apart(other: ExternalSet, seen: Seen) -> None:
 
 def test_what_the_figures_do_not_say_is_said(other: ExternalSet, seen: Seen) -> None:
     notes = measured(other, find_seen(other, [seen])).notes
-    names, absent, left_out, gone = notes
+    names, absent, left_out, gone, keys = notes
+    assert keys.startswith("1 image counted as seen only because a patient has")
     assert names == "Classes by another name: no_tumor as no."
     assert absent.startswith("The data has no meningioma: an image that is given such")
     assert left_out == (

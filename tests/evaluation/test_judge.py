@@ -84,7 +84,7 @@ def probs_of(paths: Sequence[str], *, seed: int = 0) -> NDArray[np.float64]:
 
 
 def write_csv(
-    path: Path, columns: Mapping[str, Sequence[object]], order: Sequence[int] = ()
+    path: Path, columns: Mapping[str, Sequence[Any]], order: Sequence[int] = ()
 ) -> Path:
     rows = list(zip(*columns.values(), strict=True))
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -104,8 +104,8 @@ def write_answers(
 ) -> Path:
     paths = test_paths(data) if paths is None else paths
     probs = probs_of(test_paths(data)) if probs is None else probs
-    columns: dict[str, Sequence[object]] = {"path": paths}
-    columns |= {f"prob_{name}": probs[:, n].tolist() for n, name in enumerate(CLASSES)}
+    columns: dict[str, Any] = {"path": paths}
+    columns |= {f"prob_{name}": probs[:, n] for n, name in enumerate(CLASSES)}
     return write_csv(path, columns, order)
 
 
@@ -253,9 +253,9 @@ def test_the_answers_of_a_run_give_the_figures_of_the_run(
         index,
         duplicates,
         protocol="grouped",
-        seed=1,
         val_fraction=0.2,
         test_fraction=0.3,
+        seed=1,
     )
     run = runs_on_images.make_run(tmp_path / "run", data)
     run.write_split(rows, judge_leak(rows, index, duplicates))
@@ -289,7 +289,7 @@ def test_written_files_are_read_back(answers: Path, data: Path) -> None:
 def test_logits_are_what_their_softmax_is(
     answers: Path, data: Path, tmp_path: Path
 ) -> None:
-    logits = np.log(probs_of(test_paths(data))) + 700
+    logits = np.log(probs_of(test_paths(data))) + 1000
     other = write_answers(tmp_path / "logits.csv", data, probs=logits)
     found = judge(other, data, logits=True)
     for name in ("accuracy", "log_loss", "brier", "ece"):
@@ -303,10 +303,15 @@ def test_logits_are_what_their_softmax_is(
 
 def test_columns_called_logits_need_the_option(data: Path, tmp_path: Path) -> None:
     paths = test_paths(data)
-    columns: dict[str, Sequence[object]] = {"path": paths}
+    columns: dict[str, Any] = {"path": paths}
     columns |= {f"logit_{name}": [0.0] * len(paths) for name in CLASSES}
     with pytest.raises(ConfigError, match="are called logits"):
         judge(write_csv(tmp_path / "a.csv", columns), data)
+
+
+def test_the_option_for_logits_needs_numbers(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--logits has no effect"):
+        judge(only_classes(tmp_path / "a.csv", data), data, logits=True)
 
 
 def only_classes(path: Path, data: Path, said: Mapping[str, str] = {}) -> Path:
@@ -380,8 +385,8 @@ def test_numbered_classes_are_named_by_the_map(data: Path, tmp_path: Path) -> No
     numbers = dict(enumerate(CLASSES))
     paths = test_paths(data)
     probs = probs_of(paths)
-    columns: dict[str, Sequence[object]] = {"filename": paths}
-    columns |= {str(number): probs[:, number].tolist() for number in numbers}
+    columns: dict[str, Any] = {"filename": paths}
+    columns |= {str(number): probs[:, number] for number in numbers}
     mapping = [f"{number}={name}" for number, name in numbers.items()]
     table = write_csv(tmp_path / "a.csv", columns)
     found = judge(table, data, mapping=mapping)
@@ -426,9 +431,18 @@ def test_a_bare_name_must_be_unique(data: Path, tmp_path: Path) -> None:
     assert judge(other, data, partial=True).metrics.counts.tested == 1
 
 
-def test_bare_names_of_their_own_are_enough(
-    tmp_path: Path,
+def test_of_equal_names_the_test_image_is_meant(
+    tmp_path: Path, make_images: Callable[..., Path]
 ) -> None:
+    root = make_images(subsets={"Training": 2, "Testing": 1})
+    table = write_csv(
+        tmp_path / "a.csv",
+        {"path": [f"{label}/0.png" for label in CLASSES], "predicted": CLASSES},
+    )
+    assert judge(table, root).metrics.counts.tested == 4
+
+
+def test_bare_names_of_their_own_are_enough(tmp_path: Path) -> None:
     for label in CLASSES:
         image = draw_image(label, 700)
         write_image(tmp_path / "data" / label / f"{label} (1).png", image)
@@ -546,7 +560,7 @@ def test_a_class_without_a_column_stops_unless_its_images_are_left_out(
 ) -> None:
     paths, probs = test_paths(data), probs_of(test_paths(data))
     probs = probs[:, :3] / probs[:, :3].sum(axis=1, keepdims=True)
-    columns: dict[str, Sequence[object]] = {"path": paths}
+    columns: dict[str, Any] = {"path": paths}
     columns |= {f"prob_{name}": probs[:, n] for n, name in enumerate(CLASSES[:3])}
     other = write_csv(tmp_path / "a.csv", columns)
     with pytest.raises(DataError, match="without a column: 'pituitary'"):
@@ -562,8 +576,8 @@ def test_a_predicted_class_that_is_not_the_likeliest_is_no_answer(
     paths, probs = test_paths(data), probs_of(test_paths(data))
     predicted = [CLASSES[place] for place in probs.argmax(axis=1)]
     predicted[0] = CLASSES[probs[0].argmin()]
-    columns: dict[str, Sequence[object]] = {"path": paths, "predicted": predicted}
-    columns |= {f"prob_{name}": probs[:, n].tolist() for n, name in enumerate(CLASSES)}
+    columns: dict[str, Any] = {"path": paths, "predicted": predicted}
+    columns |= {f"prob_{name}": probs[:, n] for n, name in enumerate(CLASSES)}
     with pytest.raises(DataError, match="1 x a predicted class that is not the likel"):
         judge(write_csv(tmp_path / "a.csv", columns), data)
 
@@ -629,6 +643,10 @@ def test_a_folder_of_text_files_is_judged_by_their_stems(
         for number in range(3):
             lines = [f"{0.7 if one == label else 0.1:.2f} {one}" for one in CLASSES]
             (labels / f"{label}-{number}.txt").write_text("\n".join(lines) + "\n")
+    write_image(flat / "glioma" / "glioma-1.bmp", draw_image("glioma", 303))
+    with pytest.raises(DataError, match="1 x a name that several files have: 'gli"):
+        judge(labels, flat)
+    (flat / "glioma" / "glioma-1.bmp").unlink()
     found = judge(labels, flat)
     assert found.folder == tmp_path / "labels-judged"
     assert found.metrics.all.accuracy.value == 1

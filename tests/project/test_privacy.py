@@ -75,6 +75,11 @@ def test_files_that_are_handed_on_name_no_user_and_no_machine(
         ["evaluate", run, "--data", data],
         ["report", run],
         ["evaluate", run, "--on", data],
+        ["evaluate", run, "--on", data, "--name", "again"],
+        [
+            *("compare", run / "external" / "set", run / "external" / "again"),
+            *("--out", made / "c"),
+        ],
         ["export", run, "--format", "onnx"],
         ["benchmark", run / "export" / "onnx", "--seconds", "0.1", "--out", made / "b"],
         ["compare", run, "--image", image, "--no-latency", "--out", made / "c"],

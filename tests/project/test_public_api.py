@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 import tumorlens
+from support.handmade_external import write_evaluation
 from support.planted_sets import make_two_sets
 from tumorlens.config import Config
 from tumorlens.errors import ConfigError
@@ -100,6 +101,25 @@ def test_a_notebook_view_escapes_names(examples: Path, tmp_path: Path) -> None:
     html = view_of(tumorlens.audit(tmp_path / "<b>DATA"))
     assert "&lt;b&gt;DATA" in html
     assert "<b>" not in html
+
+
+@pytest.mark.parametrize(
+    ("states", "shown"),
+    [
+        ("nnnp", ("Training has seen 1 of the 4", "new, 3 images", "seen, 1 image<")),
+        ("pppp", ("nothing is new", "Confusion matrix, all images", "seen, 4 images")),
+        ("????", ("Not known: the model does not tell", "all, 4 images")),
+    ],
+)
+def test_an_evaluation_on_another_set_shows_new_and_seen_side_by_side(
+    tmp_path: Path, states: str, shown: tuple[str, ...]
+) -> None:
+    found = write_evaluation(tmp_path, [1, 0, 1, 1], states, notes=("A note.",))
+    html = found._repr_html_()
+    assert html is not None
+    for words in (*shown, "first on hospital-b", "recall of glioma", "A note.", "<svg"):
+        assert words in html
+    assert found.headline.accuracy.percentage in html
 
 
 def test_there_is_no_view_of_what_is_no_result() -> None:

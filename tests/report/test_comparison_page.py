@@ -571,7 +571,7 @@ def test_long_names_of_many_arms_are_whole_in_every_figure(tmp_path: Path) -> No
         ({"arms": []}, r"damaged at arms: .*at least 1 item.*got \[\]"),
         ({"title": None}, r"damaged at title: Input should be a valid string"),
         (
-            {"pairs": [{"protocol": "../up", "first": "a", "second": "b"}]},
+            {"pairs": [comparison()["pairs"][0] | {"protocol": "../up"}]},
             r"damaged at pairs\.0\.protocol: .*got '\.\./up'",
         ),
     ],

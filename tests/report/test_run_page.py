@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.handmade_external import write_evaluation
 from support.handmade_metrics import (
     CLASSES,
     LEAK_WORDS,
@@ -447,8 +448,8 @@ def test_a_run_without_figures_to_show_says_what_to_do(
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ('{"format": 3}', r"expected format 2 in .*metrics\.json, got 3"),
-        ("[]", r"expected format 2 in .*metrics\.json, got \[\]"),
+        ('{"format": 3}', r"expected format 1 or 2 in .*metrics\.json, got 3"),
+        ("[]", r"expected format 1 or 2 in .*metrics\.json, got \[\]"),
         ("{", r"metrics\.json is not JSON: Expecting property name"),
         ('{"format": 2}', r"metrics\.json is damaged at protocol: Field required"),
     ],
@@ -531,3 +532,41 @@ def test_both_themes_know_the_same_colors_and_none_is_used_for_two_things() -> N
     assert LIGHT.keys() == DARK.keys()
     # A figure's colours are found by their value when it goes into a page.
     assert len(set(LIGHT.values())) == len(LIGHT)
+
+
+def other_sets(run: Run) -> str:
+    page = write_run_report(run).path.read_text(encoding="utf-8")
+    return page.partition("<h2>On other sets")[2].partition("</section>")[0]
+
+
+def test_evaluations_on_other_sets_have_a_row_each_with_a_link_to_their_page(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run()
+    assert other_sets(run) == ""
+    write_evaluation(run.external_path("b10"), [1, 0, 1, 1, 1, 1], "nnnpps", name="b10")
+    write_evaluation(run.external_path("b9"), [1, 0], "pp", name="b9")
+    write_evaluation(run.external_path("c"), [1, 0], "??", name="c")
+    (run.external_path("b10") / "external.html").touch()
+    (run.path / "external" / "begun").mkdir()
+    run.log_look(subset="external b10", command="tumorlens evaluate run --on b10")
+    part = other_sets(run)
+    assert re.findall(r'href="([^"]*)"', part) == ["external/b10/external.html"]
+    text = Tags(part).text
+    # 2 of the 3 new images are right, by hand.
+    assert re.search(
+        r"b9 2 2 nothing is new 0 b10 6 3 66\.7 % [\d.]+ to [\d.]+ % 3 images 1 "
+        r"c 2 not known not known which are new 0",
+        text,
+    ), text
+
+
+def test_a_damaged_evaluation_on_another_set_is_named(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run()
+    write_evaluation(run.external_path("b"), [1, 0], "np")
+    (run.external_path("b") / "external.json").write_text("{}")
+    with pytest.raises(RunError, match=r"b/external\.json is damaged at name"):
+        write_run_report(run)
+    assert not run.report_path.exists()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import tumorlens
+from support.handmade_external import write_evaluation
 from support.handmade_metrics import handmade_metrics
 from tumorlens.cli import app
 from tumorlens.config import load_config
@@ -193,6 +194,28 @@ def test_an_ensemble_counts_its_members(tmp_path: Path) -> None:
     assert (row.state, row.progress) == ("finished", "2 members")
 
 
+def test_evaluations_on_other_sets_are_listed_below_the_table_and_in_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "one")
+    write_evaluation(run.external_path("b"), [1, 0, 1, 1], "nnpp")
+    write_evaluation(run.external_path("c"), [1, 0], "pp")
+    write_evaluation(run.external_path("d"), [1, 1], "??")
+    assert app.main(["runs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    place = tmp_path / "one"
+    assert re.search(rf"{place}, on b: 50\.0 % \(.* to .*\) on 2 new images\n", said)
+    assert re.search(rf"{place}, on c: 50\.0 % .* on 2 images, all seen in tr", said)
+    assert re.search(rf"{place}, on d: 100\.0 % .* on 2 images, not known which", said)
+    assert app.main(["runs", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)[0]["external"]
+    assert list(found) == ["b", "c", "d"]
+    assert found["b"]["new_accuracy"]["value"] == 0.5
+    assert found["b"]["accuracy"]["value"] == 0.75
+    assert (found["b"]["counts"]["new"], found["b"]["data"]) == (2, "set B")
+    assert found["c"]["new_accuracy"] is None
+
+
 # folders that are damaged
 
 
@@ -246,6 +269,12 @@ def binary_metrics(run: Run) -> str:
     return "metrics.json is not JSON: .* can't decode"
 
 
+def wrong_external(run: Run) -> str:
+    write_evaluation(run.external_path("b"), [1, 0], "np")
+    (run.external_path("b") / "external.json").write_text("[]")
+    return r"expected format 1 in .*b/external.json, got \[\]"
+
+
 def no_metrics(run: Run) -> str:
     run.metrics_path.write_text("{}")
     return "metrics.json is damaged at protocol: Field required"
@@ -268,7 +297,7 @@ def yes_as_accuracy(run: Run) -> str:
     [
         *(no_config, broken_config, later_config, half_a_line, wrong_history),
         *(wrong_card, wrong_leak, wrong_metrics, endless_metrics, binary_metrics),
-        *(no_metrics, endless_accuracy, yes_as_accuracy),
+        *(no_metrics, endless_accuracy, yes_as_accuracy, wrong_external),
     ],
 )
 def test_a_damaged_folder_is_a_row_with_its_reason_and_the_others_stay(
@@ -559,7 +588,7 @@ def test_json_has_everything_for_programs(
     assert app.main(words) == 0
     first, second = json.loads(capsys.readouterr().out)
     assert (first["name"], second["name"]) == ("a", "b")
-    assert set(first) == {*COLUMNS, "progress", "settings"}
+    assert set(first) == {*COLUMNS, "external", "progress", "settings"}
     assert first["test_accuracy"]["high"] == pytest.approx(0.9)
     assert first["settings"]["optim"]["lr"] == 1e-3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,6 +76,16 @@ def test_a_perfect_seed_has_the_interval_of_evaluate(tmp_path: Path) -> None:
     assert got["accuracy"]["low"] < got["accuracy"]["value"] == 1
     for name in NAMES:
         assert got[name] == pytest.approx(expected[name]), name
+
+
+def test_predicted_classes_alone_have_no_figure_of_probabilities() -> None:
+    table = drawn(seed=0)
+    bare = replace(table, probs=np.eye(3)[table.predicted], has_probs=False)
+    got, expected = measured([bare, bare]), measured([table, table])
+    assert got["accuracy"] == expected["accuracy"]
+    assert got["macro_f1"] == expected["macro_f1"]
+    for name in ("log_loss", "ece"):
+        assert (got[name]["value"], got[name]["low"]) == (None, None)
 
 
 def test_one_group_has_no_interval() -> None:

@@ -33,6 +33,7 @@ from tumorlens.stats.paired import (
     paired_difference,
 )
 from tumorlens.study import compare as stage
+from tumorlens.study import pairs
 from tumorlens.study.compare import compare
 from tumorlens.study.comparison import ComparedArm, Comparison
 from tumorlens.study.folder import Study, create_study
@@ -337,7 +338,7 @@ def test_holm_counts_the_pairs_of_one_protocol(tmp_path: Path) -> None:
         assert not pairs[1]["is_noise"]
 
 
-def test_equal_answers_are_noise(tmp_path: Path) -> None:
+def test_equal_answers_do_not_differ_significantly(tmp_path: Path) -> None:
     for name in ("one", "other"):
         make_run(tmp_path / name, answers(BETTER))
     (pair,) = compared(tmp_path / "one", tmp_path / "other")["pairs"]
@@ -345,7 +346,7 @@ def test_equal_answers_are_noise(tmp_path: Path) -> None:
     half = scipy.stats.t.ppf(0.975, 39) * 2**0.5 / 42
     got = pair["difference"]
     assert (got["value"], got["low"], got["high"]) == pytest.approx((0, -half, half))
-    assert pair["sentence"].startswith("The difference between one and other (0.0 ")
+    assert pair["sentence"].startswith("No significant difference between one and ")
     assert pair["is_noise"]
     assert pair["p_holm"] == 1
 
@@ -363,7 +364,7 @@ def test_noise_is_an_interval_with_zero_in_it_or_a_large_p(
     is_noise: bool,
 ) -> None:
     monkeypatch.setattr(
-        stage,
+        pairs,
         "paired_difference",
         lambda first, second, groups: Difference(
             0.2, low, 0.4, p, num_groups=40, num_discordant_groups=14

@@ -19,6 +19,7 @@ from PIL import Image
 from pydicom import uid
 
 from support.exported_runs import write_images
+from support.handmade_external import write_evaluation
 from support.images import draw_image
 from support.mr_volumes import mr_slice, write, write_media
 from support.runs_on_images import make_run
@@ -30,12 +31,14 @@ from tumorlens.data.index import read_index, read_split
 from tumorlens.deploy.artefact import open_artefact, write_manifest
 from tumorlens.deploy.prediction_file import PredictionFile
 from tumorlens.deploy.predictor import Predictor
+from tumorlens.evaluation.external_files import read_evaluation
 from tumorlens.evaluation.predictions import read_predictions
 from tumorlens.files import read_model
 from tumorlens.report import (
     write_audit_page,
     write_benchmark_page,
     write_comparison_page,
+    write_external_page,
     write_run_report,
 )
 from tumorlens.runs.folder import open_run
@@ -107,6 +110,7 @@ def subjects(folder: Path) -> dict[str, Subject]:
         **_weights(folder, run),
         **_artefacts(folder),
         **_results(folder, data),
+        **_evaluations(folder),
     }
 
 
@@ -476,4 +480,31 @@ def _results(folder: Path, data: Path) -> dict[str, Subject]:
             {name: (FIXTURES / name).read_bytes()}, read, is_json=True, show=show
         )
         for name, (read, show) in pages.items()
+    }
+
+
+def _evaluations(folder: Path) -> dict[str, Subject]:
+    whole = folder / "external"
+    write_evaluation(whole, [1, 1, 0, 1, 0, 1], "nnnpps")
+
+    def placed(path: Path) -> Path:
+        place = path.parent / "placed"
+        shutil.copytree(whole, place, dirs_exist_ok=True)
+        shutil.copy(path, place / path.name)
+        return place
+
+    def read(path: Path) -> None:
+        read_evaluation(placed(path))
+
+    def show(path: Path) -> None:
+        write_external_page(path.parent / "placed", data=None)
+
+    return {
+        name: Subject(
+            {name: (whole / name).read_bytes()},
+            read,
+            is_json=name.endswith("json"),
+            show=show,
+        )
+        for name in ("external.json", "images.csv")
     }

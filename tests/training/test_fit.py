@@ -24,7 +24,7 @@ from tumorlens.config import (
     parse_assignment,
     parse_config,
 )
-from tumorlens.data.index import read_index
+from tumorlens.data.index import read_index, write_split
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.runs.folder import Run, create_run, open_run
 from tumorlens.runs.progress import Listener
@@ -368,16 +368,21 @@ def test_a_fold_without_its_verdict_keeps_its_weights(
     out = tmp_path / "run"
     run = train(config, out=out, listener=StopInSecondFold(0, 0)).run
     first = run.folds()[0]
+    rows = first.split()
+    weights = first.weights_path.read_bytes()
     first.leak_path.unlink()
-    with pytest.raises(RunError, match=r"0 has weights, and no leak\.json") as caught:
+    write_split(first.split_path, rows[1:])
+    with pytest.raises(RunError, match=r"0 has weights, and neither its leak\.json"):
         train(None, out=out, resume=True)
-    assert f"copy {run.leak_path} there" in caught.value.hint
-    assert first.weights_path.exists()
-    # What a kill left of a fold that learnt nothing is taken over.
-    first.leak_path.write_bytes(run.leak_path.read_bytes())
+    # With the split of its weights it gets the verdict of all folds again, and what a
+    # kill left of a fold that learnt nothing is taken over.
+    write_split(first.split_path, rows)
     (run.fold_path(1) / "leak.json").unlink()
     shutil.rmtree(run.folds()[1].checkpoint_path.parent)
     assert train(None, out=out, resume=True).is_finished
+    assert first.weights_path.read_bytes() == weights
+    assert first.split() == rows
+    assert first.leak().words == run.leak().words
 
 
 def test_training_without_data_says_how_to_name_it(tmp_path: Path) -> None:

@@ -446,7 +446,7 @@ def test_the_command_without_data_leads_to_predict_and_takes_pad(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--fit", "crop"], "data.fit: .*'crop'"),
+        (["--fit", "crop"], "--fit.*'crop'"),
         (["--mean", "0.5,x,0.5", "--std", "1,1,1"], "model.mean: .*0.5,x,0.5"),
         (["--mean", "0.5,0.5,0.5"], "model.mean and model.std together"),
         (["--size-px", "3"], "model.size_px: .*3"),

@@ -17,11 +17,13 @@ from tumorlens.cli.options import (
     RunArgument,
     TrackOption,
     TrackUrlOption,
+    check_options,
     tracker_of,
 )
 from tumorlens.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tumorlens.runs.external import ExternalMetrics
     from tumorlens.runs.folder import Run
 
 
@@ -122,10 +124,11 @@ def evaluate(
 ) -> None:
     """Measure a run, or the answers of any framework, on images with known classes."""
     if predictions is not None:
-        _check_options(
+        check_options(
             "with --predictions",
             **{"RUN": path, "--on": on, "--subset": subset, "--tta": tta},
             **{"--track": track, "--track-url": track_url},
+            **{"--device": device != "auto"},
         )
         _evaluate_answers(
             predictions,
@@ -139,13 +142,13 @@ def evaluate(
             out=out,
         )
         return
-    _check_options(
+    check_options(
         "without --predictions",
         **{"--trained-on": trained_on, "--logits": logits, "--partial": partial},
     )
     path = _given(path)
     if on is not None:
-        _check_options(
+        check_options(
             "with --on",
             **{"--subset": subset, "--data": data, "--tta": tta, "--track": track},
             **{"--track-url": track_url},
@@ -163,7 +166,7 @@ def evaluate(
         return
     from tumorlens.runs.folder import open_run
 
-    _check_options(
+    check_options(
         "without --on",
         **{"--name": name, "--map": mapping, "--metadata": metadata, "--out": out},
     )
@@ -212,17 +215,6 @@ def _given(path: Path | None) -> Path:
     return path
 
 
-def _check_options(beside: str, **given: object) -> None:
-    """Refuse options that have no effect with, or without, another one.
-
-    Raises:
-        ConfigError: One is given.
-    """
-    for option, value in given.items():
-        if value:
-            raise ConfigError(f"{option} has no effect {beside}", hint="leave it out")
-
-
 def _evaluate_answers(
     predictions: Path,
     data: list[Path] | None,
@@ -259,10 +251,7 @@ def _evaluate_answers(
         out=out,
         stage=terminal.counting,
     )
-    terminal.print_external(found.metrics)
-    terminal.print_line(
-        f"predictions.csv, images.csv and external.json are in {found.folder}"
-    )
+    _show_external(found.metrics, found.folder, data=data[0])
 
 
 def _evaluate_on(
@@ -289,9 +278,20 @@ def _evaluate_on(
         command=command,
         stage=terminal.counting,
     )
-    terminal.print_external(found.metrics)
+    _show_external(found.metrics, found.folder, data=on)
+
+
+def _show_external(metrics: ExternalMetrics, folder: Path, *, data: Path) -> None:
+    """Write the page of an evaluation on another set, and print its figures."""
+    from tumorlens.files import locked
+    from tumorlens.report import write_external_page
+
+    with locked(folder):  # the page is made of the files
+        page = write_external_page(folder, data=data)
+    terminal.print_external(metrics)
     terminal.print_line(
-        f"predictions.csv, images.csv and external.json are in {found.folder}"
+        f"the page is {page.path}; predictions.csv, images.csv and external.json are "
+        "beside it"
     )
 
 

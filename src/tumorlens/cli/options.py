@@ -158,6 +158,17 @@ def config_of(
     return parse_config(values)
 
 
+def check_options(beside: str, **given: object) -> None:
+    """Refuse options that have no effect with, or without, another one.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    for option, value in given.items():
+        if value:
+            raise ConfigError(f"{option} has no effect {beside}", hint="leave it out")
+
+
 def tracker_of(*, track: bool, url: str | None) -> Tracker | None:
     """Return what mirrors a run in MLflow; `None` without `--track` and its URL."""
     if not (track or url) or not is_main_process():

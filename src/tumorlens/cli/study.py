@@ -16,7 +16,12 @@ import typer
 
 from tumorlens.cli import terminal
 from tumorlens.cli.completion import complete_setting, complete_subset
-from tumorlens.cli.options import STATUS_INTERRUPTED, DataOption, config_of
+from tumorlens.cli.options import (
+    STATUS_INTERRUPTED,
+    DataOption,
+    check_options,
+    config_of,
+)
 from tumorlens.errors import ConfigError
 from tumorlens.text import counted, duration, one_line, percent
 
@@ -187,15 +192,25 @@ def compare(
     context: typer.Context,
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Run folders, or one study folder."),
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders, or one study folder; or folders of evaluate --on.",
+        ),
     ],
     *,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Compare on another set: name of the runs' evaluations on it.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             help="Default: the study's folder, or ./comparison; with --subset val, the "
-            "folder val in it.",
+            "folder val in it; with --on, the folder on-NAME.",
         ),
     ] = None,
     image: Annotated[
@@ -224,6 +239,17 @@ def compare(
     ] = False,
 ) -> None:
     """Compare runs, and say which differences are significant."""
+    from tumorlens.runs.external import FILE
+
+    # A run among them is told that it wants --on.
+    if on is not None or any((path / FILE).is_file() for path in paths):
+        check_options(
+            "on another set",
+            **{"--subset": subset, "--image": image, "--data": data, "--store": store},
+            **{"--no-latency": no_latency},
+        )
+        _compare_external(paths, on=on, out=out)
+        return
     from tumorlens.files import locked, write_model
     from tumorlens.report import tables, write_comparison_page
     from tumorlens.study import compare as stage
@@ -258,6 +284,20 @@ def compare(
     terminal.print_line(
         f"the page is {page}, its tables are beside it as .csv, .md and .tex"
     )
+
+
+def _compare_external(paths: list[Path], *, on: str | None, out: Path | None) -> None:
+    """Compare models on another set, and write `external-comparison.json`."""
+    from tumorlens.files import write_model
+    from tumorlens.study.external_comparison import COMPARISON, compare_external
+
+    found = compare_external(paths, on=on)
+    place = (out or Path("comparison") / f"on-{on or found.name}") / COMPARISON
+    write_model(place, found)
+    terminal.print_table(*found.table_rows)
+    for sentence in found.summary:
+        terminal.print_line(sentence)
+    terminal.print_line(f"everything is in {place}")
 
 
 def _print_trials(study: Study, trials: Sequence[Trial]) -> None:

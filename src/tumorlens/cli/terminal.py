@@ -431,6 +431,8 @@ def print_runs(rows: Sequence[RunRow]) -> None:
         ],
     )
     for row in rows:
+        for name, found in row.external.items():
+            print_line(f"{row.path}, on {name}: {found.accuracy_words}")
         if row.reason:
             print_line(f"damaged: {row.reason}")
 

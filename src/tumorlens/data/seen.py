@@ -1,7 +1,7 @@
 """What a training has seen: `seen.npz`, and looking pictures up in it.
 
 For each picture of train and val there are a perceptual hash, a sketch, a digest of its
-pixels and its class, 91 bytes in all; for each known patient a digest of the key. So a
+pixels and its class, 94 bytes in all; for each known patient a digest of the key. So a
 model that is handed on can tell which images of another set its training has seen,
 without a picture or a patient's key being in the file.
 

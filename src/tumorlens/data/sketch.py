@@ -1,4 +1,4 @@
-"""Sketches of pictures: enough to know a picture again, too little to draw it.
+"""Sketches of pictures: enough to know one again, and to draw no more than a blur.
 
 A sketch is 64 small numbers: random projections of a thumbnail. Whoever has a picture
 can tell whether a sketch is of it, or of a slice next to it, also where the copy is

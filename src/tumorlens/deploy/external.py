@@ -71,7 +71,7 @@ def evaluate_on(
         mapping: See `map_classes`.
         metadata: As for `index.read_index`.
         out: Folder to write to. Default: external/NAME in the run.
-        device: `auto`, `cpu` or `cuda`.
+        device: As for the setting `train.device`.
         command: Command line of the user, for the log of looks.
         stage: Shows the progress.
 

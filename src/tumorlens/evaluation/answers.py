@@ -105,6 +105,8 @@ def read_answers(path: Path, *, known: Iterable[str]) -> Answers:
     """
     if path.is_dir():
         return _of_rows(path, _rows_of_folder(path), known, have_suffix=False)
+    if not path.is_file():  # a device could be read without an end
+        raise DataError(f"there is no file {path}", hint="check its name")
     suffix = path.suffix.lower()
     if suffix in (".csv", ".parquet"):
         return _of_table(path, known)
@@ -370,12 +372,7 @@ def _rows_of_json(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: It is larger than `MAX_JSON_BYTES`, or no form that is known.
     """
-    try:
-        num_bytes = path.stat().st_size
-    except OSError as error:
-        raise DataError(
-            f"cannot open {path}: {error.strerror}", hint="check its name"
-        ) from None
+    num_bytes = path.stat().st_size
     if num_bytes > MAX_JSON_BYTES:
         raise DataError(
             f"{path} has {num_bytes:,} bytes, more than the {MAX_JSON_BYTES:,} of a "

@@ -85,6 +85,8 @@ class SeenImages:
     """Whether another image of its group was seen, or its patient by the key."""
     orientations: dict[str, int]
     """Turn -> number of the pictures that were found turned so."""
+    by_key_only: frozenset[str] = frozenset()
+    """Paths of images that count as seen for their patient's key alone."""
 
     def is_seen(self, path: str) -> bool:
         """Whether training has seen the picture, the patient or the head."""
@@ -176,7 +178,13 @@ def find_seen(found: ExternalSet, seen: Sequence[Seen]) -> SeenImages:
         for group, one, other in zip(groups, is_seen, is_known, strict=True)
         if one or other
     }
+    by_picture = {group for group, one in zip(groups, is_seen, strict=True) if one}
     return SeenImages(
+        by_key_only=frozenset(
+            path
+            for path, group in zip(paths, groups, strict=True)
+            if group in seen_groups - by_picture
+        ),
         pictures=dict(zip(paths, is_seen.tolist(), strict=True)),
         patients={
             path: group in seen_groups
@@ -431,4 +439,12 @@ def _notes(
         gone = sorted(set(labels.tolist()) - left)
         if gone:
             notes.append(f"Nothing new is left of {', '.join(gone)}.")
+        num_by_key = len(seen.by_key_only.intersection(table.paths))
+        if num_by_key:
+            notes.append(
+                f"{counted(num_by_key, 'image')} counted as seen only because a "
+                "patient has the same key in the training; if each set numbers its "
+                "patients by itself, they are other people: leave out the keys by "
+                "--metadata none."
+            )
     return notes

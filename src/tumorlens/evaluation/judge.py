@@ -116,6 +116,7 @@ def judge_answers(
     name = evaluation_name(name, data)
     out = _folder_for(predictions, out, data=data, trained_on=trained_on)
     index = read_index(data, metadata=metadata)
+    trained_index = None if trained_on is None else read_index(trained_on)
     sources = [one.partition("=")[0].split(",") for one in mapping]
     answers = read_answers(
         predictions,
@@ -125,17 +126,17 @@ def judge_answers(
         raise ConfigError(
             f"the columns of {predictions} are called logits", hint="add --logits"
         )
+    if logits and answers.numbers is None:
+        raise ConfigError(
+            f"--logits has no effect: {predictions} has predicted classes only",
+            hint="leave it out, or write a column of logits for each class",
+        )
     classes = _classes_of(answers, index.classes, mapping)
     with stage("reading") as progress:
         whole = read_external(data, index, progress=progress)
-    tested, seen, notes = whole, None, []
-    if trained_on is not None:
-        seen = _seen_in(trained_on, stage)
-    elif {"train", "test"} <= {record.subset for record in index.records}:
-        tested, seen, words = _test_part(whole)
-        notes.append(words)
-    else:
-        notes.append("Say what the model was trained on: --trained-on DATA.")
+    test = [record for record in index.records if record.subset == "test"]
+    is_split = trained_on is None and 0 < len(test) < len(index.records)
+    tested = whole.part(test) if is_split else whole
     faults = _Faults(predictions)
     matched = _match(answers, whole, tested, faults)
     checked = _checked(answers, classes, logits=logits)
@@ -147,8 +148,18 @@ def judge_answers(
             f"no answer in {predictions} is left: {'; '.join(faults.sentences())}",
             hint="compare the names of the files and classes with those of the data",
         )
-    notes += _notes(table, matched, checked, tested, faults)
-    seen_images = None if seen is None else find_seen(tested, [seen])
+    notes = _notes(table, matched, checked, tested, faults)
+    seen_images = None
+    if trained_on is not None and trained_index is not None:
+        with stage("reading what it was trained on") as progress:
+            trained = read_external(trained_on, trained_index, progress=progress)
+        seen_images = find_seen(tested, [_seen_of(trained, trained_index.records)])
+    elif is_split:
+        rest = [record for record in index.records if record.subset != "test"]
+        seen_images = find_seen(tested, [_seen_of(whole, rest)])
+        notes.insert(0, _leak_of(whole, test, rest))
+    else:
+        notes.append("Say what the model was trained on: --trained-on DATA.")
     metrics = external_metrics(
         table,
         tested,
@@ -219,15 +230,8 @@ def _classes_of(
     return replace(classes, classes=(*data, *only_model), unknown=())
 
 
-def _seen_in(trained_on: Path, stage: Stage) -> Seen:
-    """Return what a training on all images of a set has seen."""
-    index = read_index(trained_on)
-    with stage("reading what it was trained on") as progress:
-        found = read_external(trained_on, index, progress=progress)
-    return _seen_of(found, index.records)
-
-
 def _seen_of(found: ExternalSet, records: Iterable[Record]) -> Seen:
+    """Return what a training on some images of a set has seen."""
     rows = _rows(records, "train")
     readable = [row for row in rows if row.path in found.duplicates.pixels]
     return seen_of(readable, found.index, found.duplicates)
@@ -240,16 +244,11 @@ def _rows(records: Iterable[Record], subset: str) -> list[SplitRow]:
     ]
 
 
-def _test_part(whole: ExternalSet) -> tuple[ExternalSet, Seen, str]:
-    """Return the test subset, what training has seen, and the audit's verdict."""
-    records = whole.index.records
-    test = [record for record in records if record.subset == "test"]
-    rest = [record for record in records if record.subset != "test"]
-    leak = judge_leak(
-        [*_rows(test, "test"), *_rows(rest, "train")], whole.index, whole.duplicates
-    )
-    words = f"Of the files as they are, copies too: {leak.words}"
-    return whole.part(test), _seen_of(whole, rest), words
+def _leak_of(whole: ExternalSet, test: list[Record], rest: list[Record]) -> str:
+    """Return what an audit says of the subsets as they are."""
+    rows = [*_rows(test, "test"), *_rows(rest, "train")]
+    leak = judge_leak(rows, whole.index, whole.duplicates)
+    return f"Of the files as they are, copies too: {leak.words}"
 
 
 @dataclass
@@ -289,10 +288,10 @@ class _Finder:
     def __init__(self, paths: Iterable[str], root: Path, *, have_suffix: bool) -> None:
         self._by_tail: dict[str, list[str]] = defaultdict(list)
         self._root = root
-        self._whole: dict[str, str] = {}
+        self._whole: dict[str, list[str]] = defaultdict(list)
         for path in paths:
             shown = path if have_suffix else posixpath.splitext(path)[0]
-            self._whole[shown] = path
+            self._whole[shown].append(path)
             for tail in _tails(shown):
                 self._by_tail[tail].append(path)
 
@@ -306,13 +305,13 @@ class _Finder:
         for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
             path = posixpath.normpath(spelling) if spelling else ""
             if path in self._whole:
-                return [self._whole[path]]
+                return self._whole[path]
             if path in self._by_tail:
                 return self._by_tail[path]
             for tail in _tails(path):
                 if tail in self._whole:
                     above = path.removesuffix(tail).rstrip("/").rpartition("/")[2]
-                    return [] if self._is_other(above) else [self._whole[tail]]
+                    return [] if self._is_other(above) else self._whole[tail]
         return []
 
     def _is_other(self, above: str) -> bool:

@@ -8,6 +8,7 @@ progress bar and in `history.jsonl`, not here.
 from tumorlens.report.audit_page import show_claims_on_audit, write_audit_page
 from tumorlens.report.benchmark_page import write_benchmark_page
 from tumorlens.report.comparison_page import write_comparison_page
+from tumorlens.report.external_page import write_external_page
 from tumorlens.report.run_page import write_run_report
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "write_audit_page",
     "write_benchmark_page",
     "write_comparison_page",
+    "write_external_page",
     "write_run_report",
 ]

@@ -23,6 +23,7 @@ from tumorlens.report.drawing import Drawing, Heading
 from tumorlens.report.page import render_page
 from tumorlens.report.run_figures import draw_confusion, draw_curves
 from tumorlens.report.tables import table_rows
+from tumorlens.runs.external import PARTS, ExternalMetrics
 from tumorlens.runs.folder import Run
 from tumorlens.runs.measures import Metrics
 from tumorlens.study.comparison import Comparison
@@ -169,6 +170,56 @@ def _(measured: Metrics) -> _View:
             )
         ],
         figure=draw_confusion(measured.confusion_matrix, measured.classes, heading),
+    )
+
+
+@_view.register
+def _(found: ExternalMetrics) -> _View:
+    parts = {
+        name: measures
+        for name in PARTS
+        if (measures := getattr(found, name)) is not None
+    }
+    headline = found.headline
+    shown = "new images" if found.new else "all images"
+    heading = Heading(
+        f"Confusion matrix, {shown}",
+        f"{found.model} · {found.name} · {counted(headline.num_images, 'image')}",
+        "" if found.new else found.words,
+    )
+    rows = [
+        (label, [getattr(one, field).percentage for one in parts.values()])
+        for label, field in (
+            ("accuracy", "accuracy"),
+            ("balanced accuracy", "balanced_accuracy"),
+            ("macro F1", "macro_f1"),
+        )
+    ]
+    rows += [
+        (
+            f"recall of {name}",
+            [one.per_class[name].recall.percentage for one in parts.values()],
+        )
+        for name in headline.classes
+    ]
+    return _View(
+        f"{found.model} on {found.name}",
+        found.words,
+        is_warning=found.counts.new < found.counts.tested,
+        sentences=(*headline.warnings, *found.notes),
+        tables=[
+            _Table(
+                (
+                    "measure",
+                    *(
+                        f"{name}, {counted(one.num_images, 'image')}"
+                        for name, one in parts.items()
+                    ),
+                ),
+                [(label, *values) for label, values in rows],
+            )
+        ],
+        figure=draw_confusion(headline.confusion_matrix, headline.classes, heading),
     )
 
 

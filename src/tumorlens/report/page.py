@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
 import jinja2
 from markupsafe import Markup, escape
@@ -57,6 +57,16 @@ class Picture:
 
     why_not: str = ""
     """Why there is nothing to see."""
+
+
+class WrittenPage(NamedTuple):
+    """A page on disk, and what it lacks."""
+
+    path: Path
+    num_missing: int
+    """Number of pictures that could not be shown."""
+    why_not: str
+    """Reason for the first of them."""
 
 
 def _typeset(write: Callable[_P, str]) -> Callable[_P, str]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-import numpy as np
 from markupsafe import Markup
 
 from tumorlens.config import Config
@@ -29,66 +29,27 @@ from tumorlens.data.sets import sets_of
 from tumorlens.evaluation.predictions import read_predictions
 from tumorlens.files import write_bytes, write_text
 from tumorlens.report.drawing import Drawing, Heading
-from tumorlens.report.page import (
-    Picture,
-    load_picture,
-    render_page,
-    write_percent,
+from tumorlens.report.external_page import PAGE as EXTERNAL_PAGE
+from tumorlens.report.measured import (
+    DECIMALS,
+    PERCENTAGES,
+    Mistake,
+    PageFigure,
+    bins_with_images,
+    draw_measures,
+    most_confident_mistakes,
+    shown_measures,
 )
-from tumorlens.report.run_figures import (
-    draw_calibration,
-    draw_confusion,
-    draw_curves,
-    draw_roc,
-)
+from tumorlens.report.page import WrittenPage, render_page
+from tumorlens.report.run_figures import draw_curves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from tumorlens.runs.external import ExternalMetrics
     from tumorlens.runs.folder import Run
     from tumorlens.runs.measures import Metrics
-
-MAX_MISTAKES = 12
-"""Number of mistakes that are shown as pictures."""
-
-_PERCENTAGES = (
-    ("Balanced accuracy", "balanced_accuracy"),
-    ("Macro F1", "macro_f1"),
-)
-_DECIMALS = (
-    ("Macro AUROC", "macro_auroc"),
-    ("Log loss", "log_loss"),
-    ("Brier score", "brier"),
-    ("Calibration error", "ece"),
-)
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """An image whose predicted class is not its label."""
-
-    picture: Picture
-    label: str
-    predicted: str
-    probs: tuple[tuple[str, float], ...]
-    """Every class with its probability, the largest first."""
-
-
-class RunPage(NamedTuple):
-    """The written page."""
-
-    path: Path
-    num_missing: int
-    """Number of mistakes whose pictures could not be shown."""
-    why_not: str
-    """Reason for the first of them."""
-
-
-@dataclass(frozen=True)
-class _Figure:
-    svg: Markup
-    alt: str
 
 
 @dataclass(frozen=True)
@@ -100,7 +61,18 @@ class _Verdict:
     """Test images with a known patient."""
 
 
-def write_run_report(run: Run, *, data: Path | Sequence[Path] | None = None) -> RunPage:
+@dataclass(frozen=True)
+class _OtherSet:
+    name: str
+    metrics: ExternalMetrics
+    num_looks: int
+    link: str
+    """Address of its page from that of the run; empty where there is none."""
+
+
+def write_run_report(
+    run: Run, *, data: Path | Sequence[Path] | None = None
+) -> WrittenPage:
     """Write `report.html` and the folder `figures` of an evaluated run.
 
     Args:
@@ -123,8 +95,6 @@ def write_run_report(run: Run, *, data: Path | Sequence[Path] | None = None) -> 
         write_text(run.figures_dir / f"{name}.svg", drawing.svg)
         write_bytes(run.figures_dir / f"{name}.png", drawing.png())
 
-    alts = _alternatives(metrics)
-    bins = metrics.curves.calibration
     environment = run.environment()
     page = render_page(
         "run.html.j2",
@@ -134,39 +104,29 @@ def write_run_report(run: Run, *, data: Path | Sequence[Path] | None = None) -> 
             "metrics": metrics,
             "leak": metrics.leak,
             "verdict": _verdict(metrics.leak),
-            "no_interval": defaultdict(str, metrics.no_interval),
             **{
                 name: [
                     (label, getattr(metrics, key), metrics.no_interval.get(key))
                     for label, key in those
                 ]
                 for name, those in (
-                    ("percentages", _PERCENTAGES),
-                    ("decimals", _DECIMALS),
+                    ("percentages", PERCENTAGES),
+                    ("decimals", DECIMALS),
                 )
             },
             "looks": [look for look in run.looks() if look.subset == metrics.subset],
             "curves": [
-                _Figure(
+                PageFigure(
                     Markup(drawing.inline(f"curve-{measure}")),
                     f"{measure} on train and val over the epochs",
                 )
                 for measure, drawing in curves.items()
             ],
-            **{
-                name: _Figure(
-                    Markup(drawings[name].inline(name)),
-                    alt,
-                )
-                for name, alt in alts.items()
-            },
-            "bins": [
-                one
-                for one in zip(bins.confidence, bins.accuracy, bins.count, strict=True)
-                if one[2]
-            ],
+            "figures": shown_measures(metrics, drawings),
+            "bins": bins_with_images(metrics),
             "training_summary": _training_summary(run),
             "folds": metrics.folds,
+            "others": _other_sets(run),
             "mistakes": mistakes,
             "num_mistakes": num_mistakes,
             "command": _command(environment),
@@ -184,7 +144,7 @@ def write_run_report(run: Run, *, data: Path | Sequence[Path] | None = None) -> 
     )
     write_text(run.report_path, page)
     missing = [one.picture.why_not for one in mistakes if one.picture.why_not]
-    return RunPage(run.report_path, len(missing), missing[0] if missing else "")
+    return WrittenPage(run.report_path, len(missing), missing[0] if missing else "")
 
 
 def _read_mistakes(
@@ -194,34 +154,33 @@ def _read_mistakes(
 
     Raises what `predictions.read_predictions` raises.
     """
-    table = read_predictions(run.predictions_path)
-    predicted = table.predicted
-    wrong = np.flatnonzero(predicted != table.labels)
-    # The path breaks ties, so that the order is fixed.
-    order = sorted(
-        wrong.tolist(),
-        key=lambda row: (-table.probs[row, predicted[row]], table.paths[row]),
+    config = run.config.data
+    return most_confident_mistakes(
+        read_predictions(run.predictions_path),
+        sets_of(config, data),
+        limits=ImageLimits(
+            max_bytes=int(config.max_file_mib * 2**20), max_pixels=config.max_pixels
+        ),
     )
-    sets = sets_of(run.config.data, data)
-    limits = ImageLimits(
-        max_bytes=int(run.config.data.max_file_mib * 2**20),
-        max_pixels=run.config.data.max_pixels,
-    )
-    mistakes = [
-        Mistake(
-            picture=load_picture(sets, table.paths[row], limits=limits),
-            label=table.classes[table.labels[row]],
-            predicted=table.classes[predicted[row]],
-            probs=tuple(
-                sorted(
-                    zip(table.classes, table.probs[row].tolist(), strict=True),
-                    key=lambda one: -one[1],
-                )
-            ),
+
+
+def _other_sets(run: Run) -> list[_OtherSet]:
+    """Return the evaluations on other sets.
+
+    Raises what `Run.external_metrics` raises.
+    """
+    looks = Counter(look.subset for look in run.looks())
+    return [
+        _OtherSet(
+            name=name,
+            metrics=metrics,
+            num_looks=looks[f"external {metrics.name}"],
+            link=f"external/{quote(name)}/{EXTERNAL_PAGE}"
+            if (run.external_path(name) / EXTERNAL_PAGE).is_file()
+            else "",
         )
-        for row in order[:MAX_MISTAKES]
+        for name, metrics in run.external_metrics().items()
     ]
-    return mistakes, len(order)
 
 
 def _verdict(leak: LeakVerdict) -> _Verdict:
@@ -250,21 +209,7 @@ def _draw(run: Run, metrics: Metrics) -> tuple[dict[str, Drawing], dict[str, Dra
     trained = f"{model} · {protocol} · train and val"
     histories = [one.history() for one in run.networks()]
     histories = [rows for rows in histories if rows]
-    auroc = {name: one.auroc.value for name, one in metrics.per_class.items()}
-
-    drawings = {
-        "confusion": draw_confusion(
-            metrics.confusion_matrix,
-            metrics.classes,
-            Heading("Confusion matrix", tested, warning),
-        ),
-        "roc": draw_roc(
-            metrics.curves.roc, auroc, Heading("ROC curves", tested, warning)
-        ),
-        "calibration": draw_calibration(
-            metrics.curves.calibration, Heading("Calibration", tested, warning)
-        ),
-    }
+    drawings = draw_measures(metrics, tested, warning)
     curves: dict[str, Drawing] = {}
     if histories:
         drawings["curves"] = draw_curves(
@@ -279,38 +224,6 @@ def _draw(run: Run, metrics: Metrics) -> tuple[dict[str, Drawing], dict[str, Dra
             for measure in ("loss", "accuracy")
         }
     return drawings, curves
-
-
-def _alternatives(metrics: Metrics) -> dict[str, str]:
-    """Return the text alternative of each figure."""
-    classes = metrics.classes
-    rows = [
-        f"{name}: "
-        + ", ".join(
-            f"{number} as {other}"
-            for other, number in zip(classes, row, strict=True)
-            if number
-        )
-        for name, row in zip(classes, metrics.confusion_matrix, strict=True)
-    ]
-    areas = [
-        f"{name} {one.auroc.value:.3f}"
-        for name, one in metrics.per_class.items()
-        if one.auroc.value is not None
-    ]
-    bins = metrics.curves.calibration
-    points = [
-        f"{write_percent(accuracy)} right at confidence {write_percent(confidence)}"
-        for confidence, accuracy, count in zip(
-            bins.confidence, bins.accuracy, bins.count, strict=True
-        )
-        if count
-    ]
-    return {
-        "confusion": f"Confusion matrix. {'; '.join(rows)}.",
-        "roc": f"ROC curves of each class against the rest. AUROC: {', '.join(areas)}.",
-        "calibration": f"Calibration. {'; '.join(points)}.",
-    }
 
 
 def _training_summary(run: Run) -> str:

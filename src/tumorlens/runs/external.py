@@ -6,13 +6,20 @@ that it has seen, and on all. The first are what the model is worth elsewhere.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tumorlens.files import Count
+from tumorlens.errors import RunError
+from tumorlens.files import Count, read_model
 from tumorlens.runs.measures import Measures
 from tumorlens.text import NotebookView, counted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE = "external.json"
+"""Name of the file; the folder of an evaluation has one."""
 
 
 class _Content(BaseModel):
@@ -80,10 +87,36 @@ class ExternalMetrics(NotebookView, _Content):
     notes: tuple[str, ...]
     """What the figures do not say, one sentence each."""
 
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        counts = self.counts
+        seen = counts.seen_pictures + counts.seen_patients
+        expected = {"all": counts.tested, "seen": seen, "new": counts.new}
+        if seen + counts.new != (counts.tested if self.is_seen_known else 0):
+            raise ValueError("expected the seen and the new images to be all tested")
+        for part, number in expected.items():
+            found: Measures | None = getattr(self, part)
+            if (found.num_images if found else 0) != number:
+                raise ValueError(f"expected {number} images in {part}, as in counts")
+            if found and set(found.classes) != set(self.all.classes):
+                raise ValueError(f"expected the same classes in {part} as in all")
+        return self
+
     @property
     def headline(self) -> Measures:
         """The figures to believe: those on new images where there are any."""
         return self.new or self.all
+
+    @property
+    def accuracy_words(self) -> str:
+        """The accuracy to believe, in words: on new images where there are any."""
+        counts, found = self.counts, self.headline.accuracy.percentage
+        if self.new is not None:
+            return f"{found} on {counted(counts.new, 'new image')}"
+        why = (
+            "all seen in training" if self.is_seen_known else "not known which are new"
+        )
+        return f"{found} on {counted(counts.tested, 'image')}, {why}"
 
     @property
     def words(self) -> str:
@@ -111,6 +144,18 @@ class ExternalMetrics(NotebookView, _Content):
             )
         left = f"{counts.new:,} are new" if counts.new else "nothing is new"
         return f"{words}; {left}."
+
+
+def read_external_metrics(folder: Path) -> ExternalMetrics:
+    """Return the content of `external.json` in the folder of an evaluation.
+
+    Raises:
+        RunError: It is missing, damaged or of another version.
+    """
+    path, hint = folder / FILE, "evaluate the model on the set again"
+    if not path.is_file():
+        raise RunError(f"{folder} has no evaluation: there is no {FILE}", hint=hint)
+    return read_model(path, ExternalMetrics, hint=hint)
 
 
 PARTS = ("new", "seen", "all")

@@ -54,8 +54,10 @@ from tumorlens.files import (
     write_model,
     write_text,
 )
+from tumorlens.runs.external import FILE as EXTERNAL_FILE
+from tumorlens.runs.external import ExternalMetrics, read_external_metrics
 from tumorlens.runs.measures import EpochRow, Metrics
-from tumorlens.text import NotebookView
+from tumorlens.text import NotebookView, natural_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -289,6 +291,18 @@ class Run(NotebookView):
     def external_path(self, name: str) -> Path:
         """Return the folder of an evaluation on another set."""
         return self.path / "external" / name
+
+    def external_metrics(self) -> dict[str, ExternalMetrics]:
+        """Return the measures on other sets, by the name of their folder.
+
+        Raises:
+            RunError: A file is damaged.
+        """
+        folders = sorted(
+            (path.parent for path in self.path.glob(f"external/*/{EXTERNAL_FILE}")),
+            key=lambda folder: natural_key(folder.name),
+        )
+        return {folder.name: read_external_metrics(folder) for folder in folders}
 
     @property
     def tracking_path(self) -> Path:

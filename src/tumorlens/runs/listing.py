@@ -13,14 +13,15 @@ import operator
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from tumorlens.config import Config, setting_names
 from tumorlens.errors import ConfigError, RunError, did_you_mean
+from tumorlens.runs.external import ExternalMetrics
 from tumorlens.runs.folder import MIRRORS, Run, open_run
 from tumorlens.runs.measures import Estimate
 from tumorlens.text import natural_key
@@ -76,6 +77,8 @@ class RunRow:
     """`None` until it is evaluated."""
     leak: str | None = None
     """State of the leak verdict, such as `no leak`."""
+    external: Mapping[str, ExternalMetrics] = field(default_factory=dict)
+    """Measures on other sets, by name."""
 
     def value(self, key: str) -> Any:
         """Return a column or a setting such as `optim.lr`; `None` if unset."""
@@ -95,10 +98,20 @@ class RunRow:
         return value
 
     def as_json(self) -> dict[str, Any]:
-        """Return the columns, `progress` and `settings`, JSON-ready."""
+        """Return the columns, `external`, `progress` and `settings`, JSON-ready."""
         return {
             **{key: self.value(key) for key in COLUMNS},
             "test_accuracy": self.test_accuracy and self.test_accuracy.model_dump(),
+            "external": {
+                name: {
+                    "data": found.data,
+                    "counts": found.counts.model_dump(),
+                    "is_seen_known": found.is_seen_known,
+                    "new_accuracy": found.new and found.new.accuracy.model_dump(),
+                    "accuracy": found.all.accuracy.model_dump(),
+                }
+                for name, found in self.external.items()
+            },
             "progress": self.progress,
             "settings": self.config and self.config.model_dump(mode="json"),
         }
@@ -216,6 +229,7 @@ def _row(path: Path) -> RunRow:
             val_accuracy=_val_accuracy(run),
             test_accuracy=_accuracy(run, "test"),
             leak=_leak(run),
+            external=run.external_metrics(),
         )
     except (RunError, OSError) as error:
         reason = error.problem if isinstance(error, RunError) else str(error)

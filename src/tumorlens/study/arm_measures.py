@@ -26,7 +26,7 @@ from tumorlens.stats.estimates import Estimated
 from tumorlens.stats.intervals import combine, mean_interval, share
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tumorlens.evaluation.predictions import Predictions
     from tumorlens.runs.folder import Run
@@ -51,12 +51,11 @@ def mean_measures(tables: Sequence[Predictions]) -> dict[str, Any]:
         `accuracy`, `balanced_accuracy`, `macro_f1`, `log_loss` and `ece`. The interval
         of the mean over several seeds follows from those of the seeds (`combine`), that
         of the log loss from all answers of a group. The calibration error has none
-        then.
+        then. Both are undefined where a table has no probabilities.
     """
     names = sorted({group for table in tables for group in table.groups})
     numbers = {name: number for number, name in enumerate(names)}
     scores: dict[str, list[Score]] = defaultdict(list)
-    losses, groups_of, weights = [], [], []
     for table in tables:
         groups = np.array([numbers[name] for name in table.groups])
         arrays = (table.labels, table.predicted, groups)
@@ -70,24 +69,15 @@ def mean_measures(tables: Sequence[Predictions]) -> dict[str, Any]:
             scores[name].append(
                 measure(*arrays, num_classes=len(table.classes), num_groups=len(names))
             )
-        losses.append(metrics.log_losses(table.probs, table.labels))
-        groups_of.append(groups)
-        weights.append(np.full(len(groups), 1 / len(groups)))
     of_share = [1 / len(tables)] * len(tables)
-    log_loss = Estimated(
-        fmean(float(of_seed.mean()) for of_seed in losses),
-        mean_interval(
-            np.concatenate(losses),
-            np.concatenate(groups_of),
-            weights=np.concatenate(weights),
-        ),
-    )
+    undefined = Estimate(value=None, low=None, high=None)
+    has_probs = all(table.has_probs for table in tables)
     return {
         name: estimate_of_score(combine(of_seeds, of_share))
         for name, of_seeds in scores.items()
     } | {
-        "log_loss": estimate_of(log_loss, num_groups=len(names)),
-        "ece": _calibration_error(tables),
+        "log_loss": _log_loss(tables, numbers) if has_probs else undefined,
+        "ece": _calibration_error(tables) if has_probs else undefined,
     }
 
 
@@ -179,6 +169,24 @@ def _mean_history(folds: Sequence[Run]) -> list[dict[str, Any]]:
         }
         for rows in zip(*(fold.history() for fold in folds), strict=False)
     ]
+
+
+def _log_loss(tables: Sequence[Predictions], numbers: Mapping[str, int]) -> Estimate:
+    """Return the mean over seeds; `numbers` are those of the groups."""
+    losses, groups, weights = [], [], []
+    for table in tables:
+        losses.append(metrics.log_losses(table.probs, table.labels))
+        groups.append(np.array([numbers[name] for name in table.groups]))
+        weights.append(np.full(len(table.groups), 1 / len(table.groups)))
+    found = Estimated(
+        fmean(float(of_seed.mean()) for of_seed in losses),
+        mean_interval(
+            np.concatenate(losses),
+            np.concatenate(groups),
+            weights=np.concatenate(weights),
+        ),
+    )
+    return estimate_of(found, num_groups=len(numbers))
 
 
 def _calibration_error(tables: Sequence[Predictions]) -> Estimate:

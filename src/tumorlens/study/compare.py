@@ -3,9 +3,7 @@
 All accuracies come from the runs' `predictions.csv`. Where that of val is missing, the
 run is evaluated on val; never on test, since each look at test is a decision of the
 user. Two arms are compared on the images that both have predictions for, under the same
-protocol. The arm with the highest figure has not won: of ten equal arms one is best by
-luck. So p-values are corrected for the number of pairs, and a difference that may be
-luck is called not significant.
+protocol, as in `tumorlens.study.pairs`.
 """
 
 from __future__ import annotations
@@ -14,10 +12,7 @@ import itertools
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from tumorlens.data.sets import root_of
 from tumorlens.deploy import costs
@@ -26,8 +21,7 @@ from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
 from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.predictions import pool_predictions, read_predictions
 from tumorlens.files import sha256_of
-from tumorlens.runs.measures import HistoryRow, Percentiles, estimate_of_difference
-from tumorlens.stats.paired import holm, paired_difference
+from tumorlens.runs.measures import HistoryRow, Percentiles
 from tumorlens.study.arm_measures import (
     epoch_accuracies,
     joined_history,
@@ -46,6 +40,7 @@ from tumorlens.study.comparison import (
     Pair,
     summarize,
 )
+from tumorlens.study.pairs import difference_of, judged
 from tumorlens.system import without_user
 from tumorlens.training.devices import resolve_device
 
@@ -60,8 +55,6 @@ if TYPE_CHECKING:
 SUBSETS = ("test", "val")
 PROTOCOLS = ("grouped-kfold", "grouped", "as-given")
 """The most telling about new patients first."""
-
-SIGNIFICANCE = 0.05
 
 
 def compare(
@@ -371,68 +364,21 @@ def _costs(
 
 
 def _pairs(entries: Sequence[_Entry]) -> list[Pair]:
-    judged: list[Pair] = []
+    pairs: list[Pair] = []
     for protocol in PROTOCOLS:
         sides = [
             (entry.arm.name, entry.predictions[protocol])
             for entry in entries
             if protocol in entry.predictions
         ]
-        pairs = [
+        # The pairs under one protocol are a family.
+        family = [
             {"protocol": protocol, "first": first, "second": second, **found}
             for (first, one), (second, other) in itertools.combinations(sides, 2)
-            if (found := _difference(one, other))
+            if (found := difference_of(one, other))
         ]
-        # The pairs under one protocol are a family.
-        corrected = holm([pair["p"] for pair in pairs])
-        for pair, p_holm in zip(pairs, corrected, strict=True):
-            low, high = pair["difference"].low, pair["difference"].high
-            holds_zero = low is not None and low <= 0 <= high
-            is_noise = holds_zero or p_holm >= SIGNIFICANCE
-            judged.append(Pair(**pair, p_holm=p_holm, is_noise=is_noise))
-    return judged
-
-
-def _difference(
-    first: Mapping[int, Predictions], second: Mapping[int, Predictions]
-) -> dict[str, Any] | None:
-    """Return two arms' difference on the images that both have predictions for.
-
-    Compared seed by seed if they have the same seeds: another seed can mean other test
-    images. `None` if they share no image.
-    """
-    parts: list[tuple[Iterable[Predictions], Iterable[Predictions]]]
-    parts = [(first.values(), second.values())]
-    if first.keys() == second.keys():
-        parts = [((first[seed],), (second[seed],)) for seed in sorted(first)]
-    rows: list[tuple[str, str, float, float]] = []
-    for ones, others in parts:
-        one, other = _right(ones), _right(others)
-        rows += [
-            (path, one[path][0], fmean(one[path][1]), fmean(other[path][1]))
-            for path in sorted(set(one) & set(other))
-        ]
-    if not rows:
-        return None
-    paths, names, of_one, of_other = zip(*rows, strict=True)
-    right_of_one, right_of_other = np.array(of_one), np.array(of_other)
-    _, groups = np.unique(names, return_inverse=True)
-    found = paired_difference(right_of_one, right_of_other, groups)
-    return {
-        "num_images": len(set(paths)),
-        "difference": estimate_of_difference(found),
-        "p": found.p,
-    }
-
-
-def _right(tables: Iterable[Predictions]) -> dict[str, tuple[str, list[bool]]]:
-    """Return path -> group of the image, and whether each seed is right about it."""
-    found: dict[str, tuple[str, list[bool]]] = {}
-    for table in tables:
-        is_right = (table.predicted == table.labels).tolist()
-        for path, group, right in zip(table.paths, table.groups, is_right, strict=True):
-            found.setdefault(path, (group, []))[1].append(right)
-    return found
+        pairs += [Pair(**pair) for pair in judged(family)]
+    return pairs
 
 
 def _pareto_front(arms: Sequence[ComparedArm], headline: str) -> list[str]:

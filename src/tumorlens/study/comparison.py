@@ -10,15 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    Field,
-    computed_field,
-    field_validator,
-)
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from tumorlens import text
 from tumorlens.files import Count, Fraction, NotNegative, read_model
@@ -31,6 +23,7 @@ from tumorlens.runs.measures import (
     Subset,
 )
 from tumorlens.stats.estimates import note_on_few_groups
+from tumorlens.study.pairs import JudgedPair, images_of, sentences_on
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +33,7 @@ _HINT = "make it again with: tumorlens compare RUN... (or a study's folder)"
 _ON_VAL = "That is about test; the figures here are of val."
 
 _MAX_SENTENCES = 6
-"""Sentences on pairs, and on runs without measures."""
+"""Sentences on runs without measures."""
 
 ProtocolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$")]
 """Part of the names of figure files, and so not a path."""
@@ -129,68 +122,10 @@ class ComparedArm(_Content):
     runs: tuple[ComparedRun, ...]
 
 
-def _has_value(difference: Estimate) -> Estimate:
-    if difference.value is None:
-        raise ValueError("expected a number as value")
-    return difference
-
-
-class Pair(_Content):
-    """Two arms on the same images; the difference is first minus second."""
+class Pair(JudgedPair):
+    """Two arms under one protocol."""
 
     protocol: ProtocolName
-    first: str
-    second: str
-    num_images: Count
-    difference: Annotated[Estimate, AfterValidator(_has_value)]
-    p: Fraction = Field(validation_alias=AliasChoices("p", "p_bootstrap"))
-    """McNemar's test over groups; that of a bootstrap in files of format 1."""
-    p_holm: Fraction
-    """Corrected for the pairs of this comparison under the same protocol: a family."""
-    is_noise: bool
-    """Whether the difference is not significant."""
-
-    @property
-    def verdict(self) -> str:
-        """The verdict for a table: `significant` or `not significant`."""
-        return "not significant" if self.is_noise else "significant"
-
-    @computed_field  # type: ignore[prop-decorator] # mypy has no decorated properties
-    @property
-    def sentence(self) -> str:
-        """The verdict on the pair.
-
-        Example:
-            >>> Pair(
-            ...     protocol="grouped",
-            ...     first="A",
-            ...     second="B",
-            ...     num_images=1311,
-            ...     difference={"value": -0.041, "low": -0.07, "high": -0.012},
-            ...     p=0.003,
-            ...     p_holm=0.003,
-            ...     is_noise=False,
-            ... ).sentence
-            'B is better than A by 4.1 points (1.2 to 7.0), p = 0.003 after Holm.'
-        """
-        first, second, found = self.first, self.second, self.difference
-        assert found.value is not None
-        value, low, high = found.value, found.low, found.high
-        if value < 0 and not self.is_noise:
-            first, second, value = second, first, -value
-            low, high = (None if end is None else -end for end in (high, low))
-        points = f"{_points(value)} points"
-        bounds = ""
-        if low is not None and high is not None:
-            bounds = f"{_points(low)} to {_points(high)}"
-        p = "< 0.001" if self.p_holm < 0.001 else f"= {self.p_holm:.3f}"
-        inside = f" ({bounds})" if bounds else ""
-        if self.is_noise:
-            return (
-                f"No significant difference between {first} and {second}: "
-                f"{points}{inside}, p {p} after Holm."
-            )
-        return f"{first} is better than {second} by {points}{inside}, p {p} after Holm."
 
 
 class ExampleRow(_Content):
@@ -280,9 +215,9 @@ def summarize(comparison: Comparison) -> tuple[str, ...]:
     if pairs:
         sentences.append(
             f"Differences of accuracy on {comparison.subset} under {headline}, "
-            f"{_images(pairs)}:"
+            f"{images_of(pairs)}:"
         )
-    sentences += _on_pairs(pairs)
+    sentences += sentences_on(pairs)
     sentences += _on_missing_pairs(comparison, pairs)
     measured = [arm.measures[headline] for arm in comparison.measured_under(headline)]
     if pairs and all(measures.num_seeds == 1 for measures in measured):
@@ -318,15 +253,6 @@ def _on_leaks(comparison: Comparison) -> list[str]:
             f"The accuracy{on}{whose} under {protocol} {cannot}. {words}{below}"
         )
     return sentences
-
-
-def _on_pairs(pairs: Sequence[Pair]) -> list[str]:
-    sentences = [pair.sentence for pair in pairs if not pair.is_noise]
-    rest = [pair.sentence for pair in pairs if pair.is_noise]
-    if len(rest) <= _MAX_SENTENCES:
-        return sentences + rest
-    other = "other " if sentences else ""
-    return [*sentences, f"The {len(rest)} {other}differences are not significant."]
 
 
 def _on_missing_pairs(comparison: Comparison, pairs: Sequence[Pair]) -> list[str]:
@@ -413,15 +339,3 @@ def _on_example(comparison: Comparison) -> list[str]:
     return [
         f"The example was in the training of {'; '.join(seen)}, and is no test there."
     ]
-
-
-def _images(pairs: Sequence[Pair]) -> str:
-    counts = sorted({pair.num_images for pair in pairs})
-    if len(counts) == 1:
-        return f"{counts[0]:,} images"
-    return f"{counts[0]:,} to {counts[-1]:,} images"
-
-
-def _points(difference: float) -> str:
-    # The sentence says which of the two is better, so no plus sign.
-    return text.points(difference).removeprefix("+")

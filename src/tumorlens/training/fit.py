@@ -493,14 +493,16 @@ def _fold_of(
     fold_data = replace(data, rows=rows_of_fold(run, data.rows, fold))
     fold_run = Run(path, config)
     if not fold_run.leak_path.is_file():
-        if fold_run.has_learnt:
+        # The process was killed while it made the folder, or the file was lost.
+        if not fold_run.has_learnt:
+            fold_run.remove_unlearnt()
+            fold_run = _start(config, path, accelerator, command=command)
+        elif fold_run.split() != fold_data.rows:
             raise RunError(
-                f"{path} has weights, and no {fold_run.leak_path.name}",
-                hint=f"copy {run.leak_path} there: both are the same",
+                f"{path} has weights, and neither its {fold_run.leak_path.name} nor "
+                f"its {fold_run.split_path.name}",
+                hint="restore the files from a copy, or train again into another --out",
             )
-        # The process was killed while it made the folder.
-        fold_run.remove_unlearnt()
-        fold_run = _start(config, path, accelerator, command=command)
         fold_run.write_split(fold_data.rows, run.leak())
     else:
         fold_run.split()  # refuses another one than that of its weights
