@@ -86,7 +86,7 @@ class Plan:
     """Images of a round of training, and of the runs that are compared."""
     rounds: int = 4
     seconds: float = 25.0
-    """Of the training of a network, and a third of it for its latency."""
+    """Time for training a network; measuring its latency gets a third of it."""
     max_epochs: int = 20
     workers: int = 8
     compiler: str = "inductor"
@@ -718,7 +718,7 @@ def lines_of(outcomes: list[Outcome]) -> list[str]:
         first = one.step.name.partition(" ")[0]
         kind = first if first in _EACH else one.step.name
         for row in one.rows:
-            # Of a network, a way or a run, the last row is the one with all figures.
+            # The last row of a network, a way or a run has all figures.
             key = tuple(row.get(name) for name in ("what", "network", "way", "run"))
             kinds.setdefault(kind, {})[key] = row
     for kind, rows in kinds.items():

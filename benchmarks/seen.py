@@ -29,15 +29,16 @@ from tumorlens.data.duplicates import find_duplicates, group_records
 from tumorlens.data.images import read_image
 from tumorlens.data.index import read_index
 from tumorlens.data.near_duplicates import (
-    INNER,
     MAX_HASH_BITS,
     MIN_CONTRAST,
+    UNDOING,
     find_near_duplicates,
     hash_thumbnails,
     make_thumbnail,
     propose_pairs,
     turned,
 )
+from tumorlens.data.registration import INNER
 from tumorlens.data.seen import Pictures, Seen, read_seen
 from tumorlens.data.sketch import SAME_HEAD, make_sketches, similarity
 from tumorlens.text import counted
@@ -46,9 +47,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tumorlens.data.index import Index
-
-INVERSE = {1: 3, 3: 1}
-"""All turns but the quarter ones undo themselves."""
 
 
 def main() -> None:
@@ -84,7 +82,7 @@ def print_pairs(thumbnails: NDArray[np.uint8]) -> None:
     kept = thumbnails[thumbnails.std(axis=(1, 2)) >= MIN_CONTRAST]
     sketches = make_sketches(kept)
     found = find_near_duplicates(kept)
-    # Of many copies of one picture, the search compares each with the first only.
+    # The search compares each of many copies of one picture with the first only.
     a, b = np.array([(pair.a, pair.b) for pair in found]).T
     graph = sparse.coo_matrix((np.ones(len(a)), (a, b)), (len(kept),) * 2)
     group = csgraph.connected_components(graph, directed=False)[1]
@@ -103,7 +101,7 @@ def print_pairs(thumbnails: NDArray[np.uint8]) -> None:
         estimates = [
             similarity(turned(kept[one], way), sketches[other])
             for a, b, turn in lot
-            for one, other, way in ((a, b, turn), (b, a, INVERSE.get(turn, turn)))
+            for one, other, way in ((a, b, turn), (b, a, UNDOING[turn]))
         ]
         known = sum(estimate >= SAME_HEAD for estimate in estimates)
         words = f"{end(estimates):.4f} and {'more' if end is min else 'less'}"

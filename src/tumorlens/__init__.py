@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tumorlens import arguments, errors, extras, text
+from tumorlens import errors, extras, text
 from tumorlens.errors import TumorlensError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def audit(
         >>> found.num_files, found.is_trainable
         (24, True)
     """
-    arguments.check(audit, locals())
+    errors.check_arguments(audit, locals())
     from pathlib import Path
 
     from tumorlens.data.audit import audit as audit_index
@@ -144,7 +144,7 @@ def split(
         >>> sorted({row.subset for row in made.rows}), made.leak.leaks
         (['test', 'train', 'val'], False)
     """
-    arguments.check(split, locals())
+    errors.check_arguments(split, locals())
     from pathlib import Path
 
     from tumorlens.config import OF_SPLIT, check_used
@@ -184,7 +184,7 @@ def load_config(
         >>> tumorlens.load_config(settings={"optim.lr": 1e-4}).optim.lr
         0.0001
     """
-    arguments.check(load_config, locals())
+    errors.check_arguments(load_config, locals())
     from pathlib import Path
 
     from tumorlens.config import Config, as_setting, assign, parse_config, read_toml
@@ -241,7 +241,7 @@ def train(
         >>> run.name
         'second'
     """
-    arguments.check(train, locals())
+    errors.check_arguments(train, locals())
     from pathlib import Path
 
     with extras.naming_missing_extras("train"):
@@ -272,7 +272,7 @@ def open_run(path: str | Path) -> Run:
         >>> tumorlens.open_run("runs/first").config.model.name
         'test_resnet'
     """
-    arguments.check(open_run, locals())
+    errors.check_arguments(open_run, locals())
     from pathlib import Path
 
     from tumorlens.runs.folder import open_run as open_folder
@@ -309,7 +309,7 @@ def evaluate(
         >>> 0 <= measured.accuracy.value <= 1, measured.leak.leaks
         (True, False)
     """
-    arguments.check(evaluate, locals())
+    errors.check_arguments(evaluate, locals())
     with extras.naming_missing_extras("evaluate"):
         from tumorlens.evaluation.measure import evaluate as measure
 
@@ -338,7 +338,7 @@ def write_report(
         >>> tumorlens.write_report("runs/first").name
         'report.html'
     """
-    arguments.check(write_report, locals())
+    errors.check_arguments(write_report, locals())
     with extras.naming_missing_extras("write_report"):
         from tumorlens.report import write_run_report
 
@@ -370,7 +370,7 @@ def predict(
         >>> answer.predicted in ("glioma", "meningioma", "no_tumor", "pituitary")
         True
     """
-    arguments.check(predict, locals())
+    errors.check_arguments(predict, locals())
     from collections import Counter
 
     from tumorlens.data.files import walk_images
@@ -412,7 +412,7 @@ def export(
         >>> made.kind, made.verdict.passed
         ('onnx', True)
     """
-    arguments.check(export, locals())
+    errors.check_arguments(export, locals())
     with extras.naming_missing_extras("export"):
         from tumorlens.deploy.export import Exports
         from tumorlens.deploy.export import export as export_run
@@ -449,7 +449,7 @@ def benchmark(
         >>> [row.kind for row in measured.rows]
         ['onnx']
     """
-    arguments.check(benchmark, locals())
+    errors.check_arguments(benchmark, locals())
     from pathlib import Path
 
     from tumorlens.files import locked, write_model
@@ -503,7 +503,7 @@ def compare(
         >>> [arm.name for arm in found.arms]
         ['first']
     """
-    arguments.check(compare, locals())
+    errors.check_arguments(compare, locals())
     with extras.naming_missing_extras("compare"):
         from tumorlens.study.compare import compare as compare_runs
 

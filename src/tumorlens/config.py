@@ -9,10 +9,10 @@ run folder has its complete settings. Nothing here reads images or imports torch
 from __future__ import annotations
 
 import codecs
-import os
 import re
 import tomllib
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -738,11 +738,15 @@ def set_names(paths: Sequence[str | Path]) -> list[str]:
             raise ConfigError(
                 f"the set of images {place} is named twice", hint="name it once"
             )
-    home = Path(os.path.expanduser("~")).resolve()  # noqa: PTH111 - never raises
+    home = None
+    with suppress(RuntimeError):  # there is none
+        home = Path.home().resolve()
     parts = []
     for place in places:
         is_table = place.suffix.lower() in (".csv", ".parquet")
-        below = place.relative_to(home) if home in place.parents else place
+        below = place
+        if home is not None and home in place.parents:
+            below = place.relative_to(home)
         folders = below.parent.parts[below.is_absolute() :]
         parts.append([*folders, place.stem if is_table else place.name])
     depths = [1] * len(parts)

@@ -91,9 +91,19 @@ def without_user(text: str) -> str:
 
 def _homes() -> list[str]:
     """Return the spellings of the home folder, the longest first."""
-    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home raises without one
+    try:
+        home = str(Path.home())
+    except RuntimeError:  # a number without a name, and no HOME
+        return []
     found = {home, os.path.realpath(home)} if Path(home).is_absolute() else set()
     return sorted((one for one in found if one != os.sep), key=len, reverse=True)
+
+
+def with_home(path: str) -> Path:
+    """Return the path that `without_user` wrote with `~` for the home folder."""
+    first, _, rest = path.partition("/")
+    homes = _homes()
+    return Path(homes[0], rest) if homes and first == "~" else Path(path)
 
 
 def _user_name() -> str:
@@ -345,7 +355,7 @@ class _Child:
     def __init__(self, module: str, environment: Mapping[str, str] | None) -> None:
         self.owner = os.getpid()
         # A file and not a pipe, which would block the child when it is full.
-        self._errors = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - `end`
+        self._errors = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by `end`
         self.process = start_python(
             module,
             stdin=subprocess.PIPE,

@@ -412,7 +412,7 @@ def test_two_halves_of_a_set_are_judged_like_the_whole(leaky: Path) -> None:
     assert (halves.data, halves.trained_on) == ("Testing", "Training")
     assert whole.trained_on is None
     assert halves.digest == read_index(leaky / "Testing").digest
-    # Of a set with both, only Testing is test, and only Training was trained on.
+    # In a set with both, only Testing is test, and only Training was trained on.
     same = judged(leaky, "0.75", "0.77", trained_on=leaky)
     assert same.model_dump(exclude=changed) == whole.model_dump(exclude=changed)
 

@@ -272,7 +272,7 @@ def test_turned_copies_are_found_in_any_order_and_nothing_else(
     for pair in found:
         assert shown[pair.a][0] == shown[pair.b][0]
         assert pair.a < pair.b
-    # Of many equal ones each is paired with the first only, so the pairs are joined.
+    # Each of many equal ones is paired with the first only, so the pairs are joined.
     joined = list(range(len(shown)))
     for a, b in sorted(pairs):
         joined = [joined[a] if one == joined[b] else one for one in joined]

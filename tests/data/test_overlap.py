@@ -16,7 +16,7 @@ from tumorlens.data import overlap, shortcuts
 from tumorlens.data.audit import audit
 from tumorlens.data.duplicates import Duplicates, NearPair, find_duplicates
 from tumorlens.data.index import read_index
-from tumorlens.data.near_duplicates import ORIENTATIONS, turned
+from tumorlens.data.near_duplicates import ORIENTATIONS, UNDOING, turned
 from tumorlens.data.overlap import (
     Overlaps,
     ReadSet,
@@ -85,7 +85,7 @@ def test_planted_copies_are_counted_by_class_and_turn(two: tuple[Path, Path]) ->
         "notumor": (2, 7, 2, 7),
         "pituitary": (2, 7, 1, 6),
     }
-    # Of the two turns of pituitary 0, the rotation by 180 degrees has the lower number.
+    # Two turns fit pituitary 0: the rotation by 180 degrees has the lower number.
     assert of_clinic.by_orientation == {
         "same": 2,
         "rotated-90": 2,
@@ -160,7 +160,7 @@ def test_the_name_of_a_set_means_nothing(two: tuple[Path, Path], name: str) -> N
 def test_a_copy_of_a_copy_is_in_the_other_set_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_reversed: bool
 ) -> None:
-    """Of three files, the second is a copy of the first and the third of the second.
+    """The second of three files is a copy of the first, and the third of the second.
 
     The first and the third are two pictures of one set, and the second is in the other.
     """
@@ -318,7 +318,7 @@ def test_an_unreadable_file_counts_for_the_set_and_for_nothing_else(
 @pytest.mark.parametrize("turn", range(8))
 def test_a_turn_and_its_undoing_leave_an_image_as_it_was(turn: int) -> None:
     image: Any = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    back = turned(turned(image, turn), overlap._back(turn))
+    back = turned(turned(image, turn), UNDOING[turn])
     assert np.array_equal(back, image)
     for following in range(8):
         both = turned(turned(image, turn), following)

@@ -155,7 +155,7 @@ def test_a_group_larger_than_the_sample_gives_a_part_of_its_images(
             chosen = shortcuts._sample_of_groups(groups, seed=seed)
             assert len(chosen) == len(set(chosen.tolist())) == expected
             assert max(np.unique(groups[chosen], return_counts=True)[1]) <= 20
-    # Of a group, the images are drawn at random too.
+    # The images of a group are drawn at random too.
     chosen = shortcuts._sample_of_groups(np.repeat(["a", "b"], 80), seed=0)
     assert not np.array_equal(chosen, [*range(20), *range(80, 100)])
 

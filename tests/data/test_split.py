@@ -744,7 +744,7 @@ def test_any_set_is_split_by_group_without_a_leak_or_refused(
     # Each class is in each subset, and each file that is left out has a reason.
     assert len({(row.subset, row.label) for row in used}) == 3 * len(index.classes)
     assert all(bool(row.reason) == (row.subset == "left-out") for row in rows.values())
-    # Of each picture at most one file takes part, and no other order changes anything.
+    # At most one file of a picture takes part, and no other order changes anything.
     assert len({duplicates.pictures[row.path] for row in used}) == len(used)
     other = replace(index, records=index.records[::-1])
     again = make_split(

@@ -409,7 +409,7 @@ def test_a_full_disk_is_one_error_and_costs_nothing(
         before = contents(out)
         filler = fill_up(disk, free_bytes=int(share * whole.num_bytes_written))
         failed = zygote.run(*command.words(place, out))
-        # Of a study, whose trials may fail one by one, with the reason.
+        # The trials of a study may fail one by one, with the reason.
         fails = name == "study" and failed.status == 3
         assert failed.is_clean_error or fails, failed.output
         assert not fails or "No space left" in failed.output

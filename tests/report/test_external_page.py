@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tumorlens.runs.external import ExternalMetrics
 
-# Of 24 images the first 16 are new, and 4 of them wrong; of the seen ones 1 is wrong.
+# 24 images: the first 16 are new, with 4 wrong answers; the 8 seen ones have 1.
 RIGHT = [0, 0, 0, 0, *[1] * 12, 0, *[1] * 7]
 STATES = "n" * 16 + "p" * 6 + "s" * 2
 

@@ -136,7 +136,7 @@ def test_measures_of_before_are_read_in_full() -> None:
     assert read.pop("leak").items() >= content.pop("leak").items()
     for name, one in content.pop("per_class").items():
         got = read["per_class"][name]
-        # Of the two intervals of a recall, the one over groups is kept.
+        # A recall had two intervals: the one over groups is kept.
         assert plain(got.pop("recall")) == one.pop("recall_by_group")
         assert one.pop("recall")["low"] is not None
         for measure in ("precision", "specificity", "auroc"):

@@ -309,8 +309,8 @@ def test_memory_is_bounded_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_so_few_groups_that_resamples_are_of_one_alone_leave_a_mean_open(
     num_groups: int,
 ) -> None:
-    # Of two groups half, of three a ninth: its own error is 0, and rounding alone
-    # made an interval of it that ended at the mean.
+    # Half of the resamples of two groups, a ninth of those of three, are one group
+    # only: the error of such a one is 0, and rounding alone made an interval of it.
     values = np.random.default_rng(num_groups).exponential(size=3 * num_groups)
     groups = np.arange(3 * num_groups) % num_groups
     assert mean_interval(values, groups) is None

@@ -409,7 +409,7 @@ def test_networks_are_timed_once_where_only_their_training_differs(
     assert timed == [2]
     assert better == worse != mirrored
     assert (better["p5"], better["value"], better["p95"]) == (0.9, 1.0, 1.2)
-    # Of two equally fast networks the more accurate one is on the front.
+    # The more accurate one of two equally fast networks is on the front.
     assert "better" in found["pareto"]
     assert "worse" not in found["pareto"]
 

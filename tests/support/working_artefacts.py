@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CLASSES = ("glioma", "no_tumor")
 SIZE = 32
 WEIGHTS = np.array([[9, -9], [0, 0], [0, 0]], np.float32)
-"""Of the three mean colours of an image, as fractions: the redder, the more glioma."""
+"""Weights of the mean colours of an image, as fractions: red speaks for glioma."""
 BIAS = np.array([-3, 3], np.float32)
 
 

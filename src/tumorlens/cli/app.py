@@ -117,7 +117,7 @@ def _run(arguments: Sequence[str]) -> int:
     return int(status or 0)
 
 
-def _print_version(version: bool) -> None:  # noqa: FBT001 - a callback of Typer
+def _print_version(*, version: bool) -> None:
     if version:
         print(f"tumorlens {tumorlens.__version__}")
         raise typer.Exit

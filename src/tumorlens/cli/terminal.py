@@ -465,7 +465,7 @@ class TrainingDisplay(Listener):
         """Name what begins."""
         self._words = text
         if self._bars and self._task is not None:
-            # Of a task that had a total, rich keeps the total.
+            # rich keeps the total of a task that had one.
             self._bars.remove_task(self._task)
             self._task = self._bars.add_task(f"{self._fold}{text}", total=None)
 

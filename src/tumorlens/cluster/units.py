@@ -336,7 +336,7 @@ class Units:
             for unit in filter(partial(_is_free, now=now), open_units):
                 if not accepts(unit.name):
                     continue
-                # Of several processes that saw it free, one gets the row; a unit that
+                # One of several processes that saw it free gets the row: a unit that
                 # was claimed or renewed meanwhile no longer matches.
                 query = (
                     sa.select(_UNITS.c.name)

@@ -29,11 +29,11 @@ from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, read_image
 from tumorlens.data.near_duplicates import (
     ORIENTATIONS,
     SAME_DETAIL,
-    THUMBNAIL_PX,
     NearDuplicate,
     find_near_duplicates,
     make_thumbnail,
 )
+from tumorlens.data.registration import THUMBNAIL_PX
 from tumorlens.errors import DataError
 
 if TYPE_CHECKING:

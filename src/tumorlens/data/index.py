@@ -600,7 +600,8 @@ def _files_in(place: Path) -> list[str]:
 
 def _names_in(place: Path) -> list[str]:
     try:
-        names = os.listdir(place)  # noqa: PTH208 - half the time of iterdir
+        with os.scandir(place) as entries:
+            names = [entry.name for entry in entries]
     except OSError as error:
         raise DataError(
             f"cannot list {place}: {error.strerror}",

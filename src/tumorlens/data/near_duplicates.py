@@ -22,6 +22,15 @@ import numpy as np
 from PIL import Image
 from scipy import fft, ndimage, sparse
 
+from tumorlens.data.registration import (
+    INNER,
+    NUM_LINEAR_STEPS,
+    NUM_STEPS,
+    THUMBNAIL_PX,
+    Moving,
+    slopes,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -40,7 +49,8 @@ ORIENTATIONS = (
 """The turn that makes `a` look like `b`: anticlockwise, then mirrored left to right.
 The position of a name is the argument of `turned`."""
 
-THUMBNAIL_PX = 64
+UNDOING = (0, 3, 2, 1, 4, 5, 6, 7)
+"""The orientation that undoes each one: all but the quarter turns undo themselves."""
 
 MAX_HASH_BITS = 6
 """Two hashes of 64 bits that differ in more bits propose no pair. On 250 images of the
@@ -83,10 +93,6 @@ _MAX_FIRSTS = 256
 
 _CANDIDATES_PER_BLOCK = 20_000_000
 _PAIRS_PER_BLOCK = 2048
-_ALIGN_MARGIN_PX = 4
-_LINEAR_STEPS = 3
-_CUBIC_STEPS = 3
-INNER = (slice(_ALIGN_MARGIN_PX, -_ALIGN_MARGIN_PX),) * 2
 # What the first and the second step do not bring as far as this is another picture.
 # Copies of the Bhuvaji set reach 0.955 and 0.983, nine tenths of the others end here.
 _HOPELESS = (0.93, 0.965)
@@ -281,10 +287,8 @@ def propose_pairs(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         neighbouring keys.
     """
     a, b, orientations = _agreeing(hashes, hashes[0])
-    # All orientations but the two quarter turns undo themselves.
-    inverse = np.array([0, 3, 2, 1, 4, 5, 6, 7])
     rows = np.where(
-        a < b, (a, b, orientations), (b, a, inverse[orientations])
+        a < b, (a, b, orientations), (b, a, np.array(UNDOING)[orientations])
     )  # (3, M)
     return np.unique(rows[:, a != b].T, axis=0)
 
@@ -377,66 +381,37 @@ def _confirmed(
 
 
 def _in_register(
-    moving: NDArray[np.uint8], fixed: NDArray[np.uint8]
+    thumbnail: NDArray[np.uint8], fixed: NDArray[np.uint8]
 ) -> NDArray[np.float64] | None:
-    """Return `moving` after the best small affine change; `None` if there is none.
-
-    Gauss-Newton on the six parameters of the change, gain and offset. The first steps
-    interpolate linearly, which is fast and decides most pairs; the others with cubic
-    splines, because a linear interpolation loses detail.
-
-    Source:
-        Lucas and Kanade, "An Iterative Image Registration Technique", IJCAI 1981.
-    """
+    """Return a thumbnail after the best small affine change; `None` without one."""
     target = fixed.astype(np.float64)[INNER].ravel()
     if target.std() == 0:
         return None
-    source, order = moving.astype(np.float64), 1
-    centre = (THUMBNAIL_PX - 1) / 2
-    along = np.arange(THUMBNAIL_PX)[INNER[0]] / centre - 1
-    rows, columns = np.repeat(along, len(along)), np.tile(along, len(along))
-    shift, matrix = np.zeros(2), np.eye(2)
-    best, best_warped = 0.0, None
-    for step in range(_LINEAR_STEPS + _CUBIC_STEPS):
-        if step == _LINEAR_STEPS:
-            source, order = ndimage.spline_filter(source), 3
+    moving = Moving(thumbnail)
+    best, best_moved = 0.0, None
+    for step in range(NUM_STEPS):
+        if step == NUM_LINEAR_STEPS:
+            moving.refine()
             best = 0.0
-        warped = ndimage.affine_transform(
-            source,
-            matrix,
-            offset=centre * (1 - matrix.sum(axis=1)) + shift,
-            order=order,
-            mode="nearest",
-            prefilter=False,
-        )
-        now = warped[INNER].ravel()
+        moved = moving.moved()
+        now = moved[INNER].ravel()
         if now.std() == 0:
             break
         correlation = float(np.corrcoef(now, target)[0, 1])
         gained = correlation - best
         if gained > 0:
-            best, best_warped = correlation, warped
-        if 0 < step < _LINEAR_STEPS and best < _HOPELESS[step - 1]:
+            best, best_moved = correlation, moved
+        if 0 < step < NUM_LINEAR_STEPS and best < _HOPELESS[step - 1]:
             return None
-        if step > _LINEAR_STEPS and gained < 1e-4:
+        if step > NUM_LINEAR_STEPS and gained < 1e-4:
             break
-        down, right = (slope[INNER].ravel() for slope in np.gradient(warped))
-        slopes = np.stack(
-            [
-                *(now, np.ones_like(now), down, right),
-                *(down * rows, down * columns, right * rows, right * columns),
-            ]
-        )  # (8, pixels)
+        rows = slopes(moved)
         # Least squares; `lstsq` takes fifty times as long. The small diagonal is for
         # images with slopes in one direction only.
-        squares = slopes @ slopes.T + 1e-3 * np.eye(8)
-        gain, _, *change = np.linalg.solve(squares, slopes @ target).tolist()
-        if gain <= 0:
+        squares = rows @ rows.T + 1e-3 * np.eye(len(rows))
+        if not moving.step(np.linalg.solve(squares, rows @ target)):
             break
-        shift = np.clip(shift + np.array(change[:2]) / gain, -5, 5)
-        bent = np.array(change[2:]).reshape(2, 2) / gain / centre
-        matrix = np.eye(2) + np.clip(matrix + bent - np.eye(2), -0.12, 0.12)
-    return best_warped
+    return best_moved
 
 
 def _correlation(

@@ -24,7 +24,7 @@ from tumorlens.data.class_names import ClassMatch, match_classes
 from tumorlens.data.duplicates import Duplicates, find_duplicates, pool_duplicates
 from tumorlens.data.index import Index, Record, read_index
 from tumorlens.data.leakage import Sides
-from tumorlens.data.near_duplicates import ORIENTATIONS, turned
+from tumorlens.data.near_duplicates import ORIENTATIONS, UNDOING, turned
 from tumorlens.errors import DataError
 from tumorlens.files import Count
 from tumorlens.system import without_user
@@ -378,7 +378,7 @@ class _Both:
         ]
         picture = self.duplicates.pictures[node]
         for turn, near in self._first_with_turn[picture, other].items():
-            found.append((_then(self._turns[node], _back(turn)), near))
+            found.append((_then(self._turns[node], UNDOING[turn]), near))
         turn, partner = min(found)
         return partner, ORIENTATIONS[turn]
 
@@ -414,7 +414,7 @@ class _Both:
             return 0
         if near in self._direct[node]:
             return self._direct[node][near]
-        return _then(self._turns[node], _back(self._turns[near]))
+        return _then(self._turns[node], UNDOING[self._turns[near]])
 
     @cached_property
     def _direct(self) -> Mapping[str, dict[str, int]]:
@@ -423,7 +423,7 @@ class _Both:
         for pair in self.duplicates.near_pairs:
             turn = ORIENTATIONS.index(pair.orientation)
             found[pair.a][pair.b] = turn
-            found[pair.b][pair.a] = _back(turn)
+            found[pair.b][pair.a] = UNDOING[turn]
         return found
 
     @cached_property
@@ -439,7 +439,7 @@ class _Both:
                 for node in waiting:
                     for near, turn in self._direct[node].items():
                         if pictures[near] == first and near not in turns:
-                            turns[near] = _then(_back(turn), turns[node])
+                            turns[near] = _then(UNDOING[turn], turns[node])
                             reached.append(near)
                 waiting = reached
         return turns
@@ -579,11 +579,4 @@ def _then(turn: int, next_turn: int) -> int:
     image = np.arange(4, dtype=np.uint8).reshape(2, 2)
     both = turned(turned(image, turn), next_turn).tolist()
     (found,) = (t for t in range(8) if turned(image, t).tolist() == both)
-    return found
-
-
-@cache
-def _back(turn: int) -> int:
-    """Return the turn that undoes one."""
-    (found,) = (other for other in range(8) if _then(turn, other) == 0)
     return found

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tumorlens.data import near_duplicates as near
+from tumorlens.data.registration import THUMBNAIL_PX
 from tumorlens.data.sketch import NUM_PROJECTIONS, SAME_HEAD, make_sketches, similarity
 from tumorlens.data.split import LEFT_OUT
 from tumorlens.errors import DataError
@@ -188,7 +189,7 @@ def seen_of(rows: Sequence[SplitRow], index: Index, duplicates: Duplicates) -> S
     kept = [row for row in rows if is_seen(row)]
     thumbnails = np.array(
         [duplicates.thumbnails[row.path] for row in kept], np.uint8
-    ).reshape(-1, near.THUMBNAIL_PX, near.THUMBNAIL_PX)
+    ).reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX)
     # A copy that was left out may be the one whose patient is known.
     patient_of = {
         duplicates.pictures[record.path]: record.patient

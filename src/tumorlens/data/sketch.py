@@ -15,9 +15,16 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import ndimage
 
-from tumorlens.data.near_duplicates import INNER, MIN_CONTRAST, THUMBNAIL_PX
+from tumorlens.data.near_duplicates import MIN_CONTRAST
+from tumorlens.data.registration import (
+    INNER,
+    NUM_LINEAR_STEPS,
+    NUM_STEPS,
+    THUMBNAIL_PX,
+    Moving,
+    slopes,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,9 +35,6 @@ SAME_HEAD = 0.992
 """Least estimated correlation of two pictures that are copies, or slices of one head.
 On the Bhuvaji set it gives all pairs that `near_duplicates` finds, whose estimates
 begin at 0.9922, and one more, of two slices of one patient (docs/seen.md)."""
-
-_LINEAR_STEPS = 3
-_CUBIC_STEPS = 3
 
 # What the first steps of the registration must promise to reach: less than any copy of
 # the Bhuvaji set does. Most other pictures end here.
@@ -59,7 +63,8 @@ def make_sketches(thumbnails: NDArray[np.uint8]) -> NDArray[np.int8]:
 def similarity(thumbnail: NDArray[np.uint8], sketch: NDArray[np.int8]) -> float:
     """Return the estimated correlation of a picture with that of a sketch.
 
-    Gauss-Newton as in `near_duplicates.likeness`, on projections in place of pixels.
+    It is brought into register as in `near_duplicates.likeness`, with projections in
+    place of pixels.
 
     Args:
         thumbnail: Shape (64, 64), turned as the picture of the sketch is.
@@ -69,56 +74,32 @@ def similarity(thumbnail: NDArray[np.uint8], sketch: NDArray[np.int8]) -> float:
         At most 1; 0 where the two cannot be brought into register.
 
     Source:
-        Lucas and Kanade, "An Iterative Image Registration Technique", IJCAI 1981;
         Achlioptas, "Database-friendly random projections", PODS 2001.
     """
     target = sketch.astype(np.float64)
     power = float(target @ target)
     if power == 0 or thumbnail.std() < MIN_CONTRAST:
         return 0.0
-    rows, columns = _coordinates()
-    centre = (THUMBNAIL_PX - 1) / 2
-    source, order = thumbnail.astype(np.float64), 1
-    shift, matrix = np.zeros(2), np.eye(2)
+    moving = Moving(thumbnail)
     best = 0.0
-    for step in range(_LINEAR_STEPS + _CUBIC_STEPS):
-        if step == _LINEAR_STEPS:
-            # Linear interpolation loses detail.
-            source, order = ndimage.spline_filter(source), 3
-        warped = ndimage.affine_transform(
-            source,
-            matrix,
-            offset=centre * (1 - matrix.sum(axis=1)) + shift,
-            order=order,
-            mode="nearest",
-            prefilter=False,
-        )
-        now = warped[INNER].ravel()
-        down, right = (slope[INNER].ravel() for slope in np.gradient(warped))
-        slopes = np.stack(
-            [
-                *(now, np.ones_like(now), down, right),
-                *(down * rows, down * columns, right * rows, right * columns),
-            ],
-            axis=1,
-        )  # (pixels, 8)
-        seen = (_projections() @ slopes.astype(np.float32)).astype(np.float64)
+    for step in range(NUM_STEPS):
+        if step == NUM_LINEAR_STEPS:
+            moving.refine()
+        rows = slopes(moving.moved()).astype(np.float32)
+        seen = (_projections() @ rows.T).astype(np.float64)  # (64, 8)
         fitted = np.linalg.lstsq(seen[:, :2], target, rcond=None)[0]
         left = seen[:, :2] @ fitted - target
         best = max(best, _correlation(left, power, num_fitted=8 if step else 2))
         squares = seen.T @ seen
         squares += 1e-6 * np.trace(squares) / 8 * np.eye(8)
-        gain, _, *change = solved = np.linalg.solve(squares, seen.T @ target)
+        solved = np.linalg.solve(squares, seen.T @ target)
         if step < len(_HOPELESS):
             left = seen @ solved - target
             promised = max(best, _correlation(left, power, num_fitted=8))
             if promised < _HOPELESS[step]:
                 return best
-        if gain <= 0:
+        if not moving.step(solved):
             break
-        shift = np.clip(shift + np.array(change[:2]) / gain, -5, 5)
-        bent = np.array(change[2:]).reshape(2, 2) / gain / centre
-        matrix = np.eye(2) + np.clip(matrix + bent - np.eye(2), -0.12, 0.12)
     return best
 
 
@@ -139,10 +120,3 @@ def _projections() -> NDArray[np.float32]:
     drawn = hashlib.shake_256(b"tumorlens sketch 1").digest(num_bytes)
     bits = np.unpackbits(np.frombuffer(drawn, np.uint8)).astype(np.float32)
     return 2 * bits.reshape(NUM_PROJECTIONS, num_pixels) - 1
-
-
-@cache
-def _coordinates() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return row and column of each inner pixel, from -1 to 1 over the thumbnail."""
-    along = np.linspace(-1, 1, THUMBNAIL_PX)[INNER[0]]
-    return np.repeat(along, len(along)), np.tile(along, len(along))

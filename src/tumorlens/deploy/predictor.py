@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tumorlens import arguments
 from tumorlens.data.decoding import Decoded, InputSpec, decode_ahead
 from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, to_square
 from tumorlens.deploy.artefact import Artefact, is_artefact, open_artefact
 from tumorlens.deploy.runtimes import open_session
-from tumorlens.errors import ConfigError, DataError, RunError
+from tumorlens.errors import ConfigError, DataError, RunError, check_arguments
 from tumorlens.extras import naming_missing_extras
 from tumorlens.files import sha256_of, sha256_of_bytes
 from tumorlens.system import num_processors
@@ -161,7 +160,7 @@ class Predictor:
                 an artefact.
             MissingExtraError: torch, or the artefact's runtime, is not installed.
         """
-        arguments.check(cls.open, locals())
+        check_arguments(cls.open, locals())
         path = Path(path)
         if is_artefact(path):
             if device not in ("auto", "cpu"):

@@ -7,7 +7,6 @@ the same images beside it, from `tumorlens claim`, is a section of the page.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from tumorlens.data.sets import root_of
 from tumorlens.errors import RunError
 from tumorlens.files import read_model, write_text
 from tumorlens.report.page import Picture, load_picture, render_page
+from tumorlens.system import with_home
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -233,8 +233,7 @@ def _pairs(
         return []
     first, *others = found.sets
     if against is None:
-        # Not Path.expanduser, which raises for a user that is not here.
-        against = [Path(os.path.expanduser(one.root)) for one in others]  # noqa: PTH111
+        against = [with_home(one.root) for one in others]
     roots = {first.name: root_of(data)}
     roots |= {
         one.name: root_of(place) for one, place in zip(others, against, strict=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -39,6 +38,7 @@ from tumorlens.report.page import (
     write_percent,
 )
 from tumorlens.study.comparison import read_comparison
+from tumorlens.system import with_home
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -364,11 +364,11 @@ def _bars_as_text(bars: Sequence[Bar]) -> str:
 def _picture(found: Comparison, data: Path | None) -> Picture | None:
     if found.example is None:
         return None
-    path = os.path.expanduser(found.example.path)  # noqa: PTH111 - never raises
+    path = with_home(found.example.path)
     root = root_of(data) if data else None
-    if root is None and Path(path).is_absolute():
-        root = Path(Path(path).anchor)
-    return load_picture(root, path)
+    if root is None and path.is_absolute():
+        root = Path(path.anchor)
+    return load_picture(root, str(path))
 
 
 def _script() -> str:

@@ -49,8 +49,7 @@ class ExternalCounts(_Content):
     tested: Count
     """Images that are left: each is a different picture."""
     seen_pictures: Count = 0
-    """Of those tested: images that show a picture of training, or a slice next to
-    one."""
+    """Tested images that show a picture of training, or a slice next to one."""
     seen_patients: Count = 0
     """Further images of a patient whose images training has seen."""
     new: Count = 0

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import operator
-import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -182,7 +181,7 @@ def _runs_below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         place = waiting.pop()
         try:
             status = place.stat()
-            names = sorted(os.listdir(place))  # noqa: PTH208 - names are enough
+            names = sorted(path.name for path in place.iterdir())
         except OSError:
             # A locked folder of another user, or one that was just removed.
             continue

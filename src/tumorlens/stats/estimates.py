@@ -55,11 +55,11 @@ class ClassRates(NamedTuple):
     """Shares of images that were predicted rightly, of one class."""
 
     recall: Score | None
-    """Of the images of the class; `None` if there are none."""
+    """Share of the class's images; `None` without any."""
     precision: Score | None
-    """Of the images predicted as the class; `None` if there are none."""
+    """Share of the images predicted as the class; `None` without any."""
     specificity: Score | None
-    """Of the images of other classes; `None` if there are none."""
+    """Share of the images of other classes; `None` without any."""
 
 
 def note_on_few_groups(num_groups: int, names: Container[str]) -> str:
