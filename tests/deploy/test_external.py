@@ -171,6 +171,24 @@ def test_a_name_that_is_no_folder_s_is_refused(
         evaluate_on(run.path, other, name=name)
 
 
+def test_an_evaluation_of_other_images_is_not_replaced(run: Run, other: Path) -> None:
+    folder = evaluate_on(run.path, other).folder
+    before = (folder / "external.json").read_bytes()
+    evaluate_on(run.path, other)  # of the same images it is
+    (other / "glioma" / "52.png").unlink()
+    with pytest.raises(DataError, match="is there, and is no evaluation of run on"):
+        evaluate_on(run.path, other)
+    assert (folder / "external.json").read_bytes() == before
+    assert len(run.looks()) == 2
+    assert evaluate_on(run.path, other, name="fewer").metrics.counts.tested == 19
+
+
+def test_nothing_is_written_among_the_images(run: Run, other: Path) -> None:
+    with pytest.raises(DataError, match="inside the folder of the images"):
+        evaluate_on(run.path, other, out=other / "glioma" / "results")
+    assert not (other / "glioma" / "results").exists()
+
+
 def test_an_artefact_wants_a_place_for_the_results(
     exported_run: Run, other: Path
 ) -> None:

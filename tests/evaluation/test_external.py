@@ -147,14 +147,29 @@ def test_images_are_seen_by_their_picture_or_their_patient(
 ) -> None:
     found = find_seen(other, [seen])
     tested = {record.path for record in other.records}
-    assert {path for path in tested if found.pictures[path]} == SEEN_PICTURES
-    assert {path for path in tested if found.is_seen(path)} == (
+    states = {path: found.state_of(path) for path in tested}
+    assert {path for path in tested if path in found.turns} == SEEN_PICTURES
+    assert {path for path in tested if states[path] != "new"} == (
         SEEN_PICTURES | SEEN_PATIENTS
     )
     assert tested - SEEN_PICTURES - SEEN_PATIENTS == NEW
-    assert found.orientations["mirrored"] == 1
-    assert found.orientations["same"] == 4
-    assert sum(found.orientations.values()) == 6
+    assert found.turns["glioma/mirrored.png"] == "mirrored"
+    turns = measured(other, found).orientations
+    assert turns["mirrored"] == 1
+    assert turns["same"] == 4
+    assert sum(turns.values()) == 6
+
+
+def test_the_turns_are_those_of_the_pictures_that_are_tested(
+    tmp_path: Path, seen: Seen
+) -> None:
+    copies = {f"glioma/{n}.png": ("glioma", 0, "small" * (n > 0)) for n in range(3)}
+    root = write_set(tmp_path / "set", {**copies, "no/1.png": ("no_tumor", 60, "")})
+    other = read_external(root, read_index(root))
+    found = measured(other, find_seen(other, [seen]))
+    assert found.counts.copies == 2
+    assert found.counts.seen_pictures == 1
+    assert found.orientations == {"same": 1}
 
 
 def test_of_two_trainings_either_may_have_seen_it(
@@ -162,8 +177,8 @@ def test_of_two_trainings_either_may_have_seen_it(
 ) -> None:
     halves = [seen.part([n % 2 == half for n in range(len(seen))]) for half in (0, 1)]
     whole = find_seen(other, [seen])
-    assert find_seen(other, halves).pictures == whole.pictures
-    assert find_seen(other, halves[:1]).pictures != whole.pictures
+    assert find_seen(other, halves).turns == whole.turns
+    assert find_seen(other, halves[:1]).turns != whole.turns
 
 
 def test_each_file_is_counted_once(other: ExternalSet, seen: Seen) -> None:

@@ -19,7 +19,8 @@ from tumorlens.data.index import read_index
 from tumorlens.data.leakage import judge_leak
 from tumorlens.data.split import make_split
 from tumorlens.errors import ConfigError, DataError
-from tumorlens.evaluation.judge import Judged, judge_answers
+from tumorlens.evaluation.external import Evaluated
+from tumorlens.evaluation.judge import judge_answers
 from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.predictions import read_predictions
 from tumorlens.evaluation.table_measures import metrics_from_predictions
@@ -114,11 +115,11 @@ def answers(tmp_path: Path, data: Path) -> Path:
     return write_answers(tmp_path / "model.csv", data)
 
 
-def judge(predictions: Path, data: Path, **options: Any) -> Judged:
+def judge(predictions: Path, data: Path, **options: Any) -> Evaluated:
     return judge_answers(predictions, data, **options)
 
 
-def figures(found: Judged) -> dict[str, Any]:
+def figures(found: Evaluated) -> dict[str, Any]:
     content = found.metrics.model_dump(mode="json")
     return {name: content[name] for name in ("all", "seen", "new", "counts")}
 
@@ -604,7 +605,9 @@ def test_nobodys_work_is_overwritten(answers: Path, data: Path) -> None:
     out = answers.with_suffix("")
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"model is there, and is not of model\.csv"):
+    with pytest.raises(
+        DataError, match=r"model is there, and is no evaluation of model\.csv"
+    ):
         judge(answers, data)
     (out / "notes.txt").unlink()
     judge(answers, data)

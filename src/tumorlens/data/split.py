@@ -42,12 +42,15 @@ _NUM_TRIES = 50
 """Number of attempts at a split with every class in every subset. Only groups that hold
 several classes can make the first one fail."""
 
+COPY, CONFLICT, UNREADABLE = "copy of", "conflicting labels", "unreadable"
+"""First words of the reasons for which files are left out."""
+
 _REASONS = {
-    "copy of": "as copies of another file",
-    "conflicting labels": "as one picture under two labels",
-    "unreadable": "as not readable",
+    COPY: "as copies of another file",
+    CONFLICT: "as one picture under two labels",
+    UNREADABLE: "as not readable",
 }
-"""First words of the reason for which a file is left out -> the same in a sentence."""
+"""First words of a reason -> the same in a sentence."""
 
 _FOLD = re.compile(r"fold-(0|[1-9]\d?)")
 
@@ -279,7 +282,7 @@ def reasons_to_leave_out(
 
 
 def _unreadable(duplicates: Duplicates) -> dict[str, str]:
-    return {path: f"unreadable: {why}" for path, why in duplicates.unreadable.items()}
+    return {path: f"{UNREADABLE}: {why}" for path, why in duplicates.unreadable.items()}
 
 
 def _conflicts_and_copies(
@@ -302,12 +305,12 @@ def _conflicts_and_copies(
     for picture, same in members.items():
         first = same[0]  # records are sorted by path
         if len({record.label for record in alike[picture]}) == 1:
-            reasons |= {record.path: f"copy of {first.path}" for record in same[1:]}
+            reasons |= {record.path: f"{COPY} {first.path}" for record in same[1:]}
             continue
         for record in same:
             other = next(o for o in alike[picture] if o.label != record.label)
             reasons[record.path] = (
-                f"conflicting labels: same picture as {other.path} ({other.label})"
+                f"{CONFLICT}: same picture as {other.path} ({other.label})"
             )
     return reasons
 

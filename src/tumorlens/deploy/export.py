@@ -70,8 +70,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tumorlens.data.index import Index, SplitRow
-    from tumorlens.deploy.predictor import Progress, Stage
+    from tumorlens.deploy.predictor import Progress
     from tumorlens.runs.folder import ModelCard, Run
+    from tumorlens.runs.progress import Stage
 
 
 _UNPROVEN = ".unproven-"

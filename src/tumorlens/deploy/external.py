@@ -8,8 +8,7 @@ training images.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,32 +18,29 @@ from tumorlens.deploy.artefact import SEEN, is_artefact
 from tumorlens.deploy.predictor import Predictor
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.evaluation.external import (
+    Evaluated,
     evaluation_name,
     external_metrics,
     find_seen,
     map_classes,
     read_external,
-    write_external,
+    table_of,
 )
-from tumorlens.evaluation.predictions import Predictions, round_probs
+from tumorlens.evaluation.external_files import check_place, write_external
+from tumorlens.evaluation.predictions import round_probs
 from tumorlens.files import locked
 from tumorlens.runs.folder import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from tumorlens.data.seen import Seen
-    from tumorlens.deploy.predictor import Progress, Stage
+    from tumorlens.deploy.predictor import Progress
     from tumorlens.evaluation.external import ClassMap, ExternalSet
-    from tumorlens.runs.external import ExternalMetrics
+    from tumorlens.evaluation.predictions import Predictions
     from tumorlens.runs.folder import Run
-
-
-class Evaluated(NamedTuple):
-    """What an evaluation has found, and where it is."""
-
-    metrics: ExternalMetrics
-    folder: Path
+    from tumorlens.runs.progress import Stage
 
 
 def evaluate_on(
@@ -78,7 +74,8 @@ def evaluate_on(
     Raises:
         ArtefactError: The artefact was changed, or its runtime does not take it.
         ConfigError: The name or the mapping is wrong, or an artefact has no `out`.
-        DataError: The data cannot be used, or the folder cannot be written.
+        DataError: The data cannot be used, or the folder is somebody's or cannot be
+            written.
         RunError: The run is not finished, or lacks `seen.npz`, or another process
             works in the folder.
     """
@@ -96,6 +93,7 @@ def evaluate_on(
     with stage("reading") as progress:
         index = read_index(data, metadata=metadata)
         classes = map_classes(predictor.classes, index.classes, mapping)
+        check_place(out, images=[data], model=predictor.name, data_sha256=index.digest)
         found = read_external(data, index, limits=predictor.limits, progress=progress)
     seen_images = None if seen is None else find_seen(found, seen)
     with locked(out):
@@ -144,15 +142,8 @@ def _predict(
                 hint="leave the images alone while they are evaluated",
             )
         probs.append(answer.probs)
-    return Predictions(
-        classes=classes.classes,
-        paths=tuple(record.path for record in records),
-        labels=np.array([classes.classes.index(one.label) for one in records]),
-        probs=round_probs(classes.probs_of(np.array(probs))),
-        groups=tuple(found.groups[record.path] for record in records),
-        sources=tuple(record.source or "" for record in records),
-        folds=(None,) * len(records),
-    )
+    answered = round_probs(classes.probs_of(np.array(probs)))
+    return table_of(found, records, answered, classes)
 
 
 def _seen_by(model: Path, run: Run | None) -> list[Seen] | None:

@@ -9,7 +9,7 @@ imported for a run, or for an artefact of torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from tumorlens.runs.folder import ModelCard, Run
 
 Progress = Callable[[int, int | None], None]
-Stage = Callable[[str], AbstractContextManager[Progress | None]]
-"""Shows that something begins, in words, and how many files of it are done."""
-
 Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 
 BATCH_SIZE = 32

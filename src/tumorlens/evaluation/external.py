@@ -7,12 +7,10 @@ whoever gave the answers: a run, an artefact or another framework.
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,26 +19,43 @@ from tumorlens.data.duplicates import find_duplicates, group_records, part_of
 from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits
 from tumorlens.data.near_duplicates import ORIENTATIONS
 from tumorlens.data.seen import Pictures, Seen
-from tumorlens.data.split import reasons_to_leave_out
+from tumorlens.data.split import (
+    CONFLICT,
+    COPY,
+    UNREADABLE,
+    reasons_to_leave_out,
+)
 from tumorlens.errors import ConfigError, DataError, did_you_mean
-from tumorlens.evaluation.predictions import write_predictions
+from tumorlens.evaluation.predictions import Predictions
 from tumorlens.evaluation.table_measures import measures_of
-from tumorlens.files import write_model, write_text
-from tumorlens.runs.external import ClassPair, ExternalCounts, ExternalMetrics
+from tumorlens.runs.external import (
+    NEW,
+    SEEN_PATIENT,
+    SEEN_PICTURE,
+    ClassPair,
+    ExternalCounts,
+    ExternalMetrics,
+)
 from tumorlens.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from tumorlens.data.duplicates import Duplicates
     from tumorlens.data.index import Index, Record
-    from tumorlens.evaluation.predictions import Predictions
     from tumorlens.runs.progress import Progress
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation on another set has found, and where it is."""
+
+    metrics: ExternalMetrics
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -77,20 +92,21 @@ class ExternalSet:
 
 @dataclass(frozen=True)
 class SeenImages:
-    """Which images of a set training has seen: path -> whether."""
+    """Which images of a set training has seen."""
 
-    pictures: dict[str, bool]
-    """Whether its picture, or a slice next to it, was seen; for every readable file."""
-    patients: dict[str, bool]
-    """Whether another image of its group was seen, or its patient by the key."""
-    orientations: dict[str, int]
-    """Turn -> number of the pictures that were found turned so."""
-    by_key_only: frozenset[str] = frozenset()
-    """Paths of images that count as seen for their patient's key alone."""
+    turns: dict[str, str]
+    """Path of an image whose picture, or a slice next to it, was seen -> the turn in
+    which it was found, one of `ORIENTATIONS`."""
+    relatives: frozenset[str]
+    """Paths of the other images of a group that training has seen."""
+    by_key_only: frozenset[str]
+    """Those of a group that training knows by a patient's key alone."""
 
-    def is_seen(self, path: str) -> bool:
-        """Whether training has seen the picture, the patient or the head."""
-        return self.pictures[path] or self.patients[path]
+    def state_of(self, path: str) -> str:
+        """Return `new`, `seen-picture` or `seen-patient`."""
+        if path in self.turns:
+            return SEEN_PICTURE
+        return SEEN_PATIENT if path in self.relatives else NEW
 
 
 @dataclass(frozen=True)
@@ -163,34 +179,26 @@ def find_seen(found: ExternalSet, seen: Sequence[Seen]) -> SeenImages:
         [duplicates.pixels[path] for path in paths],
     )
     patient_of = {record.path: record.patient for record in found.index.records}
-    is_seen = np.zeros(len(paths), bool)
+    turns: dict[str, str] = {}
     is_known = np.zeros(len(paths), bool)
-    turns = Counter[str]()
     for training in seen:
         match = training.look_up(pictures)
-        newly = match.is_seen & ~is_seen
-        turns.update(ORIENTATIONS[turn] for turn in match.orientation[newly])
-        is_seen |= match.is_seen
+        for place in np.flatnonzero(match.is_seen):
+            turns.setdefault(paths[place], ORIENTATIONS[match.orientation[place]])
         is_known |= training.knows_patient([patient_of[path] for path in paths])
-    groups = [found.groups[path] for path in paths]
-    seen_groups = {
-        group
-        for group, one, other in zip(groups, is_seen, is_known, strict=True)
-        if one or other
+    by_picture = {found.groups[path] for path in turns}
+    by_key = {
+        found.groups[path] for path, one in zip(paths, is_known, strict=True) if one
     }
-    by_picture = {group for group, one in zip(groups, is_seen, strict=True) if one}
+    others = [path for path in paths if path not in turns]
     return SeenImages(
-        by_key_only=frozenset(
-            path
-            for path, group in zip(paths, groups, strict=True)
-            if group in seen_groups - by_picture
+        turns=turns,
+        relatives=frozenset(
+            path for path in others if found.groups[path] in by_picture | by_key
         ),
-        pictures=dict(zip(paths, is_seen.tolist(), strict=True)),
-        patients={
-            path: group in seen_groups
-            for path, group in zip(paths, groups, strict=True)
-        },
-        orientations=dict(turns),
+        by_key_only=frozenset(
+            path for path in others if found.groups[path] in by_key - by_picture
+        ),
     )
 
 
@@ -264,6 +272,35 @@ def _check_known(name: str, names: Sequence[str], whose: str) -> None:
         )
 
 
+def table_of(
+    found: ExternalSet,
+    records: Sequence[Record],
+    probs: NDArray[np.float64],
+    classes: ClassMap,
+    *,
+    has_probs: bool = True,
+) -> Predictions:
+    """Return answers as a table of predictions.
+
+    Args:
+        found: The set.
+        records: Those of its images that were answered.
+        probs: As from `round_probs`, shape (N, classes).
+        classes: The classes of the columns.
+        has_probs: Whether they are probabilities, and not only predicted classes.
+    """
+    return Predictions(
+        classes=classes.classes,
+        paths=tuple(record.path for record in records),
+        labels=np.array([classes.classes.index(one.label) for one in records]),
+        probs=probs,
+        groups=tuple(found.groups[record.path] for record in records),
+        sources=tuple(record.source or "" for record in records),
+        folds=(None,) * len(records),
+        has_probs=has_probs,
+    )
+
+
 def external_metrics(
     table: Predictions,
     found: ExternalSet,
@@ -287,26 +324,27 @@ def external_metrics(
         model_sha256: Digest of the model.
         notes: Further sentences.
     """
-    reasons = Counter(
-        why.partition(":")[0].split(" ")[0] for why in found.left_out.values()
-    )
     unknown = Counter(
         record.label for record in found.records if record.label in classes.unknown
     )
+    states = Counter(seen.state_of(path) for path in table.paths) if seen else {}
     is_seen = np.array(
-        [seen is not None and seen.is_seen(path) for path in table.paths]
+        [seen is not None and seen.state_of(path) != NEW for path in table.paths]
     )
-    num_pictures = sum(seen.pictures[path] for path in table.paths) if seen else 0
+
+    def num_left_out(reason: str) -> int:
+        return sum(why.startswith(reason) for why in found.left_out.values())
+
     counts = ExternalCounts(
         files=len(found.index.records),
-        unreadable=reasons["unreadable"],
-        copies=reasons["copy"],
-        conflicting=reasons["conflicting"],
+        unreadable=num_left_out(UNREADABLE),
+        copies=num_left_out(COPY),
+        conflicting=num_left_out(CONFLICT),
         unanswered=len(found.records) - len(table.paths),
         tested=len(table.paths),
-        seen_pictures=num_pictures,
-        seen_patients=int(is_seen.sum()) - num_pictures,
-        new=int((~is_seen).sum()) if seen else 0,
+        seen_pictures=states.get(SEEN_PICTURE, 0),
+        seen_patients=states.get(SEEN_PATIENT, 0),
+        new=states.get(NEW, 0),
     )
     parts = {}
     for part, chosen in (("seen", is_seen), ("new", ~is_seen)):
@@ -322,60 +360,13 @@ def external_metrics(
         unknown_classes=dict(unknown),
         counts=counts,
         is_seen_known=seen is not None,
-        orientations=seen.orientations if seen else {},
+        orientations=Counter(
+            seen.turns[path] for path in table.paths if seen and path in seen.turns
+        ),
         all=measures_of(table),
         notes=(*_notes(table, is_seen, seen, classes, unknown, counts), *notes),
         **parts,
     )
-
-
-def write_external(
-    out: Path,
-    metrics: ExternalMetrics,
-    table: Predictions,
-    found: ExternalSet,
-    seen: SeenImages | None,
-) -> None:
-    """Write `predictions.csv`, `images.csv` and last `external.json` into a folder.
-
-    Raises what `files.write_text` raises.
-    """
-    write_predictions(out / "predictions.csv", table)
-    write_images(out / "images.csv", table, found, seen, metrics.unknown_classes)
-    write_model(out / "external.json", metrics)
-
-
-def write_images(
-    path: Path,
-    table: Predictions,
-    found: ExternalSet,
-    seen: SeenImages | None,
-    unknown_classes: Container[str],
-) -> None:
-    """Write what became of each file as CSV: path, label, state and reason.
-
-    The state is `new`, `seen-picture`, `seen-patient`, `not-known` or `left-out`.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(["path", "label", "state", "reason"])
-    answered = set(table.paths)
-    for record in found.index.records:
-        state, reason = "not-known", found.left_out.get(record.path, "")
-        if record.label in unknown_classes and not reason:
-            reason = "the model does not know this class"
-        if record.path not in answered and not reason:
-            reason = "no answer"
-        if reason:
-            state = "left-out"
-        elif seen is not None:
-            is_picture = seen.pictures[record.path]
-            is_seen = seen.is_seen(record.path)
-            state = (
-                "seen-picture" if is_picture else "seen-patient" if is_seen else "new"
-            )
-        writer.writerow([record.path, record.label, state, reason])
-    write_text(path, text.getvalue())
 
 
 def evaluation_name(name: str | None, data: Path) -> str:

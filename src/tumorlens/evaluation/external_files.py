@@ -1,33 +1,46 @@
-"""The files of an evaluation on another set, read back together.
+"""The files of an evaluation on another set: their folder, writing and reading them.
 
 `evaluate --on` and `evaluate --predictions` write `external.json`, `predictions.csv`
-and `images.csv` into one folder; pages and comparisons read them here.
+and `images.csv` into one folder; pages and comparisons read them back together.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tumorlens.data.index import check_outside
 from tumorlens.data.tables import read_table
-from tumorlens.errors import RunError
-from tumorlens.evaluation.predictions import read_predictions
-from tumorlens.runs.external import read_external_metrics
+from tumorlens.errors import DataError, RunError
+from tumorlens.evaluation.predictions import read_predictions, write_predictions
+from tumorlens.files import check_folder, is_ours, write_model, write_text
+from tumorlens.runs.external import (
+    FILE,
+    NEW,
+    SEEN_PATIENT,
+    SEEN_PICTURE,
+    read_external_metrics,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Container, Iterable
     from pathlib import Path
 
+    from tumorlens.evaluation.external import ExternalSet, SeenImages
     from tumorlens.evaluation.predictions import Predictions
     from tumorlens.runs.external import ExternalMetrics
 
-SEEN = ("seen-picture", "seen-patient")
-"""States of an image that training has seen: itself, or another one of its group."""
+SEEN = (SEEN_PICTURE, SEEN_PATIENT)
+NOT_KNOWN = "not-known"
+"""State of every tested image where it is not known what training has seen."""
 
-_STATES = ("new", *SEEN, "not-known", "left-out")
+_LEFT_OUT = "left-out"
+_STATES = (NEW, *SEEN, NOT_KNOWN, _LEFT_OUT)
 _HINT = "evaluate the model on the set again"
 
 
@@ -39,12 +52,91 @@ class Evaluation:
     table: Predictions
     """The answers to the images that were tested."""
     states: tuple[str, ...]
-    """State of each image of the table: new, seen-picture, seen-patient, not-known."""
+    """State of each image of the table, not `left-out`."""
 
     def rows(self, states: Collection[str]) -> Predictions:
         """Return the answers to the images in some states; the table may be empty."""
         places = [row for row, one in enumerate(self.states) if one in states]
         return self.table.rows(np.array(places, dtype=np.int64))
+
+
+def check_place(
+    out: Path, *, images: Iterable[Path], model: str, data_sha256: str
+) -> None:
+    """Refuse a folder for the results in which something else is.
+
+    An earlier evaluation of a model of this name on the same images is replaced.
+
+    Args:
+        out: The folder.
+        images: Sets of images, among which nothing may be written.
+        model: Name of the model, see `ExternalMetrics.model`.
+        data_sha256: Digest of the images, likewise.
+
+    Raises:
+        DataError: It is somebody's, lies among images, or cannot be written.
+    """
+    if out.exists() and not _is_earlier(out, model, data_sha256):
+        raise DataError(
+            f"{out} is there, and is no evaluation of {model} on these images",
+            hint="name another place: --out FOLDER, or --name NAME in a run",
+        )
+    for place in images:
+        check_outside(out, place)
+    check_folder(out)
+
+
+def _is_earlier(out: Path, model: str, data_sha256: str) -> bool:
+    if not out.is_dir():
+        return False
+    if all(is_ours(path) for path in out.iterdir()):
+        return True
+    try:
+        found = read_external_metrics(out)
+    except RunError:
+        return False
+    return (found.model, found.data_sha256) == (model, data_sha256)
+
+
+def write_external(
+    out: Path,
+    metrics: ExternalMetrics,
+    table: Predictions,
+    found: ExternalSet,
+    seen: SeenImages | None,
+) -> None:
+    """Write `predictions.csv`, `images.csv` and last `external.json` into a folder.
+
+    Raises what `files.write_text` raises.
+    """
+    write_predictions(out / "predictions.csv", table)
+    _write_images(out / "images.csv", table, found, seen, metrics.unknown_classes)
+    write_model(out / FILE, metrics)
+
+
+def _write_images(
+    path: Path,
+    table: Predictions,
+    found: ExternalSet,
+    seen: SeenImages | None,
+    unknown_classes: Container[str],
+) -> None:
+    """Write what became of each file as CSV: path, label, state and reason."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerow(["path", "label", "state", "reason"])
+    answered = set(table.paths)
+    for record in found.index.records:
+        reason = found.left_out.get(record.path, "")
+        if record.label in unknown_classes and not reason:
+            reason = "the model does not know this class"
+        if record.path not in answered and not reason:
+            reason = "no answer"
+        state = NOT_KNOWN if seen is None else seen.state_of(record.path)
+        writer.writerow(
+            [record.path, record.label, _LEFT_OUT if reason else state, reason]
+        )
+    write_text(path, text.getvalue())
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -68,13 +160,13 @@ def read_evaluation(folder: Path) -> Evaluation:
                 hint=_HINT,
             )
         state_of[row.fields["path"]] = state
-    states = tuple(state_of.get(image, "left-out") for image in table.paths)
+    states = tuple(state_of.get(image, _LEFT_OUT) for image in table.paths)
     found = Counter(states)
     counts = metrics.counts
-    expected = Counter({"not-known": counts.tested})
+    expected = Counter({NOT_KNOWN: counts.tested})
     if metrics.is_seen_known:
         numbers = (counts.new, counts.seen_pictures, counts.seen_patients)
-        expected = Counter(dict(zip(("new", *SEEN), numbers, strict=True)))
+        expected = Counter(dict(zip((NEW, *SEEN), numbers, strict=True)))
     if found != expected:
         raise RunError(
             f"{path} and predictions.csv are not those of external.json: expected "

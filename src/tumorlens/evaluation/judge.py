@@ -16,43 +16,42 @@ import posixpath
 from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tumorlens.data.class_names import match_classes
-from tumorlens.data.index import SUBSET_WORDS, SplitRow, check_outside, read_index
+from tumorlens.data.index import SUBSET_WORDS, SplitRow, read_index
 from tumorlens.data.leakage import judge_leak
 from tumorlens.data.seen import Seen, seen_of
-from tumorlens.errors import ConfigError, DataError, RunError
+from tumorlens.errors import ConfigError, DataError
 from tumorlens.evaluation.answers import digest_of, read_answers
 from tumorlens.evaluation.external import (
     ClassMap,
+    Evaluated,
     evaluation_name,
     external_metrics,
     find_seen,
     map_classes,
     read_external,
-    write_external,
+    table_of,
 )
-from tumorlens.evaluation.predictions import Predictions, round_probs
-from tumorlens.files import check_folder, is_ours, locked, read_model
-from tumorlens.runs.external import ExternalMetrics
+from tumorlens.evaluation.external_files import check_place, write_external
+from tumorlens.evaluation.predictions import round_probs
+from tumorlens.files import locked
 from tumorlens.text import counted, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from tumorlens.data.index import Record
     from tumorlens.evaluation.answers import Answers
     from tumorlens.evaluation.external import ExternalSet
-    from tumorlens.runs.progress import Progress
-
-    Stage = Callable[[str], AbstractContextManager[Progress | None]]
+    from tumorlens.evaluation.predictions import Predictions
+    from tumorlens.runs.progress import Stage
 
 ROUNDING = 0.005
 """Share of each class by which the probabilities of an image may miss the sum of 1:
@@ -62,14 +61,6 @@ _ROUNDED = 1e-6
 _NUM_NAMED = 3
 _NO_FILE = "no file of the data"
 _OUTSIDE = "a probability outside 0 to 1"
-_EXTERNAL = "external.json"
-
-
-class Judged(NamedTuple):
-    """What came of the answers, and where it is."""
-
-    metrics: ExternalMetrics
-    folder: Path
 
 
 def judge_answers(
@@ -84,7 +75,7 @@ def judge_answers(
     metadata: str | None = None,
     out: Path | None = None,
     stage: Stage = lambda _words: nullcontext(None),
-) -> Judged:
+) -> Evaluated:
     """Measure the answers of any framework, with and without what training has seen.
 
     Writes `predictions.csv`, `images.csv` (what became of each file) and
@@ -114,8 +105,18 @@ def judge_answers(
         RunError: Another process works in the folder, or JSON cannot be read.
     """
     name = evaluation_name(name, data)
-    out = _folder_for(predictions, out, data=data, trained_on=trained_on)
+    if out is None:
+        out = _folder_beside(predictions)
     index = read_index(data, metadata=metadata)
+    test = [record for record in index.records if record.subset == "test"]
+    is_split = trained_on is None and 0 < len(test) < len(index.records)
+    tested_index = replace(index, records=tuple(test)) if is_split else index
+    check_place(
+        out,
+        images=filter(None, (data, trained_on)),
+        model=predictions.name,
+        data_sha256=tested_index.digest,
+    )
     trained_index = None if trained_on is None else read_index(trained_on)
     sources = [one.partition("=")[0].split(",") for one in mapping]
     answers = read_answers(
@@ -134,8 +135,6 @@ def judge_answers(
     classes = _classes_of(answers, index.classes, mapping)
     with stage("reading") as progress:
         whole = read_external(data, index, progress=progress)
-    test = [record for record in index.records if record.subset == "test"]
-    is_split = trained_on is None and 0 < len(test) < len(index.records)
     tested = whole.part(test) if is_split else whole
     faults = _Faults(predictions)
     matched = _match(answers, whole, tested, faults)
@@ -172,46 +171,25 @@ def judge_answers(
     )
     with locked(out):
         write_external(out, metrics, table, tested, seen_images)
-    return Judged(metrics, out)
+    return Evaluated(metrics, out)
 
 
-def _folder_for(
-    predictions: Path, out: Path | None, *, data: Path, trained_on: Path | None
-) -> Path:
-    """Return where to write.
+def _folder_beside(predictions: Path) -> Path:
+    """Return the folder for the results, named after the answers.
 
     Raises:
-        DataError: Something else is there, it is between the files of a run or among
-            images, or it cannot be written.
+        DataError: It would be between the files of a run.
     """
-    is_given = out is not None
-    if out is None:
-        place = predictions.resolve()
-        out = predictions.with_name(
-            f"{place.name}-judged" if place.is_dir() else place.stem
+    place = predictions.resolve()
+    out = predictions.with_name(
+        f"{place.name}-judged" if place.is_dir() else place.stem
+    )
+    if (out.parent / "config.toml").is_file():
+        raise DataError(
+            f"{out} would be between the files of a run",
+            hint="name another folder: --out FOLDER",
         )
-    hint = "name another folder: --out FOLDER"
-    if not is_given and (out.parent / "config.toml").is_file():
-        raise DataError(f"{out} would be between the files of a run", hint=hint)
-    if out.exists() and not _is_earlier(out, predictions.name):
-        raise DataError(f"{out} is there, and is not of {predictions.name}", hint=hint)
-    for images in filter(None, (data, trained_on)):
-        check_outside(out, images)
-    check_folder(out)
     return out
-
-
-def _is_earlier(out: Path, model: str) -> bool:
-    """Whether a folder is empty, or has an earlier judgement on the same file."""
-    if not out.is_dir():
-        return False
-    if all(is_ours(path) for path in out.iterdir()):
-        return True
-    try:
-        found = read_model(out / _EXTERNAL, ExternalMetrics, hint="")
-    except RunError:
-        return False
-    return found.model == model
 
 
 def _classes_of(
@@ -451,14 +429,11 @@ def _table(
             records.append(record)
     if not records:
         return None
-    return Predictions(
-        classes=classes.classes,
-        paths=tuple(record.path for record in records),
-        labels=np.array([classes.classes.index(one.label) for one in records]),
-        probs=checked.probs[[matched.row_of[record.path] for record in records]],
-        groups=tuple(tested.groups[record.path] for record in records),
-        sources=tuple(record.source or "" for record in records),
-        folds=(None,) * len(records),
+    return table_of(
+        tested,
+        records,
+        checked.probs[[matched.row_of[record.path] for record in records]],
+        classes,
         has_probs=answers.numbers is not None,
     )
 

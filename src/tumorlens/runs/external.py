@@ -13,13 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tumorlens.errors import RunError
 from tumorlens.files import Count, read_model
 from tumorlens.runs.measures import Measures
-from tumorlens.text import NotebookView, counted
+from tumorlens.text import NotebookView, counted, percent
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 FILE = "external.json"
 """Name of the file; the folder of an evaluation has one."""
+
+NEW, SEEN_PICTURE, SEEN_PATIENT = "new", "seen-picture", "seen-patient"
+"""States of a tested image: training has seen neither it nor its patient; its picture
+or a slice next to it; another image of its group."""
 
 
 class _Content(BaseModel):
@@ -131,10 +135,9 @@ class ExternalMetrics(NotebookView, _Content):
             return (
                 f"None of the {counted(counts.tested, 'image')} was seen in training."
             )
-        share = 100 * seen / counts.tested
         words = (
             f"Training has seen {seen:,} of the {counted(counts.tested, 'image')} "
-            f"({share:.1f} %)"
+            f"({percent(seen / counts.tested)})"
         )
         if counts.seen_patients:
             words += (

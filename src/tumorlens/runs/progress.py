@@ -12,12 +12,19 @@ The command line has displays of its own in `tumorlens.cli.terminal`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from tumorlens.text import percent
 
 Progress = Callable[[int, int], None]
 """Called with the number done and the number in all."""
+
+Stage = Callable[
+    [str], AbstractContextManager[Callable[[int, int | None], None] | None]
+]
+"""Called with words for what begins; gives a function that is called with the number of
+files done, and of all where that is known."""
 
 
 class Listener:
