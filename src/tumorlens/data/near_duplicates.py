@@ -70,7 +70,7 @@ neighbouring slices. No two images of different patients of the Bhuvaji set reac
 ALIGNABLE = 0.6
 """From this correlation on, thumbnails are brought into register before they are
 judged. A crop of a few pixels or a turn by a degree costs a copy more than a
-neighbouring slice differs: cuts of the Bhuvaji set begin at 0.72."""
+neighbouring slice differs."""
 
 # Files with equal hashes that correlate this much count as one: ten thousand
 # re-encodings of one picture then cost ten thousand comparisons, not fifty million.
