@@ -242,7 +242,7 @@ def test_a_folder_or_file_that_cannot_be_read_is_named(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "listdir", refuse)
+        patch.setattr(os, "scandir", refuse)
         assert error_of(root).problem == f"cannot list {root}: Permission denied"
     monkeypatch.setattr("tumorlens.data.index.sha256_of", refuse)
     problem = error_of(root).problem
