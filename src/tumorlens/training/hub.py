@@ -297,7 +297,8 @@ def _bar_class(show: Progress) -> type[tqdm]:
         is_first = True
 
         def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+            silent = {**options, "disable": True}
+            super().__init__(*args, **silent)  # type: ignore[no-untyped-call] # tqdm's
             self._reports, Bar.is_first = Bar.is_first, False
             self._done = options.get("initial") or 0
 
