@@ -40,7 +40,7 @@ from tumorlens.data.near_duplicates import (
 )
 from tumorlens.data.registration import INNER
 from tumorlens.data.seen import Pictures, Seen, read_seen
-from tumorlens.data.sketch import SAME_HEAD, make_sketches, similarity
+from tumorlens.data.sketch import SAME_HEAD, make_sketches, similarities
 from tumorlens.text import counted
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def print_pairs(thumbnails: NDArray[np.uint8]) -> None:
         ("others", others, max),
     ):
         estimates = [
-            similarity(turned(kept[one], way), sketches[other])
+            similarities(turned(kept[one], way), sketches[[other]])[0]
             for a, b, turn in lot
             for one, other, way in ((a, b, turn), (b, a, UNDOING[turn]))
         ]
@@ -140,7 +140,7 @@ def _judged(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> tuple[bool, boo
     estimate = 0.0
     if bits.min() <= MAX_HASH_BITS:
         moving = turned(thumbnails[0], int(bits.argmin()))
-        estimate = similarity(moving, make_sketches(thumbnails[1:])[0])
+        estimate = similarities(moving, make_sketches(thumbnails[1:]))[0]
     return bool(find_near_duplicates(thumbnails)), estimate >= SAME_HEAD
 
 

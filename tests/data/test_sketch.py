@@ -15,7 +15,7 @@ from tumorlens.data.near_duplicates import (
     likeness,
     make_thumbnail,
 )
-from tumorlens.data.sketch import SAME_HEAD, make_sketches, similarity
+from tumorlens.data.sketch import SAME_HEAD, make_sketches, similarities
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,15 +40,24 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 def test_a_copy_is_known_by_the_sketch(
     change: Callable[[Image.Image], Image.Image],
 ) -> None:
-    for picture, sketch in zip(PICTURES, SKETCHES, strict=True):
+    for number, picture in enumerate(PICTURES):
         copy = make_thumbnail(np.asarray(change(Image.fromarray(picture))))
-        assert similarity(copy, sketch) >= SAME_HEAD
+        assert similarities(copy, SKETCHES)[number] >= SAME_HEAD
 
 
 def test_no_other_picture_is_taken_for_it() -> None:
     for number, thumbnail in enumerate(THUMBNAILS):
-        for other, sketch in enumerate(SKETCHES):
-            assert other == number or similarity(thumbnail, sketch) < SAME_HEAD
+        found = similarities(thumbnail, np.delete(SKETCHES, number, axis=0))
+        assert found.max() < SAME_HEAD
+
+
+def test_each_of_many_sketches_is_compared_as_if_it_were_alone() -> None:
+    heads = np.stack([make_thumbnail(one) for one in draw_head(5, num_slices=8)])
+    sketches = make_sketches(heads)
+    together = similarities(heads[3], sketches)
+    alone = [similarities(heads[3], one[None])[0] for one in sketches]
+    np.testing.assert_allclose(together, alone, atol=1e-9)
+    assert together.argmax() == 3
 
 
 def test_the_distance_of_two_pictures_is_kept_within_a_factor_of_two() -> None:
@@ -56,7 +65,7 @@ def test_the_distance_of_two_pictures_is_kept_within_a_factor_of_two() -> None:
     thumbnails = np.stack([make_thumbnail(one) for one in slices])
     sketches = make_sketches(thumbnails)
     ratios = [
-        (1 - similarity(thumbnails[one], sketches[other])) / (1 - exact)
+        (1 - similarities(thumbnails[one], sketches[[other]])[0]) / (1 - exact)
         for one in range(len(slices))
         for other in range(one)
         if (exact := likeness(thumbnails[one], thumbnails[other])[0]) > 0.98
@@ -69,16 +78,17 @@ def test_the_next_slice_of_a_head_is_known() -> None:
     thumbnails = np.stack([make_thumbnail(one) for one in draw_head(5, num_slices=8)])
     found = find_near_duplicates(thumbnails)
     assert {(n, n + 1) for n in range(7)} <= {(pair.a, pair.b) for pair in found}
-    for slice_, sketch in zip(thumbnails, make_sketches(thumbnails)[1:], strict=False):
-        assert similarity(slice_, sketch) >= SAME_HEAD
+    sketches = make_sketches(thumbnails)
+    for number, slice_ in enumerate(thumbnails[:-1]):
+        assert similarities(slice_, sketches)[number + 1] >= SAME_HEAD
 
 
 def test_plain_images_have_an_empty_sketch_and_are_like_nothing() -> None:
     plain = np.full((1, 64, 64), 90, np.uint8)
     sketch = make_sketches(plain)
     assert not sketch.any()
-    assert similarity(THUMBNAILS[0], sketch[0]) == 0
-    assert similarity(plain[0], SKETCHES[0]) == 0
+    assert similarities(THUMBNAILS[0], sketch) == [0]
+    assert not similarities(plain[0], SKETCHES).any()
 
 
 def test_a_sketch_is_the_same_on_every_machine() -> None:

@@ -90,15 +90,24 @@ def slopes(moved: NDArray[np.float64]) -> NDArray[np.float64]:
     Returns:
         Shape (8, pixels); the first row is the image itself, the second constant.
     """
-    rows, columns = _coordinates()
-    now = moved[INNER].ravel()
-    down, right = (np.gradient(moved, axis=axis)[INNER].ravel() for axis in (0, 1))
-    return np.stack(
-        [
-            *(now, np.ones_like(now), down, right),
-            *(down * rows, down * columns, right * rows, right * columns),
-        ]
-    )
+    row, column = _coordinates()
+    now = moved[INNER]
+    found = np.empty((8, now.size))
+    found[0], found[1] = now.ravel(), 1
+    found[2] = _difference(moved, axis=0).ravel()
+    found[3] = _difference(moved, axis=1).ravel()
+    for number, along in enumerate((found[2], found[3])):
+        np.multiply(along, row, out=found[4 + 2 * number])
+        np.multiply(along, column, out=found[5 + 2 * number])
+    return found
+
+
+def _difference(moved: NDArray[np.float64], *, axis: int) -> NDArray[np.float64]:
+    """Return the central difference at the inner pixels."""
+    before, after = list(INNER), list(INNER)
+    before[axis] = slice(_MARGIN_PX - 1, -_MARGIN_PX - 1)
+    after[axis] = slice(_MARGIN_PX + 1, -_MARGIN_PX + 1)
+    return (moved[*after] - moved[*before]) / 2
 
 
 @cache

@@ -23,13 +23,18 @@ import numpy as np
 
 from tumorlens.data import near_duplicates as near
 from tumorlens.data.registration import THUMBNAIL_PX
-from tumorlens.data.sketch import NUM_PROJECTIONS, SAME_HEAD, make_sketches, similarity
+from tumorlens.data.sketch import (
+    NUM_PROJECTIONS,
+    SAME_HEAD,
+    make_sketches,
+    similarities,
+)
 from tumorlens.data.split import LEFT_OUT
 from tumorlens.errors import DataError
 from tumorlens.files import write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -133,14 +138,19 @@ class Seen:
         if len(left) and len(self):
             hashes = near.hash_thumbnails(pictures.thumbnails[left])
             proposed = near.propose_matches(hashes, self.hashes)
-        for done, (row, seen, turn) in enumerate(proposed.tolist()):
+        done = 0
+        for row, turn, known in _by_image(proposed):
             place = left[row]
-            thumbnail = near.turned(pictures.thumbnails[place], turn)
-            found = similarity(thumbnail, self.sketches[seen])
-            if found >= SAME_HEAD and found > likeness[place]:
-                number[place], likeness[place], orientation[place] = seen, found, turn
+            found = similarities(
+                near.turned(pictures.thumbnails[place], turn), self.sketches[known]
+            )
+            best = int(found.argmax())
+            if found[best] >= SAME_HEAD and found[best] > likeness[place]:
+                number[place], likeness[place] = known[best], found[best]
+                orientation[place] = turn
+            done += len(known)
             if progress is not None:
-                progress(done + 1, len(proposed))
+                progress(done, len(proposed))
         return Found(number, likeness, orientation)
 
     def part(self, is_kept: Sequence[bool]) -> Seen:
@@ -285,6 +295,17 @@ def _check_numbers(arrays: dict[str, NDArray[Any]]) -> None:
         numbers = arrays[name]
         if len(numbers) and not low <= numbers.min() <= numbers.max() < size:
             raise ValueError(f"expected {name} from {low} to {size - 1}")
+
+
+def _by_image(
+    proposed: NDArray[np.int64],
+) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+    """Yield (image, orientation, known pictures) of the rows of `propose_matches`."""
+    order = np.lexsort((proposed[:, 1], proposed[:, 2], proposed[:, 0]))
+    rows = proposed[order]
+    starts = np.flatnonzero((np.diff(rows[:, ::2], axis=0) != 0).any(axis=1)) + 1
+    for lot in np.split(rows, starts) if len(rows) else ():
+        yield int(lot[0, 0]), int(lot[0, 2]), lot[:, 1]
 
 
 def _digest(word: str, salt: bytes) -> bytes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -60,56 +60,107 @@ def make_sketches(thumbnails: NDArray[np.uint8]) -> NDArray[np.int8]:
     return sketches
 
 
-def similarity(thumbnail: NDArray[np.uint8], sketch: NDArray[np.int8]) -> float:
-    """Return the estimated correlation of a picture with that of a sketch.
+def similarities(
+    thumbnail: NDArray[np.uint8], sketches: NDArray[np.int8]
+) -> NDArray[np.float64]:
+    """Return the estimated correlation of a picture with those of sketches.
 
     It is brought into register as in `near_duplicates.likeness`, with projections in
-    place of pixels.
+    place of pixels. The first step, where most end, is one for all sketches.
 
     Args:
-        thumbnail: Shape (64, 64), turned as the picture of the sketch is.
-        sketch: Shape (64,).
+        thumbnail: Shape (64, 64), turned as the pictures of the sketches are.
+        sketches: Shape (K, 64).
 
     Returns:
-        At most 1; 0 where the two cannot be brought into register.
+        Shape (K,), at most 1; 0 where the two cannot be brought into register.
 
     Source:
         Achlioptas, "Database-friendly random projections", PODS 2001.
     """
-    target = sketch.astype(np.float64)
-    power = float(target @ target)
-    if power == 0 or thumbnail.std() < MIN_CONTRAST:
-        return 0.0
-    moving = Moving(thumbnail)
+    targets = sketches.astype(np.float64)
+    powers = np.einsum("kp,kp->k", targets, targets)
+    if thumbnail.std() < MIN_CONTRAST:
+        return np.zeros(len(sketches))
+    projected = _project(slopes(Moving(thumbnail).moved()))
+    first = _fit(projected, targets, powers, num_fitted=2)
+    for number in np.flatnonzero(first.promised >= _HOPELESS[0]).tolist():
+        moving = Moving(thumbnail)
+        if moving.step(first.solved[:, number]):
+            one = slice(number, number + 1)
+            found = _in_register(moving, targets[one], powers[one])
+            first.reached[number] = max(first.reached[number], found)
+    return first.reached
+
+
+class _Fit(NamedTuple):
+    """What a step of the registration gives, for K sketches."""
+
+    reached: NDArray[np.float64]
+    """Correlation where the image is now, with the best gain and offset; shape (K,)."""
+    promised: NDArray[np.float64]
+    """Correlation after the step, if the slopes stayed as they are; shape (K,)."""
+    solved: NDArray[np.float64]
+    """Factors of the slopes, shape (8, K)."""
+
+
+def _in_register(
+    moving: Moving, target: NDArray[np.float64], power: NDArray[np.float64]
+) -> float:
+    """Return the best correlation with one sketch after the first step."""
     best = 0.0
-    for step in range(NUM_STEPS):
+    for step in range(1, NUM_STEPS):
         if step == NUM_LINEAR_STEPS:
             moving.refine()
-        rows = slopes(moving.moved()).astype(np.float32)
-        seen = (_projections() @ rows.T).astype(np.float64)  # (64, 8)
-        fitted = np.linalg.lstsq(seen[:, :2], target, rcond=None)[0]
-        left = seen[:, :2] @ fitted - target
-        best = max(best, _correlation(left, power, num_fitted=8 if step else 2))
-        squares = seen.T @ seen
-        squares += 1e-6 * np.trace(squares) / 8 * np.eye(8)
-        solved = np.linalg.solve(squares, seen.T @ target)
-        if step < len(_HOPELESS):
-            left = seen @ solved - target
-            promised = max(best, _correlation(left, power, num_fitted=8))
-            if promised < _HOPELESS[step]:
-                return best
-        if not moving.step(solved):
+        fit = _fit(_project(slopes(moving.moved())), target, power, num_fitted=8)
+        best = max(best, float(fit.reached[0]))
+        if step < len(_HOPELESS) and max(best, fit.promised[0]) < _HOPELESS[step]:
+            break
+        if not moving.step(fit.solved[:, 0]):
             break
     return best
 
 
-def _correlation(left: NDArray[np.float64], power: float, *, num_fitted: int) -> float:
-    """Return the correlation that a residual of the projections stands for.
+def _fit(
+    projected: NDArray[np.float64],
+    targets: NDArray[np.float64],
+    powers: NDArray[np.float64],
+    *,
+    num_fitted: int,
+) -> _Fit:
+    """Return the least-squares step towards each of K sketches.
+
+    Args:
+        projected: The slopes, projected, shape (64, 8).
+        targets: The sketches, shape (K, 64).
+        powers: Their sums of squares, shape (K,).
+        num_fitted: How many numbers were fitted to reach the place of the image.
+    """
+    tones = projected[:, :2]
+    left = targets.T - tones @ np.linalg.lstsq(tones, targets.T, rcond=None)[0]
+    squares = projected.T @ projected
+    squares += 1e-6 * np.trace(squares) / 8 * np.eye(8)
+    solved = np.linalg.solve(squares, projected.T @ targets.T)
+    reached = _correlations(left, powers, num_fitted=num_fitted)
+    promised = _correlations(targets.T - projected @ solved, powers, num_fitted=8)
+    return _Fit(reached, np.maximum(reached, promised), solved)
+
+
+def _correlations(
+    left: NDArray[np.float64], powers: NDArray[np.float64], *, num_fitted: int
+) -> NDArray[np.float64]:
+    """Return the correlations (K,) that residuals (64, K) of the projections stand for.
 
     A fit of so many numbers makes the residual of 64 smaller than that of the pixels.
     """
     share = NUM_PROJECTIONS / (NUM_PROJECTIONS - num_fitted)
-    return max(0.0, 1 - share * float(left @ left) / power / 2)
+    missed = share * np.einsum("pk,pk->k", left, left) / np.maximum(powers, 1) / 2
+    return np.where(powers > 0, np.maximum(0, 1 - missed), 0)
+
+
+def _project(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the projections (64, 8) of slopes (8, pixels)."""
+    return (_projections() @ rows.T.astype(np.float32)).astype(np.float64)
 
 
 @cache
