@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from support.images import CLASSES, draw_image
-from support.missing_libraries import without
+from support.missing_libraries import HEAVY, OF_EVALUATE, without
 from support.runs_on_images import make_kfold_run
 from tumorlens.cli import app
 from tumorlens.deploy.artefact import open_artefact
@@ -96,13 +96,13 @@ def test_an_artefact_gives_what_its_run_gives(
         assert one.log_loss.value == pytest.approx(two.log_loss.value, abs=1e-4)
 
 
-def test_an_artefact_needs_no_torch(
+def test_an_artefact_needs_the_extra_evaluate_and_its_runtime_alone(
     exported_run: Run, other: Path, tmp_path: Path
 ) -> None:
     model, out = exported_run.path / "export" / "onnx", tmp_path / "out"
     words = ["evaluate", str(model), "--on", str(other), "--out", str(out)]
     code = f"from tumorlens.cli import app; raise SystemExit(app.main({words!r}))"
-    answer = without({"torch", "torchvision", "timm", "accelerate"}, code)
+    answer = without(HEAVY - OF_EVALUATE - {"onnxruntime"}, code)
     assert answer.returncode == 0, answer.stderr
     assert "Training has seen 8 of the 20 images (40.0 %); 12 are new." in answer.stdout
     assert (out / "external.json").is_file()

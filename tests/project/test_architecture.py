@@ -10,9 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from support.missing_libraries import HEAVY, PACKAGE, run_python, without
+from support.missing_libraries import HEAVY, OF_EVALUATE, PACKAGE, run_python, without
 
 
 @pytest.mark.parametrize(
@@ -76,11 +78,42 @@ def test_it_works_with_the_core_dependencies_alone(module: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["audit", "DATA", "--out", "OUT"],
+        ["claim", "DATA", "--accuracy", "0.9", "--out", "OUT"],
+        ["evaluate", "--predictions", "answers.csv", "--data", "DATA", "--out", "OUT"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_judging_needs_the_extra_evaluate_alone(
+    words: list[str], tmp_path: Path
+) -> None:
+    paths = []
+    for folder, shade in (("Training", 0), ("Testing", 1)):
+        for number in range(8):
+            path = tmp_path / "DATA" / folder / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(16 * shade + number).integers(0, 255, (9, 9))
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+            paths.append(path)
+    rows = [f"{path},{path.parent.name}" for path in paths if "Testing" in path.parts]
+    (tmp_path / "answers.csv").write_text("\n".join(["path,predicted", *rows]))
+    done = without(
+        HEAVY - OF_EVALUATE,
+        f"import os; os.chdir({str(tmp_path)!r});"
+        f"from tumorlens.cli import app; raise SystemExit(app.main({words!r}))",
+    )
+    assert done.returncode == 0, done.stderr
+    assert any((tmp_path / "OUT").iterdir())
+
+
+@pytest.mark.parametrize(
     ("module", "missing", "extra"),
     [
         ("tumorlens.training.fit", "torch", "train"),
-        ("tumorlens.data.audit", "sklearn", "train"),
-        ("tumorlens.report", "jinja2", "train"),
+        ("tumorlens.data.audit", "sklearn", "evaluate"),
+        ("tumorlens.report", "jinja2", "evaluate"),
         ("nilearn.datasets", "nilearn", "demo"),
         ("gdcm", "gdcm", "dicom"),
         ("highdicom.sr", "highdicom", "dicom"),
@@ -128,11 +161,11 @@ def test_a_missing_module_of_our_own_is_no_missing_extra() -> None:
     ("words", "missing", "extra"),
     [
         (["train", "--out", "nowhere"], "torch", "train"),
-        (["audit", "nowhere", "--out", "nowhere"], "sklearn", "train"),
-        (["claim", "nowhere", "--accuracy", "0.9"], "sklearn", "train"),
-        (["benchmark", "nowhere"], "jinja2", "train"),
-        (["compare", "nowhere"], "jinja2", "train"),
-        (["lr-find", "--out", "nowhere"], "matplotlib", "train"),
+        (["audit", "nowhere", "--out", "nowhere"], "sklearn", "evaluate"),
+        (["claim", "nowhere", "--accuracy", "0.9"], "sklearn", "evaluate"),
+        (["benchmark", "nowhere"], "jinja2", "evaluate"),
+        (["compare", "nowhere"], "jinja2", "evaluate"),
+        (["lr-find", "--out", "nowhere"], "matplotlib", "evaluate"),
     ],
 )
 def test_the_command_line_names_the_missing_extra(

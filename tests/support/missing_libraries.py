@@ -32,6 +32,7 @@ HEAVY = {
     "optuna",
     "pandas",
     "pg8000",
+    "platformdirs",
     "psutil",
     "pyarrow",
     "safetensors",
@@ -43,8 +44,12 @@ HEAVY = {
     "torch",
     "torchmetrics",
     "torchvision",
+    "tqdm",
 }
 """Libraries of the extras. Neither the import of the package nor `--help` loads one."""
+
+OF_EVALUATE = {"jinja2", "matplotlib", "scipy", "sklearn", "tabulate"}
+"""Libraries of the extra `evaluate`: those that judge a model, and train none."""
 
 WITHOUT = """
 import sys
