@@ -20,10 +20,10 @@ from tumorlens.data.claim import (
     MAX_CLAIMS,
     ClaimCheck,
     ClassRange,
-    arrange,
     judge_claims,
     parse_accuracies,
 )
+from tumorlens.data.claimed_set import arrange
 from tumorlens.data.duplicates import find_duplicates
 from tumorlens.data.index import read_index
 from tumorlens.errors import ConfigError, DataError

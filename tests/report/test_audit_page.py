@@ -11,7 +11,8 @@ import pytest
 from support.pages import Tags, assert_self_contained
 from support.planted_sets import draw_set, make_two_sets
 from tumorlens.data.audit import audit
-from tumorlens.data.claim import arrange, judge_claims, parse_accuracies
+from tumorlens.data.claim import judge_claims, parse_accuracies
+from tumorlens.data.claimed_set import arrange
 from tumorlens.data.duplicates import find_duplicates
 from tumorlens.data.index import read_index
 from tumorlens.data.overlap import compare_sets, read_sets

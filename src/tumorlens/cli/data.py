@@ -123,6 +123,7 @@ def claim(
 ) -> None:
     """Say what a published accuracy on a test set can be worth."""
     from tumorlens.data import claim as stage
+    from tumorlens.data.claimed_set import arrange
     from tumorlens.data.duplicates import find_duplicates
     from tumorlens.data.index import check_outside, patient_note, read_index
     from tumorlens.files import locked, write_model
@@ -134,7 +135,7 @@ def claim(
         for one in (data, trained_on):
             if one is not None:
                 check_outside(out, one)
-    claimed = stage.arrange(
+    claimed = arrange(
         read_index(data, metadata=metadata),
         read_index(trained_on) if trained_on is not None else None,
         name=data,

@@ -100,7 +100,7 @@ class _Fit(NamedTuple):
     """Correlation where the image is now, with the best gain and offset; shape (K,)."""
     promised: NDArray[np.float64]
     """Correlation after the step, if the slopes stayed as they are; shape (K,)."""
-    solved: NDArray[np.float64]
+    solved: NDArray[np.floating]
     """Factors of the slopes, shape (8, K)."""
 
 
