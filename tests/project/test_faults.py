@@ -78,6 +78,10 @@ class Place:
         return self.folder / "data"
 
     @property
+    def other(self) -> Path:
+        return self.folder / "other"
+
+    @property
     def run(self) -> Path:
         return self.folder / "run"
 
@@ -106,6 +110,14 @@ def make_place(folder: Path) -> None:
         for number in range(10):
             image = Image.fromarray(draw_image(label, number))
             image.save(place.data / label / f"{number}.png")
+    answers = ["path,predicted"]
+    for label in CLASSES:
+        (place.other / label).mkdir(parents=True)
+        for number in range(8, 12):  # two pictures that training has seen, and two new
+            path = place.other / label / f"{number}.png"
+            Image.fromarray(draw_image(label, number)).save(path)
+            answers.append(f"{label}/{number}.png,{label}")
+    (folder / "answers.csv").write_text("\n".join(answers))
     (folder / "tiny.toml").write_text(TINY)
     (folder / "study.toml").write_text(STUDY)
     with Zygote(folder) as zygote:
@@ -116,9 +128,13 @@ def make_place(folder: Path) -> None:
             done = zygote.run(*words, *seeded)
             assert done.status == 0, done.output
         shutil.copytree(place.run, folder / "trained")
-        for command in ("evaluate", "export"):
-            formats = ["--format", "onnx"] if command == "export" else []
-            done = zygote.run(command, place.run, *formats)
+        for words in (
+            ["evaluate", place.run],
+            ["evaluate", place.run, "--on", place.other],
+            ["evaluate", folder / "second", "--on", place.other],
+            ["export", place.run, "--format", "onnx"],
+        ):
+            done = zygote.run(*words)
             assert done.status == 0, done.output
 
 
@@ -164,6 +180,12 @@ def of_evaluation(run: Path) -> Any:
     found = open_run(run)
     assert found.looks()
     return found.metrics(), found.predictions_path.read_bytes()
+
+
+def of_external(folder: Path) -> Any:
+    measured = json.loads((folder / "external.json").read_text())
+    tables = (of_table(folder / name) for name in ("predictions.csv", "images.csv"))
+    return measured, *tables, of_page(folder / "external.html")
 
 
 def of_export(run: Path) -> Any:
@@ -219,6 +241,29 @@ COMMANDS = {
         lambda _, out: ["evaluate", out / "run"],
         lambda out: of_evaluation(out / "run"),
         partial(copy_run, "trained"),
+    ),
+    "evaluate-on": Command(
+        lambda place, out: ["evaluate", out / "run", "--on", place.other],
+        lambda out: (
+            of_external(out / "run/external/other"),
+            open_run(out / "run").looks() != [],
+        ),
+        partial(copy_run, "trained"),
+    ),
+    "evaluate-predictions": Command(
+        lambda place, out: [
+            *("evaluate", "--predictions", place.folder / "answers.csv"),
+            *("--data", place.other, "--trained-on", place.data),
+            *("--out", out / "judged"),
+        ],
+        lambda out: of_external(out / "judged"),
+    ),
+    "compare-on": Command(
+        lambda place, out: [
+            *("compare", place.run, place.folder / "second", "--on", "other"),
+            *("--out", out / "compared"),
+        ],
+        lambda out: json.loads((out / "compared/external-comparison.json").read_text()),
     ),
     "export": Command(
         lambda _, out: ["export", out / "run", "--format", "onnx"],
@@ -280,7 +325,10 @@ COMMANDS = {
         lambda out: json.loads((out / "lr/lr_find.json").read_text())["losses"],
     ),
 }
-TO_KILL = ("audit", "split", "train", "evaluate", "export", "predict", "study")
+TO_KILL = (
+    *("audit", "split", "train", "evaluate", "evaluate-on", "evaluate-predictions"),
+    *("export", "predict", "study"),
+)
 
 
 @pytest.fixture(scope="session")
