@@ -36,6 +36,11 @@ _FORMAT = 2
 _ROWS_AT_ONCE = 10_000
 """Rows of a Parquet row group: held in memory together."""
 
+OF_TRUST = ("answer", "set", "gate", "objection")
+"""Columns of `tumorlens.runs.trust`, empty for a model that is not calibrated: a class,
+"uncertain" or "not-a-brain-mri"; the classes of the set, likeliest first, joined by |;
+the share of val images that look less odd; and the part of the gate that objected."""
+
 _WHOLE_NUMBERS = ("series", "slice", "frame")
 """Columns of whole numbers; `prob_...` hold fractions, all others texts."""
 
@@ -378,7 +383,10 @@ def as_text(name: object) -> str:
 
 def _columns(classes: Sequence[tuple[str, ...]]) -> list[str]:
     names = dict.fromkeys(name for names in classes for name in names)
-    return ["path", "run", "predicted", *map("prob_{}".format, names), "error"]
+    return [
+        *("path", "run", "predicted", *map("prob_{}".format, names)),
+        *(*OF_TRUST, "error"),
+    ]
 
 
 def _as_row(run: str, classes: tuple[str, ...], prediction: Prediction) -> Row:
@@ -388,10 +396,22 @@ def _as_row(run: str, classes: tuple[str, ...], prediction: Prediction) -> Row:
         "predicted": prediction.predicted,
         "error": None if prediction.error is None else as_text(prediction.error),
     }
+    row |= trust_cells(prediction)
     if prediction.probs is not None:
         for name, prob in zip(classes, prediction.probs, strict=True):
             row[f"prob_{name}"] = float(prob)
     return row
+
+
+def trust_cells(prediction: Prediction) -> Row:
+    """Return the cells of the columns `OF_TRUST`."""
+    classes = prediction.in_set
+    return {
+        "answer": prediction.answer,
+        "set": None if classes is None else "|".join(classes),
+        "gate": prediction.gate,
+        "objection": prediction.objection,
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -419,7 +439,7 @@ def _write_parquet(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> N
     arrow, parquet = require("pyarrow"), require("pyarrow.parquet")
 
     def type_of(name: str) -> Any:
-        if name.startswith("prob_"):
+        if name.startswith("prob_") or name == "gate":
             return arrow.float64()
         return arrow.int64() if name in _WHOLE_NUMBERS else arrow.string()
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,14 @@ from tumorlens.deploy.runtimes import open_session
 from tumorlens.errors import ConfigError, DataError, RunError, check_arguments
 from tumorlens.extras import naming_missing_extras
 from tumorlens.files import sha256_of, sha256_of_bytes
+from tumorlens.runs.trust import Judged, TrustedAnswers, read_trust, trust_of_run
+from tumorlens.stats.calibration import answered_probs
+from tumorlens.stats.gate import facts_of
 from tumorlens.system import num_processors
 from tumorlens.text import NotebookView
 
 if TYPE_CHECKING:
+    from tumorlens.deploy.runtimes import Outputs
     from tumorlens.runs.folder import ModelCard, Run
 
 Progress = Callable[[int, int | None], None]
@@ -54,6 +58,14 @@ class Prediction:
     error: str | None
     """Why there are no probabilities, in one line and without the path: the file could
     not be read, or `NO_NUMBER`."""
+    answer: str | None = None
+    """A class, "uncertain" or "not-a-brain-mri"; `None` without trust."""
+    in_set: tuple[str, ...] | None = None
+    """Classes of the conformal set, likeliest first; `None` without trust."""
+    gate: float | None = None
+    """Share of val images that look less odd; `None` without a gate."""
+    objection: str | None = None
+    """Part of the gate that turned the image away."""
 
 
 class FilePredictions(list[Prediction], NotebookView):
@@ -76,13 +88,22 @@ class FilePredictions(list[Prediction], NotebookView):
         self.skipped = dict(skipped or {})
 
 
+class Answer(NamedTuple):
+    """What one model gives for N images."""
+
+    probs: NDArray[np.floating]
+    """Shape (N, classes)."""
+    embedding: NDArray[np.floating] | None
+    """Shape (N, E), for the gate; `None` where nothing needs it."""
+
+
 @dataclass(frozen=True)
 class Member:
     """One model whose probabilities are averaged: a network or an artefact."""
 
     spec: InputSpec
-    predict: Callable[[NDArray[np.uint8]], NDArray[np.floating]]
-    """Images (N, S, S, C) to probabilities (N, classes)."""
+    answer: Callable[[NDArray[np.uint8]], Answer]
+    """Images (N, S, S, C) to what the model gives for them."""
     weights_sha256: tuple[str, ...]
     """Digests of its weights files."""
 
@@ -120,6 +141,7 @@ class Predictor:
         classes: Class names, in the order of the probabilities.
         digest: SHA-256 of everything that determines the probabilities; models with
             equal digests give equal ones.
+        trust: When it answers and what it turns away; `None` if it is not calibrated.
     """
 
     def __init__(
@@ -129,11 +151,13 @@ class Predictor:
         digest: str,
         members: Sequence[Member],
         limits: ImageLimits = DEFAULT_LIMITS,
+        trust: TrustedAnswers | None = None,
     ) -> None:
         self.name = name
         self.classes = classes
         self.digest = digest
         self.limits = limits
+        self.trust = trust
         self._members = tuple(members)
 
     @property
@@ -174,7 +198,10 @@ class Predictor:
             from tumorlens.training.dataset import image_limits
 
             limits = image_limits(run.config.data)
-            return cls(run.name, *_members_of(run, device=device), limits)
+            trust = trust_of_run(run)
+            with_gate = trust is not None and bool(trust.gates)
+            members = _members_of(run, device=device, with_gate=with_gate)
+            return cls(run.name, *members, limits, trust)
 
     @classmethod
     def of_artefact(cls, artefact: Artefact) -> Self:
@@ -186,11 +213,12 @@ class Predictor:
         session = open_session(artefact)
         member = Member(
             InputSpec(card.size_px, card.fit, 3),
-            lambda images: session(images).probs,
+            lambda images: _of_graph(session(images)),
             card.weights_sha256,
         )
         name = f"{card.run} ({card.kind})"
-        return cls(name, card.classes, digest, [member], card.limits)
+        trust = read_trust(artefact.path, card.weights_sha256)
+        return cls(name, card.classes, digest, [member], card.limits, trust)
 
     def predict_files(
         self,
@@ -253,7 +281,7 @@ class Predictor:
         """
         _check_images(images)
         probs = [  # (N, C) of each member
-            member.predict(np.stack([member.square(image) for image in images]))
+            member.answer(np.stack([member.square(image) for image in images])).probs
             for member in self._members
         ]
         mean: NDArray[np.float32] = np.mean(probs, axis=0).astype(np.float32)
@@ -263,23 +291,59 @@ class Predictor:
 
     def _predict_batch(self, batch: Sequence[Decoded]) -> list[Prediction]:
         readable = [one for one in batch if one.error is None]
-        probs = [  # (N, C) of each member
-            member.predict(np.stack([one.squares[member.spec] for one in readable]))
-            for member in self._members
-            if readable
-        ]
-        mean = iter(np.mean(probs, axis=0).astype(np.float32) if probs else ())
+        found = iter(self._answers(readable) if readable else ())
         return [
             Prediction(one.path, None, None, one.error)
             if one.error is not None
-            else self._prediction(one.path, next(mean))
+            else next(found)
             for one in batch
         ]
 
-    def _prediction(self, path: Path, probs: NDArray[np.float32]) -> Prediction:
-        if not np.isfinite(probs).all():
-            return Prediction(path, None, None, NO_NUMBER)
-        return Prediction(path, probs, self.classes[int(probs.argmax())], None)
+    def _answers(self, decoded: Sequence[Decoded]) -> list[Prediction]:
+        """Return the answers for files that could be read, at least one."""
+        inputs = [
+            np.stack([one.squares[member.spec] for one in decoded])
+            for member in self._members
+        ]
+        answers = [
+            member.answer(images)
+            for member, images in zip(self._members, inputs, strict=True)
+        ]
+        probs = np.mean([one.probs for one in answers], axis=0).astype(np.float32)
+        is_number = np.isfinite(probs).all(axis=1)
+        plain = [
+            Prediction(one.path, row, self.classes[int(row.argmax())], None)
+            if is_right
+            else Prediction(one.path, None, None, NO_NUMBER)
+            for one, row, is_right in zip(decoded, probs, is_number, strict=True)
+        ]
+        if self.trust is None or not is_number.any():
+            return plain
+        embeddings = [one.embedding for one in answers if one.embedding is not None]
+        judged = self.trust.judge(
+            probs[is_number],
+            np.concatenate(embeddings, axis=1)[is_number] if embeddings else None,
+            facts_of(inputs[0][is_number]) if self.trust.gates else None,
+        )
+        rows = iter(range(len(judged.answers)))
+        return [
+            one if one.error is not None else _with_trust(one, judged, next(rows))
+            for one in plain
+        ]
+
+
+def _with_trust(one: Prediction, judged: Judged, row: int) -> Prediction:
+    return replace(
+        one,
+        answer=judged.answers[row],
+        in_set=judged.sets[row],
+        gate=judged.gate[row],
+        objection=judged.objection[row],
+    )
+
+
+def _of_graph(outputs: Outputs) -> Answer:
+    return Answer(outputs.probs, outputs.embedding)
 
 
 def _check_images(images: Images) -> None:
@@ -309,8 +373,15 @@ def _check_images(images: Images) -> None:
             )
 
 
-def _members_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Member]]:
+def _members_of(
+    run: Run, *, device: str, with_gate: bool
+) -> tuple[tuple[str, ...], str, list[Member]]:
     """Return the classes, the digest and the members of a run.
+
+    Args:
+        run: The run.
+        device: As for `Predictor.open`.
+        with_gate: Whether its members give embeddings too; they take images in colour.
 
     Raises:
         RunError: A fold is missing, or the networks have different classes.
@@ -325,8 +396,8 @@ def _members_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Me
         cards.append(card)
         members.append(
             Member(
-                InputSpec(card.size_px, card.fit, card.in_chans),
-                partial(_probs_of, card, module, target),
+                InputSpec(card.size_px, card.fit, 3 if with_gate else card.in_chans),
+                partial(_answer_of if with_gate else _probs_of, card, module, target),
                 (card.weights_sha256,),
             )
         )
@@ -342,10 +413,20 @@ def _members_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Me
 
 def _probs_of(
     card: ModelCard, module: Any, device: Any, images: NDArray[np.uint8]
-) -> NDArray[np.floating]:
+) -> Answer:
     from tumorlens.training import network
 
-    return network.predict_probs(module, [network.as_batch(images)], card, device)
+    batches = [network.as_batch(images)]
+    return Answer(network.predict_probs(module, batches, card, device), None)
+
+
+def _answer_of(
+    card: ModelCard, module: Any, device: Any, images: NDArray[np.uint8]
+) -> Answer:
+    from tumorlens.training import network
+
+    found = network.answer(module, [network.as_input(card, images)], card, device)
+    return Answer(answered_probs(found.logits, card.temperature), found.embedding)
 
 
 def _parts(run: Run) -> tuple[Run, ...]:

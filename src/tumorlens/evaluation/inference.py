@@ -139,7 +139,7 @@ def predict_subset(
             f"{run.path} has no image in subset {subset!r}",
             hint=f"{run.split_path} lists the subset of each image",
         )
-    members = [(one, _card(one, index)) for one in run.networks()]
+    members = [(one, check_classes(one, index)) for one in run.networks()]
     probs = [
         _probs(
             one,
@@ -174,7 +174,7 @@ def pool_folds(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
-def _card(run: Run, index: Index) -> ModelCard:
+def check_classes(run: Run, index: Index) -> ModelCard:
     """Return the card of a network whose classes are those of the data.
 
     Raises:

@@ -8,6 +8,7 @@
         history.jsonl        one line per epoch
         model.json           how to rebuild the network and its preprocessing
         weights.safetensors  the best weights by validation
+        trust.json, gate.npz when to answer, and what to turn away
         last/                everything that resuming needs
         finished             an empty file that marks a finished training
         folds/0 ...          in a k-fold run: an ordinary run folder per fold
@@ -590,6 +591,10 @@ class Run(NotebookView):
         and resuming repairs it: the epoch is repeated, and both are written again.
         """
         write_bytes(self.weights_path, weights)
+        write_model(self.card_path, card)
+
+    def write_card(self, card: ModelCard) -> None:
+        """Write `model.json` of weights that stay, as with another temperature."""
         write_model(self.card_path, card)
 
     def remove_partial_files(self) -> None:
