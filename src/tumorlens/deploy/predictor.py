@@ -102,10 +102,18 @@ class Member:
     """One model whose probabilities are averaged: a network or an artefact."""
 
     spec: InputSpec
-    answer: Callable[[NDArray[np.uint8]], Answer]
-    """Images (N, S, S, C) to what the model gives for them."""
+    predict: Callable[[NDArray[np.uint8]], NDArray[np.floating]]
+    """Images (N, S, S, C) to probabilities (N, classes)."""
     weights_sha256: tuple[str, ...]
     """Digests of its weights files."""
+    embed: Callable[[NDArray[np.uint8]], Answer] | None = None
+    """The same with embeddings, where the gate needs them."""
+
+    def answer(self, images: NDArray[np.uint8]) -> Answer:
+        """Return what the model gives for images (N, S, S, C)."""
+        if self.embed is None:
+            return Answer(self.predict(images), None)
+        return self.embed(images)
 
     def square(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return a decoded image as input of this model, shape (S, S, C)."""
@@ -213,8 +221,9 @@ class Predictor:
         session = open_session(artefact)
         member = Member(
             InputSpec(card.size_px, card.fit, 3),
-            lambda images: _of_graph(session(images)),
+            lambda images: session(images).probs,
             card.weights_sha256,
+            lambda images: _of_graph(session(images)),
         )
         name = f"{card.run} ({card.kind})"
         trust = read_trust(artefact.path, card.weights_sha256)
@@ -281,7 +290,7 @@ class Predictor:
         """
         _check_images(images)
         probs = [  # (N, C) of each member
-            member.answer(np.stack([member.square(image) for image in images])).probs
+            member.predict(np.stack([member.square(image) for image in images]))
             for member in self._members
         ]
         mean: NDArray[np.float32] = np.mean(probs, axis=0).astype(np.float32)
@@ -397,8 +406,9 @@ def _members_of(
         members.append(
             Member(
                 InputSpec(card.size_px, card.fit, 3 if with_gate else card.in_chans),
-                partial(_answer_of if with_gate else _probs_of, card, module, target),
+                partial(_probs_of, card, module, target),
                 (card.weights_sha256,),
+                partial(_answer_of, card, module, target) if with_gate else None,
             )
         )
     if len({card.classes for card in cards}) > 1:
@@ -413,11 +423,11 @@ def _members_of(
 
 def _probs_of(
     card: ModelCard, module: Any, device: Any, images: NDArray[np.uint8]
-) -> Answer:
+) -> NDArray[np.floating]:
     from tumorlens.training import network
 
-    batches = [network.as_batch(images)]
-    return Answer(network.predict_probs(module, batches, card, device), None)
+    batches = [network.as_input(card, images)]
+    return network.predict_probs(module, batches, card, device)
 
 
 def _answer_of(

@@ -127,7 +127,9 @@ def fit_gate(
         threshold=0.0,
     )
     scores = np.sort(gate.measure(val, val_facts).max(axis=1))
-    return _with_threshold(gate, scores, false_alarms), dict(found)
+    return _with_threshold(gate, scores, false_alarms), {
+        str(method): value for method, value in found.items()
+    }
 
 
 def _with_threshold(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tumorlens.errors import ConfigError, DataError, RunError
+from tumorlens.evaluation.features import load_networks, pass_over
 from tumorlens.evaluation.gate import FALSE_ALARMS, fit_gate, spoil
 from tumorlens.evaluation.inference import check_classes, read_data
 from tumorlens.files import locked
@@ -30,33 +31,20 @@ from tumorlens.runs.trust import (
 )
 from tumorlens.stats import conformal, estimates, intervals, metrics
 from tumorlens.stats.calibration import answered_probs, fit_temperature
-from tumorlens.stats.gate import facts_of
 from tumorlens.stats.selective import fewest_for, fit_threshold, provable_error
 from tumorlens.text import counted, percent
-from tumorlens.training.dataset import (
-    PreparedData,
-    check_unchanged,
-    image_limits,
-    load_subset,
-)
-from tumorlens.training.devices import resolve_device
-from tumorlens.training.loading import Decoding, plain_batches
-from tumorlens.training.network import answer, as_input, load_model
+from tumorlens.training.dataset import PreparedData, check_unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import torch
     from numpy.typing import NDArray
-    from torch import nn
 
     from tumorlens.data.index import Index
     from tumorlens.runs.folder import ModelCard, Run
     from tumorlens.runs.progress import Progress
     from tumorlens.stats.gate import Gate
-
-_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -133,21 +121,6 @@ def fit_trust(
     )
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """What the networks of a run give for the images of a subset, side by side."""
-
-    logits: NDArray[np.float32]
-    """Shape (N, V, C)."""
-    weights: tuple[float, ...]
-    """Share of each view in what is answered, shape (V,)."""
-    embedding: NDArray[np.float32]
-    facts: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    spoilt: dict[str, NDArray[np.float32]]
-    """Embeddings of spoilt images, by kind; empty unless asked for."""
-
-
 def _fit(
     run: Run, wanted: Wanted, index: Index, *, device: str, progress: Progress | None
 ) -> Trust:
@@ -161,22 +134,22 @@ def _fit(
     _check_coverage(wanted.coverage, len(chosen))
 
     networks = [(one, check_classes(one, index)) for one in run.networks()]
-    target = resolve_device(device)
-    loaded = [
-        (one, card, load_model(card, one.weights_path).to(target))
-        for one, card in networks
-    ]
-    of_val = _pass_over(
-        loaded, data, "val", target, spoilt_seed=seed, progress=progress
+    loaded = load_networks(networks, device)
+    of_val = pass_over(
+        loaded,
+        data,
+        "val",
+        change=lambda images, first: spoil(images, seed=seed + first),
+        progress=progress,
     )
-    of_train = _pass_over(loaded, data, "train", target, progress=progress)
+    of_train = pass_over(loaded, data, "train", progress=progress)
     temperature = fit_temperature(of_val.logits, of_val.labels, weights=of_val.weights)
     gate, aurocs = fit_gate(
         of_train.embedding,
         of_train.labels,
         of_val.embedding,
         of_val.facts,
-        of_val.spoilt,
+        of_val.variants,
         seed=seed,
     )
     before, probs = (
@@ -254,88 +227,6 @@ def one_of_each(groups: NDArray[np.integer], *, seed: int) -> NDArray[np.int64]:
     order = np.random.default_rng(seed).permutation(len(groups))
     _, first = np.unique(groups[order], return_index=True)
     return np.sort(order[first]).astype(np.int64)
-
-
-def _pass_over(
-    networks: Sequence[tuple[Run, ModelCard, nn.Module]],
-    data: PreparedData,
-    subset: str,
-    device: torch.device,
-    *,
-    spoilt_seed: int | None = None,
-    progress: Progress | None,
-) -> _Pass:
-    """Return what networks give for the images of a subset.
-
-    Args:
-        networks: Each with its card, on the device.
-        data: The files and their subsets.
-        subset: `train` or `val`.
-        device: Device of the computation.
-        spoilt_seed: Seed of spoilt images; `None` makes none.
-        progress: Called with images done and images in all, for each network.
-    """
-    parts = [
-        _pass_of(network, data, subset, device, spoilt_seed, progress)
-        for network in networks
-    ]
-    return _Pass(
-        np.concatenate([part.logits for part in parts], axis=1),
-        tuple(weight / len(parts) for part in parts for weight in part.weights),
-        np.concatenate([part.embedding for part in parts], axis=1),
-        parts[0].facts,
-        parts[0].labels,
-        {
-            kind: np.concatenate([part.spoilt[kind] for part in parts], axis=1)
-            for kind in parts[0].spoilt
-        },
-    )
-
-
-def _pass_of(
-    network: tuple[Run, ModelCard, nn.Module],
-    data: PreparedData,
-    subset: str,
-    device: torch.device,
-    spoilt_seed: int | None,
-    progress: Progress | None,
-) -> _Pass:
-    run, card, module = network
-    # In colour, for the facts, also where the network takes grey images.
-    decoding = Decoding(card.size_px, card.fit, 3, image_limits(run.config.data))
-    decoded = load_subset(
-        data, subset, decoding=decoding, config=run.config.data, progress=progress
-    )
-    logits, embeddings, facts = [], [], []
-    spoilt: dict[str, list[NDArray[np.float32]]] = {}
-    done = 0
-    for batch in plain_batches(decoded.plain(), batch_size=_BATCH_SIZE):
-        images = _in_colour(batch.permute(0, 2, 3, 1).numpy())
-        found = answer(module, [as_input(card, images)], card, device)
-        logits.append(found.logits)
-        embeddings.append(found.embedding)
-        facts.append(facts_of(images))
-        if spoilt_seed is not None:
-            for kind, odd in spoil(images, seed=spoilt_seed + done).items():
-                of_odd = answer(module, [as_input(card, odd)], card, device)
-                spoilt.setdefault(kind, []).append(of_odd.embedding)
-        done += len(images)
-        if progress is not None:
-            progress(done, len(decoded.labels))
-    num_views = logits[0].shape[1]
-    return _Pass(
-        np.concatenate(logits),
-        (1 / num_views,) * num_views,
-        np.concatenate(embeddings),
-        np.concatenate(facts),
-        decoded.labels,
-        {kind: np.concatenate(own) for kind, own in spoilt.items()},
-    )
-
-
-def _in_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return images (N, S, S, 1 or 3) with three channels."""
-    return np.ascontiguousarray(np.broadcast_to(images, (*images.shape[:3], 3)))
 
 
 def _calibration(

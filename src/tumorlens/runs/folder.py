@@ -15,6 +15,7 @@
         ensemble.json        in an ensemble: the names of its members
         members/0 ...        in an ensemble: copies of run folders
         predictions.csv, metrics.json, looks.jsonl, report.html, figures/
+        answers.csv          what a calibrated run answers for the same images
         predictions-val.csv, metrics-val.json   where val (or train) was evaluated
         external/NAME/       measured on another set: predictions, images, external.json
         tta/val.json ...     the effect of test-time augmentation, and its tables
@@ -250,6 +251,10 @@ class Run(NotebookView):
     def predictions_of(self, subset: str) -> Path:
         """Return the path of a subset's probabilities; that of test has no suffix."""
         return _with_subset(self.predictions_path, subset)
+
+    def answers_of(self, subset: str) -> Path:
+        """Return the path of what a calibrated run answers for a subset."""
+        return _with_subset(self.path / "answers.csv", subset)
 
     def metrics_of(self, subset: str) -> Path:
         """Return the path of a subset's measures; that of test has no suffix."""

@@ -282,8 +282,34 @@ class Measures(_Content):
         return self
 
 
+class TrustMeasures(_Content):
+    """What the answers of a calibrated run are worth."""
+
+    coverage_wanted: Fraction
+    coverage: Share
+    """Share of images whose true class is in the conformal set."""
+    coverage_by_class: dict[str, Share]
+    mean_set_size: NotNegative
+    error_wanted: Fraction
+    confidence: Fraction
+    is_promised: bool
+    """Whether the promise about the answers is proved on val."""
+    answered: Share
+    """Share of images that get a class as answer."""
+    error_of_answers: Share
+    """Share of wrong ones among them."""
+    accuracy_of_surest: Share
+    """Accuracy of the most certain 80 % of the images."""
+    turned_away: Share | None
+    """Share of images that the gate turns away; `None` without a gate."""
+    turned_away_by_source: dict[str, Share]
+
+
 class Metrics(NotebookView, Measures, _Header):
     """`metrics.json`."""
+
+    trust: TrustMeasures | None = None
+    """`None` for a run that is not calibrated."""
 
 
 class Percentiles(_Content):

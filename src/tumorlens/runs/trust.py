@@ -234,8 +234,9 @@ def class_sets(trust: Trust, probs: NDArray[np.floating]) -> NDArray[np.bool_]:
     LAC by class, and always the likeliest class: an empty set would say nothing.
     """
     thresholds = [math.inf if one is None else one for one in trust.sets.lac_by_class]
-    likeliest = probs >= probs.max(axis=1, keepdims=True)
-    return conformal.lac_sets(probs, thresholds) | likeliest
+    found = conformal.lac_sets(probs, thresholds)
+    found |= probs >= probs.max(axis=1, keepdims=True)
+    return found
 
 
 def of_folds(parts: Sequence[Trust]) -> Trust:

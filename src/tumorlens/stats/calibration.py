@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
 _MAX_LOG = 10.0
 """Largest logarithm of a temperature, and of its inverse."""
@@ -24,7 +24,7 @@ def answered_probs(
     logits: NDArray[np.floating],
     temperature: float,
     *,
-    weights: ArrayLike | None = None,
+    weights: NDArray[np.floating] | None = None,
 ) -> NDArray[np.float64]:
     """Return the probabilities (N, C) that are answered: the mean over views.
 
@@ -45,7 +45,7 @@ def fit_temperature(
     logits: NDArray[np.floating],
     labels: NDArray[np.integer],
     *,
-    weights: ArrayLike | None = None,
+    weights: NDArray[np.floating] | None = None,
 ) -> float:
     """Return the temperature of the least log loss of what is answered.
 

@@ -94,4 +94,5 @@ def aps_sets(probs: NDArray[np.floating], thresholds: ArrayLike) -> NDArray[np.b
     """
     before = aps_scores(probs) - probs
     found: NDArray[np.bool_] = before < np.asarray(thresholds) - _EPSILON
-    return found | (probs >= probs.max(axis=1, keepdims=True))
+    found |= probs >= probs.max(axis=1, keepdims=True)
+    return found

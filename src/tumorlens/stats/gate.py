@@ -107,11 +107,12 @@ def distance(
     if precision.size:
         off = projected[:, None] - known  # (N, C, K)
         squares = np.einsum("nck,kl,ncl->nc", off, precision, off)
-        return np.sqrt(np.maximum(squares, 0)).min(axis=1).astype(np.float64)
+        nearest = np.maximum(squares, 0).min(axis=1)
+        return np.asarray(np.sqrt(nearest), np.float64)
     similarity = unit(projected) @ known.T  # (N, M)
     rank = min(NEIGHBOUR, similarity.shape[1])
-    nearest = -np.partition(-similarity, rank - 1, axis=1)[:, rank - 1]
-    return np.asarray(1 - nearest, np.float64)
+    ranked = np.partition(-similarity, rank - 1, axis=1)
+    return np.asarray(1 + ranked[:, rank - 1], np.float64)
 
 
 def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -251,8 +251,8 @@ LUMA = (19595, 38470, 7471)
 
 
 def as_input(card: ModelCard, images: NDArray[np.uint8]) -> Tensor:
-    """Return images in colour (N, S, S, 3) as a batch of a network, (N, C, S, S)."""
-    if card.in_chans == 1:
+    """Return images (N, S, S, 1 or 3) as a batch of a network, (N, C, S, S)."""
+    if card.in_chans == 1 and images.shape[3] == 3:
         weighted = images.astype(np.int64) @ np.array(LUMA)
         images = ((weighted + 32768) >> 16).astype(np.uint8)[..., None]
     return as_batch(np.ascontiguousarray(images))
