@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from tumorlens.data.split import Split
     from tumorlens.deploy.artefact import Verdict
     from tumorlens.deploy.predictor import Prediction
+    from tumorlens.runs.estimate import Estimate
     from tumorlens.runs.external import ExternalMetrics
     from tumorlens.runs.listing import RunRow
-    from tumorlens.runs.measures import Estimate, Metrics, TrustMeasures, TtaEffect
+    from tumorlens.runs.measures import Metrics, TrustMeasures, TtaEffect
     from tumorlens.training.fit import TrainResult
 
 PLAIN_WIDTH = 200
@@ -577,10 +578,10 @@ def _shown_answer(prediction: Prediction) -> str:
     """Return the predicted class, and what is to be answered where that differs."""
     if prediction.predicted is None:
         return "unreadable"
-    answer = prediction.answer
-    if answer in (None, prediction.predicted):
+    trust = prediction.trust
+    if trust is None or trust.answer == prediction.predicted:
         return prediction.predicted
-    words = f"{answer}, {prediction.objection}" if prediction.objection else answer
+    words = f"{trust.answer}, {trust.objection}" if trust.objection else trust.answer
     return f"{prediction.predicted} ({words})"
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tumorlens.deploy.predictor import Prediction
+    from tumorlens.runs.trust import Judged
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 """Formats, by the ending of the file's name."""
@@ -396,21 +397,22 @@ def _as_row(run: str, classes: tuple[str, ...], prediction: Prediction) -> Row:
         "predicted": prediction.predicted,
         "error": None if prediction.error is None else as_text(prediction.error),
     }
-    row |= trust_cells(prediction)
+    row |= trust_cells(prediction.trust)
     if prediction.probs is not None:
         for name, prob in zip(classes, prediction.probs, strict=True):
             row[f"prob_{name}"] = float(prob)
     return row
 
 
-def trust_cells(prediction: Prediction) -> Row:
-    """Return the cells of the columns `OF_TRUST`."""
-    classes = prediction.in_set
+def trust_cells(judged: Judged | None) -> Row:
+    """Return the cells of the columns `OF_TRUST`; none if not calibrated."""
+    if judged is None:
+        return {}
     return {
-        "answer": prediction.answer,
-        "set": None if classes is None else "|".join(classes),
-        "gate": prediction.gate,
-        "objection": prediction.objection,
+        "answer": judged.answer,
+        "set": "|".join(judged.in_set),
+        "gate": judged.gate,
+        "objection": judged.objection,
     }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from os import PathLike
@@ -58,14 +58,13 @@ class Prediction:
     error: str | None
     """Why there are no probabilities, in one line and without the path: the file could
     not be read, or `NO_NUMBER`."""
-    answer: str | None = None
-    """A class, "uncertain" or "not-a-brain-mri"; `None` without trust."""
-    in_set: tuple[str, ...] | None = None
-    """Classes of the conformal set, likeliest first; `None` without trust."""
-    gate: float | None = None
-    """Share of val images that look less odd; `None` without a gate."""
-    objection: str | None = None
-    """Part of the gate that turned the image away."""
+    trust: Judged | None = None
+    """What is to be answered, its set and the gate; `None` if not calibrated."""
+
+    @property
+    def answer(self) -> str | None:
+        """A class, "uncertain" or "not-a-brain-mri"; `None` if not calibrated."""
+        return self.trust.answer if self.trust else None
 
 
 class FilePredictions(list[Prediction], NotebookView):
@@ -288,15 +287,7 @@ class Predictor:
             DataError: An image has another shape or type, or there is none.
             RunError: A probability is NaN or infinite.
         """
-        _check_images(images)
-        probs = [  # (N, C) of each member
-            member.predict(np.stack([member.square(image) for image in images]))
-            for member in self._members
-        ]
-        mean: NDArray[np.float32] = np.mean(probs, axis=0).astype(np.float32)
-        if not np.isfinite(mean).all():
-            raise RunError(f"{self.name}: {NO_NUMBER}", hint="export or train it again")
-        return mean
+        return self.judge(images)[0]
 
     def _predict_batch(self, batch: Sequence[Decoded]) -> list[Prediction]:
         readable = [one for one in batch if one.error is None]
@@ -310,45 +301,64 @@ class Predictor:
 
     def _answers(self, decoded: Sequence[Decoded]) -> list[Prediction]:
         """Return the answers for files that could be read, at least one."""
-        inputs = [
-            np.stack([one.squares[member.spec] for one in decoded])
-            for member in self._members
+        probs, judged = self._judge(
+            [
+                np.stack([one.squares[member.spec] for one in decoded])
+                for member in self._members
+            ]
+        )
+        return [
+            Prediction(one.path, row, self.classes[int(row.argmax())], None, trust)
+            if np.isfinite(row).all()
+            else Prediction(one.path, None, None, NO_NUMBER)
+            for one, row, trust in zip(decoded, probs, judged, strict=True)
         ]
+
+    def judge(
+        self, images: Images
+    ) -> tuple[NDArray[np.float32], tuple[Judged | None, ...]]:
+        """Return the probabilities (N, C) of decoded images, and what trust says.
+
+        Args:
+            images: As for `probs_of`.
+
+        Raises:
+            DataError: An image has another shape or type, or there is none.
+            RunError: A probability is NaN or infinite.
+        """
+        _check_images(images)
+        probs, judged = self._judge(
+            [
+                np.stack([member.square(image) for image in images])
+                for member in self._members
+            ]
+        )
+        if not np.isfinite(probs).all():
+            raise RunError(f"{self.name}: {NO_NUMBER}", hint="export or train it again")
+        return probs, judged
+
+    def _judge(
+        self, inputs: Sequence[NDArray[np.uint8]]
+    ) -> tuple[NDArray[np.float32], tuple[Judged | None, ...]]:
+        """Return the same for the inputs of the members; nothing for what is NaN."""
         answers = [
             member.answer(images)
             for member, images in zip(self._members, inputs, strict=True)
         ]
         probs = np.mean([one.probs for one in answers], axis=0).astype(np.float32)
         is_number = np.isfinite(probs).all(axis=1)
-        plain = [
-            Prediction(one.path, row, self.classes[int(row.argmax())], None)
-            if is_right
-            else Prediction(one.path, None, None, NO_NUMBER)
-            for one, row, is_right in zip(decoded, probs, is_number, strict=True)
-        ]
-        if self.trust is None or not is_number.any():
-            return plain
-        embeddings = [one.embedding for one in answers if one.embedding is not None]
-        judged = self.trust.judge(
-            probs[is_number],
-            np.concatenate(embeddings, axis=1)[is_number] if embeddings else None,
-            facts_of(inputs[0][is_number]) if self.trust.gates else None,
-        )
-        rows = iter(range(len(judged.answers)))
-        return [
-            one if one.error is not None else _with_trust(one, judged, next(rows))
-            for one in plain
-        ]
-
-
-def _with_trust(one: Prediction, judged: Judged, row: int) -> Prediction:
-    return replace(
-        one,
-        answer=judged.answers[row],
-        in_set=judged.sets[row],
-        gate=judged.gate[row],
-        objection=judged.objection[row],
-    )
+        judged: list[Judged | None] = [None] * len(probs)
+        if self.trust is not None and is_number.any():
+            embeddings = [one.embedding for one in answers if one.embedding is not None]
+            has_gate = bool(self.trust.gates and embeddings)
+            found = self.trust.judge(
+                probs[is_number],
+                np.concatenate(embeddings, axis=1)[is_number] if has_gate else None,
+                facts_of(inputs[0][is_number]) if has_gate else None,
+            )
+            for row, one in zip(np.flatnonzero(is_number), found, strict=True):
+                judged[row] = one
+        return probs, tuple(judged)
 
 
 def _of_graph(outputs: Outputs) -> Answer:

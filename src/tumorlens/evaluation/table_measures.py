@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tumorlens.evaluation.predictions import Predictions, read_predictions
-from tumorlens.runs.measures import (
+from tumorlens.runs.estimate import (
     CalibrationBins,
+    Estimate,
+    estimate_of,
+    estimate_of_score,
+)
+from tumorlens.runs.measures import (
     ClassMeasures,
     Curves,
-    Estimate,
     FoldMeasures,
     Measures,
     RocCurve,
     SourceMeasures,
     SourceRecall,
-    estimate_of,
-    estimate_of_score,
 )
 from tumorlens.stats import estimates, metrics
 from tumorlens.text import counted

@@ -19,7 +19,11 @@ from tumorlens.evaluation.features import load_networks, pass_over
 from tumorlens.evaluation.gate import FALSE_ALARMS, fit_gate, spoil
 from tumorlens.evaluation.inference import check_classes, read_data
 from tumorlens.files import locked
-from tumorlens.runs.measures import CalibrationBins, estimate_of, estimate_of_score
+from tumorlens.runs.estimate import (
+    CalibrationBins,
+    estimate_of,
+    estimate_of_score,
+)
 from tumorlens.runs.trust import (
     Calibration,
     GateFacts,

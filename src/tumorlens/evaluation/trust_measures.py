@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tumorlens.files import write_text
-from tumorlens.runs.measures import TrustMeasures, estimate_of_score
+from tumorlens.runs.estimate import estimate_of_score
+from tumorlens.runs.measures import TrustMeasures
 from tumorlens.runs.trust import NO_BRAIN_MRI, UNCERTAIN, Judged, Trust
 from tumorlens.stats import intervals
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tumorlens.evaluation.predictions import Predictions
-    from tumorlens.runs.measures import Estimate
+    from tumorlens.runs.estimate import Estimate
 
 SUREST = 0.8
 """Share of images, the most certain ones, whose accuracy is measured too."""
@@ -37,30 +38,18 @@ class JudgedSubset:
 
     trust: Trust
     paths: tuple[str, ...]
-    judged: Judged
+    judged: tuple[Judged, ...]
 
 
 def pool_judged(parts: Sequence[JudgedSubset]) -> JudgedSubset:
     """Return the judged images of several folds, each by its own trust, as one."""
     rows = sorted(
-        (path, part, row)
-        for part, one in enumerate(parts)
-        for row, path in enumerate(one.paths)
+        (path, judged)
+        for part in parts
+        for path, judged in zip(part.paths, part.judged, strict=True)
     )
-
-    def column(name: str) -> tuple[object, ...]:
-        return tuple(getattr(parts[part].judged, name)[row] for _, part, row in rows)
-
-    return JudgedSubset(
-        parts[0].trust,
-        tuple(path for path, _, _ in rows),
-        Judged(
-            answers=column("answers"),  # type: ignore[arg-type] # of the same kind
-            sets=column("sets"),  # type: ignore[arg-type] # of the same kind
-            gate=column("gate"),  # type: ignore[arg-type] # of the same kind
-            objection=column("objection"),  # type: ignore[arg-type] # of the same kind
-        ),
-    )
+    paths, judged = zip(*rows, strict=True)
+    return JudgedSubset(parts[0].trust, paths, judged)
 
 
 def write_answers(path: Path, subset: JudgedSubset) -> None:
@@ -68,18 +57,10 @@ def write_answers(path: Path, subset: JudgedSubset) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "answer", "set", "gate", "objection"])
-    judged = subset.judged
-    for row, image in enumerate(subset.paths):
-        gate = judged.gate[row]
-        writer.writerow(
-            [
-                image,
-                judged.answers[row],
-                "|".join(judged.sets[row]),
-                "" if gate is None else f"{gate:.4g}",
-                judged.objection[row] or "",
-            ]
-        )
+    for image, one in zip(subset.paths, subset.judged, strict=True):
+        gate = "" if one.gate is None else f"{one.gate:.4g}"
+        cells = (one.answer, "|".join(one.in_set), gate, one.objection or "")
+        writer.writerow([image, *cells])
     write_text(path, text.getvalue())
 
 
@@ -95,23 +76,22 @@ def measure_trust(table: Predictions, subset: JudgedSubset) -> TrustMeasures:
     """
     if table.paths != subset.paths:
         raise ValueError("expected the same images in the same order")
-    judged = subset.judged
     groups = np.unique(table.groups, return_inverse=True)[1]
     names = np.array(table.classes)[table.labels]
     right = table.predicted == table.labels
-    answers = np.array(judged.answers, dtype=object)
+    answers = np.array([one.answer for one in subset.judged], dtype=object)
     is_objected = answers == NO_BRAIN_MRI
     # The promise is about the largest probability alone: the gate comes on top.
     threshold = subset.trust.promise.threshold
     is_answered = (answers != UNCERTAIN) & ~is_objected
     covered = np.array(
-        [name in one for name, one in zip(names, judged.sets, strict=True)]
+        [name in one.in_set for name, one in zip(names, subset.judged, strict=True)]
     )
     certainty = table.probs.max(axis=1)
     num_surest = max(1, round(SUREST * len(right)))
     is_surest = np.zeros(len(right), bool)
     is_surest[np.argsort(-certainty, kind="stable")[:num_surest]] = True
-    has_gate = any(one is not None for one in judged.gate)
+    has_gate = any(one.gate is not None for one in subset.judged)
     sources = np.array(table.sources, dtype=object)
     everything = np.ones(len(right), bool)
 
@@ -127,7 +107,7 @@ def measure_trust(table: Predictions, subset: JudgedSubset) -> TrustMeasures:
         coverage_by_class={
             name: share(covered, names == name) for name in table.classes
         },
-        mean_set_size=float(np.mean([len(one) for one in judged.sets])),
+        mean_set_size=float(np.mean([len(one.in_set) for one in subset.judged])),
         error_wanted=subset.trust.promise.error,
         confidence=subset.trust.promise.confidence,
         is_promised=threshold is not None,

@@ -20,9 +20,9 @@ from typing import Any
 
 from tumorlens.config import Config, setting_names
 from tumorlens.errors import ConfigError, RunError, did_you_mean
+from tumorlens.runs.estimate import Estimate
 from tumorlens.runs.external import ExternalMetrics
 from tumorlens.runs.folder import MIRRORS, Run, open_run
-from tumorlens.runs.measures import Estimate
 from tumorlens.text import natural_key
 
 COLUMNS = (

@@ -12,7 +12,7 @@ import math
 import zipfile
 import zlib
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -28,7 +28,7 @@ from tumorlens.files import (
     write_bytes,
     write_model,
 )
-from tumorlens.runs.measures import CalibrationBins, Loss, Share
+from tumorlens.runs.estimate import CalibrationBins, Loss, Share
 from tumorlens.stats import conformal
 from tumorlens.stats.gate import PARTS, Gate
 
@@ -146,18 +146,17 @@ class Trust(_Part):
         return self
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What trust says of N images."""
+class Judged(NamedTuple):
+    """What trust says of one image."""
 
-    answers: tuple[str, ...]
+    answer: str
     """A class, `UNCERTAIN` or `NO_BRAIN_MRI`."""
-    sets: tuple[tuple[str, ...], ...]
-    """Classes of each conformal set, likeliest first."""
-    gate: tuple[float | None, ...]
+    in_set: tuple[str, ...]
+    """Classes of its conformal set, likeliest first."""
+    gate: float | None = None
     """Share of val images that look less odd; `None` without a gate."""
-    objection: tuple[str | None, ...]
-    """Part of the gate that turned the image away."""
+    objection: str | None = None
+    """Part of the gate that turned it away."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +172,8 @@ class TrustedAnswers:
         probs: NDArray[np.floating],
         embedding: NDArray[np.floating] | None = None,
         facts: NDArray[np.floating] | None = None,
-    ) -> Judged:
-        """Return what is to be answered for images.
+    ) -> tuple[Judged, ...]:
+        """Return what is to be answered for each image.
 
         Args:
             probs: Shape (N, C).
@@ -184,32 +183,26 @@ class TrustedAnswers:
         """
         classes = self.trust.classes
         threshold = self.trust.promise.threshold or 0.0
-        answers = [
-            classes[number] if probs[row, number] >= threshold else UNCERTAIN
-            for row, number in enumerate(probs.argmax(axis=1))
-        ]
-        percentiles: list[float | None] = [None] * len(probs)
-        objections: list[str | None] = [None] * len(probs)
-        if self.gates and embedding is not None and facts is not None:
-            for row, (share, part) in enumerate(self._gate(embedding, facts)):
-                percentiles[row], objections[row] = share, part
-                if part is not None:
-                    answers[row] = NO_BRAIN_MRI
         in_set = class_sets(self.trust, probs)
         order = np.argsort(-probs, axis=1, kind="stable")
-        return Judged(
-            answers=tuple(answers),
-            sets=tuple(
-                tuple(classes[number] for number in order[row] if in_set[row, number])
-                for row in range(len(probs))
-            ),
-            gate=tuple(percentiles),
-            objection=tuple(objections),
-        )
+        of_gate: list[tuple[float | None, str | None]] = [(None, None)] * len(probs)
+        if self.gates and embedding is not None and facts is not None:
+            of_gate = self._gate(embedding, facts)
+        found = []
+        for row, (share, part) in enumerate(of_gate):
+            best = order[row, 0]
+            answer = classes[best] if probs[row, best] >= threshold else UNCERTAIN
+            if part is not None:
+                answer = NO_BRAIN_MRI
+            named = tuple(
+                classes[number] for number in order[row] if in_set[row, number]
+            )
+            found.append(Judged(answer, named, share, part))
+        return tuple(found)
 
     def _gate(
         self, embedding: NDArray[np.floating], facts: NDArray[np.floating]
-    ) -> list[tuple[float, str | None]]:
+    ) -> list[tuple[float | None, str | None]]:
         """Return percentile and objection of each image: those of the middle fold."""
         widths = [gate.components.shape[1] for gate in self.gates]
         own = np.split(embedding, np.cumsum(widths)[:-1], axis=1)
@@ -219,7 +212,7 @@ class TrustedAnswers:
         scores = parts.max(axis=2)  # (G, N)
         thresholds = np.array([[gate.threshold] for gate in self.gates])
         order = np.argsort(scores - thresholds, axis=0)
-        found = []
+        found: list[tuple[float | None, str | None]] = []
         for row, middle in enumerate(order[(len(self.gates) - 1) // 2].tolist()):
             gate, score = self.gates[middle], scores[middle, row]
             part = PARTS[int(parts[middle, row].argmax())]
