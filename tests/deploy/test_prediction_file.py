@@ -392,6 +392,6 @@ def test_what_trust_says_is_in_its_columns(tmp_path: Path) -> None:
         trust=Judged("uncertain", ("b", "a"), gate=0.25),
     )
     save_predictions(tmp_path / "p.csv", [("one", ("a", "b"), [sure])])
-    (row,) = csv.DictReader((tmp_path / "p.csv").open())
+    (row,) = csv.DictReader((tmp_path / "p.csv").read_text().splitlines())
     got = {name: row[name] for name in NO_TRUST}
     assert got == {"answer": "uncertain", "set": "b|a", "gate": "0.25", "objection": ""}
