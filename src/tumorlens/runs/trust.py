@@ -157,6 +157,12 @@ class Judged(NamedTuple):
     """Share of val images that look less odd; `None` without a gate."""
     objection: str | None = None
     """Part of the gate that turned it away."""
+    score: float | None = None
+    """How odd it looks beyond what passes: above 0 it is turned away."""
+
+
+_OfGate = tuple[float | None, str | None, float | None]
+"""Percentile, objection and score of `Judged`."""
 
 
 @dataclass(frozen=True)
@@ -185,11 +191,11 @@ class TrustedAnswers:
         threshold = self.trust.promise.threshold or 0.0
         in_set = class_sets(self.trust, probs)
         order = np.argsort(-probs, axis=1, kind="stable")
-        of_gate: list[tuple[float | None, str | None]] = [(None, None)] * len(probs)
+        of_gate: list[_OfGate] = [(None, None, None)] * len(probs)
         if self.gates and embedding is not None and facts is not None:
             of_gate = self._gate(embedding, facts)
         found = []
-        for row, (share, part) in enumerate(of_gate):
+        for row, (share, part, score) in enumerate(of_gate):
             best = order[row, 0]
             answer = classes[best] if probs[row, best] >= threshold else UNCERTAIN
             if part is not None:
@@ -197,12 +203,12 @@ class TrustedAnswers:
             named = tuple(
                 classes[number] for number in order[row] if in_set[row, number]
             )
-            found.append(Judged(answer, named, share, part))
+            found.append(Judged(answer, named, share, part, score))
         return tuple(found)
 
     def _gate(
         self, embedding: NDArray[np.floating], facts: NDArray[np.floating]
-    ) -> list[tuple[float | None, str | None]]:
+    ) -> list[_OfGate]:
         """Return percentile and objection of each image: those of the middle fold."""
         widths = [gate.components.shape[1] for gate in self.gates]
         own = np.split(embedding, np.cumsum(widths)[:-1], axis=1)
@@ -212,12 +218,13 @@ class TrustedAnswers:
         scores = parts.max(axis=2)  # (G, N)
         thresholds = np.array([[gate.threshold] for gate in self.gates])
         order = np.argsort(scores - thresholds, axis=0)
-        found: list[tuple[float | None, str | None]] = []
+        found: list[_OfGate] = []
         for row, middle in enumerate(order[(len(self.gates) - 1) // 2].tolist()):
             gate, score = self.gates[middle], scores[middle, row]
             part = PARTS[int(parts[middle, row].argmax())]
             share = float(gate.percentile(scores[middle, [row]])[0])
-            found.append((share, part if score > gate.threshold else None))
+            beyond = float(score - gate.threshold)
+            found.append((share, part if beyond > 0 else None, beyond))
         return found
 
 
