@@ -116,9 +116,9 @@ def measure_trust(table: Predictions, subset: JudgedSubset) -> TrustMeasures:
         accuracy_of_surest=share(right, is_surest),
         turned_away=share(is_objected, everything) if has_gate else None,
         turned_away_by_source={
-            source: share(is_objected, sources == source)
-            for source in sorted(set(table.sources) - {""})
+            source or "unknown": share(is_objected, sources == source)
+            for source in sorted(set(table.sources), key=lambda name: (not name, name))
         }
-        if has_gate
+        if has_gate and any(table.sources)
         else {},
     )
