@@ -14,7 +14,7 @@ from tumorlens.evaluation.external_files import (
     check_place,
     read_evaluation,
 )
-from tumorlens.files import locked
+from tumorlens.files import is_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,9 +115,10 @@ def test_parts_of_other_classes_are_refused(tmp_path: Path) -> None:
 
 def unfinished(folder: Path, *, names: tuple[str, ...]) -> Path:
     """Return the folder of an evaluation whose process was killed."""
-    with locked(folder):
-        for name in names:
-            (folder / name).write_text("path\n")
+    folder.mkdir()
+    for name in (".lock", *names):
+        (folder / name).write_text("path\n")
+    assert is_ours(folder / ".lock")
     return folder
 
 
