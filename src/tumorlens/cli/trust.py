@@ -94,7 +94,7 @@ def trust_after_training(run: Run) -> None:
         with terminal.counting("calibrating") as progress:
             found = fit_trust(run, device=run.config.train.device, progress=progress)
     except TumorlensError as error:
-        terminal.print_warning(f"not calibrated: {error.problem}")
+        terminal.print_line(f"not calibrated: {error.problem}")
     else:
         print_trust(found)
 
