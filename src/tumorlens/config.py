@@ -823,9 +823,11 @@ OF_IMPORT = (
     *("data.fit", "data.cache_dir", "data.cache_limit_mib", "train.workers"),
     *("model.name", "model.drop_rate", "model.drop_path_rate", "model.global_pool"),
     *("model.in_chans", "model.size_px", "model.mean", "model.std", "model.mirror"),
-    "model.extra",
+    *("model.extra", "trust.coverage", "trust.error", "trust.confidence"),
+    "trust.specificity",
 )
-"""Settings that imported weights use: of the network, the split and the evaluation."""
+"""Settings that imported weights use: of the network, the split, the evaluation and, if
+it is asked for, `tumorlens trust`."""
 
 
 def check_used(
