@@ -30,7 +30,7 @@ from tumorlens.data.images import ImageLimits, load_square, read_image
 from tumorlens.data.index import SplitRow, read_index, read_split
 from tumorlens.data.seen import Pictures, read_seen, seen_of
 from tumorlens.deploy.artefact import open_artefact, write_manifest
-from tumorlens.deploy.prediction_file import PredictionFile
+from tumorlens.deploy.prediction_file import OF_TRUST, PredictionFile
 from tumorlens.deploy.predictor import Predictor
 from tumorlens.evaluation.external_files import read_evaluation
 from tumorlens.evaluation.gate import fit_gate
@@ -296,7 +296,7 @@ def _tables(data: Path) -> dict[str, Subject]:
                 ],
                 "columns": [
                     *("path", "run", "predicted", "prob_glioma", "prob_no_tumor"),
-                    "error",
+                    *(*OF_TRUST, "error"),
                 ],
             },
             *(
@@ -307,7 +307,7 @@ def _tables(data: Path) -> dict[str, Subject]:
                         "predicted": "glioma",
                         "prob_glioma": 0.75,
                         "prob_no_tumor": 0.25,
-                        "error": None,
+                        **dict.fromkeys((*OF_TRUST, "error")),
                     }
                 ]
                 for name in ("a.png", "b.png")
