@@ -11,13 +11,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tumorlens.evaluation.inference import (
-    check_subset,
-    pool_folds,
-    predict_subset,
-    read_data,
-)
+from tumorlens.evaluation.inference import pool_folds, predict_subset
 from tumorlens.evaluation.predictions import Predictions, write_predictions
+from tumorlens.evaluation.subsets import check_subset, read_data
 from tumorlens.evaluation.table_measures import metrics_from_predictions
 from tumorlens.files import write_model
 from tumorlens.runs.measures import Metrics, NetworkSettings
