@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from tumorlens.data.images import fit_square
@@ -40,6 +40,9 @@ _TEXTS = (
 
 _LETTER_HEIGHT = 0.04
 """Height of burnt-in letters, a share of the longer side."""
+
+_ROUNDING = 1e-6
+"""Samples on the edge of the disc of k-space belong to it."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,10 @@ def magnitude_with_noise(
         Resonance in Medicine 34(6), 1995.
     """
     real, imaginary = noise
-    return np.hypot(values + _over(values, real), _over(values, imaginary))
+    found: NDArray[np.floating] = np.hypot(
+        values + _over(values, real), _over(values, imaginary)
+    )
+    return found
 
 
 def log_field(
@@ -171,7 +177,8 @@ def gamma_table(exponent: float, *, gain: float = 1.0) -> NDArray[np.uint8]:
 
 def as_bytes(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Return values rounded and clipped to 0 and 255."""
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    found: NDArray[np.uint8] = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return found
 
 
 def _over(
@@ -239,10 +246,10 @@ def _with_fewer_samples(
     longer = max(height, width)
     if matrix >= longer:
         return image
-    # In cycles per pixel, so that pixels stay square.
-    down = np.fft.fftfreq(height)[:, None]
-    right = np.fft.rfftfreq(width)[None, :]
-    is_kept = np.hypot(down, right) <= matrix / (2 * longer)
+    # In cycles over the longer side, so that pixels stay square.
+    down = longer * np.fft.fftfreq(height)[:, None]
+    right = longer * np.fft.rfftfreq(width)[None, :]
+    is_kept = np.hypot(down, right) <= matrix / 2 + _ROUNDING
     values = image.astype(np.float32)
     spectrum = np.fft.rfft2(values, axes=(0, 1))
     spectrum *= _over(values, is_kept)
@@ -253,8 +260,8 @@ def _with_fewer_samples(
 def _with_contrast(
     image: NDArray[np.uint8], factor: float, _rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    picture = ImageEnhance.Contrast(Image.fromarray(image)).enhance(factor)
-    return np.array(picture)
+    mean = float(image.mean())
+    return as_bytes(mean + factor * (np.arange(256) - mean))[image]
 
 
 def _with_gamma(
