@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from tumorlens.data.corruptions import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+REPOSITORY = Path(__file__).parents[2]
 ALL = [(one.name, level) for one in CORRUPTIONS.values() for level in one.levels]
 KEEPING_SHAPE = [
     name for name in CORRUPTIONS if name not in ("crop", "bright-border", EQUAL_SIZES)
@@ -118,6 +120,20 @@ def test_a_higher_level_is_further_from_the_clean_image(name: str) -> None:
     assert len(set(distances)) == 5
 
 
+def test_the_page_in_docs_has_the_numbers_of_the_levels() -> None:
+    text = (REPOSITORY / "docs" / "stress.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+    found = {row[0].lower(): tuple(filter(None, row[2:7])) for row in rows[2:]}
+    assert found == {
+        one.title.lower(): tuple(f"{amount:g}" for amount in one.amounts)
+        for one in CORRUPTIONS.values()
+    }
+
+
 def test_a_level_that_is_not_there_is_refused_by_its_number() -> None:
     with pytest.raises(ValueError, match=r"level of blur from 1 to 5, got 6"):
         worse(head(), "blur", 6)
@@ -126,9 +142,10 @@ def test_a_level_that_is_not_there_is_refused_by_its_number() -> None:
 
 
 def test_noise_is_monais_for_the_same_draws() -> None:
-    transforms = pytest.importorskip("monai.transforms")
+    from monai.transforms import RandRicianNoise
+
     image = head().astype(np.float32)
-    monai: Any = transforms.RandRicianNoise(prob=1.0, std=20.0, sample_std=False)
+    monai: Any = RandRicianNoise(prob=1.0, std=20.0, sample_std=False)
     monai.set_random_state(7)
     expected = np.asarray(monai(image[None]))[0]
     noise = np.stack([np.asarray(monai._noise1)[0], np.asarray(monai._noise2)[0]])
@@ -148,13 +165,14 @@ def test_noise_has_the_mean_of_a_rician_distribution() -> None:
 
 
 def test_down_sampling_is_monais_gibbs_with_the_same_samples() -> None:
-    transforms = pytest.importorskip("monai.transforms")
+    from monai.transforms import GibbsNoise
+
     # An odd side: on an even one MONAI's disc is half a sample off the centre.
     side = 251
     image = np.asarray(Image.fromarray(head()).resize((side, side)))
     for level, samples in enumerate(CORRUPTIONS["down-sampling"].amounts, start=1):
         radius = (samples + 1e-4) / (side * np.sqrt(2))  # samples on the edge count
-        monai: Any = transforms.GibbsNoise(alpha=1 - radius)
+        monai: Any = GibbsNoise(alpha=1 - radius)
         expected = np.abs(np.asarray(monai(image[None].astype(np.float32)))[0])
         found = worse(image, "down-sampling", level)
         assert np.abs(found - np.clip(expected, 0, 255)).max() <= 0.51, level

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from support.handmade_stress import NUM, answers, figures, place
 from support.runs_on_images import CLEAN
 from tumorlens.config import parse_config
 from tumorlens.data.corruptions import CORRUPTIONS
-from tumorlens.data.index import SplitRow
 from tumorlens.errors import RunError
-from tumorlens.evaluation.stress import VARIANTS, StressAnswers, stress_figures
 from tumorlens.files import write_model
 from tumorlens.runs.folder import Run, create_run
-from tumorlens.runs.stress import Stress, read_stress
+from tumorlens.runs.stress import read_stress
 from tumorlens.stats.intervals import share
 from tumorlens.stats.paired import holm, paired_difference
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from numpy.typing import NDArray
-
-CLASSES = ("glioma", "no_tumor")
-NUM = 40
-"""Images: two of each of 20 groups, the classes taking turns."""
 
 
 @pytest.fixture
@@ -37,56 +30,6 @@ def run(tmp_path: Path) -> Run:
     )
     made.write_leak(CLEAN)
     return made
-
-
-def rows() -> list[SplitRow]:
-    return [
-        SplitRow(
-            path=f"{number:02}.png",
-            sha256="0" * 64,
-            label=CLASSES[number % 2],
-            group=f"group {number // 2}",
-            subset="test",
-        )
-        for number in range(NUM)
-    ]
-
-
-def place(name: str, level: int) -> int:
-    return VARIANTS.index((CORRUPTIONS[name], level))
-
-
-def answers(**wrong: Any) -> StressAnswers:
-    """Return answers that are right but for some.
-
-    Args:
-        **wrong: Name of a corruption with `_level` -> images that are wrong; `clean`
-            likewise, which are wrong everywhere.
-    """
-    right = np.array([number % 2 for number in range(NUM)])
-    predicted = np.tile(right, (len(VARIANTS), 1))
-    for which, images in wrong.items():
-        if which == "clean":
-            predicted[:, images] = 1 - right[images]
-            continue
-        name, _, level = which.rpartition("_")
-        at = place(name.replace("_", "-"), int(level))
-        predicted[at, images] = 1 - right[images]
-    confidence: NDArray[np.float32] = np.tile(
-        np.linspace(0.6, 0.9, NUM, dtype=np.float32), (len(VARIANTS), 1)
-    )
-    return StressAnswers(rows(), predicted, confidence)
-
-
-def figures(run: Run, given: StressAnswers) -> Stress:
-    return stress_figures(
-        run,
-        given,
-        classes=CLASSES,
-        subset="test",
-        model="run",
-        model_sha256=["0" * 64],
-    )
 
 
 def test_each_level_is_compared_with_the_same_images_clean(run: Run) -> None:

@@ -128,7 +128,7 @@ def draw_stress(found: Stress) -> Drawing:
         axes.legend(
             handles=_legend(),
             loc="lower left",
-            bbox_to_anchor=(-0.42, 1.0),
+            bbox_to_anchor=(0, 1.0),
             ncols=2,
             fontsize=8.5,
             columnspacing=1.2,
@@ -181,11 +181,16 @@ def _legend() -> list[Line2D]:
 
     return [
         Line2D([], [], color=LIGHT["muted"], linestyle="--", label="clean"),
-        dot(_size(3), color, "more than chance; larger: higher level"),
+        dot(_size(3), color, "more than chance"),
         Line2D(
-            *([], []), color=LIGHT["heat"], linewidth=5, alpha=0.35, label="95 %, worst"
+            [],
+            [],
+            color=LIGHT["heat"],
+            linewidth=5,
+            alpha=0.35,
+            label="95 %, worst level",
         ),
-        dot(_size(3), LIGHT["surface"], "not shown to differ from clean"),
+        dot(_size(3), LIGHT["surface"], "may be chance"),
     ]
 
 
@@ -204,18 +209,21 @@ def _in_words(found: Stress) -> str:
 
 def _equal_words(level: StressLevel) -> str:
     """Return what making all sizes equal says about shortcuts."""
-    change = f"{write_points(level.change.value)} points"
+    words = (
+        f"Making all sizes equal changes accuracy by {write_points(level.change.value)}"
+        " points"
+    )
     if not level.is_found:
         return (
-            f"It changes accuracy by {change}, which may be chance: no sign that the "
-            "model goes by the size, shape or border of a file."
+            f"{words}, which may be chance: no sign that the model goes by the size, "
+            "shape or border of a file."
         )
     if level.change.value > 0:
-        return f"It changes accuracy by {change}: the sizes do not help the model."
+        return f"{words}: it is better without them."
     return (
-        f"It changes accuracy by {change}, which is more than chance. Compare it with "
-        "down-sampling to as many samples: what is lost beyond that, the model had "
-        "from size, shape or border of the files."
+        f"{words}, which is more than chance. Compare it with down-sampling to as many "
+        "samples: a loss beyond that one points to the size, shape or border of the "
+        "files as a shortcut."
     )
 
 
