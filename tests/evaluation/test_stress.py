@@ -34,7 +34,8 @@ def run(tmp_path: Path) -> Run:
 
 def test_each_level_is_compared_with_the_same_images_clean(run: Run) -> None:
     lost = list(range(0, 24))
-    found = figures(run, answers(clean=[39], blur_5=lost, blur_4=[0]))
+    given = answers(clean=[39], blur_5=lost, blur_4=[0], rician_noise_1=[2, 3])
+    found = figures(run, given)
     assert (found.num_images, found.num_groups, found.seed) == (40, 20, 11)
     assert found.clean.value == pytest.approx(39 / 40)
     (blur,) = [one for one in found.corruptions if one.name == "blur"]
