@@ -142,7 +142,7 @@ def test_a_level_that_is_not_there_is_refused_by_its_number() -> None:
 
 
 def test_noise_is_monais_for_the_same_draws() -> None:
-    from monai.transforms import RandRicianNoise
+    from monai.transforms.intensity.array import RandRicianNoise
 
     image = head().astype(np.float32)
     monai: Any = RandRicianNoise(prob=1.0, std=20.0, sample_std=False)
@@ -165,7 +165,7 @@ def test_noise_has_the_mean_of_a_rician_distribution() -> None:
 
 
 def test_down_sampling_is_monais_gibbs_with_the_same_samples() -> None:
-    from monai.transforms import GibbsNoise
+    from monai.transforms.intensity.array import GibbsNoise
 
     # An odd side: on an even one MONAI's disc is half a sample off the centre.
     side = 251

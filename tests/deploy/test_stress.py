@@ -15,6 +15,7 @@ from support.runs_on_images import make_kfold_run, make_run
 from tumorlens.cli import app
 from tumorlens.config import parse_config
 from tumorlens.data.corruptions import CORRUPTIONS
+from tumorlens.data.images import read_image
 from tumorlens.deploy import stress as module
 from tumorlens.deploy.export import export
 from tumorlens.deploy.predictor import Predictor
@@ -56,8 +57,6 @@ def spread_answers(run: Run, squares: torch.Tensor) -> None:
 
 
 def squares_of(run: Run, data: Path) -> torch.Tensor:
-    from tumorlens.data.images import read_image
-
     predictor = Predictor.open(run.path)
     (member,) = predictor.members
     files = sorted(data.glob("*/*.png"))
@@ -157,7 +156,7 @@ def test_each_image_is_decoded_once_and_not_long_before_it_is_needed(
     read: list[Path] = []
     at_first: list[int] = []
     sizes: list[int] = []
-    read_image, probs_of = module.read_image, Predictor.probs_of
+    probs_of = Predictor.probs_of
 
     def reading(path: Path, **options: Any) -> Any:
         read.append(path)
