@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 from tumorlens.data.images import read_image
 from tumorlens.deploy.predictor import Predictor
 from tumorlens.errors import DataError
-from tumorlens.evaluation.inference import read_data
+from tumorlens.evaluation.subsets import read_data
 from tumorlens.runs.folder import open_run
 from tumorlens.runs.trust import NO_BRAIN_MRI
 

@@ -13,13 +13,17 @@ from PIL import Image
 
 from tumorlens.config import parse_config
 from tumorlens.data.images import ImageLimits, load_square
-from tumorlens.data.index import read_index, read_split, write_split
+from tumorlens.data.index import (
+    check_unchanged,
+    read_index,
+    read_split,
+    write_split,
+)
 from tumorlens.errors import DataError, RunError
 from tumorlens.runs.folder import Run, create_run
 from tumorlens.training import dataset
 from tumorlens.training.dataset import (
     PreparedData,
-    check_unchanged,
     image_limits,
     load_subset,
     prepare_data,

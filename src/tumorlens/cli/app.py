@@ -23,7 +23,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import tumorlens
-from tumorlens.cli import data, deploy, evaluate, predict, study, terminal, train, trust
+from tumorlens.cli import (
+    data,
+    deploy,
+    evaluate,
+    predict,
+    stress,
+    study,
+    terminal,
+    train,
+    trust,
+)
 from tumorlens.cli.completion import join_words_of_bash
 from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.errors import TumorlensError, naming_refused_paths
@@ -151,6 +161,7 @@ app.command()(train.train)
 app.command()(trust.trust)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.report)
+app.command()(stress.stress)
 app.command()(predict.predict)
 app.command()(train.lr_find)
 app.command("import")(train.import_weights)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tumorlens.runs.progress import Listener, epoch_line
 from tumorlens.system import is_main_process
-from tumorlens.text import counted, decimal, number_range, one_line, percent
+from tumorlens.text import counted, decimal, number_range, one_line, percent, points
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tumorlens.runs.external import ExternalMetrics
     from tumorlens.runs.listing import RunRow
     from tumorlens.runs.measures import Metrics, TrustMeasures, TtaEffect
+    from tumorlens.runs.stress import Stress
     from tumorlens.training.fit import TrainResult
 
 PLAIN_WIDTH = 200
@@ -353,6 +354,36 @@ def print_tta(effect: TtaEffect) -> None:
         ],
     )
     print_line(effect.summary)
+
+
+def print_stress(found: Stress) -> None:
+    """Print the accuracy at each level of each corruption, the worst first."""
+    print_line(
+        f"{found.model}: {found.num_images:,} {found.subset} images in "
+        f"{counted(found.num_groups, 'group')}, clean {found.clean.percentage}"
+    )
+    num_levels = max(len(one.levels) for one in found.corruptions)
+    rows = []
+    for one in found.by_loss:
+        accuracies = [percent(level.accuracy.value) for level in one.levels]
+        accuracies += [""] * (num_levels - len(accuracies))
+        worst = one.most_lost
+        change, low, high = worst.change, worst.change.low, worst.change.high
+        words = points(change.value)
+        if low is not None and high is not None:
+            words += f" ({points(low)} to {points(high)})"
+        rows.append((one.title, *accuracies, words + " *" * worst.is_found))
+    levels = [f"level {number}" for number in range(1, num_levels + 1)]
+    print_table(("corruption", *levels, "worst level, points"), rows)
+    print_line(
+        "Changes against the same images clean, with paired 95 % intervals over "
+        "groups; *: more than chance, corrected for all levels of all corruptions."
+    )
+    print_line(found.words)
+    for reason in dict.fromkeys(found.not_measured.values()):
+        print_line(f"No {', '.join(found.not_measured)}: {reason}.")
+    if found.leak.leaks:
+        print_line(found.leak.words)
 
 
 def print_export(verdicts: Sequence[Verdict], sizes: Sequence[int | None]) -> None:

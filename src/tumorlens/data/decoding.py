@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, load_square, without_path
 from tumorlens.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tumorlens.config import Fit
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,35 @@ def decode_ahead(
             return Decoded(path, {}, without_path(error, path))
         return Decoded(path, squares, None)
 
-    waiting: deque[Future[Decoded]] = deque()
+    yield from work_ahead(paths, decode, num_ahead=num_ahead, num_threads=num_threads)
+
+
+def work_ahead(
+    items: Iterable[_Item],
+    work: Callable[[_Item], _Result],
+    *,
+    num_ahead: int,
+    num_threads: int,
+) -> Generator[_Result]:
+    """Yield the results of a function for each item, in order, made in threads.
+
+    Args:
+        items: Consumed one at a time, in the thread of the caller, and only when there
+            is room.
+        work: What it raises ends the generator.
+        num_ahead: Maximum number of items that are worked on, or waiting for a thread,
+            before the caller takes their results.
+        num_threads: Number of threads.
+    """
+    waiting: deque[Future[_Result]] = deque()
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
     try:
-        for path in paths:
-            waiting.append(pool.submit(decode, path))
+        for item in items:
+            waiting.append(pool.submit(work, item))
             if len(waiting) > num_ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
-        # Also when the consumer stops early: cancel pending decodes.
+        # Also when the consumer stops early: cancel pending work.
         pool.shutdown(cancel_futures=True)

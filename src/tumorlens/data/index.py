@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from tumorlens.data.class_names import match_classes, spelling_of
 from tumorlens.data.sets import ImageSets
 from tumorlens.data.tables import read_table
-from tumorlens.errors import DataError, did_you_mean
+from tumorlens.errors import DataError, RunError, did_you_mean
 from tumorlens.files import sha256_of, sha256_of_bytes, write_text
 
 if TYPE_CHECKING:
@@ -391,6 +391,29 @@ def read_split(path: Path) -> tuple[SplitRow, ...]:
     if not rows:
         raise DataError(f"{path} has no rows", hint="make the split anew")
     return tuple(rows)
+
+
+def check_unchanged(rows: Sequence[SplitRow], index: Index) -> None:
+    """Check that the files of a split are unchanged.
+
+    Raises:
+        RunError: Files are gone, new, or have another content.
+    """
+    now = {record.path: record.sha256 for record in index.records}
+    then = {row.path: row.sha256 for row in rows}
+    changed = [path for path in then if now.get(path) != then[path]]
+    changed += [path for path in now if path not in then]
+    if changed:
+        raise RunError(
+            f"the data in {index.sets or index.root} has changed since the run was "
+            f"made: {len(changed)} file(s) differ, the first is {changed[0]}",
+            hint="restore the data, or start a new run"
+            + (
+                f"; or name the sets in their order: {', '.join(index.sets.names)}"
+                if index.sets
+                else ""
+            ),
+        )
 
 
 def _rows_of_set(data: Path, metadata: str | None) -> tuple[Path, list[_Row]]:

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 import tumorlens
 from tumorlens.data.images import load_square
+from tumorlens.data.index import check_unchanged
 from tumorlens.deploy import artefact
 from tumorlens.deploy.artefact import (
     KINDS,
@@ -57,11 +58,11 @@ from tumorlens.errors import (
     TumorlensError,
     did_you_mean,
 )
-from tumorlens.evaluation.inference import read_data
+from tumorlens.evaluation.subsets import read_data
 from tumorlens.files import locked, read_model, write_bytes, write_model
 from tumorlens.runs.trust import trust_of_run, write_trust
 from tumorlens.text import NotebookView
-from tumorlens.training.dataset import check_unchanged, image_limits
+from tumorlens.training.dataset import image_limits
 from tumorlens.training.network import load_model
 from tumorlens.training.views import policy_of
 

@@ -8,20 +8,16 @@ subset is always that of the ensemble's own split, never that of a member's.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tumorlens.data.index import read_index
-from tumorlens.data.sets import sets_of
-from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
 from tumorlens.evaluation.features import load_networks, pass_over
 from tumorlens.evaluation.predictions import Predictions, pool_predictions, round_probs
+from tumorlens.evaluation.subsets import check_classes, rows_of_subset
 from tumorlens.evaluation.trust_measures import JudgedSubset
 from tumorlens.training.dataset import (
     PreparedData,
-    check_unchanged,
     image_limits,
     load_subset,
 )
@@ -40,63 +36,7 @@ if TYPE_CHECKING:
     from tumorlens.runs.progress import Progress
     from tumorlens.runs.trust import TrustedAnswers
 
-SUBSETS = ("test", "val")
-
 _BATCH_SIZE = 32
-
-
-def check_subset(run: Run, subset: str) -> None:
-    """Make sure that a run can be evaluated on a subset.
-
-    Raises:
-        ConfigError: The subset is unknown, or not one of a k-fold run.
-        RunError: It is test, and the run is not finished.
-    """
-    if subset not in SUBSETS:
-        raise ConfigError(
-            f"unknown subset {subset!r}", hint=did_you_mean(subset, SUBSETS)
-        )
-    if subset == "test" and not run.is_finished:
-        raise RunError(
-            f"the training of {run.path} is not finished, and the test subset is for "
-            "the end",
-            hint=f"finish it with: tumorlens train --resume --out {run.path}",
-        )
-    if run.is_kfold and subset != "test":
-        raise ConfigError(
-            f"a run with folds has no subset {subset!r} of its own: every image is in "
-            "that subset of several folds",
-            hint=f"evaluate one fold: tumorlens evaluate {run.fold_path(0)} --subset "
-            f"{subset}",
-        )
-
-
-def read_data(run: Run, data: Path | Sequence[Path] | None) -> Index:
-    """Return the index of a run's images.
-
-    Args:
-        run: The run; its `data.path` is used where `data` is `None`.
-        data: Folder of the images, or of each set in the order of `data.path`.
-
-    Raises:
-        ConfigError: A folder is named twice.
-        DataError: There is no folder with images, none is named, or more or fewer than
-            the run has sets.
-    """
-    config = run.config.data
-    sets = sets_of(config, data)
-    if sets is None:
-        raise DataError(
-            f"{run.path} does not name the folder of its images", hint="give --data"
-        )
-    gone = [place for place in sets.places if not place.exists()]
-    if data is None and gone:
-        raise DataError(
-            f"the images of {run.path} are not in {gone[0]} any more",
-            hint="name the folder where they are now: --data DATA"
-            + (" for each set" if sets.names else ""),
-        )
-    return read_index(sets, metadata=config.metadata)
 
 
 def predict_subset(
@@ -113,8 +53,8 @@ def predict_subset(
     Args:
         run: The run. Each fold of a k-fold run predicts its own test images, and the
             results are pooled.
-        index: The files, from `read_data`.
-        subset: See `check_subset`.
+        index: The files, from `subsets.read_data`.
+        subset: See `subsets.check_subset`.
         device: As for the setting `train.device`.
         tta: The views to average over; `None` takes those of each network's card.
         progress: Called with images done and images in all: for each network once for
@@ -134,8 +74,9 @@ def predict_subset(
                 for fold in run.folds()
             ]
         )
-    data, rows = _rows_of(run, index, subset)
-    members = [(one, check_classes(one, index)) for one in run.networks()]
+    data = PreparedData(index, run.split())
+    rows = rows_of_subset(run, data.rows, index, subset)
+    members = [(one, card_of(one, index)) for one in run.networks()]
     probs = [
         _probs(
             one,
@@ -173,28 +114,15 @@ def judge_subset(
         DataError: An image cannot be read any more.
         RunError: As for `predict_subset`.
     """
-    data, rows = _rows_of(run, index, subset)
+    data = PreparedData(index, run.split())
+    rows = rows_of_subset(run, data.rows, index, subset)
     networks = load_networks(
-        [(one, check_classes(one, index)) for one in run.networks()], device
+        [(one, card_of(one, index)) for one in run.networks()], device
     )
     found = pass_over(networks, data, subset, progress=progress)
     table = _table(index, rows, found.probs)
     judged = trusted.judge(table.probs, found.embedding, found.facts)
     return table, JudgedSubset(trusted.trust, table.paths, judged)
-
-
-def _rows_of(
-    run: Run, index: Index, subset: str
-) -> tuple[PreparedData, list[SplitRow]]:
-    data = PreparedData(index, run.split())
-    check_unchanged(data.rows, index)
-    rows = data.subset_rows(subset)
-    if not rows:
-        raise RunError(
-            f"{run.path} has no image in subset {subset!r}",
-            hint=f"{run.split_path} lists the subset of each image",
-        )
-    return data, rows
 
 
 def _table(
@@ -223,19 +151,13 @@ def pool_folds(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
-def check_classes(run: Run, index: Index) -> ModelCard:
+def card_of(run: Run, index: Index) -> ModelCard:
     """Return the card of a network whose classes are those of the data.
 
-    Raises:
-        RunError: The classes differ.
+    Raises what `subsets.check_classes` raises.
     """
     card = run.card()
-    if card.classes != index.classes:
-        raise RunError(
-            f"the network of {run.path} has the classes {', '.join(card.classes)}, the "
-            f"data has {', '.join(index.classes)}",
-            hint="give the data that the run was made with",
-        )
+    check_classes(run, card.classes, index)
     return card
 
 

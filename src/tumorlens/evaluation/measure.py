@@ -11,13 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tumorlens.evaluation.inference import (
-    check_subset,
     judge_subset,
     pool_folds,
     predict_subset,
-    read_data,
 )
 from tumorlens.evaluation.predictions import Predictions, write_predictions
+from tumorlens.evaluation.subsets import check_subset, read_data
 from tumorlens.evaluation.table_measures import metrics_from_predictions
 from tumorlens.evaluation.trust_measures import (
     JudgedSubset,

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tumorlens.data.index import check_unchanged
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.evaluation.features import load_networks, pass_over
 from tumorlens.evaluation.gate import FALSE_ALARMS, fit_gate, spoil
-from tumorlens.evaluation.inference import check_classes, read_data
+from tumorlens.evaluation.inference import card_of
+from tumorlens.evaluation.subsets import read_data
 from tumorlens.files import locked
 from tumorlens.runs.estimate import (
     CalibrationBins,
@@ -37,7 +39,7 @@ from tumorlens.stats import conformal, estimates, intervals, metrics
 from tumorlens.stats.calibration import answered_probs, fit_temperature
 from tumorlens.stats.selective import fewest_for, fit_threshold, provable_error
 from tumorlens.text import counted, percent
-from tumorlens.training.dataset import PreparedData, check_unchanged
+from tumorlens.training.dataset import PreparedData
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,7 +139,7 @@ def _fit(
     chosen = one_of_each(groups, seed=seed)
     _check_coverage(wanted.coverage, len(chosen))
 
-    networks = [(one, check_classes(one, index)) for one in run.networks()]
+    networks = [(one, card_of(one, index)) for one in run.networks()]
     loaded = load_networks(networks, device)
     of_val = pass_over(
         loaded,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tumorlens.evaluation.inference import check_subset, predict_subset, read_data
+from tumorlens.evaluation.inference import predict_subset
 from tumorlens.evaluation.predictions import write_predictions
+from tumorlens.evaluation.subsets import check_subset, read_data
 from tumorlens.files import write_model
 from tumorlens.runs.estimate import estimate_of_difference
 from tumorlens.runs.measures import PairedDifference, TtaEffect

@@ -10,6 +10,7 @@ from tumorlens.report.benchmark_page import write_benchmark_page
 from tumorlens.report.comparison_page import write_comparison_page
 from tumorlens.report.external_page import write_external_page
 from tumorlens.report.run_page import write_run_report
+from tumorlens.report.stress_page import write_stress_page
 
 __all__ = [
     "show_claims_on_audit",
@@ -18,4 +19,5 @@ __all__ = [
     "write_comparison_page",
     "write_external_page",
     "write_run_report",
+    "write_stress_page",
 ]

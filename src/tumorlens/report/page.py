@@ -124,7 +124,11 @@ def render_page(template: str, content: Mapping[str, Any]) -> str:
 
 
 def load_picture(
-    root: Path | ImageSets | None, path: str, *, limits: ImageLimits = DEFAULT_LIMITS
+    root: Path | ImageSets | None,
+    path: str,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
 ) -> Picture:
     """Return a small copy of one image, or the reason why there is none.
 
@@ -133,6 +137,7 @@ def load_picture(
             they are not known.
         path: As in `predictions.csv` or `audit.json`.
         limits: What is not opened.
+        change: What is done to the decoded image before it is shown.
     """
     if root is None:
         return Picture(path, why_not="not shown: the data folder is not known")
@@ -145,7 +150,7 @@ def load_picture(
         return Picture(path, why_not="not shown: the file cannot be read as an image")
     except MissingExtraError as error:
         return Picture(path, why_not=f"not shown: {error.hint}")
-    return _small_copy(path, pixels)
+    return _small_copy(path, pixels if change is None else change(pixels))
 
 
 def _percent_bounds(low: float, high: float) -> str:

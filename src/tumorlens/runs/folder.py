@@ -19,6 +19,7 @@
         predictions-val.csv, metrics-val.json   where val (or train) was evaluated
         external/NAME/       measured on another set: predictions, images, external.json
         tta/val.json ...     the effect of test-time augmentation, and its tables
+        stress.json, stress.html, stress-val-onnx.json ...   accuracy on worse images
         tracking.json        the run of MLflow that mirrors this one
 
 `open_run` loads no weights and needs no torch: a `Run` reads the files of the folder
@@ -293,6 +294,16 @@ class Run(NotebookView):
         """
         name = f"{subset}-{views}.csv" if views else f"{subset}.json"
         return self.path / "tta" / name
+
+    def stress_path(self, subset: str, *, kind: str = "") -> Path:
+        """Return the path of the accuracies on worse images; the page is beside it.
+
+        Args:
+            subset: `test` or `val`.
+            kind: Format of the artefact that was measured; empty for the run itself.
+        """
+        path = _with_subset(self.path / "stress.json", subset)
+        return path.with_stem(f"{path.stem}-{kind}") if kind else path
 
     def external_path(self, name: str) -> Path:
         """Return the folder of an evaluation on another set."""

@@ -28,6 +28,13 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
 from tumorlens.config import AugmentConfig
+from tumorlens.data.corruptions import (
+    as_bytes,
+    gamma_table,
+    log_field,
+    magnitude_with_noise,
+    times_field,
+)
 from tumorlens.errors import ConfigError
 
 Transform = Callable[[Image.Image], Image.Image]
@@ -97,46 +104,33 @@ class Contrast:
         """Return the image with a random contrast."""
         exponent = np.exp(np.random.uniform(-self.gamma, self.gamma))
         factor = np.random.uniform(1 - self.gain, 1 + self.gain)
-        table = 255 * factor * (np.arange(256) / 255) ** exponent
-        return image.point(
-            np.clip(table.round(), 0, 255).astype(int).tolist() * len(image.getbands())
-        )
+        table = gamma_table(exponent, gain=factor).tolist()
+        return image.point(table * len(image.getbands()))
 
 
 @dataclass(frozen=True)
 class BiasField:
     """Multiply by a smooth field, as of an uneven receive coil.
 
-    The field is exp(p), with p a polynomial of degree 2 in both axes whose five
+    The field is exp(p), with p the polynomial of `corruptions.log_field` whose five
     coefficients are normal with standard deviation `amount` / 2.
-
-    Source:
-        Van Leemput et al., "Automated model-based bias field correction of MR images
-        of the brain", IEEE TMI 18(10), 1999: the logarithm of the field as a
-        polynomial.
     """
 
     amount: float
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Return the image under a random field."""
-        x = np.linspace(-1, 1, image.width, dtype=np.float32)[None, :]
-        y = np.linspace(-1, 1, image.height, dtype=np.float32)[:, None]
-        c = np.random.normal(0, self.amount / 2, 5).astype(np.float32)
-        field = np.exp(c[0] * x + c[1] * y + c[2] * x * y + c[3] * x**2 + c[4] * y**2)
-        return _scaled(image, field)
+        coefficients = np.random.normal(0, self.amount / 2, 5)
+        field = log_field(coefficients, height=image.height, width=image.width)
+        return Image.fromarray(times_field(np.asarray(image), np.exp(field)))
 
 
 @dataclass(frozen=True)
 class RicianNoise:
     """Add the Rician noise of a magnitude image, with a random level per image.
 
-    The value v becomes sqrt((v + a)^2 + b^2), with a and b normal and their standard
-    deviation uniform in [0, highest] of the full range.
-
-    Source:
-        Gudbjartsson and Patz, "The Rician distribution of noisy MRI data", Magnetic
-        Resonance in Medicine 34(6), 1995.
+    That of `corruptions.magnitude_with_noise`, normal with a standard deviation uniform
+    in [0, highest] of the full range.
     """
 
     highest: float
@@ -144,22 +138,10 @@ class RicianNoise:
     def __call__(self, image: Image.Image) -> Image.Image:
         """Return the image with noise."""
         sigma = np.random.uniform(0, self.highest) * 255
-        # The same noise for all channels: those of a grey image stay equal. torch draws
-        # it four times as fast as numpy.
-        a, b = sigma * torch.randn(2, image.height, image.width).numpy()
-        values = np.asarray(image, dtype=np.float32)
-        if values.ndim == 3:
-            a, b = a[:, :, None], b[:, :, None]
-        return _as_image(np.hypot(values + a, b))
-
-
-def _scaled(image: Image.Image, field: np.ndarray) -> Image.Image:
-    values = np.asarray(image, dtype=np.float32)
-    return _as_image(values * (field if values.ndim == 2 else field[:, :, None]))
-
-
-def _as_image(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+        # torch draws it four times as fast as numpy.
+        noise = sigma * torch.randn(2, image.height, image.width).numpy()
+        values = magnitude_with_noise(np.asarray(image, dtype=np.float32), noise)
+        return Image.fromarray(as_bytes(values))
 
 
 def _steps(name: str, config: AugmentConfig, *, size_px: int) -> list[Transform]:

@@ -19,6 +19,7 @@ from tumorlens.data.images import ImageLimits
 from tumorlens.data.index import (
     Index,
     SplitRow,
+    check_unchanged,
     patient_note,
     read_index,
     read_split,
@@ -247,29 +248,6 @@ def load_subset(
     chosen = [n for n, row in enumerate(readable) if row.subset == subset]
     labels = [numbers[readable[position].label] for position in chosen]
     return Subset(images, chosen, np.array(labels, dtype=np.int64))
-
-
-def check_unchanged(rows: Sequence[SplitRow], index: Index) -> None:
-    """Check that the files of a split are unchanged.
-
-    Raises:
-        RunError: Files are gone, new, or have another content.
-    """
-    now = {record.path: record.sha256 for record in index.records}
-    then = {row.path: row.sha256 for row in rows}
-    changed = [path for path in then if now.get(path) != then[path]]
-    changed += [path for path in now if path not in then]
-    if changed:
-        raise RunError(
-            f"the data in {index.sets or index.root} has changed since the run was "
-            f"made: {len(changed)} file(s) differ, the first is {changed[0]}",
-            hint="restore the data, or start a new run"
-            + (
-                f"; or name the sets in their order: {', '.join(index.sets.names)}"
-                if index.sets
-                else ""
-            ),
-        )
 
 
 def _without_unreadable(
