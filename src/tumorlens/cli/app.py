@@ -23,7 +23,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import tumorlens
-from tumorlens.cli import data, deploy, evaluate, predict, study, terminal, train
+from tumorlens.cli import (
+    data,
+    deploy,
+    evaluate,
+    explain,
+    predict,
+    study,
+    terminal,
+    train,
+)
 from tumorlens.cli.completion import join_words_of_bash
 from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.errors import TumorlensError, naming_refused_paths
@@ -151,6 +160,7 @@ app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.report)
 app.command()(predict.predict)
+app.command()(explain.explain)
 app.command()(train.lr_find)
 app.command("import")(train.import_weights)
 app.command()(train.runs)

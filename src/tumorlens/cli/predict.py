@@ -225,11 +225,11 @@ def _show(predictors: list[Predictor], images: list[Path]) -> int:
             answers.append((one.name, one.classes, found))
         terminal.print_predictions(answers)
         num_unreadable += sum(not answer.predicted for answer in answers[0][2])
-    _print_skipped(skipped)
+    print_skipped(skipped)
     return num_unreadable
 
 
-def _print_skipped(skipped: Mapping[str, int]) -> None:
+def print_skipped(skipped: Mapping[str, int]) -> None:
     """Print what was passed over in the folders, by its kind."""
     from tumorlens.data.files import described
 
@@ -261,7 +261,7 @@ def _write(
                     progress(file.num_rows, total)
         file.finish()
     print(f"the probabilities are in {out}")
-    _print_skipped(skipped)
+    print_skipped(skipped)
     return int(file.num_unreadable) // len(predictors)
 
 
@@ -393,7 +393,7 @@ def _predict_found(
                 f"{counted(len(found.others), 'file')}",
                 file=sys.stderr,
             )
-    _print_skipped(found.skipped)
+    print_skipped(found.skipped)
     return table.num_unreadable // len(models)
 
 

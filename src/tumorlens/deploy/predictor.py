@@ -77,6 +77,16 @@ class FilePredictions(list[Prediction], NotebookView):
 
 
 @dataclass(frozen=True)
+class Network:
+    """The network behind a member, for what needs gradients."""
+
+    card: ModelCard
+    module: Any
+    """A `torch.nn.Module` on `device`."""
+    device: Any
+
+
+@dataclass(frozen=True)
 class Member:
     """One model whose probabilities are averaged: a network or an artefact."""
 
@@ -85,6 +95,8 @@ class Member:
     """Images (N, S, S, C) to probabilities (N, classes)."""
     weights_sha256: tuple[str, ...]
     """Digests of its weights files."""
+    network: Network | None = None
+    """`None` for an artefact, whose graph has no gradients."""
 
     def square(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return a decoded image as input of this model, shape (S, S, C)."""
@@ -328,6 +340,7 @@ def _members_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Me
                 InputSpec(card.size_px, card.fit, card.in_chans),
                 partial(_probs_of, card, module, target),
                 (card.weights_sha256,),
+                Network(card, module, target),
             )
         )
     if len({card.classes for card in cards}) > 1:

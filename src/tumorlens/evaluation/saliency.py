@@ -12,7 +12,7 @@ Both maps show what the class's logit rests on, and neither shows where a tumour
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tumorlens.errors import ConfigError
+from tumorlens.evaluation.occlusion import mean_value
 from tumorlens.training.devices import naming_missing_operators
 from tumorlens.training.network import as_batch, normalize
 from tumorlens.training.views import POLICIES, policy_of
@@ -59,7 +60,7 @@ class TappedNetwork(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         if not hasattr(model, "forward_features") or not hasattr(model, "forward_head"):
-            raise _no_feature_map(model, "none between its features and its head")
+            _refuse(model, "none between its features and its head")
         self.model = model
         self.tap = nn.Identity()
 
@@ -73,7 +74,7 @@ class TappedNetwork(nn.Module):
         features = model.forward_features(images)
         if not isinstance(features, Tensor) or features.ndim not in (3, 4):
             shape = getattr(features, "shape", type(features).__name__)
-            raise _no_feature_map(model, f"but {shape}")
+            _refuse(model, f"but {shape}")
         if features.ndim == 3:  # (N, L, C)
             num_prefix, side = self._grid(features.shape[1])
             prefix, tokens = features[:, :num_prefix], features[:, num_prefix:]
@@ -92,7 +93,7 @@ class TappedNetwork(nn.Module):
         num_prefix = getattr(self.model, "num_prefix_tokens", num_tokens - side**2)
         side = math.isqrt(num_tokens - num_prefix)
         if side**2 + num_prefix != num_tokens:
-            raise _no_feature_map(self.model, f"but {num_tokens} tokens in no square")
+            _refuse(self.model, f"but {num_tokens} tokens in no square")
         return num_prefix, side
 
     def _is_channels_last(self, features: Tensor) -> bool:
@@ -168,14 +169,12 @@ def check_grad_cam(model: nn.Module, card: ModelCard, device: torch.device) -> N
     with naming_missing_operators(device), torch.no_grad():
         same = torch.allclose(tapped(images), model(images), rtol=1e-3, atol=1e-3)
     if not same:
-        raise _no_feature_map(model, "another answer than its map leads to")
+        _refuse(model, "another answer than its map leads to")
     maps = [_cam(tapped, images, label, device) for label in range(len(card.classes))]
     if maps[0].numel() == 1:
-        raise _no_feature_map(
-            model, f"but one of 1 x 1 cells for images of {card.size_px} pixels"
-        )
+        _refuse(model, f"but one of 1 x 1 cells for images of {card.size_px} pixels")
     if not any(one.any() for one in maps):
-        raise _no_feature_map(
+        _refuse(
             model,
             "one that no answer depends on, as where a class token alone is read: the "
             "map would be 0 all over",
@@ -233,12 +232,6 @@ def integrated_gradients(
         parts[0].sum(dim=0).detach().cpu().numpy().astype(np.float32)
     )
     return found
-
-
-def mean_value(square: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the mean colour of a square, shape (C,): what stands for "not there"."""
-    value: NDArray[np.uint8] = np.rint(square.mean(axis=(0, 1))).astype(np.uint8)
-    return value
 
 
 def randomized(
@@ -317,8 +310,8 @@ def _normalized(
     return normalize(batch, mean=card.mean, std=card.std)
 
 
-def _no_feature_map(model: nn.Module, what: str) -> ConfigError:
+def _refuse(model: nn.Module, what: str) -> NoReturn:
     name = getattr(model, "default_cfg", {}).get("architecture", type(model).__name__)
-    return ConfigError(
+    raise ConfigError(
         f"Grad-CAM needs a map of features, and {name} has {what}", hint=_OCCLUSION
     )
