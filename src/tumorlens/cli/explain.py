@@ -16,7 +16,7 @@ from tumorlens.system import keep_freed_memory
 from tumorlens.text import counted
 
 if TYPE_CHECKING:
-    from tumorlens.deploy.predictor import Predictor
+    from tumorlens.deploy.explain import Explainer
 
 Method = Literal["grad-cam", "integrated-gradients", "occlusion"]
 """As `tumorlens.deploy.explain.Method`, without the time of that import."""
@@ -57,32 +57,24 @@ def explain(
 ) -> int:
     """Show what the answers rest on, and check whether the maps can be believed."""
     from tumorlens.data.files import walk_images
+    from tumorlens.deploy.explain import Explainer
     from tumorlens.deploy.predictor import Predictor
     from tumorlens.report.explanations import check_explanations
 
     check_explanations(out, images)
     walk_images(images)  # what is wrong with them, before a network is loaded
     keep_freed_memory()
-    num_unreadable = explain_files(
-        Predictor.open(path, device=device), images, out, method=method, label=label
+    explainer = Explainer(
+        Predictor.open(path, device=device), method=method, label=label
     )
-    return STATUS_UNREADABLE if num_unreadable else 0
+    return STATUS_UNREADABLE if explain_files(explainer, images, out) else 0
 
 
-def explain_files(
-    predictor: Predictor,
-    images: list[Path],
-    out: Path,
-    *,
-    method: Method | None = None,
-    label: str | None = None,
-) -> int:
+def explain_files(explainer: Explainer, images: list[Path], out: Path) -> int:
     """Explain files into a folder; print the checks, return how many are unreadable."""
     from tumorlens.data.files import walk_images
-    from tumorlens.deploy.explain import Explainer
     from tumorlens.report.explanations import CHECKS_FILE, write_explanations
 
-    explainer = Explainer(predictor, method=method, label=label)
     skipped = Counter[str]()
     with terminal.counting("explaining") as progress:
         found = write_explanations(

@@ -58,6 +58,8 @@ class Explanation:
     see it."""
     checks: ImageChecks
     """Without the names of files."""
+    tumour: NDArray[np.bool_] | None = None
+    """(H, W), where it is known."""
 
 
 class Explainer:
@@ -194,6 +196,7 @@ class Explainer:
                 outside=outside_of(heat, image),
                 localisation=_located(heat, tumour),
             ),
+            tumour,
         )
 
     def _removal(

@@ -23,6 +23,7 @@ from tumorlens.evaluation.occlusion import PATCHES_PER_SIDE
 from tumorlens.files import check_folder, replacing_folder, write_bytes, write_model
 from tumorlens.report.dicom_picture import MIN_DROP, WARNING
 from tumorlens.report.drawing import (
+    DARK,
     HEAT_COLORS,
     LIGHT,
     SMOOTH,
@@ -59,7 +60,8 @@ _MAX_PX = 1024
 """Longest side of an image on the picture."""
 
 _NAME_LETTERS = 60
-_NOTE_LETTERS = 64
+_NOTE_LETTERS = 120
+_LINE_INCHES = 0.16
 
 
 def check_explanations(out: Path, images: Sequence[Path]) -> None:
@@ -150,15 +152,26 @@ def draw_explanation(explanation: Explanation, method: Method) -> bytes:
         f"{WARNING}. It shows what the answer rests on, not where a tumour is.",
     )
 
+    notes = _notes(checks)
+
     def draw(panels: Sequence[Axes]) -> None:
         for axes in panels:
             axes.imshow(image, cmap="gray", vmin=0, vmax=255, **SMOOTH)
             axes.grid(visible=False)
             axes.set(xticks=[], yticks=[])
-        panels[0].set_xlabel("\n".join(_notes(checks)), loc="left", fontsize=9)
+        if explanation.tumour is not None:
+            outline = _shrunk(explanation.tumour.astype(np.float32))
+            panels[1].contour(outline, [0.5], colors=[DARK["ink"]], linewidths=0.8)
         _draw_heat(panels[1], heat, label, method)
+        figure = panels[0].get_figure(root=True)
+        assert figure is not None
+        figure.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=9)
 
-    return render(draw, heading, columns=2, panel_inches=4.4, body_inches=5.4).png()
+    body_inches = 4.2 + _LINE_INCHES * len(notes)
+    drawing = render(
+        draw, heading, columns=2, panel_inches=4.4, body_inches=body_inches
+    )
+    return drawing.png()
 
 
 def _draw_heat(
@@ -257,8 +270,8 @@ def _notes(checks: ImageChecks) -> list[str]:
     if checks.localisation:
         one_of = checks.localisation
         words.append(
-            f"hottest pixel {'in' if one_of.is_hit else 'not in'} the known tumour, "
-            f"IoU {decimal(one_of.iou, 2)}"
+            f"hottest pixel {'in' if one_of.is_hit else 'not in'} the known tumour "
+            f"(outlined), IoU {decimal(one_of.iou, 2)}"
         )
     return [line for word in words for line in textwrap.wrap(word, _NOTE_LETTERS)]
 
