@@ -67,7 +67,8 @@ def test_a_flat_or_broken_map_has_no_correlation(value: float) -> None:
 
 def corner(there: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Answer with the share of the first row's cells that are there."""
-    return there[:, 0].mean(axis=1)
+    shares: NDArray[np.float64] = there[:, 0].mean(axis=1)
+    return shares
 
 
 def test_deletion_and_insertion_of_a_perfect_map_by_hand() -> None:

@@ -85,7 +85,7 @@ def test_the_logits_of_a_tapped_network_are_its_own(
 
 def test_tokens_keep_their_places() -> None:
     # A vision transformer without its blocks: a token only sees its own patch.
-    model = made(
+    model: Any = made(
         "test_vit", 64, {"img_size": 64, "global_pool": "avg", "class_token": False}
     )
     model.blocks, model.norm = nn.Sequential(), nn.Identity()

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tumorlens.cli import terminal
-from tumorlens.cli.options import DeviceOption
+from tumorlens.cli.options import DeviceOption, MovedOption, check_options
 from tumorlens.cli.predict import STATUS_UNREADABLE, print_skipped
+from tumorlens.errors import ConfigError
 from tumorlens.system import keep_freed_memory
 from tumorlens.text import counted
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 Method = Literal["grad-cam", "integrated-gradients", "occlusion"]
 """As `tumorlens.deploy.explain.Method`, without the time of that import."""
+
+
+MAX_NEIGHBOURS = 12
+"""As many as can be told apart side by side."""
 
 
 def explain(
@@ -53,6 +58,16 @@ def explain(
             help="The class to explain. Default: the predicted one of each image.",
         ),
     ] = None,
+    neighbours: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=MAX_NEIGHBOURS,
+            help="Show the N most similar training images too; needs the run's images.",
+        ),
+    ] = 0,
+    data: MovedOption = None,
     device: DeviceOption = "auto",
 ) -> int:
     """Show what the answers rest on, and check whether the maps can be believed."""
@@ -61,13 +76,39 @@ def explain(
     from tumorlens.deploy.predictor import Predictor
     from tumorlens.report.explanations import check_explanations
 
+    if not neighbours:
+        check_options("without --neighbours", **{"--data": data})
     check_explanations(out, images)
     walk_images(images)  # what is wrong with them, before a network is loaded
     keep_freed_memory()
     explainer = Explainer(
         Predictor.open(path, device=device), method=method, label=label
     )
+    if neighbours:
+        _look_up_neighbours(explainer, path, count=neighbours, data=data)
     return STATUS_UNREADABLE if explain_files(explainer, images, out) else 0
+
+
+def _look_up_neighbours(
+    explainer: Explainer, path: Path, *, count: int, data: list[Path] | None
+) -> None:
+    """Read the training images of a run.
+
+    Raises:
+        ConfigError: The model is an artefact, which does not know them.
+    """
+    from tumorlens.deploy.artefact import is_artefact
+    from tumorlens.runs.folder import open_run
+
+    if is_artefact(path):
+        raise ConfigError(
+            f"--neighbours needs the training images, and {path} is an artefact",
+            hint="name the run, or leave out --neighbours",
+        )
+    with terminal.counting("reading training images") as progress:
+        explainer.look_up_neighbours(
+            open_run(path), count=count, data=data, progress=progress
+        )
 
 
 def explain_files(explainer: Explainer, images: list[Path], out: Path) -> int:

@@ -31,12 +31,15 @@ from tumorlens.evaluation.occlusion import mean_value, occlusion_map, place_on_i
 from tumorlens.extras import naming_missing_extras
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from tumorlens.deploy.predictor import Member, Network, Predictor
+    from tumorlens.evaluation.map_checks import Neighbour
+    from tumorlens.evaluation.neighbours import TrainingImages
+    from tumorlens.runs.folder import Run
 
     PredictSquares = Callable[[NDArray[np.uint8]], NDArray[np.floating]]
 
@@ -108,6 +111,8 @@ class Explainer:
             )
         self._others = self._usable_others(first)
         self._copy = None
+        self._training: TrainingImages | None = None
+        self._num_neighbours = 0
         if first.network is None:
             self.not_checked.append(
                 "randomization: the weights of an artefact cannot be changed"
@@ -153,6 +158,56 @@ class Explainer:
             return tuple(other for other in others if other != "grad-cam")
         return others
 
+    def look_up_neighbours(
+        self,
+        run: Run,
+        *,
+        count: int,
+        data: Sequence[Path] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Add the nearest training images to every explanation from here on.
+
+        Args:
+            run: The run that the predictor was opened from. Its first network is used,
+                with the images that it was trained on.
+            count: Number of images.
+            data: Where the images are; `None` takes the run's `data.path`.
+            progress: Called with the images decoded and those in all.
+
+        Raises:
+            ConfigError: The network has no embedding.
+            DataError: The images are not there.
+            RunError: The run has no split, or its data has changed.
+        """
+        from tumorlens.evaluation.neighbours import embed_training
+
+        network = self.predictor.members[0].network
+        assert network is not None
+        self._num_neighbours = count
+        self._training = embed_training(
+            run.networks()[0],
+            network.module,
+            network.card,
+            network.device,
+            data=data,
+            progress=progress,
+        )
+
+    def file_of(self, neighbour: Neighbour) -> Path:
+        """Return where a neighbour of an explanation is."""
+        assert self._training is not None
+        return self._training.index.file_at(neighbour.path)
+
+    def _neighbours(self, square: NDArray[np.uint8]) -> tuple[Neighbour, ...] | None:
+        network = self.predictor.members[0].network
+        if self._training is None or network is None:
+            return None
+        from tumorlens.evaluation.neighbours import embed_square
+
+        embedding = embed_square(network.module, square, network.card, network.device)
+        return self._training.nearest(embedding, count=self._num_neighbours)
+
     def explain(self, path: Path) -> Explanation:
         """Return the map of an image with its checks.
 
@@ -176,11 +231,9 @@ class Explainer:
             for member, square in zip(members, squares, strict=True)
         ]
         box = square_box(image, fit=members[0].spec.fit)
-        heat = np.mean(
-            [place_on_image(one, box=box, shape=shape) for one in maps],
-            axis=0,
-            dtype=np.float32,
-        )
+        heat: NDArray[np.float32] = np.stack(
+            [place_on_image(one, box=box, shape=shape) for one in maps]
+        ).mean(axis=0)
         cells = np.mean([cell_means(one) for one in maps], axis=0)
         return Explanation(
             image,
@@ -195,6 +248,7 @@ class Explainer:
                 agreement=self._agreement(squares[0], maps[0], label),
                 outside=outside_of(heat, image),
                 localisation=_located(heat, tumour),
+                neighbours=self._neighbours(squares[0]),
             ),
             tumour,
         )

@@ -94,6 +94,16 @@ class Localisation(_Model):
     """Share of the image's pixels that are tumour: how often chance would hit."""
 
 
+class Neighbour(_Model):
+    """A training image that is like the explained one."""
+
+    path: str
+    """As the run's `split.csv` names it."""
+    label: str
+    similarity: Correlation
+    """Cosine of the angle between the embeddings; 1 for the same image."""
+
+
 class ImageChecks(_Model):
     """One image of `checks.json`."""
 
@@ -118,6 +128,8 @@ class ImageChecks(_Model):
     outside: Outside | None = None
     localisation: Localisation | None = None
     """`None` where no tumour is known in the image."""
+    neighbours: tuple[Neighbour, ...] | None = None
+    """The nearest training images; `None` where none were wanted."""
 
 
 class Summary(_Model):

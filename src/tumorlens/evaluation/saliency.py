@@ -78,7 +78,7 @@ class TappedNetwork(nn.Module):
         if features.ndim == 3:  # (N, L, C)
             num_prefix, side = self._grid(features.shape[1])
             prefix, tokens = features[:, :num_prefix], features[:, num_prefix:]
-            tapped = self.tap(tokens.mT.unflatten(2, (side, side)))
+            tapped = self.tap(tokens.mT.reshape(*tokens.mT.shape[:2], side, side))
             features = torch.cat([prefix, tapped.flatten(2).mT], dim=1)
         elif self._is_channels_last(features):  # (N, H, W, C)
             features = self.tap(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

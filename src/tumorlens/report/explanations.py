@@ -6,11 +6,12 @@ import io
 import re
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from tumorlens.data.images import read_image
 from tumorlens.data.index import check_outside
 from tumorlens.deploy.explain import Explanation, unreadable
 from tumorlens.errors import DataError, RunError
@@ -29,6 +30,7 @@ from tumorlens.report.drawing import (
     SMOOTH,
     Heading,
     render,
+    shortened,
 )
 from tumorlens.text import decimal, one_line, percent
 
@@ -59,6 +61,9 @@ would leave the rest clear."""
 _MAX_PX = 1024
 """Longest side of an image on the picture."""
 
+_Number = TypeVar("_Number", np.uint8, np.float32)
+
+_LABEL_LETTERS = 20
 _NAME_LETTERS = 60
 _NOTE_LETTERS = 120
 _LINE_INCHES = 0.16
@@ -174,6 +179,39 @@ def draw_explanation(explanation: Explanation, method: Method) -> bytes:
     return drawing.png()
 
 
+def draw_neighbours(explainer: Explainer, checks: ImageChecks) -> bytes:
+    """Return the nearest training images beside each other, as a PNG.
+
+    Raises what `images.read_image` raises.
+    """
+    neighbours = checks.neighbours or ()
+    limits = explainer.predictor.limits
+    pictures = [
+        _shrunk(read_image(explainer.file_of(one), limits=limits), _MAX_PX // 4)
+        for one in neighbours
+    ]
+
+    def draw(panels: Sequence[Axes]) -> None:
+        for axes, picture, one in zip(panels, pictures, neighbours, strict=True):
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=255, **SMOOTH)
+            axes.grid(visible=False)
+            axes.set(xticks=[], yticks=[])
+            label = shortened(one_line(one.label), num_letters=_LABEL_LETTERS)
+            axes.set_xlabel(f"{label}\n{decimal(one.similarity, 3)}", fontsize=9)
+
+    heading = Heading(
+        "The most similar training images",
+        one_line(
+            f"of {Path(checks.path).name}, predicted {checks.predicted} · cosine of "
+            "the embeddings"
+        ),
+        WARNING,
+    )
+    return render(
+        draw, heading, columns=len(neighbours), panel_inches=1.9, body_inches=2.4
+    ).png()
+
+
 def _draw_heat(
     axes: Axes, heat: NDArray[np.float32], label: str, method: Method
 ) -> None:
@@ -198,7 +236,7 @@ def _draw_heat(
     )
     bar.set_label(_SCALES[method], fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    bar.outline.set_edgecolor(LIGHT["line"])  # type: ignore[operator]
+    bar.outline.set_edgecolor(LIGHT["line"])
 
 
 def _explain(
@@ -222,6 +260,10 @@ def _explain(
     np.save(content, image.heat, allow_pickle=False)
     write_bytes(folder / f"{name}.npy", content.getvalue())
     write_bytes(folder / f"{name}.png", draw_explanation(image, explainer.method))
+    if image.checks.neighbours:
+        write_bytes(
+            folder / f"{name}-neighbours.png", draw_neighbours(explainer, image.checks)
+        )
     return image.checks.model_copy(
         update={"picture": f"{name}.png", "heat": f"{name}.npy"}
     )
@@ -276,9 +318,9 @@ def _notes(checks: ImageChecks) -> list[str]:
     return [line for word in words for line in textwrap.wrap(word, _NOTE_LETTERS)]
 
 
-def _shrunk(pixels: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.generic]:
+def _shrunk(pixels: NDArray[_Number], max_px: int = _MAX_PX) -> NDArray[_Number]:
     height, width = pixels.shape[:2]
-    scale = _MAX_PX / max(height, width)
+    scale = max_px / max(height, width)
     if scale >= 1:
         return pixels
     size = max(1, round(width * scale)), max(1, round(height * scale))
