@@ -199,6 +199,8 @@ def _runs_below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
 
 
 def _is_run(place: Path, names: Sequence[str]) -> bool:
+    if "config.toml" not in names and "manifest.json" in names:
+        return False  # an artefact that was handed on
     if any(name in names for name in _RUN_FILES):
         return True
     if "config.toml" not in names:
