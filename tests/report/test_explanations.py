@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support.runs_on_images import make_run
+from support.runs_on_images import make_kfold_run, make_run
 from tumorlens.deploy.explain import Explainer, Explanation
 from tumorlens.deploy.predictor import Predictor
 from tumorlens.errors import DataError
 from tumorlens.evaluation.map_checks import ExplanationChecks, ImageChecks
+from tumorlens.evaluation.measure import evaluate
 from tumorlens.files import read_model
+from tumorlens.report import write_run_report
 from tumorlens.report.explanations import (
     check_explanations,
     draw_explanation,
+    overlaid,
     write_explanations,
 )
 
@@ -193,3 +196,44 @@ def test_names_are_plain_whatever_the_file_is_called(
     content = json.loads((tmp_path / "out" / "checks.json").read_text("utf-8"))
     assert content["format"] == 1
     assert content["images"][0]["path"] == str(odd)
+
+
+def test_an_image_under_its_map_is_itself_where_there_is_no_heat() -> None:
+    image = np.full((20, 20), 80, np.uint8)
+    heat = np.full((20, 20), -1, np.float32)
+    assert (overlaid(image, heat) == 80).all()
+    heat[0, 0] = 3
+    found = overlaid(image, heat)
+    assert found[0, 0].tolist() == [211, 20, 20]  # three quarters of red
+    assert (found[1:] == 80).all()
+    colour = np.dstack([image, image // 2, image])
+    assert (overlaid(colour, heat)[1:] == colour[1:]).all()
+
+
+@pytest.mark.parametrize("is_kfold", [False, True])
+def test_the_page_of_a_run_shows_the_maps_of_its_mistakes_where_wanted(
+    tmp_path: Path,
+    data: Path,
+    is_kfold: bool,  # noqa: FBT001
+) -> None:
+    run = (
+        make_kfold_run(tmp_path / "run", data)
+        if is_kfold
+        else make_run(tmp_path / "run", data, size_px=64)
+    )
+    evaluate(run)
+    words = "under the map of what speaks for"
+    plain = write_run_report(run).path.read_text("utf-8")
+    assert words not in plain
+    page = write_run_report(run, explain=True).path.read_text("utf-8")
+    assert page.count(words) == plain.count(", predicted ") > 0
+    assert page.count("data:image/jpeg") == 2 * plain.count("data:image/jpeg")
+
+
+def test_a_mistake_that_has_no_picture_has_no_map(tmp_path: Path, data: Path) -> None:
+    run = make_run(tmp_path / "run", data, size_px=64)
+    evaluate(run)
+    data.rename(tmp_path / "moved")
+    page = write_run_report(run, explain=True).path.read_text("utf-8")
+    assert "not shown: the file is gone" in page
+    assert "under the map" not in page

@@ -218,22 +218,14 @@ class Explainer:
             MissingExtraError: A compressed DICOM file needs the extra `dicom`.
         """
         image = read_image(path, limits=self.predictor.limits)
-        shape = (image.shape[0], image.shape[1])
-        tumour = _tumour_of(path, shape)
+        tumour = _tumour_of(path, (image.shape[0], image.shape[1]))
         probs = self.predictor.probs_of([image])[0]
         predicted = int(probs.argmax())
         label = predicted if self._label is None else self._label
 
-        members = self.predictor.members
-        squares = [member.square(image) for member in members]
-        maps = [
-            _map_of(self.method, member, square, label)
-            for member, square in zip(members, squares, strict=True)
-        ]
-        box = square_box(image, fit=members[0].spec.fit)
-        heat: NDArray[np.float32] = np.stack(
-            [place_on_image(one, box=box, shape=shape) for one in maps]
-        ).mean(axis=0)
+        squares = [member.square(image) for member in self.predictor.members]
+        maps = self._maps(squares, label)
+        heat = self._placed(maps, image)
         cells = np.mean([cell_means(one) for one in maps], axis=0)
         return Explanation(
             image,
@@ -252,6 +244,36 @@ class Explainer:
             ),
             tumour,
         )
+
+    def heat_of(self, image: NDArray[np.uint8], *, label: str) -> NDArray[np.float32]:
+        """Return the map of a decoded image, (H, W), without any check.
+
+        Args:
+            image: (H, W) or (H, W, 3), from `images.read_image`.
+            label: A class of the model.
+        """
+        squares = [member.square(image) for member in self.predictor.members]
+        number = self.predictor.classes.index(label)
+        return self._placed(self._maps(squares, number), image)
+
+    def _maps(
+        self, squares: Sequence[NDArray[np.uint8]], label: int
+    ) -> list[NDArray[np.float32]]:
+        return [
+            _map_of(self.method, member, square, label)
+            for member, square in zip(self.predictor.members, squares, strict=True)
+        ]
+
+    def _placed(
+        self, maps: Sequence[NDArray[np.float32]], image: NDArray[np.uint8]
+    ) -> NDArray[np.float32]:
+        """Return the mean of the networks' maps, on the image."""
+        box = square_box(image, fit=self.predictor.members[0].spec.fit)
+        shape = (image.shape[0], image.shape[1])
+        mean: NDArray[np.float32] = np.stack(
+            [place_on_image(one, box=box, shape=shape) for one in maps]
+        ).mean(axis=0)
+        return mean
 
     def _removal(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,8 +14,9 @@ from PIL import Image
 
 from tumorlens.data.images import read_image
 from tumorlens.data.index import check_outside
-from tumorlens.deploy.explain import Explanation, unreadable
-from tumorlens.errors import DataError, RunError
+from tumorlens.deploy.explain import Explainer, Explanation, unreadable
+from tumorlens.deploy.predictor import Predictor
+from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.evaluation.map_checks import (
     ExplanationChecks,
     ImageChecks,
@@ -32,6 +34,7 @@ from tumorlens.report.drawing import (
     render,
     shortened,
 )
+from tumorlens.report.page import small_copy
 from tumorlens.text import decimal, one_line, percent
 
 if TYPE_CHECKING:
@@ -40,7 +43,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from tumorlens.deploy.explain import Explainer, Method
+    from tumorlens.data.images import ImageLimits
+    from tumorlens.data.sets import ImageSets
+    from tumorlens.deploy.explain import Method
+    from tumorlens.evaluation.predictions import Predictions
+    from tumorlens.report.measured import Mistake
+    from tumorlens.runs.folder import Run
 
 CHECKS_FILE = "checks.json"
 
@@ -210,6 +218,65 @@ def draw_neighbours(explainer: Explainer, checks: ImageChecks) -> bytes:
     return render(
         draw, heading, columns=len(neighbours), panel_inches=1.9, body_inches=2.4
     ).png()
+
+
+def with_maps(
+    run: Run,
+    mistakes: Sequence[Mistake],
+    table: Predictions,
+    sets: ImageSets,
+    *,
+    limits: ImageLimits,
+) -> list[Mistake]:
+    """Return mistakes with the map of the class that each was taken for.
+
+    By Grad-CAM where the network has a map of features, else by occlusion. An image of
+    a k-fold run is explained by the network that has not seen it.
+
+    Args:
+        run: The run.
+        mistakes: Those to be shown. One whose picture is missing gets no map.
+        table: Its predictions, which name the fold of each image.
+        sets: Where the images are.
+        limits: Limits above which an image is not opened.
+
+    Raises:
+        RunError: A network has no weights, or they were changed.
+        MissingExtraError: torch or captum is not installed.
+    """
+    folds = dict(zip(table.paths, table.folds, strict=True))
+    explainers: dict[int | None, Explainer] = {}
+    explained = []
+    for one in mistakes:
+        fold, path = folds[one.picture.path], one.picture.path
+        if one.picture.why_not:
+            explained.append(one)
+            continue
+        if fold not in explainers:
+            explainers[fold] = _explainer_of(run if fold is None else run.folds()[fold])
+        image = read_image(sets.file_at(path), limits=limits)
+        heat = explainers[fold].heat_of(image, label=one.predicted)
+        explained.append(replace(one, heat=small_copy(path, overlaid(image, heat))))
+    return explained
+
+
+def overlaid(image: NDArray[np.uint8], heat: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Return an image under its map, (H, W, 3): what is positive, up to its maximum."""
+    top = max(float(heat.max()), np.finfo(np.float32).tiny)
+    share = np.clip(heat / top, 0, 1)[..., np.newaxis]
+    clear, red = (np.array(color) for color in HEAT_COLORS)
+    color = clear + share * (red - clear)  # (H, W, 4)
+    rgb = image if image.ndim == 3 else image[..., np.newaxis]
+    mixed = rgb * (1 - color[..., 3:]) + 255 * color[..., :3] * color[..., 3:]
+    return np.rint(mixed).astype(np.uint8)
+
+
+def _explainer_of(run: Run) -> Explainer:
+    predictor = Predictor.open(run.path)
+    try:
+        return Explainer(predictor)
+    except ConfigError:  # no map of features
+        return Explainer(predictor, method="occlusion")
 
 
 def _draw_heat(
