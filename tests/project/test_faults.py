@@ -404,7 +404,7 @@ def test_kill_9_at_random_moments_changes_nothing(
         assert left_in(out) == [], number
         shutil.rmtree(out)
     # The others had ended before: times vary with the load of the machine.
-    assert num_hits >= NUM_KILLS // 4
+    assert num_hits >= NUM_KILLS // 10
 
 
 @contextmanager
