@@ -262,13 +262,14 @@ def with_maps(
 
 def overlaid(image: NDArray[np.uint8], heat: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Return an image under its map, (H, W, 3): what is positive, up to its maximum."""
-    top = max(float(heat.max()), np.finfo(np.float32).tiny)
-    share = np.clip(heat / top, 0, 1)[..., np.newaxis]
+    top = float(heat.max())
+    share = np.clip(heat / top if top > 0 else 0 * heat, 0, 1)[..., np.newaxis]
     clear, red = (np.array(color) for color in HEAT_COLORS)
     color = clear + share * (red - clear)  # (H, W, 4)
     rgb = image if image.ndim == 3 else image[..., np.newaxis]
     mixed = rgb * (1 - color[..., 3:]) + 255 * color[..., :3] * color[..., 3:]
-    return np.rint(mixed).astype(np.uint8)
+    found: NDArray[np.uint8] = np.rint(mixed).astype(np.uint8)
+    return found
 
 
 def _explainer_of(run: Run) -> Explainer:
