@@ -26,6 +26,7 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 _EXTRA_OF = {
     "accelerate": "train",
     "alembic": "track",
+    "captum": "train",
     "gdcm": "dicom",
     "highdicom": "dicom",
     "huggingface_hub": "train",

@@ -14,6 +14,7 @@ PACKAGE = Path(tumorlens.__file__).parent
 HEAVY = {
     "accelerate",
     "alembic",
+    "captum",
     "faiss",
     "gdcm",
     "highdicom",

@@ -27,6 +27,7 @@ from tumorlens.cli import (
     data,
     deploy,
     evaluate,
+    explain,
     predict,
     stress,
     study,
@@ -163,6 +164,7 @@ app.command()(evaluate.evaluate)
 app.command()(evaluate.report)
 app.command()(stress.stress)
 app.command()(predict.predict)
+app.command()(explain.explain)
 app.command()(train.lr_find)
 app.command("import")(train.import_weights)
 app.command()(train.runs)

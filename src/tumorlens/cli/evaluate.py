@@ -299,6 +299,13 @@ def report(
     path: RunArgument,
     *,
     data: MovedOption = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Show what the mistakes rest on; needs torch, a second or so each.",
+        ),
+    ] = False,
     track: TrackOption = False,
     track_url: TrackUrlOption = None,
 ) -> None:
@@ -308,7 +315,7 @@ def report(
 
     run = open_run(path)
     tracker = tracker_of(track=track, url=track_url)
-    page = write_run_report(run, data=data)
+    page = write_run_report(run, data=data, explain=explain)
     if tracker:
         tracker.mirror(run)
     if page.num_missing:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tumorlens.data.dicom.series import Found
+    from tumorlens.deploy.explain import Explainer
     from tumorlens.deploy.prediction_file import Row, RowFile
     from tumorlens.deploy.predictor import Predictor
     from tumorlens.deploy.series import SeriesAnswer
@@ -73,6 +74,15 @@ DicomOutOption = Annotated[
 ]
 
 
+ExplainOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Then explain each answer, as tumorlens explain does: seconds an image.",
+    ),
+]
+
+
 def predict(
     path: Annotated[
         Path,
@@ -112,12 +122,17 @@ def predict(
     no_tumor_class: NoTumorOption = None,
     identify: IdentifyOption = False,
     dicom_out: DicomOutOption = None,
+    explain: ExplainOption = None,
     device: DeviceOption = "auto",
 ) -> int:
     """Predict the probability of every class, for images or DICOM series."""
     _check_output(out, resume=resume)
     options = SeriesOptions(series, series_rule, no_tumor_class, identify, dicom_out)
     by_series = options.is_wanted(images)
+    if explain:
+        _check_explain(
+            explain, images, by_series=by_series, num_models=1 + len(more_runs or [])
+        )
     if not by_series:  # what is wrong with them, before a network is loaded
         from tumorlens.data.files import walk_images
 
@@ -125,12 +140,17 @@ def predict(
     models = _open([path, *(more_runs or [])], best=best, device=device)
     predictors = [predictor for _, predictor in models]
     keep_freed_memory()
+    explainer = _explainer(predictors[0]) if explain else None
     if by_series:
         num_unreadable = predict_series(models, images, options, out=out, resume=resume)
     elif out:
         num_unreadable = _write(out, predictors, images, resume=resume)
     else:
         num_unreadable = _show(predictors, images)
+    if explain and explainer:
+        from tumorlens.cli.explain import explain_files
+
+        explain_files(explainer, images, explain)
     if num_unreadable:
         print(
             f"{counted(num_unreadable, 'file')} could not be read",
@@ -155,6 +175,35 @@ def _check_output(out: Path | None, *, resume: bool) -> None:
             "--resume continues a file, and there is no --out",
             hint="give the --out that was stopped",
         )
+
+
+def _check_explain(
+    out: Path, images: list[Path], *, by_series: bool, num_models: int
+) -> None:
+    """Refuse explanations that could not be made or written, before predicting.
+
+    Raises:
+        ConfigError: There are several models, or series.
+    """
+    if num_models > 1:
+        raise ConfigError(
+            f"--explain takes one model, got {num_models}",
+            hint="explain one after the other: tumorlens explain MODEL IMAGE --out DIR",
+        )
+    if by_series:
+        raise ConfigError(
+            "--explain explains images, and these are DICOM series",
+            hint="take --dicom-out, whose pictures have a heat map, or --no-series",
+        )
+    from tumorlens.report.explanations import check_explanations
+
+    check_explanations(out, images)
+
+
+def _explainer(predictor: Predictor) -> Explainer:
+    from tumorlens.deploy.explain import Explainer
+
+    return Explainer(predictor)
 
 
 def _open(
@@ -225,11 +274,11 @@ def _show(predictors: list[Predictor], images: list[Path]) -> int:
             answers.append((one.name, one.classes, found))
         terminal.print_predictions(answers)
         num_unreadable += sum(not answer.predicted for answer in answers[0][2])
-    _print_skipped(skipped)
+    print_skipped(skipped)
     return num_unreadable
 
 
-def _print_skipped(skipped: Mapping[str, int]) -> None:
+def print_skipped(skipped: Mapping[str, int]) -> None:
     """Print what was passed over in the folders, by its kind."""
     from tumorlens.data.files import described
 
@@ -261,7 +310,7 @@ def _write(
                     progress(file.num_rows, total)
         file.finish()
     print(f"the probabilities are in {out}")
-    _print_skipped(skipped)
+    print_skipped(skipped)
     return int(file.num_unreadable) // len(predictors)
 
 
@@ -393,7 +442,7 @@ def _predict_found(
                 f"{counted(len(found.others), 'file')}",
                 file=sys.stderr,
             )
-    _print_skipped(found.skipped)
+    print_skipped(found.skipped)
     return table.num_unreadable // len(models)
 
 

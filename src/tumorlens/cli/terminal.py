@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tumorlens.data.split import Split
     from tumorlens.deploy.artefact import Verdict
     from tumorlens.deploy.predictor import Prediction
+    from tumorlens.evaluation.map_checks import ExplanationChecks
     from tumorlens.runs.estimate import Estimate
     from tumorlens.runs.external import ExternalMetrics
     from tumorlens.runs.listing import RunRow
@@ -466,6 +467,49 @@ def print_predictions(
             rows.append([words, *([run] if several else []), predicted, *cells])
     heading = ["file", *(["run"] if several else []), "predicted", *classes]
     print_table(heading, rows)
+
+
+def print_explanations(found: ExplanationChecks) -> None:
+    """Print what the maps of some images are worth: a line each, and all together."""
+
+    def beside_chance(value: float, chance: float) -> str:
+        return f"{decimal(value, 2)} ({decimal(chance, 2)})"
+
+    has_tumours = found.summary.num_with_tumour > 0
+    rows = []
+    for one in found.images:
+        if one.error:
+            rows.append([f"{one.path}: {one.error}", "unreadable"])
+            continue
+        random = one.randomization[-1].correlation if one.randomization else None
+        removal, outside, place = one.removal, one.outside, one.localisation
+        assert removal is not None
+        rows.append(
+            [
+                one.path,
+                str(one.explained),
+                percent(one.prob),
+                decimal(random, 2),
+                beside_chance(removal.deletion, removal.deletion_random),
+                beside_chance(removal.insertion, removal.insertion_random),
+                percent(outside.heat if outside else None),
+                *(
+                    [("hit" if place.is_hit else "miss") if place else ""]
+                    if has_tumours
+                    else []
+                ),
+            ]
+        )
+    print_table(
+        [
+            *("file", "class", "prob", "like random", "deletion (random)"),
+            *("insertion (random)", "outside head"),
+            *(["tumour"] if has_tumours else []),
+        ],
+        rows,
+    )
+    for sentence in found.sentences():
+        print_line(sentence)
 
 
 def print_runs(rows: Sequence[RunRow]) -> None:

@@ -97,6 +97,16 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Network:
+    """The network behind a member, for what needs gradients."""
+
+    card: ModelCard
+    module: Any
+    """A `torch.nn.Module` on `device`."""
+    device: Any
+
+
+@dataclass(frozen=True)
 class Member:
     """One model whose probabilities are averaged: a network or an artefact."""
 
@@ -107,6 +117,8 @@ class Member:
     """Digests of its weights files."""
     embed: Callable[[NDArray[np.uint8]], Answer] | None = None
     """The same with embeddings, where the gate needs them."""
+    network: Network | None = None
+    """`None` for an artefact, whose graph has no gradients."""
 
     def answer(self, images: NDArray[np.uint8]) -> Answer:
         """Return what the model gives for images (N, S, S, C)."""
@@ -419,6 +431,7 @@ def _members_of(
                 partial(_probs_of, card, module, target),
                 (card.weights_sha256,),
                 partial(_answer_of, card, module, target) if with_gate else None,
+                Network(card, module, target),
             )
         )
     if len({card.classes for card in cards}) > 1:

@@ -53,7 +53,7 @@ def occlusion_map(
     """
     size_px = square.shape[0]
     boxes = occlusion_boxes(size_px)
-    value = np.rint(square.mean(axis=(0, 1))).astype(np.uint8)
+    value = mean_value(square)
     before = float(predict(square[np.newaxis])[0, label])
     drops = np.zeros((size_px, size_px))
     counts = np.zeros((size_px, size_px))
@@ -66,6 +66,12 @@ def occlusion_map(
             drops[box] += before - float(after)
             counts[box] += 1
     return (drops / counts).astype(np.float32)
+
+
+def mean_value(square: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the mean colour of a square, shape (C,): what stands for "not there"."""
+    value: NDArray[np.uint8] = np.rint(square.mean(axis=(0, 1))).astype(np.uint8)
+    return value
 
 
 def occlusion_boxes(size_px: int) -> list[tuple[slice, slice]]:

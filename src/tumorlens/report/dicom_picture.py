@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tumorlens.report.drawing import DARK, shortened, styled
+from tumorlens.report.drawing import DARK, HEAT_COLORS, SMOOTH, shortened, styled
 from tumorlens.text import one_line, percent, points
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ _RIGHT = 2 * _MARGIN + _FRAME_PX
 _BARS_LEFT, _BARS_TOP, _BAR_STEP = 300, _TOP + _FRAME_PX + 42, 27
 _MAX_BARS = 6
 _NOTE_STEP, _NOTE_LETTERS = 19, 130
-_SMOOTH: Any = {"interpolation": "bicubic", "interpolation_stage": "rgba"}
-_HEAT = [(1.0, 0.9, 0.12, 0.0), (1.0, 0.0, 0.0, 0.75)]
-"""From clear over yellow to red. The anatomy stays visible below the strongest."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def draw_page(page: Page) -> NDArray[np.uint8]:
         _text(figure, (_RIGHT, _TOP - 22), words, size=14, width=_FRAME_PX)
         for left in (_MARGIN, _RIGHT):
             axes = _axes(figure, left, _TOP, _FRAME_PX, _FRAME_PX)
-            axes.imshow(rgb, **_SMOOTH)
+            axes.imshow(rgb, **SMOOTH)
         _draw_heat(figure, axes, page.heat)
         _draw_bars(figure, page.probs)
         for number, line in enumerate(notes):
@@ -116,8 +113,8 @@ def _draw_heat(figure: Figure, axes: Axes, heat: NDArray[np.float32]) -> None:
         words = f"nothing stands out: {drop} points at most when a patch covers it"
         _text(figure, (_RIGHT, top), words, size=13)
         return
-    colors = LinearSegmentedColormap.from_list("heat", _HEAT)
-    axes.imshow(np.clip(heat / peak, 0, 1), cmap=colors, vmin=0, vmax=1, **_SMOOTH)
+    colors = LinearSegmentedColormap.from_list("heat", HEAT_COLORS)
+    axes.imshow(np.clip(heat / peak, 0, 1), cmap=colors, vmin=0, vmax=1, **SMOOTH)
     scale = _axes(figure, _RIGHT, top + 2, 120, 12)
     scale.imshow(np.linspace(0, 1, 120)[np.newaxis], cmap=colors, aspect="auto")
     words = f"0 to {drop} points less probable when a patch covers it"

@@ -78,6 +78,13 @@ Source:
 """
 
 
+HEAT_COLORS = [(1.0, 0.9, 0.12, 0.0), (1.0, 0.0, 0.0, 0.75)]
+"""Of a map over an image: from clear over yellow to red. The anatomy stays visible
+below the strongest."""
+
+SMOOTH: Any = {"interpolation": "bicubic", "interpolation_stage": "rgba"}
+"""How images and maps are enlarged."""
+
 PANEL_INCHES = 4.8
 """Width of a panel: 345 points, so that on a phone a point is about a pixel."""
 

@@ -62,6 +62,8 @@ class Mistake:
     predicted: str
     probs: tuple[tuple[str, float], ...]
     """Every class with its probability, the largest first; empty without any."""
+    heat: Picture | None = None
+    """The image under the map of `predicted`; `None` where none was wanted."""
 
 
 def draw_measures(

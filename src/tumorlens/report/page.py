@@ -150,7 +150,7 @@ def load_picture(
         return Picture(path, why_not="not shown: the file cannot be read as an image")
     except MissingExtraError as error:
         return Picture(path, why_not=f"not shown: {error.hint}")
-    return _small_copy(path, pixels if change is None else change(pixels))
+    return small_copy(path, pixels if change is None else change(pixels))
 
 
 def _percent_bounds(low: float, high: float) -> str:
@@ -186,7 +186,8 @@ def _style() -> Markup:
     return Markup(css_variables() + sheet.read_text(encoding="utf-8"))
 
 
-def _small_copy(path: str, pixels: NDArray[np.uint8]) -> Picture:
+def small_copy(path: str, pixels: NDArray[np.uint8]) -> Picture:
+    """Return a decoded image as a picture of the page."""
     image = Image.fromarray(pixels)
     image.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
     content = io.BytesIO()

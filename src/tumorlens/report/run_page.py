@@ -71,7 +71,10 @@ class _OtherSet:
 
 
 def write_run_report(
-    run: Run, *, data: Path | Sequence[Path] | None = None
+    run: Run,
+    *,
+    data: Path | Sequence[Path] | None = None,
+    explain: bool = False,
 ) -> WrittenPage:
     """Write `report.html` and the folder `figures` of an evaluated run.
 
@@ -79,6 +82,8 @@ def write_run_report(
         run: An evaluated run of any kind.
         data: Folder of the images, or of each set; `None` takes the run's `data.path`.
             Missing images are named on the page instead of shown.
+        explain: Whether to show what the mistakes rest on, which needs torch and a
+            second or so for each.
 
     Returns:
         The path of the page, and the pictures that it lacks.
@@ -86,10 +91,11 @@ def write_run_report(
     Raises:
         RunError: The run is not evaluated yet, or one of its files cannot be read.
         DataError: The page cannot be written.
+        MissingExtraError: `explain`, and torch or captum is not installed.
     """
     metrics = run.metrics()
     run.remove_partial_files()
-    mistakes, num_mistakes = _read_mistakes(run, data)
+    mistakes, num_mistakes = _read_mistakes(run, data, explain=explain)
     drawings, curves = _draw(run, metrics)
     for name, drawing in drawings.items():
         write_text(run.figures_dir / f"{name}.svg", drawing.svg)
@@ -129,6 +135,7 @@ def write_run_report(
             "others": _other_sets(run),
             "mistakes": mistakes,
             "num_mistakes": num_mistakes,
+            "has_maps": any(one.heat for one in mistakes),
             "command": _command(environment),
             "repeat": None
             if run.is_ensemble
@@ -148,20 +155,23 @@ def write_run_report(
 
 
 def _read_mistakes(
-    run: Run, data: Path | Sequence[Path] | None
+    run: Run, data: Path | Sequence[Path] | None, *, explain: bool
 ) -> tuple[list[Mistake], int]:
     """Return the most confident mistakes, and the number of all mistakes.
 
     Raises what `predictions.read_predictions` raises.
     """
     config = run.config.data
-    return most_confident_mistakes(
-        read_predictions(run.predictions_path),
-        sets_of(config, data),
-        limits=ImageLimits(
-            max_bytes=int(config.max_file_mib * 2**20), max_pixels=config.max_pixels
-        ),
+    table, sets = read_predictions(run.predictions_path), sets_of(config, data)
+    limits = ImageLimits(
+        max_bytes=int(config.max_file_mib * 2**20), max_pixels=config.max_pixels
     )
+    mistakes, num_mistakes = most_confident_mistakes(table, sets, limits=limits)
+    if explain and sets is not None:
+        from tumorlens.report.explanations import with_maps
+
+        mistakes = with_maps(run, mistakes, table, sets, limits=limits)
+    return mistakes, num_mistakes
 
 
 def _other_sets(run: Run) -> list[_OtherSet]:

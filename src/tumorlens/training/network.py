@@ -183,6 +183,16 @@ def load_model(card: ModelCard, weights: Path) -> nn.Module:
     return model.eval()
 
 
+def copy_model(card: ModelCard, model: nn.Module) -> nn.Module:
+    """Return another network of the card with the weights of `model`, on its device.
+
+    Not a deep copy, which fails where a network has kept tensors of earlier answers.
+    """
+    copy = _build(card.name, len(card.classes), card.in_chans, card.arguments)
+    copy.load_state_dict(model.state_dict())
+    return copy.to(next(model.parameters()).device).eval()
+
+
 def classifier_layers(model: nn.Module) -> list[nn.Module]:
     """Return the last layers, whose size depends on the number of classes."""
     names = classifier_names(model)

@@ -14,9 +14,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from tumorlens.data.index import read_index
 from tumorlens.data.phantom import dataset
 from tumorlens.data.phantom.atlas import Atlas, load_atlas
 from tumorlens.data.phantom.dataset import PhantomSummary, make_phantom
+from tumorlens.data.phantom.masks import read_mask
 from tumorlens.errors import ConfigError, DataError
 
 PATIENTS = 12
@@ -335,3 +337,49 @@ assert load_atlas().t1.shape == (197, 233, 189)
         [sys.executable, "-W", "error", "-c", code], check=True, env=environment
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mask_shows_the_tumour_of_every_picture_with_one(
+    made: PhantomSummary, faults: list[dict[str, Any]]
+) -> None:
+    (truncated,) = paths_of(faults, "truncated")[0]
+    masks = {path: read_mask(made.path / path) for path in images_in(made.path)}
+    for path, mask in masks.items():
+        if path.split("/")[1] == "no_tumor" or path == truncated:
+            assert mask is None, path
+        elif mask is not None:
+            with Image.open(made.path / path) as image:
+                assert mask.shape == (image.height, image.width)
+            assert 0 < mask.mean() < 0.2
+    with_tumour = [path for path in masks if path.split("/")[1] != "no_tumor"]
+    shown = [path for path in with_tumour if masks[path] is not None]
+    assert len(shown) > 0.95 * len(with_tumour)
+
+
+def test_the_mask_of_a_copy_is_changed_as_the_copy_is(
+    made: PhantomSummary, faults: list[dict[str, Any]]
+) -> None:
+    def masks_of(kind: str) -> list[NDArray[np.bool_]]:
+        found = [read_mask(made.path / path) for path in paths_of(faults, kind)[0]]
+        return [mask for mask in found if mask is not None]
+
+    pairs = {kind: masks_of(kind) for kind in ("mirrored", "resized", "two-labels")}
+    for kind, pair in pairs.items():
+        if not pair:  # of a class or a slice without a tumour
+            continue
+        source, copy = pair
+        if kind == "mirrored":
+            source = source[:, ::-1]
+        if kind == "resized":
+            assert len(copy) == round(0.8 * len(source))
+            assert copy.mean() == pytest.approx(source.mean(), rel=0.1)
+            continue
+        np.testing.assert_array_equal(copy, source)
+    assert pairs["resized"]
+
+
+def test_the_set_reads_as_one_without_masks(
+    made: PhantomSummary, tmp_path: Path
+) -> None:
+    index = read_index(made.path)
+    assert sorted(record.path for record in index.records) == images_in(made.path)

@@ -3,7 +3,8 @@
 The set has the layout and the faults of real ones: class folders under Training and
 Testing, copies across the two, a patient on both sides, one picture under two labels,
 a truncated file, and a class whose files have a size of their own. `planted.json` lists
-the planted faults, so that an audit can be scored.
+the planted faults, so that an audit can be scored, and `masks.zip` the tumours, so that
+an explanation can be.
 
 It is made for demonstrations and tests of software. A score on it is no evidence about
 patients, as `README.txt` in the folder states.
@@ -24,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from tumorlens.data.phantom.atlas import load_atlas
+from tumorlens.data.phantom.masks import decode_mask, encode_mask, write_masks
 from tumorlens.data.phantom.patient import FINDINGS, draw_patient, draw_slice
 from tumorlens.errors import ConfigError, DataError
 from tumorlens.files import replacing_folder, write_bytes, write_json, write_text
@@ -31,6 +33,8 @@ from tumorlens.files import replacing_folder, write_bytes, write_json, write_tex
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from tumorlens.data.phantom.atlas import Atlas
     from tumorlens.data.phantom.patient import Finding, View, Weighting
@@ -81,7 +85,8 @@ patients.
 
 Faults were planted on purpose: copies across Training and Testing, patients on both
 sides, pictures under two labels, truncated files, and a class that the size of its
-files gives away. planted.json lists every one of them.
+files gives away. planted.json lists every one of them. masks.zip has the pixels of each
+tumour, by the path of its picture.
 
 Made with: tumorlens phantom OUT --patients {patients} --seed {seed}
 Pictures:  {num_images} ({classes})
@@ -163,11 +168,15 @@ def make_phantom(
     _check_free(out)
     with replacing_folder(out) as folder:
         files = _plan(patients, seed, size_px)
-        _draw_all(folder, files, seed, progress)
+        masks = _draw_all(folder, files, seed, progress)
         copies = _plant_copies(folder, files, np.random.default_rng([seed, 1]))
         paths = [file.path for file in files] + [copy for _, _, copy in copies]
         faults = _list_faults(files, copies, paths)
         _write_metadata(folder / "metadata.csv", files)
+        for kind, source, copy in copies:
+            if source in masks:
+                masks[copy] = _changed_mask(masks[source], kind)
+        write_masks(folder, masks)
         write_json(
             folder / "planted.json",
             {
@@ -283,14 +292,15 @@ def _draw_all(
     files: list[_File],
     seed: int,
     progress: Callable[[int, int], None] | None,
-) -> None:
-    """Draw the pictures, several patients at a time, and write them."""
+) -> dict[str, bytes]:
+    """Draw and write the pictures, several patients at a time; return their masks."""
     atlas = load_atlas()
+    masks: dict[str, bytes] = {}
     by_patient: dict[int, list[_File]] = {}
     for file in files:
         by_patient.setdefault(file.patient, []).append(file)
 
-    def draw(own: list[_File]) -> list[bytes]:
+    def draw(own: list[_File]) -> list[tuple[bytes, NDArray[np.bool_]]]:
         # Random numbers of its own, so that the order of the threads does not matter.
         rng = np.random.default_rng([seed, 3, own[0].patient])
         return _draw_patient_files(atlas, own, rng)
@@ -300,16 +310,19 @@ def _draw_all(
         for done, (own, contents) in enumerate(
             zip(by_patient.values(), drawn, strict=True), start=1
         ):
-            for file, content in zip(own, contents, strict=True):
+            for file, (content, mask) in zip(own, contents, strict=True):
                 write_bytes(folder / file.path, content)
+                if mask.any() and not file.is_truncated:
+                    masks[file.path] = encode_mask(mask)
             if progress:
                 progress(done, len(by_patient))
+    return masks
 
 
 def _draw_patient_files(
     atlas: Atlas, files: list[_File], rng: np.random.Generator
-) -> list[bytes]:
-    """Return the content of each of a patient's files."""
+) -> list[tuple[bytes, NDArray[np.bool_]]]:
+    """Return the content of each of a patient's files, and the tumour in it."""
     patient = draw_patient(atlas, files[0].finding, rng)
     contents = []
     for file in files:
@@ -323,7 +336,8 @@ def _draw_patient_files(
             rng=rng,
         )
         content = _encode(Image.fromarray(cut.image), quality=file.quality)
-        contents.append(content[: len(content) // 2] if file.is_truncated else content)
+        content = content[: len(content) // 2] if file.is_truncated else content
+        contents.append((content, cut.mass))
     return contents
 
 
@@ -383,9 +397,24 @@ def _changed(content: bytes, kind: str) -> bytes:
         if kind == "mirrored":
             return _encode(ImageOps.mirror(image), quality=90)
         assert kind == "resized"
-        side_px = round(image.width * 0.8)
+        side_px = _resized_px(image.width)
         small = image.resize((side_px, side_px), Image.Resampling.LANCZOS)
         return _encode(small, quality=90)
+
+
+def _changed_mask(content: bytes, kind: str) -> bytes:
+    """Return the mask of a copy."""
+    if kind == "mirrored":
+        return encode_mask(decode_mask(content)[:, ::-1])
+    if kind == "resized":
+        mask = decode_mask(content)
+        side_px = _resized_px(len(mask))
+        return encode_mask(np.array(Image.fromarray(mask).resize((side_px, side_px))))
+    return content
+
+
+def _resized_px(side_px: int) -> int:
+    return round(side_px * 0.8)
 
 
 def _on_both_sides(files: list[_File]) -> set[int]:
