@@ -220,6 +220,27 @@ def test_what_was_trained_on_may_be_another_set(
     assert unknown.metrics.new is None
 
 
+def test_answers_to_images_that_training_has_all_seen_are_refused(
+    answers: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"Testing is new: .* all 20 images") as caught:
+        judge(answers, data / "Testing", trained_on=data)
+    assert "--trained-on is what it was" in caught.value.hint
+    root = tmp_path / "copied"
+    for label in CLASSES:
+        write_image(root / "Training" / label / "a.png", draw_image(label, 3))
+        write_image(root / "Testing" / label / "b.png", draw_image(label, 3)[:, ::-1])
+    table = write_csv(
+        tmp_path / "few.csv",
+        {"path": [f"{label}/b.png" for label in CLASSES], "predicted": CLASSES},
+    )
+    with pytest.raises(DataError, match=r"copied is new: .* all 4 images") as caught:
+        judge(table, root)
+    assert caught.value.hint.endswith("--data DATA")
+    assert not answers.with_suffix("").exists()
+    assert not table.with_suffix("").exists()
+
+
 def test_copies_count_once_and_the_usual_figure_is_told(
     answers: Path, data: Path
 ) -> None:

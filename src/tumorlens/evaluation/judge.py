@@ -29,6 +29,8 @@ from tumorlens.evaluation.answers import ROUNDING, digest_of, read_answers
 from tumorlens.evaluation.external import (
     ClassMap,
     Evaluated,
+    check_new,
+    check_several,
     evaluation_name,
     external_metrics,
     find_seen,
@@ -92,11 +94,12 @@ def judge_answers(
         stage: Shows the progress.
 
     Raises:
-        ConfigError: The name or the mapping is wrong, or the numbers are logits and
+        ConfigError: The name or the mapping is wrong, a single class is left, or the
+            numbers are logits and
             `logits` is not given.
         DataError: The answers or the data cannot be used; an answer is wrong or missing
-            and `partial` is not given, or none is left; the folder is somebody's, or
-            cannot be written.
+            and `partial` is not given, or none is left, or none of a new image; the
+            folder is somebody's, or cannot be written.
         MissingExtraError: Parquet needs the extra `parquet`.
         RunError: Another process works in the folder, or JSON cannot be read.
     """
@@ -155,6 +158,13 @@ def judge_answers(
         notes.insert(0, _leak_of(whole, test, rest))
     else:
         notes.append("Say what the model was trained on: --trained-on DATA.")
+    check_new(
+        tested,
+        table.paths,
+        seen_images,
+        hint="judge answers to images that training has not seen: --data DATA"
+        + ("" if trained_on is None else "; --trained-on is what it was trained on"),
+    )
     metrics = external_metrics(
         table,
         tested,
@@ -199,6 +209,7 @@ def _classes_of(
     """
     classes = map_classes(answers.classes, data, mapping)
     if answers.numbers is not None:
+        check_several(classes)
         return classes
     only_model = classes.classes[len(data) - len(classes.unknown) :]
     return replace(classes, classes=(*data, *only_model), unknown=())
