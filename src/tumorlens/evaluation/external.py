@@ -415,6 +415,7 @@ def external_metrics(
         name=name,
         data=found.data.resolve().name,
         data_sha256=found.index.digest,
+        images_sha256=found.index.images_digest,
         model=model,
         model_sha256=model_sha256,
         classes=classes.pairs,

@@ -69,6 +69,9 @@ class ExternalMetrics(NotebookView, _Content):
     """Name of the folder or table of the images."""
     data_sha256: str
     """`Index.digest` of the images."""
+    images_sha256: str | None = None
+    """`Index.images_digest`, equal for the same files in another folder; `None` in
+    files of earlier versions."""
     model: str
     """Name of the run or artefact, or of the table with the answers."""
     model_sha256: str
