@@ -105,6 +105,7 @@ def test_an_artefact_needs_the_extra_evaluate_and_its_runtime_alone(
     answer = without(HEAVY - OF_EVALUATE - {"onnxruntime"}, code)
     assert answer.returncode == 0, answer.stderr
     assert "Training has seen 8 of the 20 images (40.0 %); 12 are new." in answer.stdout
+    assert "Of 8 seen pictures, 8 are mirrored." in answer.stdout
     assert (out / "external.json").is_file()
     page = (out / "external.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg") >= 8  # the pictures that training has seen

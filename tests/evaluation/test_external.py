@@ -161,6 +161,9 @@ def test_images_are_seen_by_their_picture_or_their_patient(
     assert turns["mirrored"] == 1
     assert turns["same"] == 4
     assert sum(turns.values()) == 6
+    words = measured(other, found).words_of_turns
+    assert words == "Of 6 seen pictures, 4 are as in training, 1 mirrored, 1 turned."
+    assert measured(other, None).words_of_turns == ""
 
 
 def test_the_turns_are_those_of_the_pictures_that_are_tested(
@@ -173,6 +176,7 @@ def test_the_turns_are_those_of_the_pictures_that_are_tested(
     assert found.counts.copies == 2
     assert found.counts.seen_pictures == 1
     assert found.orientations == {"same": 1}
+    assert found.words_of_turns == "Of 1 seen picture, 1 is as in training."
 
 
 def test_of_two_trainings_either_may_have_seen_it(
