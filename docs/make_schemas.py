@@ -21,6 +21,7 @@ from tumorlens.deploy.benchmark.results import Benchmark
 from tumorlens.runs.external import ExternalMetrics
 from tumorlens.runs.folder import ModelCard
 from tumorlens.runs.measures import Metrics, TtaEffect
+from tumorlens.runs.trust import Trust
 from tumorlens.study.comparison import Comparison
 from tumorlens.study.external_comparison import ExternalComparison
 
@@ -36,6 +37,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "metrics.json": Metrics,
     "model.json": ModelCard,
     "parity.json": Parity,
+    "trust.json": Trust,
     "tta.json": TtaEffect,
 }
 """File name -> model. `tta/val.json` and `tta/test.json` have one model."""

@@ -67,6 +67,15 @@ def main(demo: Path) -> int:
         f"{accuracy['value']:.1%} (95 %: {accuracy['low']:.1%} to "
         f"{accuracy['high']:.1%})"
     )
+    if trust := metrics.get("trust"):
+        num_answered = round(trust["answered"]["value"] * metrics["num_images"])
+        num_right = round(
+            num_answered * (1 - (trust["error_of_answers"]["value"] or 0))
+        )
+        print(
+            f"answered with a class: {num_answered} of {metrics['num_images']}, "
+            f"{num_right} of them right"
+        )
     print("synthetic images: no evidence about patients")
     print(f"the page: {demo / 'run' / 'report.html'}")
     print(f"the audit's page: {demo / 'audit' / 'audit.html'}")

@@ -384,7 +384,7 @@ def test_only_settings_that_were_changed_are_without_effect() -> None:
 
 def test_every_setting_that_the_code_names_exists() -> None:
     """A list with a name that is none would be passed over in silence."""
-    known = {*setting_names(), "model.json", "model.safetensors"}
+    known = {*setting_names(), "model.json", "model.safetensors", "trust.json"}
     sections = "|".join(Config.model_fields)
     named = {
         (path.name, node.value)

@@ -460,6 +460,30 @@ class TrainConfig(_Section):
         return self
 
 
+_Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+
+class TrustConfig(_Section):
+    """What the end of a training fits on val: calibration, sets, abstention, gate."""
+
+    fit: bool = Field(
+        default=True,
+        description="Whether training ends with it; see docs/trust.md.",
+    )
+    coverage: _Rate = Field(
+        0.9, description="Share of cases whose true class is to be in the set."
+    )
+    error: _Rate = Field(
+        0.05, description="Largest share of wrong answers that is promised."
+    )
+    confidence: _Rate = Field(
+        0.9, description="Chance with which that promise is to hold."
+    )
+    specificity: _Rate = Field(
+        0.95, description="Specificity of the operating point of each class."
+    )
+
+
 class Config(_Section):
     """All settings of one run."""
 
@@ -468,6 +492,7 @@ class Config(_Section):
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    trust: TrustConfig = TrustConfig()
 
     @model_validator(mode="after")
     def _test_is_for_the_end(self) -> Self:
@@ -798,9 +823,11 @@ OF_IMPORT = (
     *("data.fit", "data.cache_dir", "data.cache_limit_mib", "train.workers"),
     *("model.name", "model.drop_rate", "model.drop_path_rate", "model.global_pool"),
     *("model.in_chans", "model.size_px", "model.mean", "model.std", "model.mirror"),
-    "model.extra",
+    *("model.extra", "trust.coverage", "trust.error", "trust.confidence"),
+    "trust.specificity",
 )
-"""Settings that imported weights use: of the network, the split and the evaluation."""
+"""Settings that imported weights use: of the network, the split, the evaluation and, if
+it is asked for, `tumorlens trust`."""
 
 
 def check_used(

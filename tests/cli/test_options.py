@@ -55,6 +55,8 @@ OTHER_VALUES: dict[str, Any] = {
     **{"train.label_smoothing": 0.5, "train.class_weights": "sqrt"},
     **{"train.sampler": "balanced", "train.ema_decay": 0.5, "train.device": "cpu"},
     **{"train.freeze_backbone_epochs": 7, "train.freeze": ["a"]},
+    **{"trust.fit": False, "trust.coverage": 0.8, "trust.error": 0.2},
+    **{"trust.confidence": 0.8, "trust.specificity": 0.8},
     **{"train.early_stop_epochs": 7, "train.best_by": "loss", "train.watch_test": True},
 }
 """A value for each setting that is not the default of any command."""

@@ -22,6 +22,7 @@ from tumorlens.deploy import prediction_file
 from tumorlens.deploy.prediction_file import PredictionFile, check_output
 from tumorlens.deploy.predictor import Prediction
 from tumorlens.errors import ConfigError, DataError, MissingExtraError, RunError
+from tumorlens.runs.trust import Judged
 
 
 def answers() -> list[tuple[str, tuple[str, ...], list[Prediction]]]:
@@ -56,22 +57,29 @@ def save_predictions(
         file.finish()
 
 
+NO_TRUST = dict.fromkeys(("answer", "set", "gate", "objection"))
 EXPECTED: list[dict[str, Any]] = [
     {
         **{"path": "1.png", "run": "one", "predicted": "b"},
         **{"prob_a": 0.25, "prob_b": 0.75, "prob_c": None, "error": None},
+        **NO_TRUST,
     },
     {
         **{"path": "x,y.png", "run": "one", "predicted": None},
         **{"prob_a": None, "prob_b": None, "prob_c": None},
         "error": 'x,y.png is "empty"',
+        **NO_TRUST,
     },
     {
         **{"path": "1.png", "run": "two", "predicted": "b"},
         **{"prob_a": None, "prob_b": 0.5, "prob_c": 0.5, "error": None},
+        **NO_TRUST,
     },
 ]
-COLUMNS = ["path", "run", "predicted", "prob_a", "prob_b", "prob_c", "error"]
+COLUMNS = [
+    *("path", "run", "predicted", "prob_a", "prob_b", "prob_c"),
+    *(*NO_TRUST, "error"),
+]
 
 
 def test_json_reads_back_what_was_answered(tmp_path: Path) -> None:
@@ -375,3 +383,15 @@ def test_a_missing_library_is_told_before_the_work(
     with pytest.raises(MissingExtraError, match="pyarrow"):
         PredictionFile(tmp_path / "p.parquet", [Info()])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_trust_says_is_in_its_columns(tmp_path: Path) -> None:
+    probs = np.array([0.5, 0.5], np.float32)
+    sure = Prediction(
+        *(Path("1.png"), probs, "a", None),
+        trust=Judged("uncertain", ("b", "a"), gate=0.25),
+    )
+    save_predictions(tmp_path / "p.csv", [("one", ("a", "b"), [sure])])
+    (row,) = csv.DictReader((tmp_path / "p.csv").read_text().splitlines())
+    got = {name: row[name] for name in NO_TRUST}
+    assert got == {"answer": "uncertain", "set": "b|a", "gate": "0.25", "objection": ""}

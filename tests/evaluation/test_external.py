@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -199,6 +200,7 @@ def test_each_file_is_counted_once(other: ExternalSet, seen: Seen) -> None:
         "tested": 12,
         "seen_pictures": 6,
         "seen_patients": 2,
+        "seen_by_key_only": 1,
         "new": 4,
     }
 
@@ -242,6 +244,78 @@ def test_what_the_figures_do_not_say_is_said(other: ExternalSet, seen: Seen) -> 
     assert gone == "Nothing new is left of pituitary."
 
 
+def test_keys_that_are_equal_by_chance_are_not_called_seen(
+    tmp_path: Path, seen: Seen
+) -> None:
+    # Each set numbers its patients by itself; no picture of one is in the other.
+    root = write_set(
+        tmp_path / "set",
+        {
+            **{f"glioma/{n}.png": ("glioma", 60 + n, "") for n in range(3)},
+            "no/1.png": ("no_tumor", 60, ""),
+        },
+        patients={f"glioma/{n}.png": "ANNA" for n in range(3)},
+    )
+    other = read_external(root, read_index(root))
+    found = measured(other, find_seen(other, [seen]))
+    assert found.counts.seen_by_key_only == found.counts.seen_patients == 3
+    assert found.words == (
+        "Training may have seen 3 of the 4 images (75.0 %): none by its picture, all "
+        "by an equal patient key; 1 is new."
+    )
+    assert found.accuracy_words.endswith(
+        "on 1 new image, others have a patient key of training"
+    )
+    keys = found.notes[-1]
+    assert "give the keys of this set a prefix in its metadata.csv" in keys
+    assert "intervals too narrow" in keys
+
+
+def test_new_images_of_no_known_source_are_measured_as_such(
+    other: ExternalSet, seen: Seen
+) -> None:
+    classes = map_classes(CLASSES, other.index.classes)
+    table = answers(other, classes.classes)
+    sources = tuple("" if path in NEW else "web" for path in table.paths)
+    found = external_metrics(
+        replace(table, sources=sources),
+        other,
+        find_seen(other, [seen]),
+        classes,
+        name="other",
+        model="run",
+        model_sha256="0" * 64,
+    )
+    assert found.new is not None
+    assert set(found.new.by_source) == {"unknown"}
+    assert found.new.by_source["unknown"].num_images == 4
+    assert set(found.all.by_source) == {"web", "unknown"}
+
+
+def test_a_class_without_new_images_that_is_predicted_is_named(
+    other: ExternalSet, seen: Seen
+) -> None:
+    classes = map_classes(CLASSES, other.index.classes)
+    table = answers(other, classes.classes)
+    gone = table.classes.index("pituitary")
+    probs = table.probs.copy()
+    row = [path in NEW for path in table.paths].index(True)
+    probs[row] = np.eye(len(table.classes))[gone]
+    found = external_metrics(
+        replace(table, probs=probs),
+        other,
+        find_seen(other, [seen]),
+        classes,
+        name="other",
+        model="run",
+        model_sha256="0" * 64,
+    )
+    assert found.new is not None
+    assert found.new.per_class["pituitary"].f1 == 0
+    (note,) = [one for one in found.notes if "macro F1" in one]
+    assert note.startswith("Some new images are taken for pituitary, so macro F1")
+
+
 def test_where_training_is_not_known_nothing_is_called_new(other: ExternalSet) -> None:
     found = measured(other, None)
     assert (found.new, found.seen) == (None, None)
@@ -282,7 +356,9 @@ def test_a_set_of_which_nothing_is_new_is_refused(
     with pytest.raises(DataError, match=r"all 8 images .*, 1 of them only by a") as e:
         check_new(other, both, found, hint="x")
     assert e.value.hint.startswith("x; if each set numbers its patients by itself,")
-    assert e.value.hint.endswith("add --metadata none")
+    assert "a prefix in its metadata.csv, or leave them out by --metadata none" in (
+        e.value.hint
+    )
     assert not any(name in str(e.value) for name in PATIENTS.values())
 
 

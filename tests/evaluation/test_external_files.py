@@ -9,7 +9,12 @@ import pytest
 
 from support.handmade_external import write_evaluation
 from tumorlens.errors import DataError, RunError
-from tumorlens.evaluation.external_files import SEEN, read_evaluation
+from tumorlens.evaluation.external_files import (
+    SEEN,
+    check_place,
+    read_evaluation,
+)
+from tumorlens.files import is_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,3 +111,32 @@ def test_parts_of_other_classes_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(RunError, match="expected the same classes in new as in all"):
         read_evaluation(tmp_path)
+
+
+def unfinished(folder: Path, *, names: tuple[str, ...]) -> Path:
+    """Return the folder of an evaluation whose process was killed."""
+    folder.mkdir()
+    for name in (".lock", *names):
+        (folder / name).write_text("path\n")
+    assert is_ours(folder / ".lock")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names", [(), ("predictions.csv",), ("predictions.csv", "images.csv")]
+)
+def test_what_a_killed_process_left_is_replaced(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    out = unfinished(tmp_path / "out", names=names)
+    check_place(out, images=[], model="run", data_sha256="1")
+
+
+def test_tables_of_somebody_are_not_taken_for_that(tmp_path: Path) -> None:
+    others = unfinished(tmp_path / "others", names=("predictions.csv", "notes.txt"))
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "predictions.csv").write_text("path\n")
+    for out in (others, own):
+        with pytest.raises(DataError, match="is no evaluation of run"):
+            check_place(out, images=[], model="run", data_sha256="1")

@@ -15,8 +15,8 @@ from support.images import draw_image
 from support.pages import Tags, assert_self_contained
 from tumorlens.errors import RunError
 from tumorlens.report import write_external_page
+from tumorlens.runs.estimate import Estimate
 from tumorlens.runs.external import ClassPair
-from tumorlens.runs.measures import Estimate
 
 if TYPE_CHECKING:
     from pathlib import Path

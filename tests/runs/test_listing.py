@@ -134,6 +134,15 @@ def test_a_split_is_called_free_of_leaks_only_where_all_patients_are_known(
     assert only(tmp_path).leak == state
 
 
+def test_an_artefact_that_was_handed_on_is_no_run(tmp_path: Path) -> None:
+    make_run(tmp_path / "one", "model.name=resnet50")
+    artefact = tmp_path / "theirs"
+    artefact.mkdir()
+    for name in ("model.json", "parity.json", "manifest.json"):
+        (artefact / name).write_text("{}")
+    assert only(tmp_path).path == tmp_path / "one"
+
+
 def test_an_interrupted_run_says_how_far_it_came(tmp_path: Path) -> None:
     make_run(tmp_path / "one", "optim.epochs=12", is_finished=False)
     row = only(tmp_path)

@@ -13,13 +13,9 @@ from support.handmade_metrics import handmade_metrics
 from tumorlens.config import Config
 from tumorlens.errors import RunError
 from tumorlens.files import read_model, write_json
+from tumorlens.runs.estimate import Estimate, estimate_of_difference
 from tumorlens.runs.folder import Run, create_run, open_run
-from tumorlens.runs.measures import (
-    Estimate,
-    Percentiles,
-    TtaEffect,
-    estimate_of_difference,
-)
+from tumorlens.runs.measures import Percentiles, TtaEffect
 from tumorlens.stats.paired import BONETT_PRICE, paired_difference
 
 if TYPE_CHECKING:
@@ -154,6 +150,7 @@ def test_measures_of_before_are_read_in_full() -> None:
             **{key: as_now(value) for key, value in one.items()},
             "recall": None,
         }
+    assert read.pop("trust") is None
     for name in ("per_class", "by_source", "interval_holds_from", "not_measured"):
         read.pop(name)
     assert read == {name: as_now(value) for name, value in content.items()}

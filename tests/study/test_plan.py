@@ -211,6 +211,7 @@ def test_what_a_study_chooses_has_a_line_of_its_own(key: str) -> None:
     [
         ("x = 1\n[axes]\noptim.lr = [1]", "unknown key 'x'"),
         ("[axes]\noptim.lrr = [1]", "unknown setting 'optim.lrr'"),
+        ("[axes]\ntrust.error = [0.1]", "trust.error has no effect in a study"),
         ("[axes]\noptim.lr = 1", "list of values for optim.lr in [axes]"),
         ("[axes]\noptim.lr = []", "list of values for optim.lr in [axes]"),
         ("[axes]\noptim.lr = [0]", "optim.lr: input should be greater than 0, got 0"),
@@ -277,6 +278,7 @@ def test_a_plan_that_cannot_be_run_is_refused_with_the_value(
         ("data.fold=1", "a study has protocols of its own"),
         ("train.watch_test=true", "a study has watch_test of its own"),
         ("optim.lrr=1", "unknown setting 'optim.lrr'"),
+        ("trust.fit=no", "trust.fit has no effect in a study"),
     ],
 )
 def test_an_assignment_that_would_be_lost_is_refused(

@@ -27,12 +27,15 @@ from tumorlens.config import Config, dump_config, load_config, parse_config
 from tumorlens.data.dicom.series import find_series
 from tumorlens.data.duplicates import find_duplicates
 from tumorlens.data.images import ImageLimits, load_square, read_image
-from tumorlens.data.index import read_index, read_split
+from tumorlens.data.index import SplitRow, read_index, read_split
+from tumorlens.data.seen import Pictures, read_seen, seen_of
 from tumorlens.deploy.artefact import open_artefact, write_manifest
-from tumorlens.deploy.prediction_file import PredictionFile
+from tumorlens.deploy.prediction_file import OF_TRUST, PredictionFile
 from tumorlens.deploy.predictor import Predictor
 from tumorlens.evaluation.external_files import read_evaluation
+from tumorlens.evaluation.gate import fit_gate
 from tumorlens.evaluation.predictions import read_predictions
+from tumorlens.evaluation.trust import Wanted, promise_of
 from tumorlens.files import read_model
 from tumorlens.report import (
     write_audit_page,
@@ -41,15 +44,27 @@ from tumorlens.report import (
     write_external_page,
     write_run_report,
 )
+from tumorlens.runs.estimate import Estimate
 from tumorlens.runs.folder import open_run
 from tumorlens.runs.listing import list_runs
 from tumorlens.runs.measures import TtaEffect
+from tumorlens.runs.trust import (
+    GateFacts,
+    OperatingPoint,
+    Sets,
+    Trust,
+    read_gates,
+    read_trust,
+    write_trust,
+)
 from tumorlens.study.plan_file import load_plan, read_plan
 from tumorlens.training.network import create_model
 from tumorlens.training.weights import load_weights, read_weights_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from tumorlens.stats.gate import Gate
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "made_at_cd6c76c"
 LIMITS = ImageLimits(max_pixels=4_000_000)
@@ -111,6 +126,8 @@ def subjects(folder: Path) -> dict[str, Subject]:
         **_artefacts(folder),
         **_results(folder, data),
         **_evaluations(folder),
+        **_trust(folder),
+        **_seen(folder, data),
     }
 
 
@@ -279,7 +296,7 @@ def _tables(data: Path) -> dict[str, Subject]:
                 ],
                 "columns": [
                     *("path", "run", "predicted", "prob_glioma", "prob_no_tumor"),
-                    "error",
+                    *(*OF_TRUST, "error"),
                 ],
             },
             *(
@@ -290,7 +307,7 @@ def _tables(data: Path) -> dict[str, Subject]:
                         "predicted": "glioma",
                         "prob_glioma": 0.75,
                         "prob_no_tumor": 0.25,
-                        "error": None,
+                        **dict.fromkeys((*OF_TRUST, "error")),
                     }
                 ]
                 for name in ("a.png", "b.png")
@@ -508,3 +525,87 @@ def _evaluations(folder: Path) -> dict[str, Subject]:
         )
         for name in ("external.json", "images.csv")
     }
+
+
+def _trust(folder: Path) -> dict[str, Subject]:
+    whole = folder / "trusted"
+    whole.mkdir()
+    write_trust(whole, *made_trust())
+
+    def placed(path: Path) -> Path:
+        place = path.parent / "trusted"
+        shutil.copytree(whole, place, dirs_exist_ok=True)
+        shutil.copy(path, place / path.name)
+        return place
+
+    probs, embedding, facts = np.full((2, 4), 0.25), np.ones((2, 12)), np.ones((2, 3))
+
+    def read(path: Path) -> None:
+        found = read_trust(placed(path), ["0" * 64])
+        assert found is not None
+        found.judge(probs, embedding, facts)
+
+    def read_gate(path: Path) -> None:
+        for gate in read_gates(path):
+            gate.percentile(
+                gate.measure(np.ones((2, gate.mean.size)), facts).max(axis=1)
+            )
+
+    return {
+        "trust.json": Subject(
+            {"trust.json": (whole / "trust.json").read_bytes()}, read, is_json=True
+        ),
+        "gate.npz": Subject({"gate.npz": (whole / "gate.npz").read_bytes()}, read_gate),
+    }
+
+
+def made_trust() -> tuple[Trust, list[Gate]]:
+    """Return trust in four classes with a gate for embeddings of 12 numbers."""
+    rng = np.random.default_rng(0)
+    facts = rng.normal(0.3, 0.05, (40, 3))
+    train, val = rng.normal(size=(60, 12)), rng.normal(size=(40, 12))
+    gate, aurocs = fit_gate(
+        train, np.arange(60) % 4, val, facts, {"far": val + 4}, seed=1
+    )
+    probs = rng.dirichlet(np.ones(4), 40)
+    labels = np.arange(40) % 4
+    sets = Sets(
+        coverage=0.9, lac=0.5, aps=0.9, lac_by_class=(0.5,) * 4, aps_by_class=(0.9,) * 4
+    )
+    nothing = Estimate(value=None, low=None, high=None)
+    point = OperatingPoint(threshold=0.5, specificity=nothing, sensitivity=nothing)
+    trust = Trust(
+        weights_sha256=("0" * 64,),
+        classes=("a", "b", "c", "d"),
+        num_images=40,
+        num_groups=40,
+        seed=0,
+        temperature=1.5,
+        before=None,
+        after=None,
+        sets=sets,
+        promise=promise_of(probs, labels, Wanted()),
+        operating_points={"a": point},
+        gate=GateFacts(
+            sha256="0" * 64, method=gate.method, auroc=aurocs, false_alarms=0.01
+        ),
+    )
+    return trust, [gate]
+
+
+def _seen(folder: Path, data: Path) -> dict[str, Subject]:
+    index = read_index(data)
+    found = find_duplicates(index)
+    rows = [
+        SplitRow(one.path, one.sha256, one.label, one.path, "train")
+        for one in index.records
+    ]
+    path = folder / "seen.npz"
+    seen_of(rows, index, found).write(path)
+    thumbnails = np.stack(list(found.thumbnails.values()))
+    pictures = Pictures(thumbnails, list(found.pixels.values()))
+
+    def read(path: Path) -> None:
+        read_seen(path).look_up(pictures)
+
+    return {"seen.npz": Subject({"seen.npz": path.read_bytes()}, read)}

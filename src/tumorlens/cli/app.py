@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import tumorlens
-from tumorlens.cli import data, deploy, evaluate, predict, study, terminal, train
+from tumorlens.cli import data, deploy, evaluate, predict, study, terminal, train, trust
 from tumorlens.cli.completion import join_words_of_bash
 from tumorlens.cli.options import STATUS_INTERRUPTED
 from tumorlens.errors import TumorlensError, naming_refused_paths
@@ -148,6 +148,7 @@ app.command()(data.audit)
 app.command()(data.claim)
 app.command()(data.split)
 app.command()(train.train)
+app.command()(trust.trust)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.report)
 app.command()(predict.predict)

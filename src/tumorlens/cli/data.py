@@ -108,8 +108,8 @@ def claim(
         Path | None,
         typer.Option(
             metavar="DATA2",
-            help="Set that was trained on, in place of Training of DATA. All of DATA "
-            "is then test, or its Testing.",
+            help="Set whose images were trained on, all but its Testing, in place of "
+            "Training of DATA. All of DATA is then test, or its Testing.",
         ),
     ] = None,
     out: Annotated[

@@ -79,8 +79,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="DATA",
-            help="With --predictions: what the model was trained on. Default: what is "
-            "beside the test subset of --data.",
+            help="With --predictions: what the model was trained on, all of it. "
+            "Default: what is beside the test subset of --data.",
         ),
     ] = None,
     logits: Annotated[

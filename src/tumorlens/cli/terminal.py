@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from tumorlens.data.split import Split
     from tumorlens.deploy.artefact import Verdict
     from tumorlens.deploy.predictor import Prediction
+    from tumorlens.runs.estimate import Estimate
     from tumorlens.runs.external import ExternalMetrics
     from tumorlens.runs.listing import RunRow
-    from tumorlens.runs.measures import Estimate, Metrics, TtaEffect
+    from tumorlens.runs.measures import Metrics, TrustMeasures, TtaEffect
     from tumorlens.training.fit import TrainResult
 
 PLAIN_WIDTH = 200
@@ -257,7 +258,38 @@ def print_measures(measures: Metrics) -> None:
     )
     for warning in measures.warnings:
         print_line(warning)
+    if measures.trust is None:
+        print_line("Not calibrated: tumorlens trust fits when to answer.")
+    else:
+        _print_trust(measures.trust)
     print_line(measures.leak.words)
+
+
+def _print_trust(found: TrustMeasures) -> None:
+    """Print what the answers of a calibrated run are worth."""
+    promise = (
+        f"promised {percent(found.error_wanted)} at most"
+        if found.is_promised
+        else "no promise is proved"
+    )
+    print_table(
+        ("answers", "95 % interval"),
+        [
+            ("answered with a class", found.answered.percentage),
+            (f"wrong among these ({promise})", found.error_of_answers.percentage),
+            ("accuracy of the surest 80 %", found.accuracy_of_surest.percentage),
+            (
+                f"true class in the set ({percent(found.coverage_wanted, 0)} wanted)",
+                found.coverage.percentage,
+            ),
+            ("mean classes in a set", f"{found.mean_set_size:.2f}"),
+            *(
+                [("turned away as no brain MRI", found.turned_away.percentage)]
+                if found.turned_away
+                else []
+            ),
+        ],
+    )
 
 
 def print_external(found: ExternalMetrics) -> None:
@@ -388,7 +420,7 @@ def print_predictions(
     files = answers[0][2]
     if len(files) == 1 and not files[0].error:
         print_line(
-            f"{files[0].path}: {', '.join(str(run[2][0].predicted) for run in answers)}"
+            f"{files[0].path}: {', '.join(_shown_answer(run[2][0]) for run in answers)}"
         )
         print_table(
             ("class", *(name for name, _, _ in answers)),
@@ -400,7 +432,7 @@ def print_predictions(
     for number, file in enumerate(files):
         for (run, _, predictions), shown in zip(answers, probs, strict=True):
             words = f"{file.path}: {file.error}" if file.error else str(file.path)
-            predicted = predictions[number].predicted or "unreadable"
+            predicted = _shown_answer(predictions[number])
             cells = [shown[number].get(name, "") for name in classes]
             rows.append([words, *([run] if several else []), predicted, *cells])
     heading = ["file", *(["run"] if several else []), "predicted", *classes]
@@ -542,6 +574,17 @@ def progress_bars(*, last: str | None = None) -> Iterator[Progress | None]:
     )
     with Progress(*columns, console=console, transient=True) as bars:
         yield bars
+
+
+def _shown_answer(prediction: Prediction) -> str:
+    """Return the predicted class, and what is to be answered where that differs."""
+    if prediction.predicted is None:
+        return "unreadable"
+    trust = prediction.trust
+    if trust is None or trust.answer == prediction.predicted:
+        return prediction.predicted
+    words = f"{trust.answer}, {trust.objection}" if trust.objection else trust.answer
+    return f"{prediction.predicted} ({words})"
 
 
 def _probs_by_class(classes: Sequence[str], prediction: Prediction) -> dict[str, str]:

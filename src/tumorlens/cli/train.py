@@ -30,6 +30,7 @@ from tumorlens.cli.options import (
     tracker_of,
     train_words,
 )
+from tumorlens.cli.trust import trust_after_training
 from tumorlens.system import is_main_process
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def train(
             *(["--track"] if tracker else []),
         )
         return STATUS_INTERRUPTED
+    trust_after_training(result.run)
     terminal.print_next(f"the run is in {out}", "tumorlens", "evaluate", out)
     return 0
 

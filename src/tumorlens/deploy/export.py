@@ -59,6 +59,7 @@ from tumorlens.errors import (
 )
 from tumorlens.evaluation.inference import read_data
 from tumorlens.files import locked, read_model, write_bytes, write_model
+from tumorlens.runs.trust import trust_of_run, write_trust
 from tumorlens.text import NotebookView
 from tumorlens.training.dataset import check_unchanged, image_limits
 from tumorlens.training.network import load_model
@@ -238,6 +239,8 @@ def export(
             verdict = _make(Artefact(made, card), source, proof, bounds)
             if with_seen and run.seen_path.is_file():
                 write_bytes(made / artefact.SEEN, run.seen_path.read_bytes())
+            if trust := trust_of_run(run):
+                write_trust(made, trust.trust, trust.gates)
             one = _settle(made, folder / kind, verdict, card)
             found.append(one)
             _note_verdict(folder / "parity.json", one.verdict)

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from tumorlens.errors import RunError
+from tumorlens.training.network import LUMA
 from tumorlens.training.views import policy_of, views_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tumorlens.runs.folder import ModelCard
-
-LUMA = (19595.0, 38470.0, 7471.0)
-"""Weights of red, green and blue in 1/65536: those of Pillow's `convert("L")`."""
 
 
 class ServingGraph(nn.Module):
@@ -87,7 +85,8 @@ class _Member(nn.Module):
         self.is_grey = card.in_chans == 1
         self.register_buffer("mean", torch.tensor(card.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(card.std).view(1, -1, 1, 1))
-        self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1))
+        luma = torch.tensor(LUMA, dtype=torch.float32)
+        self.register_buffer("luma", luma.view(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.is_grey:

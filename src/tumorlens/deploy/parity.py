@@ -20,7 +20,7 @@ from tumorlens.deploy.artefact import (
     ParityAccuracy,
     Verdict,
 )
-from tumorlens.runs.measures import estimate_of_difference
+from tumorlens.runs.estimate import estimate_of_difference
 from tumorlens.stats.paired import paired_difference
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tumorlens.deploy.predictor import Prediction
+    from tumorlens.runs.trust import Judged
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 """Formats, by the ending of the file's name."""
@@ -35,6 +36,11 @@ Row = dict[str, Any]
 _FORMAT = 2
 _ROWS_AT_ONCE = 10_000
 """Rows of a Parquet row group: held in memory together."""
+
+OF_TRUST = ("answer", "set", "gate", "objection")
+"""Columns of `tumorlens.runs.trust`, empty for a model that is not calibrated: a class,
+"uncertain" or "not-a-brain-mri"; the classes of the set, likeliest first, joined by |;
+the share of val images that look less odd; and the part of the gate that objected."""
 
 _WHOLE_NUMBERS = ("series", "slice", "frame")
 """Columns of whole numbers; `prob_...` hold fractions, all others texts."""
@@ -378,7 +384,10 @@ def as_text(name: object) -> str:
 
 def _columns(classes: Sequence[tuple[str, ...]]) -> list[str]:
     names = dict.fromkeys(name for names in classes for name in names)
-    return ["path", "run", "predicted", *map("prob_{}".format, names), "error"]
+    return [
+        *("path", "run", "predicted", *map("prob_{}".format, names)),
+        *(*OF_TRUST, "error"),
+    ]
 
 
 def _as_row(run: str, classes: tuple[str, ...], prediction: Prediction) -> Row:
@@ -388,10 +397,23 @@ def _as_row(run: str, classes: tuple[str, ...], prediction: Prediction) -> Row:
         "predicted": prediction.predicted,
         "error": None if prediction.error is None else as_text(prediction.error),
     }
+    row |= trust_cells(prediction.trust)
     if prediction.probs is not None:
         for name, prob in zip(classes, prediction.probs, strict=True):
             row[f"prob_{name}"] = float(prob)
     return row
+
+
+def trust_cells(judged: Judged | None) -> Row:
+    """Return the cells of the columns `OF_TRUST`; none if not calibrated."""
+    if judged is None:
+        return {}
+    return {
+        "answer": judged.answer,
+        "set": "|".join(judged.in_set),
+        "gate": judged.gate,
+        "objection": judged.objection,
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -419,7 +441,7 @@ def _write_parquet(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> N
     arrow, parquet = require("pyarrow"), require("pyarrow.parquet")
 
     def type_of(name: str) -> Any:
-        if name.startswith("prob_"):
+        if name.startswith("prob_") or name == "gate":
             return arrow.float64()
         return arrow.int64() if name in _WHOLE_NUMBERS else arrow.string()
 

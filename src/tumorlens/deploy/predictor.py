@@ -15,7 +15,7 @@ from functools import partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,14 @@ from tumorlens.deploy.runtimes import open_session
 from tumorlens.errors import ConfigError, DataError, RunError, check_arguments
 from tumorlens.extras import naming_missing_extras
 from tumorlens.files import sha256_of, sha256_of_bytes
+from tumorlens.runs.trust import Judged, TrustedAnswers, read_trust, trust_of_run
+from tumorlens.stats.calibration import answered_probs
+from tumorlens.stats.gate import facts_of
 from tumorlens.system import num_processors
 from tumorlens.text import NotebookView
 
 if TYPE_CHECKING:
+    from tumorlens.deploy.runtimes import Outputs
     from tumorlens.runs.folder import ModelCard, Run
 
 Progress = Callable[[int, int | None], None]
@@ -54,6 +58,13 @@ class Prediction:
     error: str | None
     """Why there are no probabilities, in one line and without the path: the file could
     not be read, or `NO_NUMBER`."""
+    trust: Judged | None = None
+    """What is to be answered, its set and the gate; `None` if not calibrated."""
+
+    @property
+    def answer(self) -> str | None:
+        """A class, "uncertain" or "not-a-brain-mri"; `None` if not calibrated."""
+        return self.trust.answer if self.trust else None
 
 
 class FilePredictions(list[Prediction], NotebookView):
@@ -76,6 +87,15 @@ class FilePredictions(list[Prediction], NotebookView):
         self.skipped = dict(skipped or {})
 
 
+class Answer(NamedTuple):
+    """What one model gives for N images."""
+
+    probs: NDArray[np.floating]
+    """Shape (N, classes)."""
+    embedding: NDArray[np.floating] | None
+    """Shape (N, E), for the gate; `None` where nothing needs it."""
+
+
 @dataclass(frozen=True)
 class Member:
     """One model whose probabilities are averaged: a network or an artefact."""
@@ -85,6 +105,14 @@ class Member:
     """Images (N, S, S, C) to probabilities (N, classes)."""
     weights_sha256: tuple[str, ...]
     """Digests of its weights files."""
+    embed: Callable[[NDArray[np.uint8]], Answer] | None = None
+    """The same with embeddings, where the gate needs them."""
+
+    def answer(self, images: NDArray[np.uint8]) -> Answer:
+        """Return what the model gives for images (N, S, S, C)."""
+        if self.embed is None:
+            return Answer(self.predict(images), None)
+        return self.embed(images)
 
     def square(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return a decoded image as input of this model, shape (S, S, C)."""
@@ -120,6 +148,7 @@ class Predictor:
         classes: Class names, in the order of the probabilities.
         digest: SHA-256 of everything that determines the probabilities; models with
             equal digests give equal ones.
+        trust: When it answers and what it turns away; `None` if it is not calibrated.
     """
 
     def __init__(
@@ -129,11 +158,13 @@ class Predictor:
         digest: str,
         members: Sequence[Member],
         limits: ImageLimits = DEFAULT_LIMITS,
+        trust: TrustedAnswers | None = None,
     ) -> None:
         self.name = name
         self.classes = classes
         self.digest = digest
         self.limits = limits
+        self.trust = trust
         self._members = tuple(members)
 
     @property
@@ -174,7 +205,10 @@ class Predictor:
             from tumorlens.training.dataset import image_limits
 
             limits = image_limits(run.config.data)
-            return cls(run.name, *_members_of(run, device=device), limits)
+            trust = trust_of_run(run)
+            with_gate = trust is not None and bool(trust.gates)
+            members = _members_of(run, device=device, with_gate=with_gate)
+            return cls(run.name, *members, limits, trust)
 
     @classmethod
     def of_artefact(cls, artefact: Artefact) -> Self:
@@ -188,9 +222,11 @@ class Predictor:
             InputSpec(card.size_px, card.fit, 3),
             lambda images: session(images).probs,
             card.weights_sha256,
+            lambda images: _of_graph(session(images)),
         )
         name = f"{card.run} ({card.kind})"
-        return cls(name, card.classes, digest, [member], card.limits)
+        trust = read_trust(artefact.path, card.weights_sha256)
+        return cls(name, card.classes, digest, [member], card.limits, trust)
 
     def predict_files(
         self,
@@ -251,35 +287,82 @@ class Predictor:
             DataError: An image has another shape or type, or there is none.
             RunError: A probability is NaN or infinite.
         """
-        _check_images(images)
-        probs = [  # (N, C) of each member
-            member.predict(np.stack([member.square(image) for image in images]))
-            for member in self._members
-        ]
-        mean: NDArray[np.float32] = np.mean(probs, axis=0).astype(np.float32)
-        if not np.isfinite(mean).all():
-            raise RunError(f"{self.name}: {NO_NUMBER}", hint="export or train it again")
-        return mean
+        return self.judge(images)[0]
 
     def _predict_batch(self, batch: Sequence[Decoded]) -> list[Prediction]:
         readable = [one for one in batch if one.error is None]
-        probs = [  # (N, C) of each member
-            member.predict(np.stack([one.squares[member.spec] for one in readable]))
-            for member in self._members
-            if readable
-        ]
-        mean = iter(np.mean(probs, axis=0).astype(np.float32) if probs else ())
+        found = iter(self._answers(readable) if readable else ())
         return [
             Prediction(one.path, None, None, one.error)
             if one.error is not None
-            else self._prediction(one.path, next(mean))
+            else next(found)
             for one in batch
         ]
 
-    def _prediction(self, path: Path, probs: NDArray[np.float32]) -> Prediction:
+    def _answers(self, decoded: Sequence[Decoded]) -> list[Prediction]:
+        """Return the answers for files that could be read, at least one."""
+        probs, judged = self._judge(
+            [
+                np.stack([one.squares[member.spec] for one in decoded])
+                for member in self._members
+            ]
+        )
+        return [
+            Prediction(one.path, row, self.classes[int(row.argmax())], None, trust)
+            if np.isfinite(row).all()
+            else Prediction(one.path, None, None, NO_NUMBER)
+            for one, row, trust in zip(decoded, probs, judged, strict=True)
+        ]
+
+    def judge(
+        self, images: Images
+    ) -> tuple[NDArray[np.float32], tuple[Judged | None, ...]]:
+        """Return the probabilities (N, C) of decoded images, and what trust says.
+
+        Args:
+            images: As for `probs_of`.
+
+        Raises:
+            DataError: An image has another shape or type, or there is none.
+            RunError: A probability is NaN or infinite.
+        """
+        _check_images(images)
+        probs, judged = self._judge(
+            [
+                np.stack([member.square(image) for image in images])
+                for member in self._members
+            ]
+        )
         if not np.isfinite(probs).all():
-            return Prediction(path, None, None, NO_NUMBER)
-        return Prediction(path, probs, self.classes[int(probs.argmax())], None)
+            raise RunError(f"{self.name}: {NO_NUMBER}", hint="export or train it again")
+        return probs, judged
+
+    def _judge(
+        self, inputs: Sequence[NDArray[np.uint8]]
+    ) -> tuple[NDArray[np.float32], tuple[Judged | None, ...]]:
+        """Return the same for the inputs of the members; nothing for what is NaN."""
+        answers = [
+            member.answer(images)
+            for member, images in zip(self._members, inputs, strict=True)
+        ]
+        probs = np.mean([one.probs for one in answers], axis=0).astype(np.float32)
+        is_number = np.isfinite(probs).all(axis=1)
+        judged: list[Judged | None] = [None] * len(probs)
+        if self.trust is not None and is_number.any():
+            embeddings = [one.embedding for one in answers if one.embedding is not None]
+            has_gate = bool(self.trust.gates and embeddings)
+            found = self.trust.judge(
+                probs[is_number],
+                np.concatenate(embeddings, axis=1)[is_number] if has_gate else None,
+                facts_of(inputs[0][is_number]) if has_gate else None,
+            )
+            for row, one in zip(np.flatnonzero(is_number), found, strict=True):
+                judged[row] = one
+        return probs, tuple(judged)
+
+
+def _of_graph(outputs: Outputs) -> Answer:
+    return Answer(outputs.probs, outputs.embedding)
 
 
 def _check_images(images: Images) -> None:
@@ -309,8 +392,15 @@ def _check_images(images: Images) -> None:
             )
 
 
-def _members_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Member]]:
+def _members_of(
+    run: Run, *, device: str, with_gate: bool
+) -> tuple[tuple[str, ...], str, list[Member]]:
     """Return the classes, the digest and the members of a run.
+
+    Args:
+        run: The run.
+        device: As for `Predictor.open`.
+        with_gate: Whether its members give embeddings too; they take images in colour.
 
     Raises:
         RunError: A fold is missing, or the networks have different classes.
@@ -325,9 +415,10 @@ def _members_of(run: Run, *, device: str) -> tuple[tuple[str, ...], str, list[Me
         cards.append(card)
         members.append(
             Member(
-                InputSpec(card.size_px, card.fit, card.in_chans),
+                InputSpec(card.size_px, card.fit, 3 if with_gate else card.in_chans),
                 partial(_probs_of, card, module, target),
                 (card.weights_sha256,),
+                partial(_answer_of, card, module, target) if with_gate else None,
             )
         )
     if len({card.classes for card in cards}) > 1:
@@ -345,7 +436,17 @@ def _probs_of(
 ) -> NDArray[np.floating]:
     from tumorlens.training import network
 
-    return network.predict_probs(module, [network.as_batch(images)], card, device)
+    batches = [network.as_input(card, images)]
+    return network.predict_probs(module, batches, card, device)
+
+
+def _answer_of(
+    card: ModelCard, module: Any, device: Any, images: NDArray[np.uint8]
+) -> Answer:
+    from tumorlens.training import network
+
+    found = network.answer(module, [network.as_input(card, images)], card, device)
+    return Answer(answered_probs(found.logits, card.temperature), found.embedding)
 
 
 def _parts(run: Run) -> tuple[Run, ...]:

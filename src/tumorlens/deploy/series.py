@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from tumorlens.data.images import read_image, without_path
+from tumorlens.deploy.prediction_file import OF_TRUST, trust_cells
 from tumorlens.errors import ConfigError, DataError, did_you_mean
 from tumorlens.system import num_processors
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tumorlens.data.dicom.series import Series, Slice
     from tumorlens.deploy.prediction_file import Row
     from tumorlens.deploy.predictor import Prediction, Predictor
+    from tumorlens.runs.trust import Judged
 
 Rule = Literal["mean", "most-suspicious"]
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -44,6 +46,8 @@ class SliceAnswer:
     probs: NDArray[np.float32] | None
     """Shape (C,); `None` for a slice that cannot be read."""
     error: str | None = None
+    trust: Judged | None = None
+    """What trust says of the slice; `None` if not calibrated."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +176,11 @@ def columns_of(classes: Iterable[str], *, identify: bool) -> list[str]:
     `kind` is 'image' for a file without a series, 'slice' or 'series'. `slice` counts
     from 1 in the order of the series, `frame` from 1 in a multi-frame file; in the row
     of a series, `slice` is the one that stands for it. `rule` has the rule behind the
-    row of a series.
+    row of a series, which has no answer of `runs.trust`: that is proved for images.
     """
     return [
-        *("path", "run", "predicted", *map("prob_{}".format, classes), "error"),
+        *("path", "run", "predicted", *map("prob_{}".format, classes)),
+        *(*OF_TRUST, "error"),
         *("kind", "series", "slice", "frame", "order", "rule"),
         *(["patient"] if identify else []),
     ]
@@ -191,6 +196,7 @@ def rows_of(
     rows: list[Row] = [
         {"path": str(image.path), "run": run, "kind": "image", "error": image.error}
         | _prob_columns(classes, image.probs)
+        | trust_cells(image.trust)
         for image in others
     ]
     for answer in answers:
@@ -205,6 +211,7 @@ def rows_of(
                 | {"frame": None if place.frame is None else place.frame + 1}
                 | {"error": one.error}
                 | _prob_columns(classes, one.probs)
+                | trust_cells(one.trust)
             )
         rows.append(common | _series_row(classes, answer))
     return rows
@@ -228,12 +235,13 @@ def _answers(
 
     decoded = list(pool.map(decode, slices))
     images = [image for image in decoded if not isinstance(image, str)]
-    probs = iter(predictor.probs_of(images) if images else ())
+    found = iter(zip(*predictor.judge(images), strict=True) if images else ())
     for image in decoded:
         if isinstance(image, str):
             yield SliceAnswer(None, image)
         else:
-            yield SliceAnswer(next(probs))
+            probs, trust = next(found)
+            yield SliceAnswer(probs, trust=trust)
 
 
 def _series_row(classes: Sequence[str], answer: SeriesAnswer) -> Row:

@@ -315,8 +315,9 @@ def check_new(
     if num_by_key:
         words = f", {num_by_key:,} of them only by a patient's key that is in both"
         hint += (
-            "; if each set numbers its patients by itself, they are other people: add "
-            "--metadata none"
+            "; if each set numbers its patients by itself, they are other people: give "
+            "the keys of this set a prefix in its metadata.csv, or leave them out by "
+            "--metadata none (each image is then a group, and intervals too narrow)"
         )
     raise DataError(
         f"no image of {found.data} is new: training has seen all "
@@ -405,12 +406,16 @@ def external_metrics(
         tested=len(table.paths),
         seen_pictures=states.get(SEEN_PICTURE, 0),
         seen_patients=states.get(SEEN_PATIENT, 0),
+        seen_by_key_only=len(seen.by_key_only.intersection(table.paths)) if seen else 0,
         new=states.get(NEW, 0),
     )
+    has_sources = any(table.sources)
     parts = {}
     for part, chosen in (("seen", is_seen), ("new", ~is_seen)):
         rows = table.rows(np.flatnonzero(chosen))
-        parts[part] = measures_of(rows) if seen and rows.paths else None
+        parts[part] = (
+            measures_of(rows, has_sources=has_sources) if seen and rows.paths else None
+        )
     return ExternalMetrics(
         name=name,
         data=found.data.resolve().name,
@@ -492,12 +497,21 @@ def _notes(
         gone = sorted(set(labels.tolist()) - left)
         if gone:
             notes.append(f"Nothing new is left of {', '.join(gone)}.")
-        num_by_key = len(seen.by_key_only.intersection(table.paths))
-        if num_by_key:
+            predicted = np.array(table.classes)[table.predicted[~is_seen]]
+            given = [name for name in gone if name in predicted]
+            if given:
+                notes.append(
+                    f"Some new images are taken for {', '.join(given)}, so macro F1 on "
+                    "new images counts it as 0, as scikit-learn does; balanced "
+                    "accuracy leaves it out."
+                )
+        if counts.seen_by_key_only:
             notes.append(
-                f"{counted(num_by_key, 'image')} counted as seen only because a "
-                "patient has the same key in the training; if each set numbers its "
-                "patients by itself, they are other people: leave out the keys by "
-                "--metadata none."
+                f"{counted(counts.seen_by_key_only, 'image')} counted as seen only "
+                "because a patient has the same key in the training. If each set "
+                "numbers its patients by itself, they are other people: give the keys "
+                "of this set a prefix in its metadata.csv. (Without the keys, by "
+                "--metadata none, each image would be a group, and intervals too "
+                "narrow.)"
             )
     return notes

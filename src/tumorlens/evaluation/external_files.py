@@ -40,6 +40,9 @@ NOT_KNOWN = "not-known"
 """State of every tested image where it is not known what training has seen."""
 
 _LEFT_OUT = "left-out"
+_BEFORE_LAST = ("predictions.csv", "images.csv")
+"""Files that are written before `external.json`."""
+
 _STATES = (NEW, *SEEN, NOT_KNOWN, _LEFT_OUT)
 _HINT = "evaluate the model on the set again"
 
@@ -92,7 +95,11 @@ def check_place(
 def _is_earlier(out: Path, model: str, data_sha256: str) -> bool:
     if not out.is_dir():
         return False
-    if all(is_ours(path) for path in out.iterdir()):
+    entries = list(out.iterdir())
+    others = {path.name for path in entries if not is_ours(path)}
+    # Locked by us, and without the file that is written last: its process was killed.
+    is_unfinished = len(others) < len(entries) and others <= set(_BEFORE_LAST)
+    if not others or is_unfinished:
         return True
     try:
         found = read_external_metrics(out)
@@ -112,8 +119,9 @@ def write_external(
 
     Raises what `files.write_text` raises.
     """
-    write_predictions(out / "predictions.csv", table)
-    _write_images(out / "images.csv", table, found, seen, metrics.unknown_classes)
+    predictions, images = (out / name for name in _BEFORE_LAST)
+    write_predictions(predictions, table)
+    _write_images(images, table, found, seen, metrics.unknown_classes)
     write_model(out / FILE, metrics)
 
 

@@ -16,7 +16,9 @@ import numpy as np
 from tumorlens.data.index import read_index
 from tumorlens.data.sets import sets_of
 from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
+from tumorlens.evaluation.features import load_networks, pass_over
 from tumorlens.evaluation.predictions import Predictions, pool_predictions, round_probs
+from tumorlens.evaluation.trust_measures import JudgedSubset
 from tumorlens.training.dataset import (
     PreparedData,
     check_unchanged,
@@ -33,9 +35,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tumorlens.data.index import Index
+    from tumorlens.data.index import Index, SplitRow
     from tumorlens.runs.folder import ModelCard, Run, Tta
     from tumorlens.runs.progress import Progress
+    from tumorlens.runs.trust import TrustedAnswers
 
 SUBSETS = ("test", "val")
 
@@ -131,15 +134,8 @@ def predict_subset(
                 for fold in run.folds()
             ]
         )
-    data = PreparedData(index, run.split())
-    check_unchanged(data.rows, index)
-    rows = data.subset_rows(subset)
-    if not rows:
-        raise RunError(
-            f"{run.path} has no image in subset {subset!r}",
-            hint=f"{run.split_path} lists the subset of each image",
-        )
-    members = [(one, _card(one, index)) for one in run.networks()]
+    data, rows = _rows_of(run, index, subset)
+    members = [(one, check_classes(one, index)) for one in run.networks()]
     probs = [
         _probs(
             one,
@@ -151,13 +147,66 @@ def predict_subset(
         )
         for one, card in members
     ]
+    return _table(index, rows, np.mean(probs, axis=0))
+
+
+def judge_subset(
+    run: Run,
+    index: Index,
+    subset: str,
+    trusted: TrustedAnswers,
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> tuple[Predictions, JudgedSubset]:
+    """Return the predictions of a calibrated run, and what it answers.
+
+    Args:
+        run: An ordinary run or an ensemble; of a k-fold run, one fold.
+        index: The files, from `read_data`.
+        subset: See `check_subset`.
+        trusted: The trust of the run.
+        device: As for the setting `train.device`.
+        progress: As for `predict_subset`.
+
+    Raises:
+        DataError: An image cannot be read any more.
+        RunError: As for `predict_subset`.
+    """
+    data, rows = _rows_of(run, index, subset)
+    networks = load_networks(
+        [(one, check_classes(one, index)) for one in run.networks()], device
+    )
+    found = pass_over(networks, data, subset, progress=progress)
+    table = _table(index, rows, found.probs)
+    judged = trusted.judge(table.probs, found.embedding, found.facts)
+    return table, JudgedSubset(trusted.trust, table.paths, judged)
+
+
+def _rows_of(
+    run: Run, index: Index, subset: str
+) -> tuple[PreparedData, list[SplitRow]]:
+    data = PreparedData(index, run.split())
+    check_unchanged(data.rows, index)
+    rows = data.subset_rows(subset)
+    if not rows:
+        raise RunError(
+            f"{run.path} has no image in subset {subset!r}",
+            hint=f"{run.split_path} lists the subset of each image",
+        )
+    return data, rows
+
+
+def _table(
+    index: Index, rows: Sequence[SplitRow], probs: NDArray[np.floating]
+) -> Predictions:
     sources = {record.path: record.source or "" for record in index.records}
     numbers = {label: number for number, label in enumerate(index.classes)}
     return Predictions(
         classes=index.classes,
         paths=tuple(row.path for row in rows),
         labels=np.array([numbers[row.label] for row in rows], dtype=np.int64),
-        probs=round_probs(np.mean(probs, axis=0)),
+        probs=round_probs(probs),
         groups=tuple(row.group for row in rows),
         sources=tuple(sources[row.path] for row in rows),
         folds=(None,) * len(rows),
@@ -174,7 +223,7 @@ def pool_folds(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
-def _card(run: Run, index: Index) -> ModelCard:
+def check_classes(run: Run, index: Index) -> ModelCard:
     """Return the card of a network whose classes are those of the data.
 
     Raises:

@@ -8,19 +8,26 @@ choose no epoch, setting or threshold.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tumorlens.evaluation.inference import (
     check_subset,
+    judge_subset,
     pool_folds,
     predict_subset,
     read_data,
 )
 from tumorlens.evaluation.predictions import Predictions, write_predictions
 from tumorlens.evaluation.table_measures import metrics_from_predictions
+from tumorlens.evaluation.trust_measures import (
+    JudgedSubset,
+    measure_trust,
+    pool_judged,
+    write_answers,
+)
 from tumorlens.files import write_model
 from tumorlens.runs.measures import Metrics, NetworkSettings
+from tumorlens.runs.trust import trust_of_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -65,38 +72,61 @@ def evaluate(
     """
     check_subset(run, subset)
     run.remove_partial_files()
-    predict = partial(
-        predict_subset,
-        index=read_data(run, data),
-        subset=subset,
-        device=device,
-        progress=progress,
-    )
+    index = read_data(run, data)
+    trust = trust_of_run(run)
+
+    def look(part: Run) -> _Looked:
+        if trust is None:
+            table = predict_subset(
+                part, index, subset, device=device, progress=progress
+            )
+            return _Looked(table, None)
+        # Each fold by its own trust, which another fold's images did not help to fit.
+        own = trust_of_run(part)
+        assert own is not None
+        return _Looked(
+            *judge_subset(part, index, subset, own, device=device, progress=progress)
+        )
+
     if not run.is_kfold:
-        predictions = predict(run)
-        return _write_results(run, predictions, subset, command=command)
+        return _write_results(run, look(run), subset, command=command)
 
     parts = []
     for fold in run.folds():
-        parts.append(predict(fold))
+        parts.append(look(fold))
         _write_results(fold, parts[-1], subset, command=command)
-    return _write_results(run, pool_folds(parts), subset, command=command)
+    judged = [part.judged for part in parts if part.judged]
+    pooled = _Looked(
+        pool_folds([part.table for part in parts]),
+        pool_judged(judged) if judged else None,
+    )
+    return _write_results(run, pooled, subset, command=command)
 
 
-def _write_results(
-    run: Run, predictions: Predictions, subset: str, *, command: str
-) -> Metrics:
+class _Looked(NamedTuple):
+    """Predictions of a subset, and what a calibrated run answers."""
+
+    table: Predictions
+    judged: JudgedSubset | None
+
+
+def _write_results(run: Run, looked: _Looked, subset: str, *, command: str) -> Metrics:
     leak = run.leak()
     if subset == "test":
         # Logged before the figures exist: none can be seen without an entry.
         run.log_look(subset=subset, command=command)
-    path = run.predictions_of(subset)
-    write_predictions(path, predictions)
+    path, answers = run.predictions_of(subset), run.answers_of(subset)
+    write_predictions(path, looked.table)
+    if looked.judged is None:
+        answers.unlink(missing_ok=True)
+    else:
+        write_answers(answers, looked.judged)
     content = Metrics(
         protocol=run.config.data.protocol,
         subset=subset,
         leak=leak,
         settings=_settings(run),
+        trust=measure_trust(looked.table, looked.judged) if looked.judged else None,
         **dict(metrics_from_predictions(path)),
     )
     write_model(run.metrics_of(subset), content)

@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tumorlens.evaluation.predictions import Predictions, read_predictions
-from tumorlens.runs.measures import (
+from tumorlens.runs.estimate import (
     CalibrationBins,
+    Estimate,
+    estimate_of,
+    estimate_of_score,
+)
+from tumorlens.runs.measures import (
     ClassMeasures,
     Curves,
-    Estimate,
     FoldMeasures,
     Measures,
     RocCurve,
     SourceMeasures,
     SourceRecall,
-    estimate_of,
-    estimate_of_score,
 )
 from tumorlens.stats import estimates, metrics
 from tumorlens.text import counted
@@ -71,8 +73,16 @@ def metrics_from_predictions(path: Path) -> Measures:
     return measures_of(read_predictions(path))
 
 
-def measures_of(table: Predictions) -> Measures:
-    """Return the measures of a table, as `metrics_from_predictions` those of a file."""
+def measures_of(table: Predictions, *, has_sources: bool | None = None) -> Measures:
+    """Return the measures of a table, as `metrics_from_predictions` those of a file.
+
+    Args:
+        table: The answers.
+        has_sources: Whether to measure by source; `None`: where one is known. A part of
+            a table is measured as the whole is, also where its sources are unknown.
+    """
+    if has_sources is None:
+        has_sources = any(table.sources)
     groups, num_groups = _numbered(table.groups)
     headline = _headline(table, groups)
     missing = () if table.has_probs else NEED_PROBS
@@ -87,7 +97,7 @@ def measures_of(table: Predictions) -> Measures:
         **dict.fromkeys(missing, _UNDEFINED),
         per_class=_per_class(table, groups),
         confusion_matrix=_matrix(table).tolist(),
-        by_source=_by_source(table),
+        by_source=_by_source(table) if has_sources else {},
         folds=_by_fold(table),
         curves=_curves(table),
         interval_holds_from={name: estimates.NUM_GROUPS_FOR[name] for name in headline},
@@ -168,9 +178,7 @@ def _without_interval(measures: Measures) -> dict[str, str]:
 
 
 def _by_source(table: Predictions) -> dict[str, SourceMeasures]:
-    """Return the measures of each source; none when no source is known."""
-    if not any(table.sources):
-        return {}
+    """Return the measures of each source."""
     figures = {}
     # Sources by name, those without one last.
     for source in sorted(set(table.sources), key=lambda name: (not name, name)):

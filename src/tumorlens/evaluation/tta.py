@@ -15,11 +15,8 @@ import numpy as np
 from tumorlens.evaluation.inference import check_subset, predict_subset, read_data
 from tumorlens.evaluation.predictions import write_predictions
 from tumorlens.files import write_model
-from tumorlens.runs.measures import (
-    PairedDifference,
-    TtaEffect,
-    estimate_of_difference,
-)
+from tumorlens.runs.estimate import estimate_of_difference
+from tumorlens.runs.measures import PairedDifference, TtaEffect
 from tumorlens.stats.paired import paired_difference
 
 if TYPE_CHECKING:

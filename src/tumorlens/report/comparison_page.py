@@ -43,7 +43,7 @@ from tumorlens.system import with_home
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from tumorlens.runs.measures import Estimate
+    from tumorlens.runs.estimate import Estimate
     from tumorlens.study.comparison import ArmLeak, ComparedArm, Comparison
 
 MAX_OPEN_PAIRS = 15

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from tumorlens.runs.measures import CalibrationBins, RocCurve
+    from tumorlens.runs.estimate import CalibrationBins
+    from tumorlens.runs.measures import RocCurve
     from tumorlens.training.lr_find import LrFindResult
 
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tumorlens.runs.measures import Estimate, Percentiles
+    from tumorlens.runs.estimate import Estimate
+    from tumorlens.runs.measures import Percentiles
     from tumorlens.study.comparison import ArmMeasures, ComparedArm, Comparison
 
 Rows = tuple[list[str], list[list[str]]]

@@ -56,6 +56,8 @@ class ExternalCounts(_Content):
     """Tested images that show a picture of training, or a slice next to one."""
     seen_patients: Count = 0
     """Further images of a patient whose images training has seen."""
+    seen_by_key_only: Count = 0
+    """Those of them that are known by an equal patient key alone."""
     new: Count = 0
 
 
@@ -118,7 +120,9 @@ class ExternalMetrics(NotebookView, _Content):
         """The accuracy to believe, in words: on new images where there are any."""
         counts, found = self.counts, self.headline.accuracy.percentage
         if self.new is not None:
-            return f"{found} on {counted(counts.new, 'new image')}"
+            has_keys = counts.seen_by_key_only > counts.seen_pictures == 0
+            others = ", others have a patient key of training" if has_keys else ""
+            return f"{found} on {counted(counts.new, 'new image')}{others}"
         why = (
             "all seen in training" if self.is_seen_known else "not known which are new"
         )
@@ -138,16 +142,21 @@ class ExternalMetrics(NotebookView, _Content):
             return (
                 f"None of the {counted(counts.tested, 'image')} was seen in training."
             )
+        # Where no picture is known, the sets may just number their patients alike.
+        may_be = counts.seen_by_key_only == seen
         words = (
-            f"Training has seen {seen:,} of the {counted(counts.tested, 'image')} "
-            f"({percent(seen / counts.tested)})"
+            f"Training {'may have' if may_be else 'has'} seen {seen:,} of the "
+            f"{counted(counts.tested, 'image')} ({percent(seen / counts.tested)})"
         )
-        if counts.seen_patients:
+        if may_be:
+            words += ": none by its picture, all by an equal patient key"
+        elif counts.seen_patients:
             words += (
                 f": {counts.seen_pictures:,} as a picture or a slice next to one, "
                 f"{counts.seen_patients:,} more by their patient or head"
             )
-        left = f"{counts.new:,} are new" if counts.new else "nothing is new"
+        verb = "is" if counts.new == 1 else "are"
+        left = f"{counts.new:,} {verb} new" if counts.new else "nothing is new"
         return f"{words}; {left}."
 
     @property

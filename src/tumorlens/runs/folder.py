@@ -8,12 +8,14 @@
         history.jsonl        one line per epoch
         model.json           how to rebuild the network and its preprocessing
         weights.safetensors  the best weights by validation
+        trust.json, gate.npz when to answer, and what to turn away
         last/                everything that resuming needs
         finished             an empty file that marks a finished training
         folds/0 ...          in a k-fold run: an ordinary run folder per fold
         ensemble.json        in an ensemble: the names of its members
         members/0 ...        in an ensemble: copies of run folders
         predictions.csv, metrics.json, looks.jsonl, report.html, figures/
+        answers.csv          what a calibrated run answers for the same images
         predictions-val.csv, metrics-val.json   where val (or train) was evaluated
         external/NAME/       measured on another set: predictions, images, external.json
         tta/val.json ...     the effect of test-time augmentation, and its tables
@@ -249,6 +251,10 @@ class Run(NotebookView):
     def predictions_of(self, subset: str) -> Path:
         """Return the path of a subset's probabilities; that of test has no suffix."""
         return _with_subset(self.predictions_path, subset)
+
+    def answers_of(self, subset: str) -> Path:
+        """Return the path of what a calibrated run answers for a subset."""
+        return _with_subset(self.path / "answers.csv", subset)
 
     def metrics_of(self, subset: str) -> Path:
         """Return the path of a subset's measures; that of test has no suffix."""
@@ -590,6 +596,10 @@ class Run(NotebookView):
         and resuming repairs it: the epoch is repeated, and both are written again.
         """
         write_bytes(self.weights_path, weights)
+        write_model(self.card_path, card)
+
+    def write_card(self, card: ModelCard) -> None:
+        """Write `model.json` of weights that stay, as with another temperature."""
         write_model(self.card_path, card)
 
     def remove_partial_files(self) -> None:

@@ -20,9 +20,9 @@ from typing import Any
 
 from tumorlens.config import Config, setting_names
 from tumorlens.errors import ConfigError, RunError, did_you_mean
+from tumorlens.runs.estimate import Estimate
 from tumorlens.runs.external import ExternalMetrics
 from tumorlens.runs.folder import MIRRORS, Run, open_run
-from tumorlens.runs.measures import Estimate
 from tumorlens.text import natural_key
 
 COLUMNS = (
@@ -199,6 +199,8 @@ def _runs_below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
 
 
 def _is_run(place: Path, names: Sequence[str]) -> bool:
+    if "config.toml" not in names and "manifest.json" in names:
+        return False  # an artefact that was handed on
     if any(name in names for name in _RUN_FILES):
         return True
     if "config.toml" not in names:

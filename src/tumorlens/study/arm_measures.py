@@ -19,8 +19,8 @@ from tumorlens.data.leakage import (
     SOME_PATIENTS,
     UNKNOWN,
 )
+from tumorlens.runs.estimate import Estimate, estimate_of, estimate_of_score
 from tumorlens.runs.folder import nan_as_none
-from tumorlens.runs.measures import Estimate, estimate_of, estimate_of_score
 from tumorlens.stats import estimates, metrics
 from tumorlens.stats.estimates import Estimated
 from tumorlens.stats.intervals import combine, mean_interval, share

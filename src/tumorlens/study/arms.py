@@ -120,10 +120,12 @@ def describe_settings(settings: Mapping[str, Any]) -> str:
         'lr=0.001, policy=basic'
         >>> describe_settings({"model.name": "resnet18", "train.freeze": []})
         'resnet18, freeze=[]'
+        >>> describe_settings({"data.fit": "pad", "trust.fit": True})
+        'fit=pad, trust.fit=True'
     """
     words = []
     for key, value in settings.items():
-        name = key.partition(".")[2]
+        name = key if key.startswith("trust.") else key.partition(".")[2]
         shown = "unset" if value is None else str(value)
         # The only name that two sections share; its values tell the two apart.
         words.append(shown if name == "name" else f"{name}={shown}")

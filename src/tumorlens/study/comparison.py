@@ -14,14 +14,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from tumorlens import text
 from tumorlens.files import Count, Fraction, NotNegative, read_model
-from tumorlens.runs.measures import (
-    Estimate,
-    HistoryRow,
-    Loss,
-    Percentiles,
-    Share,
-    Subset,
-)
+from tumorlens.runs.estimate import Estimate, Loss, Share
+from tumorlens.runs.measures import HistoryRow, Percentiles, Subset
 from tumorlens.stats.estimates import note_on_few_groups
 from tumorlens.study.pairs import JudgedPair, images_of, sentences_on
 

@@ -22,9 +22,9 @@ from scipy.sparse import csgraph
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.evaluation.external_files import Evaluation, read_evaluation
 from tumorlens.files import Count
+from tumorlens.runs.estimate import Share, estimate_of_score
 from tumorlens.runs.external import FILE
 from tumorlens.runs.folder import open_run
-from tumorlens.runs.measures import Share, estimate_of_score
 from tumorlens.stats.estimates import note_on_few_groups
 from tumorlens.stats.intervals import share
 from tumorlens.study.pairs import (
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tumorlens.evaluation.predictions import Predictions
-    from tumorlens.runs.measures import Estimate
+    from tumorlens.runs.estimate import Estimate
 
 COMPARISON = "external-comparison.json"
 """Name of the file with a comparison."""

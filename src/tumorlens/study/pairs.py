@@ -23,7 +23,7 @@ from pydantic import (
 
 from tumorlens import text
 from tumorlens.files import Count, Fraction
-from tumorlens.runs.measures import Estimate, estimate_of_difference
+from tumorlens.runs.estimate import Estimate, estimate_of_difference
 from tumorlens.stats.paired import SIGNIFICANCE, holm, paired_difference
 
 if TYPE_CHECKING:

@@ -161,6 +161,7 @@ def _base_of(
         assign(settings, "data.path", place)
     for assignment in assignments:
         key, value = parse_assignment(assignment)
+        _check_used(key)
         if key == "data.path" and place is not None and value != place:
             raise ConfigError(
                 f"data.path is given twice: {place!r} by --data, {value!r} by --set",
@@ -337,6 +338,19 @@ def _parse(path: Path, content: Mapping[str, Any]) -> StudyPlan:
         raise ConfigError(problem, hint="see docs/studies.md") from None
 
 
+def _check_used(key: str) -> None:
+    """Refuse a setting that no trial uses.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if key.startswith("trust."):
+        raise ConfigError(
+            f"{key} has no effect in a study, whose trials are not calibrated",
+            hint="leave it out, and calibrate a trial's run with: tumorlens trust RUN",
+        )
+
+
 def _flat(tables: Any, *, path: Path) -> dict[str, Any]:
     """Return nested tables as `section.name` -> value; model.extra is one level deeper.
 
@@ -358,6 +372,7 @@ def _flat(tables: Any, *, path: Path) -> dict[str, Any]:
             else [(section, inner)]
         )
         for key, value in pairs:
+            _check_used(key)
             if key == "model.extra" and isinstance(value, dict):
                 found |= {f"{key}.{name}": of for name, of in value.items()}
                 continue

@@ -12,7 +12,7 @@ import pickle
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import timm
@@ -246,6 +246,18 @@ def as_batch(images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
+LUMA = (19595, 38470, 7471)
+"""Weights of red, green and blue in 1/65536: those of Pillow's `convert("L")`."""
+
+
+def as_input(card: ModelCard, images: NDArray[np.uint8]) -> Tensor:
+    """Return images (N, S, S, 1 or 3) as a batch of a network, (N, C, S, S)."""
+    if card.in_chans == 1 and images.shape[3] == 3:
+        weighted = images.astype(np.int64) @ np.array(LUMA)
+        images = ((weighted + 32768) >> 16).astype(np.uint8)[..., None]
+    return as_batch(np.ascontiguousarray(images))
+
+
 def predict_probs(
     model: nn.Module, batches: Iterable[Tensor], card: ModelCard, device: torch.device
 ) -> NDArray[np.float64]:
@@ -334,6 +346,63 @@ def infer(
             "optim.lr, or with optim.clip_grad_norm=1.0",
         )
     return found.numpy()
+
+
+class Answers(NamedTuple):
+    """What a network gives for N images, before any temperature."""
+
+    logits: NDArray[np.float32]
+    """Of each image in each of V views, shape (N, V, C)."""
+    embedding: NDArray[np.float32]
+    """Input of the last layer, the mean over views, shape (N, E)."""
+
+
+@torch.inference_mode()
+def answer(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    card: ModelCard,
+    device: torch.device,
+) -> Answers:
+    """Return logits by view and embeddings of images, in one pass.
+
+    Args:
+        model: The network of the card, on `device`, in evaluation mode.
+        batches: Decoded images, as for `infer`, at least one.
+        card: Normalization and test-time views.
+        device: Device of the computation.
+
+    Raises:
+        ConfigError: The device lacks an operation of the network.
+        RunError: The network has no features apart from its last layer, or an answer
+            is not finite.
+    """
+    network: Any = model
+    if not all(hasattr(model, name) for name in ("forward_features", "forward_head")):
+        raise RunError(
+            f"{card.name} has no features apart from its last layer",
+            hint="take another network of timm",
+        )
+    logits, embeddings = [], []
+    for batch in batches:
+        with naming_missing_operators(device):
+            images = normalize(batch.to(device), mean=card.mean, std=card.std)
+            policy = policy_of(mirror=card.mirror, tta=card.tta)
+            features = [network.forward_features(v) for v in views_of(images, policy)]
+            by_view = [network.forward_head(one).float() for one in features]
+            inputs = [
+                network.forward_head(one, pre_logits=True).flatten(1).float()
+                for one in features
+            ]
+            logits.append(torch.stack(by_view, dim=1).cpu())  # (N, V, C)
+            embeddings.append(torch.stack(inputs).mean(dim=0).cpu())
+    found = Answers(torch.cat(logits).numpy(), torch.cat(embeddings).numpy())
+    if not all(np.isfinite(array).all() for array in found):
+        raise RunError(
+            "an answer of the network is NaN or infinite",
+            hint="train with a lower optim.lr, or with optim.clip_grad_norm=1.0",
+        )
+    return found
 
 
 def needs_model_hub(config: ModelConfig) -> bool:
