@@ -168,8 +168,8 @@ def test_a_claim_must_err_on_seen_ones_to_be_as_good_on_new_ones(data: Path) -> 
     assert found.look_up.seen is not None
     assert found.look_up.seen.right == (16, 16)
     assert (
-        "To be as good on the new ones, the network must have got 4 of the 16 seen "
-        "ones wrong; look-up gets 0 wrong." in claim.words
+        "To be as good on the new ones as on all, the network must have got 4 of the "
+        "16 seen ones wrong; look-up gets 0 wrong." in claim.words
     )
     assert found.verdict.startswith(
         "An accuracy on this test set is not one on new patients: 16 of 32 test "

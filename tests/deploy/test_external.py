@@ -105,6 +105,7 @@ def test_an_artefact_needs_the_extra_evaluate_and_its_runtime_alone(
     answer = without(HEAVY - OF_EVALUATE - {"onnxruntime"}, code)
     assert answer.returncode == 0, answer.stderr
     assert "Training has seen 8 of the 20 images (40.0 %); 12 are new." in answer.stdout
+    assert "Of 8 seen pictures, 8 are mirrored." in answer.stdout
     assert (out / "external.json").is_file()
     page = (out / "external.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg") >= 8  # the pictures that training has seen
@@ -148,10 +149,13 @@ def test_the_folds_of_a_run_answer_together(tmp_path: Path, other: Path) -> None
     for one in (run, *run.folds()):
         (one.path / "finished").touch()
     assert app.main(["train", "--resume", "--out", str(run.path)]) == 0
-    found = evaluate_on(run.path, other).metrics
+    looks = len(run.looks())
     # Each image was seen by all folds but one.
-    assert (found.counts.seen_pictures, found.counts.new) == (20, 0)
-    assert found.new is None
+    with pytest.raises(DataError, match="training has seen all 20 images") as caught:
+        evaluate_on(run.path, data)
+    assert caught.value.hint.endswith(f": tumorlens evaluate {run.path}")
+    assert not (run.path / "external").exists()
+    assert len(run.looks()) == looks
     fold = evaluate_on(run.fold_path(0), other).metrics
     test = [row for row in run.folds()[0].split() if row.subset == "test"]
     assert fold.counts.new == len(test)
@@ -161,6 +165,17 @@ def test_the_run_s_own_images_are_said_to_be_so(run: Run, exported_run: Run) -> 
     found = evaluate_on(run.path, exported_run.path.parent / "data").metrics
     assert any("evaluate without --on" in note for note in found.notes)
     assert (found.counts.seen_pictures, found.counts.new) == (36, 12)
+
+
+def test_a_set_of_which_nothing_is_new_is_refused(run: Run, other: Path) -> None:
+    for file in other.glob("*/5?.png"):
+        file.unlink()
+    looks = len(run.looks())
+    with pytest.raises(DataError, match="training has seen all 8 images") as caught:
+        evaluate_on(run.path, other)
+    assert caught.value.hint == "evaluate it on a set that training has not seen"
+    assert not (run.path / "external").exists()
+    assert len(run.looks()) == looks
 
 
 @pytest.mark.parametrize("name", ["../up", ".hidden", "a b", ""])
@@ -209,12 +224,32 @@ def test_a_set_of_classes_that_the_model_does_not_know_is_refused(
     assert not (run.path / "external").exists()
 
 
+def test_a_set_of_which_one_class_is_known_is_refused(
+    run: Run, other: Path, capsys: Any
+) -> None:
+    for label in ("glioma", "meningioma", "pituitary"):
+        for file in (other / label).iterdir():
+            (other / "yes").mkdir(exist_ok=True)
+            file.rename(other / "yes" / f"{label}-{file.name}")
+        (other / label).rmdir()
+    (other / "no_tumor").rename(other / "no")
+    words = ["evaluate", str(run.path), "--on", str(other)]
+    assert app.main(words) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert "only no is one of the model (no_tumor), and yes is none" in error
+    assert not (run.path / "external").exists()
+    assert app.main([*words, "--map", hint.partition("--map ")[2]]) == 0
+    (folder,) = (run.path / "external").iterdir()
+    found = read_model(folder / "external.json", ExternalMetrics, hint="")
+    assert found.all.num_images == 20
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--on", "DATA", "--subset", "val"], "--subset has no effect with --on"),
         (["--name", "x"], "--name has no effect without --on"),
-        (["--map", "a=b"], "--map has no effect without --on"),
+        (["--map", "a=b"], "--map has no effect without --on or --predictions"),
         (["--on", "nowhere"], "no such folder"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from support.images import CLASSES
 from tumorlens.errors import DataError, RunError, TumorlensError
 from tumorlens.evaluation import answers as answers_module
 from tumorlens.evaluation.answers import Answers, digest_of, read_answers
@@ -62,10 +63,88 @@ def test_the_column_of_files_has_many_names(tmp_path: Path, column: str) -> None
 def test_the_columns_of_classes_have_a_prefix_or_the_names_of_the_data(
     tmp_path: Path, header: str, classes: tuple[str, ...]
 ) -> None:
-    found = read(tmp_path / "a.csv", f",path,{header},time\n0,1.png,0.25,0.75,3\n")
+    found = read(tmp_path / "a.csv", f",path,{header},x\n0,1.png,0.25,0.75,3\n")
     assert found.classes == classes
     assert numbers_of(found) == [[0.25, 0.75]]
     assert (found.predicted, found.are_logits) == (None, False)
+
+
+def test_a_further_column_of_numbers_is_a_class_that_the_data_lacks(
+    tmp_path: Path,
+) -> None:
+    text = "filename,glioma,no,metastasis,remark\n1.png,2,-1,3.5,dim\n2.png,1,0,-2,\n"
+    found = read(tmp_path / "a.csv", text)
+    assert found.classes == ("glioma", "no", "metastasis")
+    assert numbers_of(found) == [[2, -1, 3.5], [1, 0, -2]]
+    assert found.by_numbers == ("metastasis",)
+    rows = [
+        {"filename": "1.png", "glioma": 2, "no": -1, "metastasis": 3.5, "remark": "dim"}
+    ]
+    found = read(tmp_path / "a.json", json.dumps(rows))
+    assert found.by_numbers == ("metastasis",)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        *("", "Unnamed: 0", "id", "image_id", "fold", "label", "target", "y_true"),
+        *("Confidence", "prediction", "split", "index"),
+    ],
+)
+def test_a_column_of_numbers_that_is_named_as_no_class_is_none(
+    tmp_path: Path, column: str
+) -> None:
+    text = f"filename,glioma,no,{column}\n1.png,2,-1,7\n2.png,1,0,3\n"
+    assert read(tmp_path / "a.csv", text).by_numbers == ()
+
+
+@pytest.mark.parametrize(
+    ("cells", "is_class"),
+    [
+        pytest.param((0, 1, 2), False, id="counts from 0"),
+        pytest.param((1, 2, 3), False, id="counts from 1"),
+        pytest.param((2, 1, 0), True, id="counts backwards"),
+        pytest.param((1, "x", "y"), False, id="is mostly text"),
+    ],
+)
+def test_a_column_that_counts_the_rows_is_no_class(
+    tmp_path: Path, cells: tuple[object, ...], *, is_class: bool
+) -> None:
+    lines = [f"{row}.png,2,-1,{cell}" for row, cell in enumerate(cells)]
+    text = "\n".join(["filename,glioma,no,other", *lines])
+    found = read(tmp_path / "a.csv", text)
+    assert found.by_numbers == ("other",) * is_class
+
+
+def test_a_column_beside_all_probabilities_is_no_class(tmp_path: Path) -> None:
+    text = "filename,glioma,no,margin_of_it\n1.png,0.3,0.7,0.4\n2.png,0.1,{},0.8\n"
+    assert read(tmp_path / "a.csv", text.format("0.9")).by_numbers == ()
+    found = read(tmp_path / "a.csv", text.format("0.1"))
+    assert found.by_numbers == ("margin_of_it",)
+
+
+def test_with_a_prefix_only_columns_that_have_it_are_classes(tmp_path: Path) -> None:
+    text = "path,prob_glioma,prob_no,metastasis\n1.png,0.2,0.3,0.5\n"
+    assert read(tmp_path / "a.csv", text).classes == ("glioma", "no")
+
+
+def test_the_columns_that_were_found_are_shown_with_what_names_them(
+    tmp_path: Path,
+) -> None:
+    for names in ("0123", "abcd"):
+        header = ",".join(["filename", *names])
+        with pytest.raises(DataError) as caught:
+            read(tmp_path / "a.csv", f"{header}\n1.png,1,0,0,0\n", CLASSES)
+        shown = ", ".join(repr(name) for name in ("filename", *names))
+        assert caught.value.problem.endswith(f"among its 5: {shown}")
+        maps = f"--map {names[0]}=glioma --map {names[1]}=meningioma"
+        assert maps in caught.value.hint
+
+
+def test_columns_of_a_wide_table_are_shown_in_part(tmp_path: Path) -> None:
+    header = ",".join(["path", *(f"x{number}" for number in range(20))])
+    with pytest.raises(DataError, match="'x8', and 11 more"):
+        read(tmp_path / "a.csv", f"{header}\n")
 
 
 def test_columns_called_logits_are_said_to_be_some(tmp_path: Path) -> None:
@@ -115,6 +194,18 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
     assert found.names == ("1.png", "2.png")
     assert numbers_of(found)[0] == PROBS[0]
     assert np.isnan(numbers_of(found)[1][1])
+    columns = {
+        "file": ["1.png", "2.png"],
+        "glioma": [3.0, -1.0],
+        "no": [0.0, 1.0],
+        "metastasis": [2, -1],
+        "embedding": [[1.0], [2.0]],
+        "raw": [b"\xff", b"\xfe"],
+    }
+    parquet.write_table(arrow.table(columns), tmp_path / "a.parquet")
+    found = read_answers(tmp_path / "a.parquet", known=KNOWN)
+    assert found.by_numbers == ("metastasis",)
+    assert numbers_of(found) == [[3, 0, 2], [-1, 1, -1]]
 
 
 def test_a_parquet_file_of_endless_equal_cells_is_refused(
@@ -260,7 +351,7 @@ def test_a_folder_of_ultralytics_is_read(tmp_path: Path) -> None:
     ("name", "content", "problem"),
     [
         ("a.csv", "", "no column that names the files among its 0"),
-        ("a.csv", "x;prob_a;prob_b\n1;0;1\n", "no column that names the files"),
+        ("a.csv", "path;prob_a;prob_b\n1;0;1\n", "is separated by ';' and not"),
         ("a.csv", "path,label\n1.png,no\n", "no column with answers among its 2"),
         ("a.csv", "path,glioma\n1.png,0.5\n", "no column with answers"),
         ("a.csv", "path,prob_a\n1.png,0.5\n", "no column with answers"),

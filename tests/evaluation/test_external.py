@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from tumorlens.data.index import SplitRow, read_index
 from tumorlens.data.seen import seen_of
 from tumorlens.errors import ConfigError, DataError
 from tumorlens.evaluation.external import (
+    check_new,
+    check_several,
     external_metrics,
     find_seen,
     map_classes,
@@ -159,6 +162,9 @@ def test_images_are_seen_by_their_picture_or_their_patient(
     assert turns["mirrored"] == 1
     assert turns["same"] == 4
     assert sum(turns.values()) == 6
+    words = measured(other, found).words_of_turns
+    assert words == "Of 6 seen pictures, 4 are as in training, 1 mirrored, 1 turned."
+    assert measured(other, None).words_of_turns == ""
 
 
 def test_the_turns_are_those_of_the_pictures_that_are_tested(
@@ -171,6 +177,7 @@ def test_the_turns_are_those_of_the_pictures_that_are_tested(
     assert found.counts.copies == 2
     assert found.counts.seen_pictures == 1
     assert found.orientations == {"same": 1}
+    assert found.words_of_turns == "Of 1 seen picture, 1 is as in training."
 
 
 def test_of_two_trainings_either_may_have_seen_it(
@@ -336,6 +343,25 @@ def test_a_set_without_an_image_to_test_is_refused(tmp_path: Path) -> None:
         read_external(root, read_index(root))
 
 
+def test_a_set_of_which_nothing_is_new_is_refused(
+    other: ExternalSet, seen: Seen
+) -> None:
+    found = find_seen(other, [seen])
+    both = sorted(SEEN_PICTURES | SEEN_PATIENTS)
+    check_new(other, [*both, "glioma/new.png"], found, hint="x")
+    check_new(other, both, None, hint="x")
+    with pytest.raises(DataError, match=r"other is new: training has seen all 7 ") as e:
+        check_new(other, [one for one in both if "anna" not in one], found, hint="x")
+    assert e.value.hint == "x"
+    with pytest.raises(DataError, match=r"all 8 images .*, 1 of them only by a") as e:
+        check_new(other, both, found, hint="x")
+    assert e.value.hint.startswith("x; if each set numbers its patients by itself,")
+    assert "a prefix in its metadata.csv, or leave them out by --metadata none" in (
+        e.value.hint
+    )
+    assert not any(name in str(e.value) for name in PATIENTS.values())
+
+
 # classes
 
 
@@ -371,6 +397,47 @@ def test_a_map_that_names_no_class_is_refused(given: list[str], words: str) -> N
     with pytest.raises(ConfigError, match=words) as caught:
         map_classes(["glioma", "other"], ["no", "yes"], given)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("data", "given", "problem", "hint"),
+    [
+        (
+            ["no", "yes"],
+            [],
+            "only no is one of the model (no_tumor), and yes is none",
+            "add --map glioma,meningioma,pituitary=yes",
+        ),
+        (
+            ["no", "high grade"],
+            [],
+            "and high grade is none",
+            "--map 'glioma,meningioma,pituitary=high grade'",
+        ),
+        (
+            ["glioma", "high", "low"],
+            [],
+            "and high, low are none",
+            "--map FROM=high --map FROM=low, FROM of the model: meningioma, no_tumor",
+        ),
+        (
+            ["no", "yes"],
+            ["glioma,meningioma,pituitary,no_tumor=yes"],
+            "only yes is one of the model (glioma, meningioma, no_tumor, pituitary)",
+            "--map FROM=no, FROM of the model",
+        ),
+    ],
+)
+def test_a_single_class_that_both_have_is_refused_with_the_map_to_type(
+    data: list[str], given: list[str], problem: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_several(map_classes(CLASSES, data, given))
+    assert problem in caught.value.problem
+    assert hint in caught.value.hint
+    if " --map F" not in hint and "FROM" not in hint:
+        (typed,) = shlex.split(caught.value.hint.partition("--map ")[2])
+        check_several(map_classes(CLASSES, data, [typed]))
 
 
 def test_a_class_of_the_model_is_not_mixed_with_one_of_its_name() -> None:

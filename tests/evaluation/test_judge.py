@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,6 +218,27 @@ def test_what_was_trained_on_may_be_another_set(
     assert not unknown.metrics.is_seen_known
     assert any("--trained-on" in one for one in unknown.metrics.notes)
     assert unknown.metrics.new is None
+
+
+def test_answers_to_images_that_training_has_all_seen_are_refused(
+    answers: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"Testing is new: .* all 20 images") as caught:
+        judge(answers, data / "Testing", trained_on=data)
+    assert "--trained-on is what it was" in caught.value.hint
+    root = tmp_path / "copied"
+    for label in CLASSES:
+        write_image(root / "Training" / label / "a.png", draw_image(label, 3))
+        write_image(root / "Testing" / label / "b.png", draw_image(label, 3)[:, ::-1])
+    table = write_csv(
+        tmp_path / "few.csv",
+        {"path": [f"{label}/b.png" for label in CLASSES], "predicted": CLASSES},
+    )
+    with pytest.raises(DataError, match=r"copied is new: .* all 4 images") as caught:
+        judge(table, root)
+    assert caught.value.hint.endswith("--data DATA")
+    assert not answers.with_suffix("").exists()
+    assert not table.with_suffix("").exists()
 
 
 def test_copies_count_once_and_the_usual_figure_is_told(
@@ -539,7 +561,8 @@ def test_all_faults_are_told_at_once(data: Path, tmp_path: Path) -> None:
     # Named are the first three of five.
     assert "5 x an answer that is no number: 'Testing/glioma/te0.png'" in problem
     assert problem.count("Testing/glioma/") == 3
-    assert ", ..." in problem
+    assert "and 2 more" in problem
+    assert "..." not in problem
 
 
 def test_a_class_of_the_model_alone_stops_unless_it_counts_as_wrong(
@@ -547,13 +570,63 @@ def test_a_class_of_the_model_alone_stops_unless_it_counts_as_wrong(
 ) -> None:
     said = {"Testing/glioma/te2.png": "sarcoma"}
     other = only_classes(tmp_path / "a.csv", data, said)
-    with pytest.raises(DataError, match="1 x a class that the data lacks: 'sarcoma'"):
+    words = "1 x a class that the data lacks ('sarcoma'): 'Testing/glioma/te2.png' (l"
+    with pytest.raises(DataError, match=re.escape(words)) as caught:
         judge(other, data)
+    assert "of a class that the data lacks then count as wrong" in caught.value.hint
     found = judge(other, data, partial=True)
+    notes = " ".join(found.metrics.notes)
+    assert f"Counted as wrong with --partial: {words}" in notes
+    assert "Left out" not in notes
     assert found.metrics.counts.tested == 20
     assert found.metrics.all.accuracy.value == pytest.approx(19 / 20)
     mapped = judge(other, data, mapping=["sarcoma,glioma=glioma"])
     assert mapped.metrics.all.accuracy.value == 1
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_a_column_of_numbers_beside_the_classes_is_no_silent_loss(
+    data: Path, tmp_path: Path, *, logits: bool
+) -> None:
+    paths = test_paths(data)
+    scores = np.random.default_rng(5).normal(size=(len(paths), 5))
+    probs = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    columns: dict[str, Any] = {"filename": paths}
+    columns |= dict(
+        zip((*CLASSES, "metastasis"), (scores if logits else probs).T, strict=True)
+    )
+    table = write_csv(tmp_path / "a.csv", columns)
+    given = [
+        path
+        for path, row in zip(paths, probs, strict=True)
+        if row.argmax() == 4 and "te5" not in path
+    ]
+    assert 0 < len(given) < 20
+    words = f"{len(given)} x a class that the data lacks ('metastasis'): {given[0]!r}"
+    with pytest.raises(DataError, match=re.escape(words)) as caught:
+        judge(table, data, logits=logits)
+    assert "remove the column 'metastasis'" in caught.value.hint
+    found = judge(table, data, logits=logits, partial=True).metrics
+    rows = [row for row, path in enumerate(paths) if "te5" not in path]
+    expected = truth.accuracy_score(
+        [paths[row].split("/")[1] for row in rows],
+        [(*CLASSES, "metastasis")[place] for place in probs[rows].argmax(axis=1)],
+    )
+    assert found.all.accuracy.value == pytest.approx(expected)
+
+
+def test_a_class_of_the_model_is_named_if_no_image_was_given_it(
+    data: Path, tmp_path: Path
+) -> None:
+    paths, probs = test_paths(data), probs_of(test_paths(data))
+    columns: dict[str, Any] = {"path": paths}
+    columns |= {f"prob_{name}": 0.9 * probs[:, n] for n, name in enumerate(CLASSES)}
+    columns["prob_x"] = [0.1] * len(paths)
+    table = write_csv(tmp_path / "a.csv", columns)
+    words = re.escape("a.csv: 0 x a class that the data lacks ('x')")
+    with pytest.raises(DataError, match=rf"{words}\n") as caught:
+        judge(table, data)
+    assert "remove the column" not in caught.value.hint
 
 
 def test_a_class_without_a_column_stops_unless_its_images_are_left_out(
@@ -564,9 +637,14 @@ def test_a_class_without_a_column_stops_unless_its_images_are_left_out(
     columns: dict[str, Any] = {"path": paths}
     columns |= {f"prob_{name}": probs[:, n] for n, name in enumerate(CLASSES[:3])}
     other = write_csv(tmp_path / "a.csv", columns)
-    with pytest.raises(DataError, match="without a column: 'pituitary'"):
+    words = "5 x a file of a class without a column ('pituitary'): 'Testing/pituitar"
+    with pytest.raises(DataError, match=re.escape(words)):
         judge(other, data)
     found = judge(other, data, partial=True)
+    assert any(
+        one.startswith(f"Left out with --partial: {words}")
+        for one in found.metrics.notes
+    )
     assert found.metrics.counts.tested == 15
     assert found.metrics.unknown_classes == {"pituitary": 5}
 

@@ -244,6 +244,7 @@ def test_some_seen_images_are_shown_with_what_of_them_was_seen(
     assert words.count("patient or head seen") == 2
     assert "glioma , predicted no_tumor picture seen" in words  # 0016.png
     assert "same 4 mirrored 2" in words
+    assert "Of 6 seen pictures, 4 are as in training, 2 mirrored." in page
 
 
 def test_of_many_seen_images_some_of_every_class_are_shown(

@@ -14,6 +14,7 @@ from support.handmade_external import write_evaluation
 from support.handmade_runs import answers, make_run
 from tumorlens.cli import app
 from tumorlens.errors import ConfigError, RunError
+from tumorlens.evaluation.judge import judge_answers
 from tumorlens.evaluation.predictions import read_predictions
 from tumorlens.files import read_model
 from tumorlens.stats.paired import paired_difference
@@ -23,6 +24,7 @@ from tumorlens.study.external_comparison import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 # Forty images: of the first 30, 12 are right by the first only, 2 by the second only.
@@ -150,6 +152,114 @@ def test_evaluations_of_other_images_are_refused_by_name(
     )
     with pytest.raises(RunError, match=r"third was evaluated on set C, .* set B that"):
         compare_external([*two, tmp_path / "c"])
+
+
+CONTENTS = [f"{number:064x}" for number in range(40)]
+
+
+def elsewhere(
+    folder: Path, right: list[int], *, joined: int = 0, **changes: Any
+) -> None:
+    """Write an evaluation of the images in another folder, in another order.
+
+    The first `joined` images are one group.
+    """
+    table = answers(right)
+    order = np.arange(40)[::-1]
+    paths = tuple(f"Testing/{path}" for path in table.paths)
+    groups = (paths[0],) * joined + paths[joined:]
+    table = replace(table, paths=paths, groups=groups).rows(order)
+    contents = [CONTENTS[row] for row in order]
+    write_evaluation(
+        folder,
+        table,
+        "n" * 40,
+        **{"contents": contents, "data_sha256": "d", "images_sha256": "i", **changes},
+    )
+
+
+def test_the_same_files_below_another_folder_are_compared(tmp_path: Path) -> None:
+    write_evaluation(
+        tmp_path / "here",
+        BETTER,
+        "pppp" + "n" * 36,
+        model="better",
+        contents=CONTENTS,
+        images_sha256="i",
+    )
+    elsewhere(tmp_path / "there", WORSE, model="worse")
+    write_evaluation(tmp_path / "plain", WORSE, "n" * 40, model="worse")
+    (pair,) = compare_external([tmp_path / "here", tmp_path / "there"]).pairs
+    (expected,) = compare_external([tmp_path / "here", tmp_path / "plain"]).pairs
+    assert (pair.num_images, pair.p) == (36, expected.p)
+    for name in ("difference", "first_accuracy", "second_accuracy"):
+        got = getattr(pair, name).model_dump()
+        assert got == pytest.approx(getattr(expected, name).model_dump())
+
+
+def test_what_one_evaluation_holds_together_stays_together(tmp_path: Path) -> None:
+    write_evaluation(
+        tmp_path / "here",
+        BETTER,
+        "n" * 40,
+        model="better",
+        contents=CONTENTS,
+        images_sha256="i",
+    )
+    elsewhere(tmp_path / "there", WORSE, joined=12, model="worse")
+    found = compare_external([tmp_path / "here", tmp_path / "there"])
+    assert "group these images differently" in found.summary[0]
+    groups = np.array([0] * 12 + list(range(1, 29)))
+    expected = paired_difference(np.array(BETTER, float), np.array(WORSE), groups)
+    (pair,) = found.pairs
+    assert pair.p == expected.p
+    assert pair.difference.num_units == 29
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"images_sha256": "other"}, "its images are not those of set B"),
+        ({"images_sha256": None}, "its images are not those of set B"),
+        ({"contents": []}, r"images\.csv of worse has no sha256"),
+    ],
+)
+def test_other_images_below_another_folder_are_refused(
+    tmp_path: Path, changes: dict[str, Any], problem: str
+) -> None:
+    write_evaluation(
+        tmp_path / "here",
+        BETTER,
+        "n" * 40,
+        model="better",
+        contents=CONTENTS,
+        images_sha256="i",
+    )
+    elsewhere(tmp_path / "there", WORSE, model="worse", **changes)
+    with pytest.raises(RunError, match=problem):
+        compare_external([tmp_path / "here", tmp_path / "there"])
+
+
+def test_a_test_subset_is_the_same_by_itself_and_in_its_set(
+    tmp_path: Path, make_images: Callable[..., Path]
+) -> None:
+    data = make_images(subsets={"Training": 2, "Testing": 3})
+    files = sorted(data.glob("Testing/*/*.png"))
+    for name, wrong in (("one", 0), ("two", 3), ("three", 0)):
+        lines = [f"{path},{path.parent.name}" for path in files[wrong:]]
+        lines += [f"{path},no_tumor" for path in files[:wrong]]
+        text = "\n".join(["path,predicted", *lines])
+        (tmp_path / f"{name}.csv").write_text(text)
+    judge_answers(tmp_path / "one.csv", data)
+    apart = {"trained_on": data / "Training"}
+    judge_answers(tmp_path / "two.csv", data / "Testing", **apart)
+    (pair,) = compare_external([tmp_path / "one", tmp_path / "two"]).pairs
+    assert (pair.num_images, pair.difference.value) == (12, pytest.approx(3 / 12))
+    # Another label, or another image, is another set.
+    files[0].rename(data / "Testing" / "no_tumor" / "moved.png")
+    judge_answers(tmp_path / "three.csv", data / "Testing", partial=True, **apart)
+    with pytest.raises(RunError, match="its images are not those"):
+        compare_external([tmp_path / "one", tmp_path / "three"])
 
 
 def test_evaluations_with_other_patients_are_refused(

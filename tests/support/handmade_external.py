@@ -32,6 +32,7 @@ def write_evaluation(
     states: str,
     *,
     left_out: Mapping[str, str] = {},
+    contents: Sequence[str] = (),
     **changes: Any,
 ) -> ExternalMetrics:
     """Write the files of an evaluation.
@@ -41,6 +42,7 @@ def write_evaluation(
         table: The answers, or right (1) and wrong (0) as `answers` takes them.
         states: A letter for each image, one of `IN_SHORT`.
         left_out: Path -> reason, of further files.
+        contents: Digest of each image; none as in files of earlier versions.
         changes: Fields of `external.json` that are replaced.
     """
     if not isinstance(table, Predictions):
@@ -86,11 +88,15 @@ def write_evaluation(
     write_predictions(folder / "predictions.csv", table)
     with (folder / "images.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_ALL)
-        writer.writerow(["path", "label", "state", "reason"])
+        writer.writerow(
+            ["path", "label", "state", "reason", *["sha256"][: bool(contents)]]
+        )
         labels = [table.classes[label] for label in table.labels]
-        for path, label, state in zip(table.paths, labels, named, strict=True):
-            writer.writerow([path, label, state, ""])
+        rows = zip(table.paths, labels, named, strict=True)
+        for number, (path, label, state) in enumerate(rows):
+            writer.writerow([path, label, state, "", *contents[number : number + 1]])
         for path, reason in left_out.items():
-            writer.writerow([path, labels[0], "left-out", reason])
+            end = [""] * bool(contents)
+            writer.writerow([path, labels[0], "left-out", reason, *end])
     write_model(folder / "external.json", metrics)
     return metrics

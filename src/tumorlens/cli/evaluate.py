@@ -167,7 +167,7 @@ def evaluate(
     from tumorlens.runs.folder import open_run
 
     check_options(
-        "without --on",
+        "without --on or --predictions",
         **{"--name": name, "--map": mapping, "--metadata": metadata, "--out": out},
     )
     run = open_run(path)

@@ -299,6 +299,8 @@ def print_external(found: ExternalMetrics) -> None:
     from tumorlens.runs.external import PARTS
 
     print_line(f"{found.model} on {found.data}: {found.words}")
+    if found.words_of_turns:
+        print_line(found.words_of_turns)
     parts = {
         f"{part} ({one.num_images:,} images, {counted(one.num_groups, 'group')})": one
         for part in PARTS

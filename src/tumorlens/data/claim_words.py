@@ -172,8 +172,9 @@ def _words_on_wrong(claim: Claim, test: TestSet) -> str:
     if wrong is None or wrong <= by_look_up:
         return ""
     return (
-        f"To be as good on the new ones, the network must have got {wrong:,} of the "
-        f"{test.num_seen:,} seen ones wrong; look-up gets {by_look_up:,} wrong."
+        "To be as good on the new ones as on all, the network must have got "
+        f"{wrong:,} of the {test.num_seen:,} seen ones wrong; look-up gets "
+        f"{by_look_up:,} wrong."
     )
 
 

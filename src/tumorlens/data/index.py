@@ -129,6 +129,12 @@ class Index:
             digest.update(json.dumps(row).encode("ascii") + b"\n")
         return digest.hexdigest()
 
+    @cached_property
+    def images_digest(self) -> str:
+        """SHA-256 over label and content of every record, wherever the files are."""
+        rows = sorted([record.sha256, record.label] for record in self.records)
+        return sha256_of_bytes(json.dumps(rows).encode("ascii"))
+
 
 @dataclass(frozen=True)
 class SplitRow:

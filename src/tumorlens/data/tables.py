@@ -12,7 +12,9 @@ one of the names in `_OTHER_NAMES` is quoted in the spelling of that list.
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Choose = Callable[[Sequence[str]], Mapping[str, int | None]]
+    ChooseNumbers = Callable[[Sequence[str]], Mapping[str, int]]
 
 MAX_BYTES = 256 * 1024 * 1024
 """Larger files are not opened: a million images need about 150 MiB."""
@@ -112,13 +115,17 @@ def read_table(
     )
 
 
-def read_columns(path: Path, choose: Choose) -> Iterator[TableRow]:
+def read_columns(
+    path: Path, choose: Choose, *, choose_numbers: ChooseNumbers = lambda _header: {}
+) -> Iterator[TableRow]:
     """Yield the rows of a table whose columns have names that only its header tells.
 
     Args:
         path: As for `read_table`.
         choose: Given the names in the header, returns where the columns are that are
             read, by the names that their fields get; `None` for one that is missing.
+        choose_numbers: The same for columns of which numbers alone are read; any other
+            cell is an empty text. Called after `choose`.
 
     Yields:
         The rows in their order.
@@ -129,9 +136,9 @@ def read_columns(path: Path, choose: Choose) -> Iterator[TableRow]:
     """
     _check_size(path)
     if path.suffix.lower() == ".parquet":
-        yield from _read_parquet(path, choose)
+        yield from _read_parquet(path, choose, choose_numbers)
     else:
-        yield from _read_csv(path, choose)
+        yield from _read_csv(path, choose, choose_numbers)
 
 
 def letters_of(name: str) -> str:
@@ -142,6 +149,14 @@ def letters_of(name: str) -> str:
         ['patientid', 'patientid', 'patientid']
     """
     return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+WORDS_OF_FACTS = frozenset(
+    letters_of(word)
+    for name, others in _OTHER_NAMES.items()
+    for word in (name, *others)
+)
+"""Names of columns with a fact about the image, by `letters_of`."""
 
 
 def _check_size(path: Path) -> None:
@@ -160,13 +175,16 @@ def _check_size(path: Path) -> None:
         )
 
 
-def _read_csv(path: Path, choose: Choose) -> Iterator[TableRow]:
+def _read_csv(
+    path: Path, choose: Choose, choose_numbers: ChooseNumbers
+) -> Iterator[TableRow]:
     line = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
             positions = choose(header)
+            numbers = choose_numbers(header)
             for number, cells in enumerate(reader, start=1):
                 line = reader.line_num
                 if not cells:
@@ -183,7 +201,8 @@ def _read_csv(path: Path, choose: Choose) -> Iterator[TableRow]:
                     fields={
                         name: _cleaned(name, cells[at] if at is not None else "")
                         for name, at in positions.items()
-                    },
+                    }
+                    | {name: number_in(cells[at]) for name, at in numbers.items()},
                 )
     except UnicodeDecodeError as error:
         raise DataError(
@@ -202,7 +221,9 @@ def _read_csv(path: Path, choose: Choose) -> Iterator[TableRow]:
         ) from error
 
 
-def _read_parquet(path: Path, choose: Choose) -> Iterator[TableRow]:
+def _read_parquet(
+    path: Path, choose: Choose, choose_numbers: ChooseNumbers
+) -> Iterator[TableRow]:
     parquet = require("pyarrow.parquet")
     # Arrow is a parser in C++ whose errors on damaged files are not one family: seen
     # were ArrowInvalid, OSError, ArrowNotImplementedError, OverflowError. Only its
@@ -212,11 +233,12 @@ def _read_parquet(path: Path, choose: Choose) -> Iterator[TableRow]:
             num_rows = file.metadata.num_rows
             header = list(file.schema_arrow.names)
             positions = choose(header)
+            numbers = choose_numbers(header)
             _check_num_rows(path, num_rows)
-            _check_num_cells(path, num_rows * len(positions))
+            _check_num_cells(path, num_rows * (len(positions) + len(numbers)))
             columns = {
                 name: file.read(columns=[header[at]]).column(0).to_pylist()
-                for name, at in positions.items()
+                for name, at in (*positions.items(), *numbers.items())
                 if at is not None
             }
             if any(len(column) != num_rows for column in columns.values()):
@@ -237,8 +259,25 @@ def _read_parquet(path: Path, choose: Choose) -> Iterator[TableRow]:
                 if name in columns
                 else ""
                 for name in positions
-            },
+            }
+            | {name: number_in(columns[name][number]) for name in numbers},
         )
+
+
+def number_in(value: object) -> str:
+    """Return a finite number, or the text of one, as text; empty for anything else.
+
+    Example:
+        >>> [number_in(value) for value in (0.5, " -2e3 ", 7, "nan", "a", True, [1])]
+        ['0.5', '-2e3', '7', '', '', '', '']
+    """
+    if not isinstance(value, str | int | float | Decimal) or isinstance(value, bool):
+        return ""
+    text = str(value).strip()
+    try:
+        return text if math.isfinite(float(text)) else ""
+    except (ValueError, OverflowError):
+        return ""
 
 
 def _positions(

@@ -19,6 +19,8 @@ from tumorlens.deploy.predictor import Predictor
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.evaluation.external import (
     Evaluated,
+    check_new,
+    check_several,
     evaluation_name,
     external_metrics,
     find_seen,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from tumorlens.data.index import Record
     from tumorlens.data.seen import Seen
     from tumorlens.deploy.predictor import Progress
     from tumorlens.evaluation.external import ClassMap, ExternalSet
@@ -73,9 +76,10 @@ def evaluate_on(
 
     Raises:
         ArtefactError: The artefact was changed, or its runtime does not take it.
-        ConfigError: The name or the mapping is wrong, or an artefact has no `out`.
-        DataError: The data cannot be used, or the folder is somebody's or cannot be
-            written.
+        ConfigError: The name or the mapping is wrong, a single class is left, or an
+            artefact has no `out`.
+        DataError: The data cannot be used, nothing in it is new, or the folder is
+            somebody's or cannot be written.
         RunError: The run is not finished, or lacks `seen.npz`, or another process
             works in the folder.
     """
@@ -93,15 +97,27 @@ def evaluate_on(
     with stage("reading") as progress:
         index = read_index(data, metadata=metadata)
         classes = map_classes(predictor.classes, index.classes, mapping)
+        check_several(classes)
         check_place(out, images=[data], model=predictor.name, data_sha256=index.digest)
         found = read_external(data, index, limits=predictor.limits, progress=progress)
     seen_images = None if seen is None else find_seen(found, seen)
+    records = _records_of(found, classes)
+    own = _on_own_images(run, found)
+    check_new(
+        found,
+        [record.path for record in records],
+        seen_images,
+        hint=f"these are its own images; its test subset is measured by: tumorlens "
+        f"evaluate {model}"
+        if own
+        else "evaluate it on a set that training has not seen",
+    )
     with locked(out):
         if run is not None:
             # Logged before the figures exist: none can be seen without an entry.
             run.log_look(subset=f"external {name}", command=command)
         with stage("predicting") as progress:
-            table = _predict(predictor, found, classes, progress)
+            table = _predict(predictor, found, records, classes, progress)
         metrics = external_metrics(
             table,
             found,
@@ -110,22 +126,17 @@ def evaluate_on(
             name=name,
             model=predictor.name,
             model_sha256=predictor.digest,
-            notes=_on_own_images(run, found),
+            notes=own,
         )
         write_external(out, metrics, table, found, seen_images)
     return Evaluated(metrics, out)
 
 
-def _predict(
-    predictor: Predictor,
-    found: ExternalSet,
-    classes: ClassMap,
-    progress: Progress | None,
-) -> Predictions:
-    """Return the answers to the images whose class the model knows.
+def _records_of(found: ExternalSet, classes: ClassMap) -> list[Record]:
+    """Return the images whose class the model knows.
 
     Raises:
-        DataError: There is none, or one cannot be read any more.
+        DataError: There is none.
     """
     records = [one for one in found.records if one.label in classes.classes]
     if not records:
@@ -133,6 +144,21 @@ def _predict(
             f"no image of {found.data} is of a class of the model",
             hint="map the classes: --map FROM=TO",
         )
+    return records
+
+
+def _predict(
+    predictor: Predictor,
+    found: ExternalSet,
+    records: Sequence[Record],
+    classes: ClassMap,
+    progress: Progress | None,
+) -> Predictions:
+    """Return the answers to some images.
+
+    Raises:
+        DataError: One cannot be read any more.
+    """
     files = [found.index.file_of(record) for record in records]
     probs = []
     for answer in predictor.predict_files(files, progress=progress):

@@ -14,18 +14,25 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tumorlens.data.class_names import match_classes
-from tumorlens.data.tables import MAX_ROWS, letters_of, read_columns
+from tumorlens.data.tables import (
+    MAX_ROWS,
+    WORDS_OF_FACTS,
+    letters_of,
+    number_in,
+    read_columns,
+)
 from tumorlens.errors import DataError
 from tumorlens.files import read_json, read_json_lines, sha256_of, sha256_of_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -38,6 +45,13 @@ MAX_TEXT_BYTES = 1 << 16
 
 MAX_CLASSES = 1000
 """Most classes that a table may have."""
+
+ROUNDING = 0.005
+"""Share of each class by which the probabilities of an image may miss the sum of 1:
+what rounding to two digits can do."""
+
+_LEAST_NUMBERS = 0.9
+"""Least share of the cells of a column that are numbers where it is one of numbers."""
 
 _FILE = (
     *("path", "filepath", "imagepath", "imgpath", "filename", "imagename"),
@@ -59,12 +73,26 @@ _CLASSES = ("classes", "classnames", "classindices")
 _PREFIX = re.compile(
     r"(?:probs?|proba|probability|(logits?))[ _.:-]+(?=\S)", re.IGNORECASE
 )
+_NO_CLASSES = WORDS_OF_FACTS | {
+    *(*_FILE, *_PREDICTED, *_LISTS),
+    *("index", "idx", "row", "number", "epoch", "seed", "batch", "slice", "time"),
+    *("labelid", "labelindex", "classid", "classindex", "truelabel", "trueclass"),
+    *("truth", "true", "groundtruth", "gt", "y", "ytrue", "correct", "iscorrect"),
+    *("confidence", "conf", "score", "maxprob", "margin", "entropy", "loss", "age"),
+    *("width", "height", "size"),
+}
+"""Columns of numbers that are no classes, by `letters_of`."""
+_INDEX = re.compile(r"unnamed\b.*|(?:.*[\W_])?id|", re.IGNORECASE)
+
 _RANKED = re.compile(r"(?:index|label)[ _]\d+", re.IGNORECASE)
 _PROB = "prob_"
+_NUMBER = "number_"
 _ONE_PER_CLASS = (
     "give one column for each class; a single sigmoid output p is the two "
     "probabilities 1 - p and p"
 )
+_NUM_SHOWN = 2
+_NUM_COLUMNS_SHOWN = 10
 _FORMS = "docs/other-frameworks.md has the tables and dumps that are read"
 
 
@@ -82,6 +110,8 @@ class Answers:
     """Shape (N, C), NaN for what is no number; `None` without probabilities."""
     predicted: tuple[str, ...] | None
     """Predicted class of each row; `None` where only numbers are given."""
+    by_numbers: tuple[str, ...] = ()
+    """Those of the classes that only their numbers tell to be one."""
     are_logits: bool = False
     """Whether the columns call their numbers logits."""
     have_suffix: bool = True
@@ -91,11 +121,14 @@ class Answers:
 def read_answers(path: Path, *, known: Iterable[str]) -> Answers:
     """Return the answers in a table, a JSON file or a folder of text files.
 
+    Columns are classes if their names begin with `prob_` or the like. If none does,
+    those are that are equal to a known class apart from their spelling, and so is each
+    further column of numbers, unless it is named as another thing is (`fold`), counts
+    the rows, or the known classes add up to 1 without it.
+
     Args:
         path: Its suffix tells the kind: .csv, .parquet, .json, .jsonl or none.
-        known: Names that a class may have. Columns are classes if their names begin
-            with `prob_` or the like, or else if they are equal to one of these apart
-            from their spelling.
+        known: Names that a class may have.
 
     Raises:
         DataError: The file cannot be read, is too large, is not of these kinds, names
@@ -134,6 +167,8 @@ class _Columns:
     predicted: int | None
     lists: int | None
     classes: Mapping[str, int]
+    others: Mapping[str, int]
+    """Columns that are classes too if they hold such numbers, by their names."""
     are_logits: bool
 
     def positions(self) -> dict[str, int | None]:
@@ -142,6 +177,10 @@ class _Columns:
         # Blanks belong to a field of this name, and to no other.
         found["path"] = self.file
         return {**found, "predicted": self.predicted, "list": self.lists}
+
+    def numbers(self) -> dict[str, int]:
+        """Return where `others` are, likewise."""
+        return {f"{_NUMBER}{name}": at for name, at in self.others.items()}
 
 
 def _choose(path: Path, header: Sequence[str], known: Iterable[str]) -> _Columns:
@@ -163,6 +202,13 @@ def _choose(path: Path, header: Sequence[str], known: Iterable[str]) -> _Columns
         for name, prefix in zip(header, prefixes, strict=True)
     ]
     file = _first(letters, _FILE)
+    if file is None and len(header) == 1 and ";" in header[0]:
+        raise DataError(
+            f"{path} is separated by ';' and not by commas",
+            hint="save it with commas, and with points in the numbers; pandas does "
+            "both: pandas.read_csv(PATH, sep=';', decimal=',').to_csv(PATH, "
+            "index=False)",
+        )
     if file is None:
         raise DataError(
             f"{path} has no column that names the files among its {len(header)}",
@@ -180,7 +226,8 @@ def _choose(path: Path, header: Sequence[str], known: Iterable[str]) -> _Columns
         for name, at in others.items()
         if (prefix := prefixes[at])
     }
-    if len(classes) < 2:
+    have_prefix = len(classes) >= 2
+    if not have_prefix:
         match = match_classes(others, known)
         classes = {name: others[name] for name, _ in match.pairs}
     elif any(_RANKED.fullmatch(name) for name in others):
@@ -192,20 +239,50 @@ def _choose(path: Path, header: Sequence[str], known: Iterable[str]) -> _Columns
         )
     if len(classes) < 2:
         classes = {}
+    further = {
+        name: at
+        for name, at in others.items()
+        if name not in classes and not _is_no_class(name)
+    }
     if not classes and predicted is None and lists is None:
-        raise DataError(
-            f"{path} has no column with answers among its {len(header)}",
-            hint="name a column after each class, as in prob_glioma, or one "
-            "'predicted'",
-        )
+        problem, hint = _without_answers(header, list(further), known)
+        raise DataError(f"{path} {problem}", hint=hint)
     return _Columns(
         file=file,
         predicted=predicted,
         lists=None if classes else lists,
         classes=classes,
+        others=further if classes and not have_prefix else {},
         are_logits=any(prefix and prefix[1] for prefix in prefixes)
         or (lists is not None and letters[lists] == "logits"),
     )
+
+
+def _is_no_class(name: str) -> bool:
+    """Whether a column is named as other things are that are numbers."""
+    return letters_of(name) in _NO_CLASSES or bool(_INDEX.fullmatch(name))
+
+
+def _without_answers(
+    header: Sequence[str], further: Sequence[str], known: Iterable[str]
+) -> tuple[str, str]:
+    """Return what is wrong with a table without columns of answers, and the hint.
+
+    A column names the files, so the first line is no row: its words can be shown.
+    """
+    hint = "name a column after each class, as in prob_glioma, or one 'predicted'"
+    if len(further) > 1:
+        words = zip(further, known, strict=False)
+        maps = [f"--map {shlex.quote(f'{ours}={theirs}')}" for ours, theirs in words]
+        hint += (
+            "; or say which class each column is, for example "
+            f"{' '.join(maps[:_NUM_SHOWN])}"
+        )
+    shown = [repr(name[:40]) for name in header[:_NUM_COLUMNS_SHOWN]]
+    if len(header) > len(shown):
+        shown.append(f"and {len(header) - len(shown):,} more")
+    problem = f"has no column with answers among its {len(header)}: {', '.join(shown)}"
+    return problem, hint
 
 
 def _first(letters: Sequence[str], names: Sequence[str]) -> int | None:
@@ -222,7 +299,9 @@ def _of_table(path: Path, known: Iterable[str]) -> Answers:
 
     rows = [
         (row.place.rpartition(", ")[2], row.fields)
-        for row in read_columns(path, choose)
+        for row in read_columns(
+            path, choose, choose_numbers=lambda _header: chosen[0].numbers()
+        )
     ]
     return _of_fields(path, chosen[0], rows)
 
@@ -238,10 +317,12 @@ def _of_rows(
     header = list(dict.fromkeys(key for row in rows for key in row))
     columns = _choose(path, header, known)
     name_of = {field: at for field, at in columns.positions().items() if at is not None}
+    numbers = columns.numbers()
     fields = [
         (
             f"entry {number}",
-            {field: _as_text(row.get(header[at])) for field, at in name_of.items()},
+            {field: _as_text(row.get(header[at])) for field, at in name_of.items()}
+            | {name: number_in(row.get(header[at])) for name, at in numbers.items()},
         )
         for number, row in enumerate(rows, start=1)
     ]
@@ -269,6 +350,10 @@ def _of_fields(
     classes = tuple(columns.classes)
     predicted, numbers = None, None
     texts = [[fields[f"{_PROB}{name}"] for name in classes] for _, fields in rows]
+    by_numbers = tuple(_classes_by_numbers(columns, texts, rows))
+    for found, (_, fields) in zip(texts, rows, strict=True):
+        found += [fields[f"{_NUMBER}{name}"] for name in by_numbers]
+    classes += by_numbers
     if columns.predicted is not None:
         predicted = tuple(fields["predicted"].strip() for _, fields in rows)
     lists = predicted
@@ -293,8 +378,46 @@ def _of_fields(
         places=tuple(place for place, _ in rows),
         numbers=numbers,
         predicted=predicted,
+        by_numbers=by_numbers,
         are_logits=columns.are_logits,
         have_suffix=have_suffix,
+    )
+
+
+def _classes_by_numbers(
+    columns: _Columns,
+    texts: Sequence[Sequence[str]],
+    rows: Sequence[tuple[str, Mapping[str, str]]],
+) -> Iterator[str]:
+    """Yield the further columns whose numbers can be those of a class.
+
+    Args:
+        columns: The columns.
+        texts: Cells of the known classes, by row.
+        rows: All cells.
+    """
+    if not columns.others:
+        return
+    known = np.array([_numbers(one, len(one)) for one in texts])
+    known = known[np.isfinite(known).all(axis=1)]
+    misses = np.abs(known.sum(axis=1) - 1)
+    if (
+        len(known)
+        and (misses <= ROUNDING * known.shape[1]).all()
+        and known.min() > -1e-6
+    ):
+        return  # the known classes are all there are
+    for name in columns.others:
+        cells = [fields[f"{_NUMBER}{name}"] for _, fields in rows]
+        if sum(map(bool, cells)) >= _LEAST_NUMBERS * len(cells) and not _counts(cells):
+            yield name
+
+
+def _counts(cells: Sequence[str]) -> bool:
+    """Whether cells count the rows, from 0 or 1, as an index does."""
+    numbers = _numbers(cells, len(cells))
+    return len(cells) > 2 and any(
+        numbers == [float(row + start) for row in range(len(cells))] for start in (0, 1)
     )
 
 

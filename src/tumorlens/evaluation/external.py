@@ -8,6 +8,7 @@ whoever gave the answers: a run, an artefact or another framework.
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -264,6 +265,67 @@ def map_classes(
     )
 
 
+def check_several(classes: ClassMap) -> None:
+    """Refuse classes of which the data and the model share a single one.
+
+    Raises:
+        ConfigError: They do: every figure would be of images of one class.
+    """
+    shared = {pair.data: pair.model for pair in classes.pairs if pair.data is not None}
+    if len(shared) > 1:
+        return
+    (data,) = shared
+    model = [pair.model for pair in classes.pairs if pair.data == data]
+    others = [pair.model for pair in classes.pairs if pair.data is None]
+    rest = classes.unknown
+    if others and len(rest) == 1:
+        assignment = shlex.quote(f"{','.join(others)}={rest[0]}")
+        hint = f"if the others are {rest[0]}, add --map {assignment}"
+    else:
+        words = " ".join(f"--map {shlex.quote(f'FROM={name}')}" for name in rest)
+        hint = f"say what the others are: {words}, FROM of the model"
+        if others:
+            hint += f": {', '.join(others)}"
+    raise ConfigError(
+        f"of the classes of the data only {data} is one of the model "
+        f"({', '.join(model)}), and {', '.join(rest)} "
+        f"{'is' if len(rest) == 1 else 'are'} none",
+        hint=hint,
+    )
+
+
+def check_new(
+    found: ExternalSet, paths: Sequence[str], seen: SeenImages | None, *, hint: str
+) -> None:
+    """Refuse a set of which training has seen every image that is tested.
+
+    Args:
+        found: The set.
+        paths: The images that are tested.
+        seen: What training has seen of it; `None` if that is not known.
+        hint: What to do.
+
+    Raises:
+        DataError: Nothing is new.
+    """
+    if seen is None or any(seen.state_of(path) == NEW for path in paths):
+        return
+    num_by_key = len(seen.by_key_only.intersection(paths))
+    words = ""
+    if num_by_key:
+        words = f", {num_by_key:,} of them only by a patient's key that is in both"
+        hint += (
+            "; if each set numbers its patients by itself, they are other people: give "
+            "the keys of this set a prefix in its metadata.csv, or leave them out by "
+            "--metadata none (each image is then a group, and intervals too narrow)"
+        )
+    raise DataError(
+        f"no image of {found.data} is new: training has seen all "
+        f"{counted(len(paths), 'image')} that can be tested{words}",
+        hint=hint,
+    )
+
+
 def _check_known(name: str, names: Sequence[str], whose: str) -> None:
     if name not in names:
         raise ConfigError(
@@ -358,6 +420,7 @@ def external_metrics(
         name=name,
         data=found.data.resolve().name,
         data_sha256=found.index.digest,
+        images_sha256=found.index.images_digest,
         model=model,
         model_sha256=model_sha256,
         classes=classes.pairs,

@@ -56,6 +56,9 @@ class Evaluation:
     """The answers to the images that were tested."""
     states: tuple[str, ...]
     """State of each image of the table, not `left-out`."""
+    contents: tuple[str, ...]
+    """SHA-256 of the file of each image of the table; empty texts where an earlier
+    version has written it."""
 
     def rows(self, states: Collection[str]) -> Predictions:
         """Return the answers to the images in some states; the table may be empty."""
@@ -129,10 +132,10 @@ def _write_images(
     seen: SeenImages | None,
     unknown_classes: Container[str],
 ) -> None:
-    """Write what became of each file as CSV: path, label, state and reason."""
+    """Write what became of each file as CSV: path, label, state, reason and sha256."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(["path", "label", "state", "reason"])
+    writer.writerow(["path", "label", "state", "reason", "sha256"])
     answered = set(table.paths)
     for record in found.index.records:
         reason = found.left_out.get(record.path, "")
@@ -141,9 +144,9 @@ def _write_images(
         if record.path not in answered and not reason:
             reason = "no answer"
         state = NOT_KNOWN if seen is None else seen.state_of(record.path)
-        writer.writerow(
-            [record.path, record.label, _LEFT_OUT if reason else state, reason]
-        )
+        if reason:
+            state = _LEFT_OUT
+        writer.writerow([record.path, record.label, state, reason, record.sha256])
     write_text(path, text.getvalue())
 
 
@@ -158,8 +161,8 @@ def read_evaluation(folder: Path) -> Evaluation:
     metrics = read_external_metrics(folder)
     table = read_predictions(folder / "predictions.csv")
     path = folder / "images.csv"
-    state_of = {}
-    for row in read_table(path, required=("path", "state")):
+    state_of, content_of = {}, {}
+    for row in read_table(path, required=("path", "state"), optional=("sha256",)):
         state = row.fields["state"]
         if state not in _STATES:
             raise RunError(
@@ -168,6 +171,7 @@ def read_evaluation(folder: Path) -> Evaluation:
                 hint=_HINT,
             )
         state_of[row.fields["path"]] = state
+        content_of[row.fields["path"]] = row.fields["sha256"]
     states = tuple(state_of.get(image, _LEFT_OUT) for image in table.paths)
     found = Counter(states)
     counts = metrics.counts
@@ -181,7 +185,8 @@ def read_evaluation(folder: Path) -> Evaluation:
             f"{_in_words(expected)}, got {_in_words(found)}",
             hint=_HINT,
         )
-    return Evaluation(metrics, table, states)
+    contents = tuple(content_of[image] for image in table.paths)
+    return Evaluation(metrics, table, states, contents)
 
 
 def _in_words(counts: Counter[str]) -> str:

@@ -25,10 +25,12 @@ from tumorlens.data.index import SUBSET_WORDS, SplitRow, read_index
 from tumorlens.data.leakage import judge_leak
 from tumorlens.data.seen import Seen, seen_of
 from tumorlens.errors import ConfigError, DataError
-from tumorlens.evaluation.answers import digest_of, read_answers
+from tumorlens.evaluation.answers import ROUNDING, digest_of, read_answers
 from tumorlens.evaluation.external import (
     ClassMap,
     Evaluated,
+    check_new,
+    check_several,
     evaluation_name,
     external_metrics,
     find_seen,
@@ -52,10 +54,6 @@ if TYPE_CHECKING:
     from tumorlens.evaluation.external import ExternalSet
     from tumorlens.evaluation.predictions import Predictions
     from tumorlens.runs.progress import Stage
-
-ROUNDING = 0.005
-"""Share of each class by which the probabilities of an image may miss the sum of 1:
-what rounding to two digits can do."""
 
 _ROUNDED = 1e-6
 _NUM_NAMED = 3
@@ -96,11 +94,12 @@ def judge_answers(
         stage: Shows the progress.
 
     Raises:
-        ConfigError: The name or the mapping is wrong, or the numbers are logits and
+        ConfigError: The name or the mapping is wrong, a single class is left, or the
+            numbers are logits and
             `logits` is not given.
         DataError: The answers or the data cannot be used; an answer is wrong or missing
-            and `partial` is not given, or none is left; the folder is somebody's, or
-            cannot be written.
+            and `partial` is not given, or none is left, or none of a new image; the
+            folder is somebody's, or cannot be written.
         MissingExtraError: Parquet needs the extra `parquet`.
         RunError: Another process works in the folder, or JSON cannot be read.
     """
@@ -159,6 +158,13 @@ def judge_answers(
         notes.insert(0, _leak_of(whole, test, rest))
     else:
         notes.append("Say what the model was trained on: --trained-on DATA.")
+    check_new(
+        tested,
+        table.paths,
+        seen_images,
+        hint="judge answers to images that training has not seen: --data DATA"
+        + ("" if trained_on is None else "; --trained-on is what it was trained on"),
+    )
     metrics = external_metrics(
         table,
         tested,
@@ -203,6 +209,7 @@ def _classes_of(
     """
     classes = map_classes(answers.classes, data, mapping)
     if answers.numbers is not None:
+        check_several(classes)
         return classes
     only_model = classes.classes[len(data) - len(classes.unknown) :]
     return replace(classes, classes=(*data, *only_model), unknown=())
@@ -236,21 +243,28 @@ class _Faults:
     predictions: Path
     found: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """What is wrong -> where."""
+    lacking: str = ""
+    """Key of the answers of classes that the data lacks; empty if there are none."""
+    by_numbers: Sequence[str] = ()
+    """As `Answers.by_numbers`."""
 
     def add(self, words: str, where: str) -> None:
         self.found[words].append(where)
 
     def sentences(self) -> list[str]:
         """Return a part of a sentence for each kind, such as "2 x named twice: ..."."""
-        return [
-            f"{len(places):,} x {words}: {', '.join(places[:_NUM_NAMED])}"
-            + (", ..." if len(places) > _NUM_NAMED else "")
-            for words, places in self.found.items()
-        ]
+        return [_sentence(*one) for one in self.found.items()]
 
     def error(self, example: str) -> DataError:
         """Return the error that stops the command; `example` is a path of the data."""
         hint = "correct the answers, or add --partial to go on without these"
+        if self.lacking:
+            hint += "; those of a class that the data lacks then count as wrong"
+        if self.by_numbers:
+            hint += (
+                "; if no class is meant, remove the column "
+                f"{_several(self.by_numbers)}, and if another name, use --map"
+            )
         if _NO_FILE in self.found:
             hint += f"; expected are paths such as {example!r}"
         if _OUTSIDE in self.found:
@@ -258,6 +272,21 @@ class _Faults:
         return DataError(
             f"{self.predictions}: {'; '.join(self.sentences())}", hint=hint
         )
+
+
+def _sentence(words: str, places: Sequence[str]) -> str:
+    """Return such as "2 x named twice: 'a', 'b'"; the places may be none."""
+    named = ", ".join(places[:_NUM_NAMED])
+    if len(places) > _NUM_NAMED:
+        named += f" and {len(places) - _NUM_NAMED:,} more"
+    return f"{len(places):,} x {words}{': ' if named else ''}{named}"
+
+
+def _several(names: Sequence[str]) -> str:
+    """Return the first few of some names."""
+    shown = ", ".join(map(_shown, names[:_NUM_NAMED]))
+    num_more = len(names) - _NUM_NAMED
+    return f"{shown} and {num_more:,} more" if num_more > 0 else shown
 
 
 class _Finder:
@@ -411,14 +440,20 @@ def _table(
     faults: _Faults,
 ) -> Predictions | None:
     """Return the answers to the images that are tested; `None` if there is none."""
-    for name in classes.unknown:
-        faults.add("a class of the data without a column", _shown(name))
-    for pair in classes.pairs:
-        if pair.data is None:
-            faults.add("a class that the data lacks", _shown(pair.model))
+    no_column = f"a file of a class without a column ({_several(classes.unknown)})"
+    absent = [pair.model for pair in classes.pairs if pair.data is None]
+    if absent:
+        # Named even where no image was given one: its column holds probability.
+        faults.lacking = f"a class that the data lacks ({_several(absent)})"
+        faults.by_numbers = [one for one in answers.by_numbers if one in absent]
+        faults.found[faults.lacking] = []
+    given = [classes.classes[place] for place in checked.probs.argmax(axis=1)]
     records = []
     for record in tested.records:
-        if record.label in classes.unknown or record.path in matched.repeated:
+        if record.label in classes.unknown:
+            faults.add(no_column, _shown(record.path))
+            continue
+        if record.path in matched.repeated:
             continue
         row = matched.row_of.get(record.path)
         if row is None:
@@ -427,6 +462,8 @@ def _table(
             faults.add(why, _where(answers, row))
         else:
             records.append(record)
+            if given[row] in absent:
+                faults.add(faults.lacking, _where(answers, row))
     if not records:
         return None
     return table_of(
@@ -447,8 +484,14 @@ def _notes(
 ) -> list[str]:
     """Return what the figures are of, and the accuracy that others would report."""
     notes = []
-    if faults.found:
-        notes.append(f"Left out with --partial: {'; '.join(faults.sentences())}.")
+    left_out = [
+        _sentence(*one) for one in faults.found.items() if one[0] != faults.lacking
+    ]
+    if left_out:
+        notes.append(f"Left out with --partial: {'; '.join(left_out)}.")
+    if faults.lacking:
+        wrong = _sentence(faults.lacking, faults.found[faults.lacking])
+        notes.append(f"Counted as wrong with --partial: {wrong}.")
     num, num_tested = len(table.paths), len(tested.records)
     if num < num_tested:
         notes.append(

@@ -71,6 +71,9 @@ class ExternalMetrics(NotebookView, _Content):
     """Name of the folder or table of the images."""
     data_sha256: str
     """`Index.digest` of the images."""
+    images_sha256: str | None = None
+    """`Index.images_digest`, equal for the same files in another folder; `None` in
+    files of earlier versions."""
     model: str
     """Name of the run or artefact, or of the table with the answers."""
     model_sha256: str
@@ -155,6 +158,38 @@ class ExternalMetrics(NotebookView, _Content):
         verb = "is" if counts.new == 1 else "are"
         left = f"{counts.new:,} {verb} new" if counts.new else "nothing is new"
         return f"{words}; {left}."
+
+    @property
+    def words_of_turns(self) -> str:
+        """How the seen pictures lie, in a sentence; empty where none was seen."""
+        num_of = dict.fromkeys(_KINDS_OF_TURNS, 0)
+        for name, number in self.orientations.items():
+            num_of[_kind_of_turn(name)] += number
+        found = [(number, kind) for kind, number in num_of.items() if number]
+        if not found:
+            return ""
+        verb = "is" if found[0][0] == 1 else "are"
+        parts = ", ".join(f"{number:,} {kind}" for number, kind in found)
+        seen = counted(sum(num_of.values()), "seen picture")
+        return f"Of {seen}, {parts.replace(' ', f' {verb} ', 1)}."
+
+
+_KINDS_OF_TURNS = ("as in training", "mirrored", "turned", "mirrored and turned")
+
+
+def _kind_of_turn(orientation: str) -> str:
+    """Return one of `_KINDS_OF_TURNS`.
+
+    Example:
+        >>> names = ("same", "mirrored", "rotated-90", "mirrored-rotated-180")
+        >>> tuple(map(_kind_of_turn, names)) == _KINDS_OF_TURNS
+        True
+    """
+    as_it_was, mirrored, turned, both = _KINDS_OF_TURNS
+    kinds = {"same": as_it_was, "mirrored": mirrored}
+    return kinds.get(
+        orientation, both if orientation.startswith("mirrored") else turned
+    )
 
 
 def read_external_metrics(folder: Path) -> ExternalMetrics:

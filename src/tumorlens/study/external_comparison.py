@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.evaluation.external_files import Evaluation, read_evaluation
@@ -132,7 +134,8 @@ def compare_external(
         ConfigError: Fewer than two paths are given, one twice, or a run without `on`.
         DataError: A table of the evaluations is missing or damaged.
         RunError: A run has no evaluation of this name, a file is damaged, or the
-            evaluations are of different images or patients.
+            evaluations are of different images or patients. The folder or table by
+            which the images were named may differ.
     """
     folders = [_folder(path, on) for path in paths]
     counts = Counter(folder.resolve() for folder in folders)
@@ -149,7 +152,11 @@ def compare_external(
     if len(set(names)) < len(names):
         names = [without_user(str(path)) for path in paths]
     models = [_Model(*pair) for pair in zip(names, evaluations, strict=True)]
-    _check_same_set(models)
+    notes = []
+    if _have_one_place(models):
+        _check_groups(models)
+    else:
+        models, notes = _by_content(models)
     family = [
         {"first": first.name, "second": second.name} | found
         for first, second in itertools.combinations(models, 2)
@@ -172,7 +179,7 @@ def compare_external(
             for model in models
         ),
         pairs=tuple(pairs),
-        summary=tuple(_sentences(models, pairs)),
+        summary=(*notes, *_sentences(models, pairs)),
     )
 
 
@@ -204,23 +211,43 @@ def _folder(path: Path, on: str | None) -> Path:
     return run.external_path(on)
 
 
-def _check_same_set(models: Sequence[_Model]) -> None:
-    """Refuse evaluations on different images, or with other groups of the same.
+def _have_one_place(models: Sequence[_Model]) -> bool:
+    """Whether the paths of all evaluations are of one folder or table.
 
     Raises:
-        RunError: See `compare_external`.
+        RunError: Two evaluations are of different images.
     """
     first, *others = models
-    of_first = first.evaluation
-    groups = dict(zip(of_first.table.paths, of_first.table.groups, strict=True))
+    of_first = first.evaluation.metrics
+    is_one = True
     for other in others:
-        metrics, table = other.evaluation.metrics, other.evaluation.table
-        if metrics.data_sha256 != of_first.metrics.data_sha256:
+        metrics = other.evaluation.metrics
+        if metrics.data_sha256 == of_first.data_sha256:
+            continue
+        is_one = False
+        if None is metrics.images_sha256 or (
+            metrics.images_sha256 != of_first.images_sha256
+        ):
             raise RunError(
                 f"{other.name} was evaluated on {metrics.data}, and its images are not "
-                f"those of {of_first.metrics.data} that {first.name} was evaluated on",
-                hint="evaluate both on the same images, and compare again",
+                f"those of {of_first.data} that {first.name} was evaluated on",
+                hint="evaluate both on the same images, and compare again; of a set "
+                "with Training and Testing, --predictions tests the latter alone",
             )
+    return is_one
+
+
+def _check_groups(models: Sequence[_Model]) -> None:
+    """Refuse evaluations with different groups of the same images.
+
+    Raises:
+        RunError: Two have them.
+    """
+    first, *others = models
+    of_first = first.evaluation.table
+    groups = dict(zip(of_first.paths, of_first.groups, strict=True))
+    for other in others:
+        table = other.evaluation.table
         for path, group in zip(table.paths, table.groups, strict=True):
             if groups.get(path, group) != group:
                 raise RunError(
@@ -228,6 +255,54 @@ def _check_same_set(models: Sequence[_Model]) -> None:
                     f"than in that of {first.name}",
                     hint="evaluate both with the same --metadata, and compare again",
                 )
+
+
+def _by_content(models: Sequence[_Model]) -> tuple[list[_Model], list[str]]:
+    """Return models whose images are named by their content, in the same groups.
+
+    What one evaluation holds together stays together: two test images may be of one
+    group only by the training images beside them.
+
+    Returns:
+        The models, and a sentence if their groups differ.
+
+    Raises:
+        RunError: `images.csv` of an evaluation lacks the digest of an image.
+    """
+    for model in models:
+        if not all(model.evaluation.contents):
+            raise RunError(
+                f"images.csv of {model.name} has no sha256 of a tested image",
+                hint="evaluate the model on the set again",
+            )
+    nodes: dict[object, int] = {}
+    edges = [
+        (nodes.setdefault(image, len(nodes)), nodes.setdefault(group, len(nodes)))
+        for number, model in enumerate(models)
+        for image, group in zip(
+            model.evaluation.contents,
+            ((number, name) for name in model.evaluation.table.groups),
+            strict=True,
+        )
+    ]
+    ones, others = np.array(edges).T
+    graph = sparse.coo_array(
+        (np.ones(len(edges)), (ones, others)), (len(nodes), len(nodes))
+    )
+    _, group_of = csgraph.connected_components(graph, directed=False)
+    named, do_differ = [], False
+    for model in models:
+        found = model.evaluation
+        groups = [str(group_of[nodes[image]]) for image in found.contents]
+        num_joined, num_own = len(set(groups)), len(set(found.table.groups))
+        do_differ |= num_joined < num_own
+        table = replace(found.table, paths=tuple(found.contents), groups=tuple(groups))
+        named.append(_Model(model.name, replace(found, table=table)))
+    words = (
+        "The evaluations group these images differently: what any of them holds "
+        "together stays together here."
+    )
+    return named, [words] * do_differ
 
 
 def _compared(first: Predictions, second: Predictions) -> dict[str, object] | None:
