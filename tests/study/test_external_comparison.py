@@ -251,13 +251,16 @@ def test_a_test_subset_is_the_same_by_itself_and_in_its_set(
         text = "\n".join(["path,predicted", *lines])
         (tmp_path / f"{name}.csv").write_text(text)
     judge_answers(tmp_path / "one.csv", data)
-    apart = {"trained_on": data / "Training"}
-    judge_answers(tmp_path / "two.csv", data / "Testing", **apart)
+    trained_on = data / "Training"
+    judge_answers(tmp_path / "two.csv", data / "Testing", trained_on=trained_on)
     (pair,) = compare_external([tmp_path / "one", tmp_path / "two"]).pairs
-    assert (pair.num_images, pair.difference.value) == (12, pytest.approx(3 / 12))
+    assert pair.num_images == 12
+    assert pair.difference.value == pytest.approx(3 / 12)
     # Another label, or another image, is another set.
     files[0].rename(data / "Testing" / "no_tumor" / "moved.png")
-    judge_answers(tmp_path / "three.csv", data / "Testing", partial=True, **apart)
+    judge_answers(
+        tmp_path / "three.csv", data / "Testing", trained_on=trained_on, partial=True
+    )
     with pytest.raises(RunError, match="its images are not those"):
         compare_external([tmp_path / "one", tmp_path / "three"])
 

@@ -152,7 +152,7 @@ def compare_external(
     if len(set(names)) < len(names):
         names = [without_user(str(path)) for path in paths]
     models = [_Model(*pair) for pair in zip(names, evaluations, strict=True)]
-    notes = []
+    notes: list[str] = []
     if _have_one_place(models):
         _check_groups(models)
     else:
