@@ -278,7 +278,7 @@ def test_a_plan_that_cannot_be_run_is_refused_with_the_value(
         ("data.fold=1", "a study has protocols of its own"),
         ("train.watch_test=true", "a study has watch_test of its own"),
         ("optim.lrr=1", "unknown setting 'optim.lrr'"),
-        ("trust.fit=no", "trust.fit has no effect in a study"),
+        ("trust.fit=false", "trust.fit has no effect in a study"),
     ],
 )
 def test_an_assignment_that_would_be_lost_is_refused(

@@ -640,6 +640,10 @@ class Run(NotebookView):
     def mark_finished(self) -> None:
         """Mark the training as finished, and delete its checkpoint."""
         write_text(self.path / "finished", "")
+        self.remove_checkpoint()
+
+    def remove_checkpoint(self) -> None:
+        """Delete the checkpoint of a finished training, which nothing needs."""
         self.checkpoint_path.unlink(missing_ok=True)
         if self.checkpoint_path.parent.is_dir():
             self.checkpoint_path.parent.rmdir()

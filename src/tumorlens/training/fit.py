@@ -228,6 +228,7 @@ def fit(
         RunError: The checkpoint is damaged, or the loss or the weights are not finite.
     """
     if run.is_finished:
+        run.remove_checkpoint()  # a kill may have left it
         return True
     config = run.config
     is_main = accelerator.is_main_process
