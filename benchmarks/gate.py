@@ -1,16 +1,18 @@
 """What the input gate of a run turns away: see docs/trust.md.
 
-    python benchmarks/gate.py RUN [--data DATA]
+    python benchmarks/gate.py RUN [--data DATA] [--cost ARTEFACT]
 
 RUN is calibrated, or a fold of a run that is. Its own test images are what should pass.
 Against them: photographs of scikit-image and scikit-learn, noise, drawn text, the CT,
 ultrasound and nuclear medicine files that come with pydicom, and test images that were
-inverted or of which only the middle is left.
+inverted or of which only the middle is left. With --cost, also how much longer an
+artefact of the run takes from files to answers with trust than without, in turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +43,7 @@ _PHOTOGRAPHS = (
 )
 _OTHER_SCANS = ("CT", "US", "NM")
 _BATCH_SIZE = 32
+_NUM_TURNS = 12
 
 
 def main() -> None:
@@ -48,11 +51,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--cost", type=Path)
     options = parser.parse_args()
     run = open_run(options.run)
     index = read_data(run, options.data)
     sources = {record.path: record.source or "unknown" for record in index.records}
     rows = [row for row in run.split() if row.subset == "test"]
+    if options.cost:
+        print_cost(Predictor.open(options.cost), [index.file_at(r.path) for r in rows])
+        return
     tested = [read_image(index.file_at(row.path)) for row in rows]
     predictor = Predictor.open(options.run)
     passing, alarms = odd(predictor, tested)
@@ -78,6 +85,24 @@ def main() -> None:
         auroc = roc_auc_score(truth, np.concatenate([passing, scores]))
         share = 100 * is_away.mean()
         print(f"| {name} | {len(found)} | {auroc:.3f} | {share:.1f} % |")
+
+
+def print_cost(predictor: Predictor, files: list[Path]) -> None:
+    """Print the time with trust as a multiple of that without."""
+    trust = predictor.trust
+    ratios = []
+    for turn in range(-1, _NUM_TURNS):
+        seconds = {}
+        for is_on in (True, False) if turn % 2 else (False, True):
+            predictor.trust = trust if is_on else None
+            start = time.perf_counter()
+            for _ in predictor.predict_files(files):
+                pass
+            seconds[is_on] = time.perf_counter() - start
+        if turn >= 0:  # the first one warms up
+            ratios.append(seconds[True] / seconds[False])
+    low, middle, high = np.quantile(ratios, [0, 0.5, 1])
+    print(f"with trust: {middle:.2f} times as long ({low:.2f} to {high:.2f})")
 
 
 def odd(

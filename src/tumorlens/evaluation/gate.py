@@ -13,7 +13,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
-from tumorlens.stats.gate import Gate, Method, distance, unit
+from tumorlens.stats.gate import Gate, Method, distance, products, unit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,9 +93,7 @@ def fit_gate(
         train, labels = train[chosen], labels[chosen]
 
     def project(rows: NDArray[np.floating]) -> NDArray[np.float32]:
-        centred = rows.astype(np.float32) - mean
-        projected: NDArray[np.float32] = centred @ components.T.astype(np.float32)
-        return projected
+        return products(rows.astype(np.float32) - mean, components.astype(np.float32))
 
     own = project(train)
     known: dict[Method, tuple[NDArray[np.float16], NDArray[np.float32]]] = {
