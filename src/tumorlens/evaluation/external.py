@@ -319,9 +319,9 @@ def check_new(
             "the keys of this set a prefix in its metadata.csv, or leave them out by "
             "--metadata none (each image is then a group, and intervals too narrow)"
         )
-    seen = "the one image" if len(paths) == 1 else f"all {len(paths):,} images"
+    which = "the one image" if len(paths) == 1 else f"all {len(paths):,} images"
     raise DataError(
-        f"no image of {found.data} is new: training has seen {seen} that can be "
+        f"no image of {found.data} is new: training has seen {which} that can be "
         f"tested{words}",
         hint=hint,
     )
