@@ -100,12 +100,12 @@ def test_models_of_one_name_have_names_of_their_own_in_the_file(
 
 
 @pytest.mark.parametrize("num_models", [1, 2])
-@pytest.mark.parametrize("to_file", [True, False], ids=["file", "table"])
+@pytest.mark.parametrize("shown", ["file", "table"])
 def test_what_is_passed_over_in_a_folder_is_counted_once(
     ask: Callable[..., Answer],
     images: Path,
     tmp_path: Path,
-    to_file: bool,  # noqa: FBT001
+    shown: str,
     num_models: int,
 ) -> None:
     paths = [make_artefact(tmp_path / name / "onnx", kind="onnx").path for name in "ab"]
@@ -115,11 +115,11 @@ def test_what_is_passed_over_in_a_folder_is_counted_once(
     Image.new("L", (9, 9)).save(images / "a.webp")
     (images / "again").symlink_to(images)
     more = ["--run", paths[1]] if num_models == 2 else []
-    out = ["--out", tmp_path / "out.csv"] if to_file else []
+    out = ["--out", tmp_path / "out.csv"] if shown == "file" else []
     answer = ask(paths[0], images, *more, *out)
     assert answer.status == 0
     assert answer.err.strip() == "skipped: 1 x .txt, 1 x .webp, 1 x link to a folder"
-    listed = (tmp_path / "out.csv").read_text() if to_file else answer.out
+    listed = (tmp_path / "out.csv").read_text() if shown == "file" else answer.out
     assert "0.jfif" in listed
     assert "one" in listed
     found = tumorlens.predict(paths[0], images)

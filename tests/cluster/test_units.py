@@ -229,7 +229,7 @@ def break_database(units: Units, *, times: int) -> list[None]:
             failed.append(None)
             raise OperationalError("select", {}, Exception("server is away"))
 
-    units._engine = Broken()  # type: ignore[assignment]
+    vars(units)["_engine"] = Broken()
     return failed
 
 

@@ -133,10 +133,12 @@ def answers(other: ExternalSet, classes: tuple[str, ...]) -> Predictions:
     )
 
 
-def measured(other: ExternalSet, seen: SeenImages | None) -> ExternalMetrics:
+def measured(
+    other: ExternalSet, seen: SeenImages | None, table: Predictions | None = None
+) -> ExternalMetrics:
     classes = map_classes(CLASSES, other.index.classes)
     return external_metrics(
-        answers(other, classes.classes),
+        table or answers(other, classes.classes),
         other,
         seen,
         classes,
@@ -277,15 +279,8 @@ def test_new_images_of_no_known_source_are_measured_as_such(
     classes = map_classes(CLASSES, other.index.classes)
     table = answers(other, classes.classes)
     sources = tuple("" if path in NEW else "web" for path in table.paths)
-    found = external_metrics(
-        replace(table, sources=sources),
-        other,
-        find_seen(other, [seen]),
-        classes,
-        name="other",
-        model="run",
-        model_sha256="0" * 64,
-    )
+    table = replace(table, sources=sources)
+    found = measured(other, find_seen(other, [seen]), table)
     assert found.new is not None
     assert set(found.new.by_source) == {"unknown"}
     assert found.new.by_source["unknown"].num_images == 4
@@ -301,15 +296,8 @@ def test_a_class_without_new_images_that_is_predicted_is_named(
     probs = table.probs.copy()
     row = [path in NEW for path in table.paths].index(True)
     probs[row] = np.eye(len(table.classes))[gone]
-    found = external_metrics(
-        replace(table, probs=probs),
-        other,
-        find_seen(other, [seen]),
-        classes,
-        name="other",
-        model="run",
-        model_sha256="0" * 64,
-    )
+    table = replace(table, probs=probs)
+    found = measured(other, find_seen(other, [seen]), table)
     assert found.new is not None
     assert found.new.per_class["pituitary"].f1 == 0
     (note,) = [one for one in found.notes if "macro F1" in one]

@@ -91,7 +91,7 @@ def arrange(
 ) -> ClaimedSet:
     """Return the test images of one set beside the training images of it or another.
 
-    Of a set of its own, `test` is test and `train` and `val` are training. With another
+    In a set of its own, `test` is test and `train` and `val` are training. With another
     set, its files are training, except those of its subset `test`, and of the first set
     the subset `test` is test, or all of it where it has none.
 

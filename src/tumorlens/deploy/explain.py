@@ -47,7 +47,7 @@ Method = Literal["grad-cam", "integrated-gradients", "occlusion"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 _SEED = 0
-"""Of the random orders and the random weights: equal calls give equal files."""
+"""Seed of the random orders and weights: equal calls give equal files."""
 
 
 @dataclass(frozen=True)

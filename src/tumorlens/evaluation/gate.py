@@ -28,7 +28,8 @@ MAX_BYTES = 2_000_000
 """Size that the arrays of a gate stay under: some training images are left out."""
 
 _SMALLEST_SPREAD = np.array([1e-3, 0.02, 0.02, 0.02])
-"""Of each part: where val images hardly differ, rounding must raise no alarm."""
+"""Least spread of each part: where val images hardly differ, rounding must raise no
+alarm."""
 
 
 def spoil(images: NDArray[np.uint8], *, seed: int) -> dict[str, NDArray[np.uint8]]:

@@ -154,12 +154,10 @@ def _worst_cases(
             continue
         level = int(turned.any(axis=1).argmax())
         place = places[level]
-        image = min(
-            np.flatnonzero(turned[level]).tolist(),
-            key=lambda n, place=place: (  # type: ignore[misc] # mypy has no such lambda
-                -answers.confidence[place, n],
-                answers.rows[n].path,
-            ),
+        confidence = answers.confidence[place]
+        _, _, image = min(
+            (-confidence[n], answers.rows[n].path, n)
+            for n in np.flatnonzero(turned[level]).tolist()
         )
         row = answers.rows[image]
         found.append(

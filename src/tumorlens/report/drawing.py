@@ -79,8 +79,8 @@ Source:
 
 
 HEAT_COLORS = [(1.0, 0.9, 0.12, 0.0), (1.0, 0.0, 0.0, 0.75)]
-"""Of a map over an image: from clear over yellow to red. The anatomy stays visible
-below the strongest."""
+"""Colours of a map over an image, from clear over yellow to red. The anatomy stays
+visible below the strongest."""
 
 SMOOTH: Any = {"interpolation": "bicubic", "interpolation_stage": "rgba"}
 """How images and maps are enlarged."""

@@ -38,7 +38,7 @@ class Gate:
 
     method: Method
     mean: NDArray[np.float32]
-    """Of the embeddings of training images, shape (E,)."""
+    """Mean embedding of training images, shape (E,)."""
     components: NDArray[np.float16]
     """Principal components of the embeddings, shape (K, E)."""
     known: NDArray[np.float16]

@@ -298,7 +298,8 @@ def _bar_class(show: Progress) -> type[tqdm]:
 
         def __init__(self, *args: Any, **options: Any) -> None:
             silent = {**options, "disable": True}
-            super().__init__(*args, **silent)  # type: ignore[no-untyped-call] # tqdm's
+            base: Any = super()  # huggingface_hub's class has no types
+            base.__init__(*args, **silent)
             self._reports, Bar.is_first = Bar.is_first, False
             self._done = options.get("initial") or 0
 

@@ -183,8 +183,7 @@ class _Reporting(Dataset[Any]):
         self.images = images
 
     def __len__(self) -> int:
-        # torch's Dataset declares no length, as a set may do without; these have one.
-        return len(self.images)  # type: ignore[arg-type] # see above
+        return len(self.images)  # type: ignore[arg-type] # torch declares no length
 
     def __getitem__(self, key: Any) -> Any:
         try:

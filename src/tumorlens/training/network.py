@@ -362,7 +362,7 @@ class Answers(NamedTuple):
     """What a network gives for N images, before any temperature."""
 
     logits: NDArray[np.float32]
-    """Of each image in each of V views, shape (N, V, C)."""
+    """Logits in V views of each image, shape (N, V, C)."""
     embedding: NDArray[np.float32]
     """Input of the last layer, the mean over views, shape (N, E)."""
 

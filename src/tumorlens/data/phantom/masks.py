@@ -33,7 +33,7 @@ _LEVELS = 3
 """Folders between an image and its set: the class, the subset, the set."""
 
 _MAX_BYTES = 1 << 20
-"""Of one mask, unpacked; a drawn one has less than a thousandth of it."""
+"""Largest unpacked mask; a drawn one has less than a thousandth of it."""
 
 _MAX_SIDE = 4096
 
