@@ -24,6 +24,7 @@ import tumorlens
 from tumorlens.config import ModelConfig
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.runs.folder import ModelCard
+from tumorlens.stats.calibration import answered_probs
 from tumorlens.training import network
 from tumorlens.training.network import (
     classifier_layers,
@@ -876,3 +877,27 @@ def test_an_answer_that_is_no_number_is_no_answer() -> None:
             device=CPU,
             mirror=False,
         )
+
+
+def test_a_head_of_two_tokens_has_one_embedding() -> None:
+    name = "deit_tiny_distilled_patch16_224"
+    model = timm.create_model(name, num_classes=3, img_size=32).eval()
+    card = ModelCard(
+        tumorlens="0",
+        name=name,
+        classes=("a", "b", "c"),
+        in_chans=3,
+        size_px=32,
+        fit="pad",
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        mirror=True,
+        epoch=1,
+        weights_sha256="0" * 64,
+    )
+    batch = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    found = network.answer(model, [batch], card, torch.device("cpu"))
+    assert found.logits.shape == (2, 2, 3)
+    assert found.embedding.shape == (2, 192)
+    probs = network.predict_probs(model, [batch], card, torch.device("cpu"))
+    np.testing.assert_allclose(answered_probs(found.logits, 1.0), probs, atol=1e-6)

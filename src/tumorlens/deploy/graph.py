@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tumorlens.errors import RunError
-from tumorlens.training.network import LUMA
+from tumorlens.training.network import LUMA, before_last_layer
 from tumorlens.training.views import policy_of, views_of
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class _Member(nn.Module):
         # Not `module(values)`: one pass gives both. A test shows for many networks that
         # the logits are the same.
         logits = self.module.forward_head(features)
-        embedding = self.module.forward_head(features, pre_logits=True).flatten(1)
+        embedding = before_last_layer(self.module, features)
         probs = (logits / self.temperature).softmax(dim=1)
         return (
             _mean_over_views(probs, len(views)),

@@ -7,24 +7,23 @@ layer. It is an explanation by examples: what the answer was learnt from.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from tumorlens.data.index import check_unchanged
 from tumorlens.errors import ConfigError
 from tumorlens.evaluation.map_checks import Neighbour
 from tumorlens.evaluation.subsets import read_data
+from tumorlens.stats.gate import unit
 from tumorlens.training.dataset import (
     PreparedData,
     image_limits,
     load_subset,
 )
-from tumorlens.training.devices import naming_missing_operators
 from tumorlens.training.loading import Decoding, plain_batches
-from tumorlens.training.network import as_input, normalize
+from tumorlens.training.network import answer, as_input
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -129,7 +128,6 @@ def embed_square(
     return found
 
 
-@torch.inference_mode()
 def embed(
     model: nn.Module, batches: Iterable[Tensor], card: ModelCard, device: torch.device
 ) -> NDArray[np.float32]:
@@ -138,20 +136,9 @@ def embed(
     Raises:
         ConfigError: The network has none.
     """
-    network: Any = model.eval()
-    if not hasattr(network, "forward_head"):
+    if not hasattr(model, "forward_head"):
         raise ConfigError(
             f"--neighbours needs an embedding, and {card.name} has none",
             hint="leave it out",
         )
-    parts = []
-    for batch in batches:
-        with naming_missing_operators(device):
-            images = normalize(batch.to(device), mean=card.mean, std=card.std)
-            features = network.forward_features(images)
-            found = network.forward_head(features, pre_logits=True)
-            # Some heads give two: the means of their tokens.
-            found = found[0] if isinstance(found, tuple) else found
-            parts.append(functional.normalize(found.flatten(1).float()).cpu())
-    embeddings: NDArray[np.float32] = torch.cat(parts).numpy()
-    return embeddings
+    return unit(answer(model.eval(), batches, card, device).embedding)

@@ -400,10 +400,7 @@ def answer(
             policy = policy_of(mirror=card.mirror, tta=card.tta)
             features = [network.forward_features(v) for v in views_of(images, policy)]
             by_view = [network.forward_head(one).float() for one in features]
-            inputs = [
-                network.forward_head(one, pre_logits=True).flatten(1).float()
-                for one in features
-            ]
+            inputs = [before_last_layer(network, one) for one in features]
             logits.append(torch.stack(by_view, dim=1).cpu())  # (N, V, C)
             embeddings.append(torch.stack(inputs).mean(dim=0).cpu())
     found = Answers(torch.cat(logits).numpy(), torch.cat(embeddings).numpy())
@@ -413,6 +410,14 @@ def answer(
             hint="train with a lower optim.lr, or with optim.clip_grad_norm=1.0",
         )
     return found
+
+
+def before_last_layer(network: Any, features: Tensor) -> Tensor:
+    """Return the input of the last layer, shape (N, E)."""
+    found = network.forward_head(features, pre_logits=True)
+    # Some heads give two: the means of their tokens.
+    first: Tensor = found[0] if isinstance(found, tuple) else found
+    return first.flatten(1).float()
 
 
 def needs_model_hub(config: ModelConfig) -> bool:
