@@ -95,7 +95,7 @@ def test_the_first_run_fetches_with_a_bar_and_the_next_needs_no_server(
     assert not out.exists()
     assert not [path for path in (tmp_path / "hf").rglob("*") if is_large(path)]
 
-    server.fault, server.pause_s = None, 0.3
+    server.fault, server.pause_s = None, 0.6
     server.requests.clear()
     ended, shown = on_a_terminal(zygote, *train, out)
     assert ended.status == 0, shown

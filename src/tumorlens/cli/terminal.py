@@ -558,7 +558,11 @@ def counting(words: str) -> Iterator[Callable[[int, int | None], None] | None]:
             yield None
             return
         task = bars.add_task(words, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+        def show(done: int, total: int | None) -> None:
+            bars.update(task, completed=done, total=total, refresh=done == total)
+
+        yield show
 
 
 class TrainingDisplay(Listener):
@@ -611,6 +615,8 @@ class TrainingDisplay(Listener):
                 description=f"{self._fold}{words}",
                 completed=done,
                 total=total,
+                # What ends is drawn full, however soon the next step takes its place.
+                refresh=done == total,
             )
 
 

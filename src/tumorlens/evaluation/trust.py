@@ -154,7 +154,7 @@ def _fit(
         of_train.embedding,
         of_train.labels,
         of_val.embedding,
-        of_val.facts,
+        (of_train.facts, of_val.facts),
         of_val.variants,
         seed=seed,
     )
