@@ -19,6 +19,7 @@ from tumorlens.data.leakage import LeakVerdict
 from tumorlens.deploy.artefact import Manifest, Parity
 from tumorlens.deploy.benchmark.results import Benchmark
 from tumorlens.evaluation.map_checks import ExplanationChecks
+from tumorlens.report.card import Card
 from tumorlens.runs.external import ExternalMetrics
 from tumorlens.runs.folder import ModelCard
 from tumorlens.runs.measures import Metrics, TtaEffect
@@ -30,6 +31,7 @@ from tumorlens.study.external_comparison import ExternalComparison
 MODELS: dict[str, type[BaseModel]] = {
     "audit.json": Audit,
     "benchmark.json": Benchmark,
+    "card.json": Card,
     "checks.json": ExplanationChecks,
     "claim.json": ClaimCheck,
     "comparison.json": Comparison,

@@ -20,6 +20,7 @@
         external/NAME/       measured on another set: predictions, images, external.json
         tta/val.json ...     the effect of test-time augmentation, and its tables
         stress.json, stress.html, stress-val-onnx.json ...   accuracy on worse images
+        card.md, card.json, checklist.csv   the model card, made from these files
         tracking.json        the run of MLflow that mirrors this one
 
 `open_run` loads no weights and needs no torch: a `Run` reads the files of the folder
