@@ -427,7 +427,9 @@ def card_of_run(run: Run) -> Card:
         kind=_kind(run, is_imported=is_imported),
         model=run.model_name,
         classes=next(iter(networks.values())).classes,
-        limits=_limits(leak, external, is_calibrated=bool(parts["trust"])),
+        limits=_limits(
+            leak, is_calibrated=bool(parts["trust"]), is_elsewhere=bool(external)
+        ),
         networks=networks,
         sets=_set_names(run.config),
         leak=leak,
@@ -474,7 +476,7 @@ def card_of_artefact(path: Path) -> Card:
         kind="artefact",
         model=" + ".join(known.networks),
         classes=known.classes,
-        limits=_limits(None, {}, is_calibrated=bool(trust)),
+        limits=_limits(None, is_calibrated=bool(trust), is_elsewhere=None),
         networks=networks,
         machine=CardMachine(tumorlens=known.tumorlens, packages=known.made_with),
         trust=trust,
@@ -536,11 +538,15 @@ def _network(run: Run) -> CardNetwork:
 
 
 def _limits(
-    leak: LeakVerdict | None,
-    external: Mapping[str, ExternalMetrics],
-    *,
-    is_calibrated: bool,
+    leak: LeakVerdict | None, *, is_calibrated: bool, is_elsewhere: bool | None
 ) -> tuple[str, ...]:
+    """Return the limits, one sentence or two each.
+
+    Args:
+        leak: The leak verdict; `None` where it is not known.
+        is_calibrated: Whether it has trust.
+        is_elsewhere: Whether it was measured on another set; `None`: not known.
+    """
     limits = [_ONE_IMAGE, _OWN_CLASSES, _SOURCES]
     if not is_calibrated:
         limits.append(_NOT_CALIBRATED)
@@ -551,7 +557,7 @@ def _limits(
             "Whether training has seen the patients of test is open: "
             f"{leak.unknown_patients}."
         )
-    if not external:
+    if is_elsewhere is False:
         limits.append(_NO_OTHER_SET)
     return tuple(limits)
 
@@ -655,7 +661,7 @@ def _licence(config: Config, *, is_imported: bool) -> tuple[CardLicence, str | N
     start, base_model = config.model.pretrained, None
     pretrained = NOT_KNOWN
     if start == "no":
-        pretrained = "none: it began with random weights"
+        pretrained = "none, as it began with random weights"
     elif start in ("auto", "yes") and not is_imported:
         import timm
 

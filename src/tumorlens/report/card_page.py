@@ -123,7 +123,8 @@ def as_text(card: Card) -> str:
         tables={name: Markup(markdown_table(rows)) for name, rows in _tables(card)},
     )
     head = _head(card).to_yaml(line_break="\n")
-    return ModelCard(f"---\n{head}\n---\n\n{body}").content
+    content: str = ModelCard(f"---\n{head}\n---\n\n{body}").content
+    return content
 
 
 def _head(card: Card) -> ModelCardData:
@@ -328,10 +329,10 @@ def _calibration_rows(card: Card) -> Rows:
             "all" if place == "." else place,
             f"{one.num_images:,} ({one.num_groups:,})",
             decimal(one.temperature),
-            decimals(one.before and one.before.ece),
-            decimals(one.after and one.after.ece),
-            decimals(one.before and one.before.log_loss),
-            decimals(one.after and one.after.log_loss),
+            decimals(one.before.ece if one.before else None),
+            decimals(one.after.ece if one.after else None),
+            decimals(one.before.log_loss if one.before else None),
+            decimals(one.after.log_loss if one.after else None),
         ]
         for place, one in card.trust.items()
     ]
@@ -393,7 +394,7 @@ def _export_rows(card: Card) -> Rows:
             percent(one.accuracy.run),
             percent(one.accuracy.artefact),
             _points(one.accuracy.change),
-            decimal(one.max_difference, 6),
+            f"{one.max_difference:.1g}",
         ]
         for one in card.exports.values()
     ]
@@ -401,12 +402,13 @@ def _export_rows(card: Card) -> Rows:
 
 def _hash_rows(card: Card) -> Rows:
     """Return the files that the figures rest on; of folds and members their weights."""
-    names = ("weights.safetensors", "split.csv", "seen.npz", "trust.json", "gate.npz")
-    names += ("metrics.json", "predictions.csv")
+    weights = "weights.safetensors"
+    names = {"split.csv", "seen.npz", "trust.json", "gate.npz"}
+    names |= {"metrics.json", "predictions.csv"}
     return ["file", "SHA-256"], [
         [path, digest]
         for path, digest in card.files.items()
-        if path in names or path.endswith(names[0]) or card.kind == "artefact"
+        if path in names or path.endswith(weights) or card.kind == "artefact"
     ]
 
 
