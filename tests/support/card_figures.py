@@ -16,6 +16,7 @@ import tomllib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import timm
 import yaml
 
 from tumorlens.evaluation.map_checks import ExplanationChecks
@@ -168,7 +169,7 @@ def assert_text_is_of_files(text: str, run: Path) -> None:
         expected = [
             one for part in _section(title, card, run) for one in numbers_in(part)
         ]
-        assert numbers_in(section) == expected, title or "the first lines"
+        assert numbers_in(section) == expected, f"{title}: {expected}"
 
 
 def _assert_head(head: dict[str, Any], run: Path) -> None:
@@ -177,8 +178,8 @@ def _assert_head(head: dict[str, Any], run: Path) -> None:
     parts = [read(path) for path in run.glob("metrics.json")]
     others = [read(path) for path in sorted(run.glob("external/*/external.json"))]
     parts += [one["new"] or one["all"] for one in others]
-    kinds = ("accuracy", "balanced_accuracy", "f1", "roc_auc", "log_loss")
-    kinds += ("brier_score", "expected_calibration_error")
+    kinds = [*("accuracy", "balanced_accuracy", "f1", "roc_auc", "log_loss")]
+    kinds += ["brier_score", "expected_calibration_error"]
     for part in parts:
         pairs = [(k, part[n]["value"]) for k, n in zip(kinds, MEASURES, strict=True)]
         pairs += [
@@ -213,7 +214,7 @@ def _section(title: str, card: dict[str, Any], run: Path) -> Iterator[str]:
         "Exports": lambda card, _: _artefacts(card),
         "Files": lambda _, run: [f"{len(_card_files(run))}", "SHA-256"],
         "Machine and libraries": lambda card, _: _machine(card["machine"]),
-        "Licence": lambda _card, _run: ["Apache-2.0"],
+        "Licence": _licence,
         "Checklist": lambda _card, _run: ["CLAIM 2024"],
     }
     yield from of_title[title](card, run)
@@ -221,12 +222,21 @@ def _section(title: str, card: dict[str, Any], run: Path) -> Iterator[str]:
 
 def _first_lines(card: dict[str, Any], run: Path) -> Iterator[str]:
     figures, networks = card["figures"], [*card["networks"].values()]
-    yield f"{run.name} {networks[0]['name']}"
+    config = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
+    yield f"{run.name} {config['model']['name']}"
     yield f"{len(networks)}" if len(networks) > 1 else ""
     yield f"{card['machine']['tumorlens']} {len(networks[0]['classes'])}"
     if figures:
         yield f"{figures['num_images']:,} {_share(figures['accuracy'])}"
         yield "95 %" if figures["accuracy"]["low"] is not None else ""
+
+
+def _licence(_card: dict[str, Any], run: Path) -> Iterator[str]:
+    model = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))["model"]
+    yield "Apache-2.0"
+    if model["pretrained"] in ("auto", "yes"):
+        known = timm.get_pretrained_cfg(model["name"])
+        yield (known.license or "") if known else ""
 
 
 def _limits(card: dict[str, Any], _: Path) -> Iterator[str]:
@@ -260,7 +270,7 @@ def _protocol(card: dict[str, Any], run: Path) -> Iterator[str]:
         folds = f"{protocol['num_folds']}"
         yield {"as-given": val, "grouped": f"{test} {val}"}.get(kind, f"{folds} {val}")
     yield f"{protocol['seed']}"
-    yield from (f"{name} {number}" for name, number in protocol["looks"].items())
+    yield from (f"{number} {name}" for name, number in protocol["looks"].items())
 
 
 def _training(card: dict[str, Any]) -> Iterator[str]:
@@ -479,8 +489,8 @@ def _stress(path: Path) -> dict[str, Any]:
     corruptions = []
     for one in found["corruptions"]:
         worst = min(one["levels"], key=lambda level: level["change"]["value"])
-        names = ("level", "accuracy", "change", "p_holm")
-        corruptions.append({**pick(one, "name", "title"), **pick(worst, *names)})
+        figures = pick(worst, "level", "accuracy", "change", "p_holm")
+        corruptions.append({**pick(one, "name", "title"), **figures})
     corruptions.sort(key=lambda one: one["change"]["value"])
     names = ("model", "num_images", "num_groups", "clean", "not_measured")
     words = read_stress(path).words

@@ -1,4 +1,4 @@
-"""A run with every kind of file that a model card is made from. Tests only read it."""
+"""A run with every kind of file that a model card is made from, and its card."""
 
 from __future__ import annotations
 
@@ -8,21 +8,34 @@ from typing import TYPE_CHECKING
 from support.handmade_external import write_evaluation
 from support.handmade_stress import answers as stress_answers
 from support.handmade_stress import figures as stress_figures
+from support.made_once import made_once
 from tumorlens.evaluation.map_checks import ExplanationChecks, Summary
 from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.trust import Wanted, fit_trust
 from tumorlens.files import write_model
+from tumorlens.report.card_page import write_card
 from tumorlens.runs.folder import open_run
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
     from tumorlens.runs.folder import Run
 
 EASY = Wanted(coverage=0.8, error=0.3, confidence=0.8, specificity=0.9)
 
 
-def make_whole_run(folder: Path, exported: Run) -> Run:
+def whole_run(factory: pytest.TempPathFactory, exported: Run) -> Run:
+    """Return the run, which all tests share and none may change."""
+
+    def make(folder: Path) -> None:
+        write_card(_make(folder, exported).path)
+
+    return open_run(made_once(factory, "whole-run", make))
+
+
+def _make(folder: Path, exported: Run) -> Run:
     """Copy a run with its artefact, and add figures of every kind."""
     shutil.copytree(
         exported.path,
