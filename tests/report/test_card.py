@@ -13,13 +13,14 @@ import pytest
 
 from support.card_figures import assert_figures_are_of_files, figures_of, read
 from support.card_runs import whole_run
-from support.handmade_runs import answers
+from support.handmade_runs import CLEAN, SPLIT, answers, history, settings
 from support.handmade_runs import make_run as make_run_by_hand
 from support.runs_on_images import make_run
+from tumorlens.config import parse_config
 from tumorlens.data.leakage import LeakVerdict
 from tumorlens.errors import ArtefactError, RunError
 from tumorlens.report.card import NOT_KNOWN, card_of_artefact, card_of_run
-from tumorlens.runs.folder import Run, open_run
+from tumorlens.runs.folder import Run, create_run, open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,6 +143,33 @@ def test_imported_weights_say_that_their_training_is_not_known(tmp_path: Path) -
     assert card.has_leak
     assert f"The figures on test are not held out. {words}" in card.limits
     assert card.licence.pretrained != NOT_KNOWN  # the handmade settings say "no"
+
+
+def test_without_a_split_figures_take_an_import_with_images(tmp_path: Path) -> None:
+    run = make_run_by_hand(tmp_path / "run")
+    run.write_environment({"imported_from": {"file": "theirs.pth"}})
+    run.split_path.unlink()
+    card = card_of_run(run)
+    for name in ("split", "figures", "trust", "stress", "exports"):
+        assert card.missing[name].why.endswith("as the run has no split")
+        assert card.missing[name].command.startswith("tumorlens import ")
+    assert card.missing["external"].command == "tumorlens evaluate RUN --on DATA"
+
+
+def test_an_ensemble_names_each_of_its_networks(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run", parse_config(settings()))
+    run.write_split(SPLIT, CLEAN)
+    run.write_environment({"tumorlens": "0"})
+    run.write_ensemble(["first", "second"], model="2 x test_resnet")
+    for number in range(2):
+        make_run_by_hand(run.member_path(number), rows=history(0.5, 0.6))
+    run.mark_finished()
+    card = card_of_run(run)
+    assert (card.kind, card.model) == ("ensemble", "2 x test_resnet")
+    assert list(card.networks) == ["members/0", "members/1"]
+    assert card.training is not None
+    assert card.training.seconds == {"members/0": 4.0, "members/1": 4.0}
+    assert "members/1/weights.safetensors" in card.files
 
 
 def test_trust_of_other_weights_is_refused(whole: Run, tmp_path: Path) -> None:

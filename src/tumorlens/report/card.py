@@ -97,8 +97,11 @@ _NO_OTHER_SET = (
     "It was measured on no other set, so nothing is known of images from other places."
 )
 
+_WITH_A_SPLIT = "tumorlens import WEIGHTS --data DATA --out RUN"
+"""What makes a run with a split of weights from elsewhere."""
+
 _MISSING = {
-    "split": ("not known, as the run has no split", ""),
+    "split": ("not known, as the run has no split", _WITH_A_SPLIT),
     "training": ("not known, as the weights were not trained here", ""),
     "figures": ("not measured", "tumorlens evaluate RUN"),
     "trust": ("not calibrated", "tumorlens trust RUN"),
@@ -112,6 +115,8 @@ _MISSING = {
 }
 """Part of the card -> what it says where the part is missing, and the command that
 makes it."""
+
+_NEED_A_SPLIT = ("figures", "trust", "stress", "exports")
 
 _IN_ITS_RUN = ("not in an artefact", "tumorlens card RUN")
 
@@ -513,6 +518,8 @@ def _gaps(run: Run, names: Iterable[str]) -> dict[str, CardGap]:
         why, command = _MISSING[name]
         if name == "exports" and run.is_kfold:
             command = "tumorlens export RUN/folds/0 --format onnx"
+        if name in _NEED_A_SPLIT and not run.split_path.is_file():
+            why, command = f"{why}, as the run has no split", _WITH_A_SPLIT
         gaps[name] = CardGap(why=why, command=command)
     return gaps
 

@@ -195,15 +195,19 @@ def _answers(card: Card) -> dict[str, _Answer]:
         preprocessing = "size_px, fit"
     figures, external = card.figures, [f"external/{name}" for name in card.external]
     sources = figures.by_source if figures else {}
-    evaluate = "tumorlens evaluate RUN"
+    commands = {name: gap.command for name, gap in card.missing.items()}
+    evaluate = commands.get("figures", "tumorlens evaluate RUN")
+    split = commands.get("split", "")
     answers = {
         "preprocessing": _if(card.networks, f"{model}: {preprocessing}"),
         "model": _if(card.networks, f"{model}: {details}"),
         "software": _if(card.machine.packages, libraries),
         "ensemble": _if(card.networks, _combined(card, model)),
-        "subsets": _if(card.split, "config.toml: data.protocol; split.csv: subset"),
-        "groups": _if(card.split, "split.csv: group; leak.json"),
-        "classes": _if(card.split, "split.csv: label"),
+        "subsets": _if(
+            card.split, "config.toml: data.protocol; split.csv: subset", split
+        ),
+        "groups": _if(card.split, "split.csv: group; leak.json", split),
+        "classes": _if(card.split, "split.csv: label", split),
         "counts": _if(
             card.split and _are_patients_known(card), "split.csv: group, subset, reason"
         ),
@@ -230,28 +234,28 @@ def _answers(card: Card) -> dict[str, _Answer]:
             "predictions.csv" in card.files, "predictions.csv; looks.jsonl", evaluate
         ),
         "thresholds": _if(
-            card.trust, f"{trust}: promise, operating_points", "tumorlens trust RUN"
+            card.trust, f"{trust}: promise, operating_points", commands.get("trust", "")
         ),
         "abstention": _if(
             figures and figures.trust,
             f"{trust}: promise; metrics.json: trust",
-            evaluate if card.trust else "tumorlens trust RUN",
+            commands.get("trust", evaluate),
         ),
         "variability": _if(
             len(sources) > 1 or (figures and figures.folds) or card.stress,
             "; ".join(_variability(card)),
-            "tumorlens stress RUN",
+            commands.get("stress", ""),
         ),
-        "stress": _if(card.stress, "; ".join(card.stress), "tumorlens stress RUN"),
+        "stress": _if(card.stress, "; ".join(card.stress), commands.get("stress", "")),
         "explanations": _if(
             card.explanations,
             "; ".join(card.explanations),
-            "tumorlens explain RUN IMAGE... --out RUN/explain",
+            commands.get("explanations", ""),
         ),
         "external": _if(
             external,
             "; ".join(f"{folder}/external.json" for folder in external),
-            "tumorlens evaluate RUN --on DATA",
+            commands.get("external", ""),
         ),
     }
     if card.kind == "artefact":
