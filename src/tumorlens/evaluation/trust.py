@@ -228,7 +228,7 @@ def one_of_each(groups: NDArray[np.integer], *, seed: int) -> NDArray[np.int64]:
 
     Args:
         groups: Group of each image, shape (N,).
-        seed: Of the draw.
+        seed: Seed of the draw.
     """
     order = np.random.default_rng(seed).permutation(len(groups))
     _, first = np.unique(groups[order], return_index=True)
@@ -304,7 +304,7 @@ def promise_of(
     """Return when to answer, so that few enough answers are wrong.
 
     Args:
-        probs: Of one image of each group, shape (N, C).
+        probs: Probabilities of one image of each group, shape (N, C).
         labels: True class indices, shape (N,).
         wanted: Error and confidence.
     """

@@ -284,7 +284,7 @@ def read_trust(folder: Path, weights_sha256: Sequence[str]) -> TrustedAnswers | 
     """Return the trust of a run or an artefact; `None` where there is none.
 
     Args:
-        folder: Of the run or the artefact.
+        folder: Folder of the run or the artefact.
         weights_sha256: Digests of the weights that are to be trusted.
 
     Raises:
