@@ -34,8 +34,8 @@ from tumorlens.data.near_duplicates import (
     SAME_DETAIL,
     find_near_duplicates,
     hash_thumbnails,
-    similarity,
     make_thumbnail,
+    similarity,
     turned,
 )
 from tumorlens.data.phantom.atlas import load_atlas

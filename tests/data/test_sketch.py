@@ -12,8 +12,8 @@ from PIL import Image
 from support.images import CLASSES, draw_head, draw_image
 from tumorlens.data.near_duplicates import (
     find_near_duplicates,
-    similarity,
     make_thumbnail,
+    similarity,
 )
 from tumorlens.data.sketch import SAME_HEAD, make_sketches, similarities
 
