@@ -18,6 +18,7 @@ from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.predictions import read_predictions
 from tumorlens.evaluation.trust import Wanted, fit_trust, one_of_each
 from tumorlens.report import write_run_report
+from tumorlens.report.page import write_percent
 from tumorlens.runs.folder import open_run
 from tumorlens.runs.trust import (
     NO_BRAIN_MRI,
@@ -27,7 +28,6 @@ from tumorlens.runs.trust import (
     of_folds,
     trust_of_run,
 )
-from tumorlens.text import percent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,7 +129,7 @@ def test_the_page_shows_what_the_temperature_changes(calibrated: Run) -> None:
     for found in (trust.before, trust.after):
         assert found is not None
         assert found.ece.value is not None
-        assert f"<td>{percent(found.ece.value)}" in page
+        assert f"<td>{write_percent(found.ece.value)}" in page
     assert trust.promise.words in page
     assert "Operating points, chosen on val" in page
     assert (calibrated.figures_dir / "reliability.svg").is_file()
