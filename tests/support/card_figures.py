@@ -374,10 +374,17 @@ def _worse(stress: dict[str, Any]) -> Iterator[str]:
     for found in stress.values():
         yield f"{found['model']} {found['words']}"
         yield _share(found["clean"])
+        yield from _answered(found["clean_trust"])
         for one in found["corruptions"]:
             yield f"{one['title']} {one['level']} {_share(one['accuracy'])}"
             yield _points(one["change"])
             yield f"{one['p_holm']:.3f}" if one["p_holm"] >= 0.0005 else "0.001"
+            yield from _answered(one["trust"])
+
+
+def _answered(trust: dict[str, Any] | None) -> Iterator[str]:
+    shares = [trust[name] for name in ("answered", "error", "alarms")] if trust else []
+    yield from (_share(one) for one in shares if one)
 
 
 def _maps(explanations: dict[str, Any]) -> Iterator[str]:
@@ -489,12 +496,16 @@ def _stress(path: Path) -> dict[str, Any]:
     corruptions = []
     for one in found["corruptions"]:
         worst = min(one["levels"], key=lambda level: level["change"]["value"])
-        figures = pick(worst, "level", "accuracy", "change", "p_holm")
+        figures = pick(worst, "level", "accuracy", "change", "p_holm", "trust")
         corruptions.append({**pick(one, "name", "title"), **figures})
     corruptions.sort(key=lambda one: one["change"]["value"])
-    names = ("model", "num_images", "num_groups", "clean", "not_measured")
+    names = ("model", "num_images", "num_groups", "clean", "clean_trust")
     words = read_stress(path).words
-    return {**pick(found, *names), "corruptions": corruptions, "words": words}
+    not_measured = found["not_measured"]
+    return {
+        **pick(found, *names),
+        **{"corruptions": corruptions, "not_measured": not_measured, "words": words},
+    }
 
 
 def _explanations(path: Path) -> dict[str, Any]:

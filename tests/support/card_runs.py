@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from support.handmade_external import write_evaluation
 from support.handmade_stress import answers as stress_answers
 from support.handmade_stress import figures as stress_figures
+from support.handmade_stress import trust as stress_trust
 from support.made_once import made_once
 from tumorlens.evaluation.map_checks import ExplanationChecks, Summary
 from tumorlens.evaluation.measure import evaluate
@@ -60,7 +61,8 @@ def _make(folder: Path, exported: Run) -> Run:
     fit_trust(run, EASY)
     evaluate(run, command="tumorlens evaluate run")
     write_evaluation(run.external_path("hospital-b"), [1, 1, 0, 1, 0, 1], "nnpnsn")
-    worse = stress_answers(clean=[39], blur_5=range(24), crop_1=[3])
+    away = stress_trust(clean=[38], blur_5=range(9))
+    worse = stress_answers(away, clean=[39], blur_5=range(24), crop_1=[3])
     write_model(run.stress_path("test"), stress_figures(run, worse))
     checks = ExplanationChecks(
         model="run",

@@ -42,7 +42,7 @@ from tumorlens.runs.measures import (
     Subset,
     TrustMeasures,
 )
-from tumorlens.runs.stress import read_stress
+from tumorlens.runs.stress import StressTrust, read_stress
 from tumorlens.runs.trust import (
     FILE as TRUST_FILE,
 )
@@ -283,6 +283,7 @@ class CardCorruption(_Part):
     accuracy: Share
     change: PairedDifference
     p_holm: Fraction
+    trust: StressTrust | None
     is_found: bool
     """Whether the change is more than chance."""
 
@@ -295,6 +296,7 @@ class CardStress(_Part):
     num_images: Count
     num_groups: Count
     clean: Share
+    clean_trust: StressTrust | None
     corruptions: tuple[CardCorruption, ...]
     not_measured: dict[str, str]
     words: str
@@ -770,6 +772,7 @@ def _stress(found: Stress) -> CardStress:
                 accuracy=worst.accuracy,
                 change=worst.change,
                 p_holm=worst.p_holm,
+                trust=worst.trust,
                 is_found=worst.is_found,
             )
         )
@@ -779,6 +782,7 @@ def _stress(found: Stress) -> CardStress:
         num_images=found.num_images,
         num_groups=found.num_groups,
         clean=found.clean,
+        clean_trust=found.clean_trust,
         corruptions=tuple(corruptions),
         not_measured=found.not_measured,
         words=found.words,

@@ -366,21 +366,25 @@ def _gate_rows(card: Card) -> Rows:
 
 def _stress_rows(found: CardStress) -> Rows:
     heading = ["corruption", "level", "accuracy", "change, points", "p", "found"]
-    clean = ["none", NOT_DEFINED, _share(found.clean), *[NOT_DEFINED] * 3]
-    return heading, [
-        clean,
-        *(
-            [
-                one.title,
-                f"{one.level}",
-                _share(one.accuracy),
-                _points(one.change),
-                p_value(one.p_holm),
-                "yes" if one.is_found else "no",
-            ]
-            for one in found.corruptions
-        ),
+    rows = [["none", NOT_DEFINED, _share(found.clean), *[NOT_DEFINED] * 3]]
+    rows += [
+        [
+            one.title,
+            f"{one.level}",
+            _share(one.accuracy),
+            _points(one.change),
+            p_value(one.p_holm),
+            "yes" if one.is_found else "no",
+        ]
+        for one in found.corruptions
     ]
+    if found.clean_trust is not None:
+        heading += ["answered", "wrong among the answers", "turned away"]
+        trusts = [found.clean_trust, *(one.trust for one in found.corruptions)]
+        for row, trust in zip(rows, trusts, strict=True):
+            parts = (trust.answered, trust.error, trust.alarms) if trust else [None] * 3
+            row += map(_share, parts)
+    return heading, rows
 
 
 def _export_rows(card: Card) -> Rows:
