@@ -169,8 +169,7 @@ def _limits(
     num = max(2.0, len(values) / effect)
     limit = stats.t.isf(share, num - 1) * np.sqrt(1 + 1 / num)
     wider = max(1.0, limit / stats.norm.isf(max(share, 1 / (num + 1))))
-    found = middle + wider * np.array([low - middle, 0, high - middle])
-    return np.asarray(found, np.float64)
+    return middle + wider * np.array([low - middle, 0, high - middle])
 
 
 def _exceeded_by(scores: NDArray[np.float64], share: float) -> float:
