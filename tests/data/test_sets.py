@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tumorlens.config import DataConfig, load_config, parse_config, set_names
-from tumorlens.data.index import Index, check_outside, read_index
+from tumorlens.data.index import Index, patient_note, check_outside, read_index
 from tumorlens.data.sets import ImageSets, pooled, root_of, sets_of
 from tumorlens.errors import ConfigError, DataError
 
@@ -78,7 +78,12 @@ def test_metadata_of_each_set_holds_for_it_and_patients_hold_for_all(
     (two[1] / "metadata.csv").write_text(
         "path,patient,source_label\nglioma/1.png,P-1,notumor\n"
     )
-    records = {one.path: one for one in read_index(pooled(two)).records}
+    index = read_index(pooled(two))
+    note = patient_note(index)
+    assert note is not None
+    assert note.startswith("1 patient has the same key in several sets")
+    assert "P-1" not in note
+    records = {one.path: one for one in index.records}
     with_facts = {
         path: (one.patient, one.source, one.source_label)
         for path, one in records.items()
@@ -89,8 +94,9 @@ def test_metadata_of_each_set_holds_for_it_and_patients_hold_for_all(
         # The source's label is spelt as the labels are, or it would contradict them.
         "second/glioma/1.png": ("P-1", "second", "no_tumor"),
     }
-    alone = read_index(pooled(two), metadata="none").records
-    assert {one.patient for one in alone} == {None}
+    alone = read_index(pooled(two), metadata="none")
+    assert {one.patient for one in alone.records} == {None}
+    assert patient_note(alone) is None
 
 
 def test_one_table_of_metadata_names_the_files_of_all_sets(

@@ -282,7 +282,10 @@ def test_a_damaged_file_in_the_cache_is_removed_and_fetched_again(
     path = fetch_weights(NAME)
     path.resolve().write_bytes(content[:-1] + b"!")
     error = fail()
+    assert "cannot be used: the file in the cache was damaged: " in error.problem
     assert "expected a file with the SHA-256 " in error.problem
+    assert "http" not in error.problem  # no server was asked
+    assert error.hint.startswith("run it again, and they are fetched anew, or ")
     assert files_below(cache) == []
     assert fetch_weights(NAME).read_bytes() == content
 
@@ -516,6 +519,19 @@ def test_the_hub_is_asked_through_a_proxy(
         "hub.invalid",
         f"localhost:{server.port}",
     }
+
+
+def test_a_proxy_that_is_not_there_is_named_without_its_password(
+    server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_hub("http://hub.invalid", monkeypatch)
+    monkeypatch.setenv("HTTP_PROXY", f"http://jane:secret@localhost:{server.port}")
+    server.__exit__()
+    huggingface_hub.close_session()
+    problem = fail().problem
+    assert "through http://" in problem
+    assert f"localhost:{server.port}: " in problem
+    assert "secret" not in problem
 
 
 def test_a_mirror_is_reached_through_the_tunnel_of_a_proxy(

@@ -324,8 +324,10 @@ def print_external(found: ExternalMetrics) -> None:
     if "log_loss" not in found.all.not_measured:
         losses = [decimal(one.log_loss.value) for one in parts.values()]
         rows.append(("log loss", *losses))
+    for sentence in found.notes:
+        print_line(sentence)
     print_table(("measure", *parts), rows)
-    for sentence in (*found.headline.warnings, *found.notes):
+    for sentence in found.headline.warnings:
         print_line(sentence)
 
 

@@ -31,6 +31,7 @@ from tumorlens.data.sets import ImageSets
 from tumorlens.data.tables import read_table
 from tumorlens.errors import DataError, RunError, did_you_mean
 from tumorlens.files import sha256_of, sha256_of_bytes, write_text
+from tumorlens.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -315,12 +316,18 @@ def fact_of(text: str) -> str | None:
 
 
 def patient_note(index: Index) -> str | None:
-    """Return a sentence if the key of one patient may be no patient's; or `None`.
+    """Return a sentence if keys may not be those of one patient each; or `None`.
 
     A placeholder that `fact_of` does not know joins the files of many patients. Its key
     holds over a tenth of the files, and over three times as many as the others do on
-    average. The key is not named, because it could be a person's.
+    average. Pooled sets that number their patients each by itself join different ones.
+    The keys are not named, because they could be a person's.
     """
+    notes = [_placeholder_note(index), _shared_keys_note(index)]
+    return "; ".join(note for note in notes if note) or None
+
+
+def _placeholder_note(index: Index) -> str | None:
     sizes = Counter(one.patient for one in index.records if one.patient is not None)
     if not sizes:
         return None
@@ -331,6 +338,23 @@ def patient_note(index: Index) -> str | None:
     return (
         f"{largest:,} of {num_files:,} files have the same patient: if the word stands "
         "for unknown patients, leave the cell empty, or all of them stay together"
+    )
+
+
+def _shared_keys_note(index: Index) -> str | None:
+    if index.sets is None:
+        return None
+    sets_of: dict[str, set[str]] = {}
+    for one in index.records:
+        if one.patient is not None:
+            sets_of.setdefault(one.patient, set()).add(one.path.partition("/")[0])
+    num_shared = sum(len(names) > 1 for names in sets_of.values())
+    if not num_shared:
+        return None
+    keys = f"{counted(num_shared, 'patient')} {'has' if num_shared == 1 else 'have'}"
+    return (
+        f"{keys} the same key in several sets and count as one person each: if each "
+        "set numbers its own patients, make the keys differ"
     )
 
 

@@ -161,7 +161,7 @@ def _checked_set(
         raise DataError(
             f"no image of {data} can be tested: "
             f"{next(iter(found.left_out.values()), 'it is empty')}",
-            hint="audit it first: tumorlens audit DATA",
+            hint=f"see what is wrong with each: tumorlens audit {data} --out audit",
         )
     return found
 
@@ -432,7 +432,7 @@ def external_metrics(
             seen.turns[path] for path in table.paths if seen and path in seen.turns
         ),
         all=measures_of(table),
-        notes=(*_notes(table, is_seen, seen, classes, unknown, counts), *notes),
+        notes=(*notes, *_notes(table, is_seen, seen, classes, unknown, counts)),
         **parts,
     )
 

@@ -24,7 +24,7 @@ import shutil
 import ssl
 import urllib.request
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,10 @@ class _DamagedError(Exception):
     """A file that is not what its server promised."""
 
 
+class _DamagedInCacheError(Exception):
+    """A file of the cache that is no longer what was fetched. It is removed."""
+
+
 def fetch_weights(name: str, *, progress: Progress | None = None) -> Path:
     """Return the file of a network's pretrained weights, fetched if it is not cached.
 
@@ -97,9 +101,35 @@ def fetch_weights(name: str, *, progress: Progress | None = None) -> Path:
         cause = error.__cause__ if isinstance(error, DataError) else error
         reason, hint = _explain(cause or error, is_hub=bool(known.hf_hub_id))
         raise ConfigError(
-            f"the pretrained weights of {name} cannot be fetched from "
-            f"{without_password(address)}: {without_secrets(reason, address)}",
+            f"the pretrained weights of {name} cannot be "
+            f"{_way_to(address, error)}: {without_secrets(reason, address)}",
             hint=hint,
+        ) from None
+
+
+def _way_to(address: str, error: BaseException) -> str:
+    """Return where weights were to come from, in words."""
+    if isinstance(error, _DamagedInCacheError):
+        return "used"
+    words = f"fetched from {without_password(address)}"
+    proxy = urllib.request.getproxies().get(urlsplit(address).scheme)
+    if proxy is None or urllib.request.proxy_bypass(urlsplit(address).hostname or ""):
+        return words
+    return f"{words} through {without_password(proxy)}"
+
+
+@contextmanager
+def _in_cache() -> Iterator[None]:
+    """Tell a damaged file of the cache from one that a server has just sent.
+
+    Raises:
+        _DamagedInCacheError: In place of `_DamagedError`.
+    """
+    try:
+        yield
+    except _DamagedError as error:
+        raise _DamagedInCacheError(
+            f"the file in the cache was damaged: {error}"
         ) from None
 
 
@@ -108,6 +138,7 @@ def _from_hub(hub_id: str, filename: str | None, show: Progress) -> Path:
 
     Raises:
         _DamagedError: It is not what the hub promised. It is removed.
+        _DamagedInCacheError: The same of a file that was there.
         EntryNotFoundError: The hub has no file of weights under these names.
         OSError: Or another error of the client.
     """
@@ -119,7 +150,8 @@ def _from_hub(hub_id: str, filename: str | None, show: Progress) -> Path:
         )
         if isinstance(found, str):
             path = Path(found)
-            _check_digest(path, _digest_in_cache(path))
+            with _in_cache():
+                _check_digest(path, _digest_in_cache(path))
             return path
     for name in names:
         try:
@@ -200,12 +232,14 @@ def _from_address(address: str, show: Progress) -> Path:
 
     Raises:
         _DamagedError: It is not what the address promises. It is removed.
+        _DamagedInCacheError: The same of a file that was there.
         OfflineModeIsEnabled: It is not there, and the network is not to be used.
         DataError: Caused by an error of the disk or of the network.
     """
     name = Path(urlsplit(address).path).name
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not path.is_file():
+    is_cached = path.is_file()
+    if not is_cached:
         if constants.HF_HUB_OFFLINE:
             raise OfflineModeIsEnabled
         remove_leftovers(path.parent.glob(f".{glob.escape(path.stem[:40])}.*"))
@@ -213,8 +247,9 @@ def _from_address(address: str, show: Progress) -> Path:
             _download(address, temporary, show)
             _check_name(temporary, name)
     try:
-        _check_name(path, name)
-    except _DamagedError:
+        with _in_cache() if is_cached else nullcontext():
+            _check_name(path, name)
+    except (_DamagedError, _DamagedInCacheError):
         with suppress(OSError):
             path.unlink()
         raise
@@ -345,6 +380,8 @@ def _explain(error: BaseException, *, is_hub: bool) -> tuple[str, str]:
         return "HF_HUB_OFFLINE is set, and they are not in the cache", (
             f"unset HF_HUB_OFFLINE, or {WAYS_OUT}"
         )
+    if isinstance(error, _DamagedInCacheError):
+        return lines[0], f"run it again, and they are fetched anew, or {WAYS_OUT}"
     if isinstance(error, _DamagedError):
         return lines[0], (
             f"nothing of it was kept: run it again, check HF_ENDPOINT, or {WAYS_OUT}"
