@@ -79,6 +79,10 @@ class LeakVerdict(BaseModel):
     """`tumorlens.data.index.split_sha256` of the run's split, which the verdict is of;
     `None` outside of runs and in runs of earlier versions."""
 
+    labels_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of the file of corrected labels (`data.labels`) that the split was made
+    with; `None` without one."""
+
     @property
     def state(self) -> str:
         """The verdict in a word or three, the same in tables and on pages.
@@ -188,7 +192,8 @@ def judge_leak(
         for row in rows
         if row.subset != "left-out" and row.path in duplicates.pixels
     }
-    return Sides(sides, index, duplicates).verdict()
+    verdict = Sides(sides, index, duplicates).verdict()
+    return verdict.model_copy(update={"labels_sha256": index.labels_sha256})
 
 
 class Sides:
