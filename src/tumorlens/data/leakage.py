@@ -108,6 +108,16 @@ class LeakVerdict(BaseModel):
         return NO_PATIENTS if is_all else SOME_PATIENTS
 
     @property
+    def labels(self) -> str:
+        """Which corrected labels the run has, in a sentence; empty without any."""
+        if self.labels_sha256 is None:
+            return ""
+        return (
+            "Labels were corrected by the file of data.labels, SHA-256 "
+            f"{self.labels_sha256[:12]}."
+        )
+
+    @property
     def unknown_patients(self) -> str:
         """For how many test images the patient is not known; empty for none.
 

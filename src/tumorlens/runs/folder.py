@@ -16,6 +16,7 @@
         members/0 ...        in an ensemble: copies of run folders
         predictions.csv, metrics.json, looks.jsonl, report.html, figures/
         answers.csv          what a calibrated run answers for the same images
+        facts.csv            their size, brightness and sharpness
         predictions-val.csv, metrics-val.json   where val (or train) was evaluated
         external/NAME/       measured on another set: predictions, images, external.json
         tta/val.json ...     the effect of test-time augmentation, and its tables
@@ -256,6 +257,10 @@ class Run(NotebookView):
     def answers_of(self, subset: str) -> Path:
         """Return the path of what a calibrated run answers for a subset."""
         return _with_subset(self.path / "answers.csv", subset)
+
+    def facts_of(self, subset: str) -> Path:
+        """Return the path of a subset's facts: size, brightness and sharpness."""
+        return _with_subset(self.path / "facts.csv", subset)
 
     def metrics_of(self, subset: str) -> Path:
         """Return the path of a subset's measures; that of test has no suffix."""
