@@ -29,6 +29,7 @@ from tumorlens.cli import (
     evaluate,
     explain,
     predict,
+    review,
     stress,
     study,
     terminal,
@@ -162,6 +163,7 @@ app.command()(train.train)
 app.command()(trust.trust)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.report)
+app.command()(review.review)
 app.command()(stress.stress)
 app.command()(predict.predict)
 app.command()(explain.explain)

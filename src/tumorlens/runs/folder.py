@@ -21,6 +21,8 @@
         external/NAME/       measured on another set: predictions, images, external.json
         tta/val.json ...     the effect of test-time augmentation, and its tables
         stress.json, stress.html, stress-val-onnx.json ...   accuracy on worse images
+        review/              doubtful labels: review.json, review.html, images.csv,
+                             suggestions.csv
         tracking.json        the run of MLflow that mirrors this one
 
 `open_run` loads no weights and needs no torch: a `Run` reads the files of the folder
@@ -309,6 +311,11 @@ class Run(NotebookView):
         """
         path = _with_subset(self.path / "stress.json", subset)
         return path.with_stem(f"{path.stem}-{kind}") if kind else path
+
+    @property
+    def review_path(self) -> Path:
+        """Folder of the review of labels."""
+        return self.path / "review"
 
     def external_path(self, name: str) -> Path:
         """Return the folder of an evaluation on another set."""
