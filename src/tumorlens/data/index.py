@@ -257,7 +257,21 @@ def with_labels(index: Index, table: Path | None) -> Index:
     """
     if table is None:
         return index
-    labels: dict[str, str] = {}
+    labels = {path: label for path, (label, _) in read_labels(table, index).items()}
+    records = tuple(
+        replace(record, label=labels.get(record.path, record.label))
+        for record in index.records
+    )
+    return replace(index, records=records, labels_sha256=sha256_of(table))
+
+
+def read_labels(table: Path, index: Index) -> dict[str, tuple[str, str]]:
+    """Return path -> corrected label and reason of a file for `with_labels`.
+
+    Raises:
+        DataError: As for `with_labels`.
+    """
+    labels: dict[str, tuple[str, str]] = {}
     places: dict[str, str] = {}
     known = {record.path for record in index.records}
     for line in read_table(table, required=LABEL_COLUMNS):
@@ -269,12 +283,9 @@ def with_labels(index: Index, table: Path | None) -> Index:
                 hint="write the path as split.csv of a run has it, or remove the line",
             )
         _check_named_once(path, line.place, places)
-        labels[path] = _known_class(line.fields["label"], line.place, index.classes)
-    records = tuple(
-        replace(record, label=labels.get(record.path, record.label))
-        for record in index.records
-    )
-    return replace(index, records=records, labels_sha256=sha256_of(table))
+        label = _known_class(line.fields["label"], line.place, index.classes)
+        labels[path] = (label, line.fields["reason"])
+    return labels
 
 
 def _known_class(label: str, place: str, classes: Sequence[str]) -> str:

@@ -8,7 +8,6 @@ test subset is logged in the run, and its figures choose no epoch, setting or th
 
 from __future__ import annotations
 
-from collections import ChainMap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tumorlens.data.picture_facts import PictureFacts, read_picture_facts
@@ -109,7 +108,7 @@ def evaluate(
     pooled = _Looked(
         pool_folds([part.table for part in parts]),
         pool_judged(judged) if judged else None,
-        dict(ChainMap(*(part.facts for part in parts))),
+        {path: fact for part in parts for path, fact in part.facts.items()},
     )
     return _write_results(run, pooled, subset, command=command)
 

@@ -12,12 +12,13 @@ import warnings
 from collections import Counter, defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from sklearn.decomposition import PCA
 
-from tumorlens.data.index import check_unchanged
+from tumorlens.data.index import check_unchanged, read_labels
 from tumorlens.data.split import CONFLICT, COPY, LEFT_OUT, UNREADABLE
 from tumorlens.errors import RunError
 from tumorlens.evaluation.features import load_networks, pass_over
@@ -32,7 +33,6 @@ from tumorlens.training.dataset import PreparedData
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -112,8 +112,9 @@ def review(
     # Logged before the figures exist: none can be seen without an entry.
     run.log_look(subset="test", command=command)
     found = _judge(run, index, rows, looked)
-    folder = run.review_path
-    write_tables(folder, found)
+    folder, labels = run.review_path, run.config.data.labels
+    corrected = read_labels(Path(labels), index) if labels else {}
+    write_tables(folder, found, corrected=corrected)
     write_model(folder / FILE, found)
     return Reviewed(found, folder)
 

@@ -22,7 +22,7 @@ from tumorlens.files import Count, Fraction, Number, read_model, write_text
 from tumorlens.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 FILE, RANKED, SUGGESTED = "review.json", "images.csv", "suggestions.csv"
@@ -122,11 +122,19 @@ def read_review(path: Path) -> Review:
     return read_model(path, Review, hint=hint)
 
 
-def write_tables(folder: Path, found: Review) -> None:
+def write_tables(
+    folder: Path, found: Review, *, corrected: Mapping[str, tuple[str, str]]
+) -> None:
     """Write the ranked list and the suggested corrections.
 
     A suggestion has a line for each copy of its picture too: a picture under two labels
-    would be left out of every split.
+    would be left out of every split. What a hand has corrected before comes first, and
+    gets no other suggestion.
+
+    Args:
+        folder: Where to write.
+        found: The review.
+        corrected: Path -> label and reason that the run has already.
     """
     _write(
         folder / RANKED,
@@ -143,13 +151,15 @@ def write_tables(folder: Path, found: Review) -> None:
     _write(
         folder / SUGGESTED,
         LABEL_COLUMNS,
-        [
+        [(path, *line) for path, line in corrected.items()]
+        + [
             (path, one.likely, reason)
             for one in found.suspected
             for path, reason in (
                 (one.path, f"suggested: {one.label} has probability {one.quality:.3f}"),
                 *((copy, f"copy of {one.path}") for copy in one.copies),
             )
+            if path not in corrected
         ],
     )
 

@@ -18,7 +18,7 @@ SIGNIFICANCE = 0.05
 
 Fact = Literal["source", "size", "brightness", "sharpness"]
 
-THIRDS = {
+THIRDS: dict[Fact, tuple[str, str, str]] = {
     "size": ("smallest images", "images of middle size", "largest images"),
     "brightness": ("darkest images", "images of middle brightness", "brightest images"),
     "sharpness": (
@@ -70,7 +70,8 @@ class Slice(_Content):
     def title(self) -> str:
         """The slice in words, such as "smallest images (174 to 350 px)"."""
         if self.lowest is None or self.highest is None:
-            return f"images of source {self.name}"
+            known = self.name != "unknown"
+            return f"images of source {self.name}" if known else "images without source"
         low, high = (self._written(value) for value in (self.lowest, self.highest))
         unit = {"size": " px", "brightness": " %"}.get(self.fact, "")
         return f"{self.name} ({low} to {high}{unit})"
