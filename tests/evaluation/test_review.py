@@ -129,6 +129,23 @@ def test_alike_images_are_of_other_groups_and_the_same_network(
         assert similar == sorted(similar, reverse=True)
 
 
+def test_groups_that_have_several_labels_are_named(
+    kfold: tuple[Run, Review],
+) -> None:
+    _, found = kfold
+    assert found.mixed_groups == []  # a picture under two labels is no such group
+    first, second = [one for one in found.images if one.part == 0][:2]
+    one, other = (
+        image.model_copy(update={"group": "g", "label": label})
+        for image, label in ((first, "glioma"), (second, "pituitary"))
+    )
+    changed = found.model_copy(update={"images": (*found.images[:5], one, other)})
+    assert changed.mixed_groups == [[one, other]]
+    assert (
+        "1 group of images, as of one patient, has several labels: 2" in changed.words
+    )
+
+
 def test_suggestions_are_corrections_that_can_be_read(
     kfold: tuple[Run, Review], data: Path
 ) -> None:

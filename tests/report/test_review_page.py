@@ -24,7 +24,8 @@ def image(number: int, *, part: int, shown: bool) -> ReviewedImage:
     near = Neighbour(path=f"glioma/{HOSTILE}.png", label="glioma", similarity=0.5)
     return ReviewedImage(
         path=f"glioma/{number}.png",
-        label="glioma",
+        label=HOSTILE if number == 6 else "glioma",
+        group="a" if number in (4, 6) else str(number),
         likely=HOSTILE,
         quality=number / 10,
         prob=0.9,
@@ -54,7 +55,7 @@ def page(tmp_path: Path) -> str:
     write_model(run.review_path / FILE, found)
     written = write_review_page(run)
     assert written.path == run.review_path / "review.html"
-    assert written.num_missing == 8
+    assert written.num_missing == 10
     assert (run.figures_dir / "review-map-1.png").is_file()
     return written.path.read_text(encoding="utf-8")
 
@@ -62,7 +63,11 @@ def page(tmp_path: Path) -> str:
 def test_the_page_loads_nothing_and_says_what_was_looked_at(page: str) -> None:
     assert_self_contained(page)
     text = Tags(page).text
-    assert "2 labels of 8 are doubtful, 1 of them of pictures under two labels." in text
+    assert (
+        "2 labels of 8 are doubtful, 1 of them of pictures under two labels. 1 group of "
+        "images, as of one patient, has several labels: 2 images."
+    ) in text
+    assert "Groups with several labels" in text
     assert "Not looked at: 2 files that are copies of others." in text
     assert "Leak: 3 of 8 test images." in text
     assert "These are guesses of the model." in text

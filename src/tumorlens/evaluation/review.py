@@ -210,6 +210,7 @@ def _judge(
             ReviewedImage(
                 path=row.path,
                 label=row.label,
+                group=row.group,
                 likely=index.classes[likely],
                 quality=float(quality[place]),
                 prob=float(probs[place, likely]),

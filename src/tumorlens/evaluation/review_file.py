@@ -39,6 +39,8 @@ class ReviewedImage(_Content):
     path: str
     """As the run's `split.csv` names it."""
     label: str
+    group: str
+    """As `split.csv` has it: images of one patient, or alike."""
     likely: str
     """The most likely class."""
     quality: Fraction
@@ -101,7 +103,31 @@ class Review(_Content):
         )
         if conflicts:
             words += f", {conflicts} of them of pictures under two labels"
+        if mixed := self.mixed_groups:
+            words += (
+                f". {counted(len(mixed), 'group')} of images, as of one patient, "
+                f"{'has' if len(mixed) == 1 else 'have'} several labels: "
+                f"{counted(sum(map(len, mixed)), 'image')}"
+            )
         return f"{words}."
+
+    @property
+    def mixed_groups(self) -> list[list[ReviewedImage]]:
+        """The images of each group that has several labels, the smallest group first.
+
+        Pictures under two labels are not among them. A patient can have images with and
+        without a tumour, so several labels are a reason to look and no more.
+        """
+        members: dict[str, list[ReviewedImage]] = {}
+        for one in self.images:
+            if not one.is_conflict:
+                members.setdefault(one.group, []).append(one)
+        mixed = [
+            sorted(own, key=lambda one: (one.label, one.path))
+            for own in members.values()
+            if len({one.label for one in own}) > 1
+        ]
+        return sorted(mixed, key=lambda own: (len(own), own[0].group))
 
     @property
     def coverage(self) -> str:
@@ -136,14 +162,19 @@ def write_tables(
         found: The review.
         corrected: Path -> label and reason that the run has already.
     """
+    mixed = {own[0].group for own in found.mixed_groups}
     _write(
         folder / RANKED,
-        ("rank", "path", "label", "likely", "quality", "prob", "suspected", "copies"),
+        (
+            *("rank", "path", "label", "likely", "quality", "prob", "suspected"),
+            *("copies", "group", "group_has_other_labels"),
+        ),
         [
             (
                 *(rank, one.path, one.label, one.likely),
                 *(f"{one.quality:.6f}", f"{one.prob:.6f}"),
                 *("yes" if one.is_suspected else "no", len(one.copies)),
+                *(one.group, "yes" if one.group in mixed else "no"),
             )
             for rank, one in enumerate(found.images, start=1)
         ],

@@ -29,7 +29,6 @@ from tumorlens.report.page import (
     WrittenPage,
     load_picture,
     render_page,
-    write_percent,
 )
 from tumorlens.text import counted
 
@@ -44,12 +43,24 @@ if TYPE_CHECKING:
 _SMALL_PX = 96
 """Longer side of the picture of a similar image."""
 
+MAX_GROUPS = 12
+MAX_MEMBERS = 12
+"""Groups with several labels that are shown, and images of each."""
+
 
 @dataclass(frozen=True)
 class _Similar:
     picture: Picture
     label: str
     similarity: float
+
+
+@dataclass(frozen=True)
+class _Member:
+    """An image of a group that has several labels."""
+
+    image: ReviewedImage
+    picture: Picture
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,7 @@ def write_review_page(
         svg = Markup(drawing.inline(_map_name(part)))
         maps.append((PageFigure(svg, _in_words(found, part)), variance))
     shown = _shown(run, found, data)
+    mixed = _mixed(run, found, data)
     page = render_page(
         "review.html.j2",
         {
@@ -96,6 +108,8 @@ def write_review_page(
             "leak": found.leak,
             "shown": shown,
             "maps": maps,
+            "mixed": mixed,
+            "num_mixed": len(found.mixed_groups),
             "files": (FILE, RANKED, SUGGESTED),
         },
     )
@@ -103,6 +117,7 @@ def write_review_page(
     write_text(target, page)
     pictures = [one.picture for one in shown]
     pictures += [similar.picture for one in shown for similar in one.similar]
+    pictures += [one.picture for own in mixed for one in own]
     missing = [one.why_not for one in pictures if one.why_not]
     return WrittenPage(target, len(missing), missing[0] if missing else "")
 
@@ -119,8 +134,7 @@ def draw_map(found: Review, part: int) -> Drawing:
         f"As the network of fold {part} sees them"
         if several
         else "As the network sees them",
-        f"{found.run} · {found.protocol} · {counted(len(own), 'image')} · "
-        f"{write_percent(found.shown_variance[part])} of the variance",
+        f"{found.run} · {found.protocol} · {counted(len(own), 'image')}",
     )
 
     def draw(panels: Sequence[Axes]) -> None:
@@ -151,13 +165,16 @@ def draw_map(found: Review, part: int) -> Drawing:
             points.set_urls([f"#{_anchor(rank)}" for rank, _ in linked])
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.legend(
+        legend = axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1.0),
             ncols=2,
             fontsize=8.5,
             markerscale=2,
         )
+        for handle in legend.legend_handles:
+            if handle is not None:
+                handle.set_alpha(1)
 
     return render(draw, heading, body_inches=4.6)
 
@@ -182,11 +199,7 @@ def _in_words(found: Review, part: int) -> str:
 
 def _shown(run: Run, found: Review, data: Path | Sequence[Path] | None) -> list[_Shown]:
     """Return the most doubtful labels with their pictures."""
-    config = run.config.data
-    limits = ImageLimits(
-        max_bytes=int(config.max_file_mib * 2**20), max_pixels=config.max_pixels
-    )
-    root = sets_of(config, data)
+    root, limits = sets_of(run.config.data, data), _limits(run)
     return [
         _Shown(
             rank=rank,
@@ -206,3 +219,24 @@ def _shown(run: Run, found: Review, data: Path | Sequence[Path] | None) -> list[
         for rank, one in enumerate(found.images, start=1)
         if one.nearest
     ]
+
+
+def _mixed(
+    run: Run, found: Review, data: Path | Sequence[Path] | None
+) -> list[list[_Member]]:
+    """Return the first groups that have several labels, with their pictures."""
+    root, limits = sets_of(run.config.data, data), _limits(run)
+    return [
+        [
+            _Member(one, load_picture(root, one.path, limits=limits, side_px=_SMALL_PX))
+            for one in own[:MAX_MEMBERS]
+        ]
+        for own in found.mixed_groups[:MAX_GROUPS]
+    ]
+
+
+def _limits(run: Run) -> ImageLimits:
+    config = run.config.data
+    return ImageLimits(
+        max_bytes=int(config.max_file_mib * 2**20), max_pixels=config.max_pixels
+    )

@@ -72,9 +72,9 @@ class Slice(_Content):
         if self.lowest is None or self.highest is None:
             known = self.name != "unknown"
             return f"images of source {self.name}" if known else "images without source"
-        low, high = (self._written(value) for value in (self.lowest, self.highest))
+        ends = dict.fromkeys(map(self._written, (self.lowest, self.highest)))
         unit = {"size": " px", "brightness": " %"}.get(self.fact, "")
-        return f"{self.name} ({low} to {high}{unit})"
+        return f"{self.name} ({' to '.join(ends)}{unit})"
 
     def _written(self, value: float) -> str:
         if self.fact == "size":
