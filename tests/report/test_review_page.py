@@ -64,8 +64,8 @@ def test_the_page_loads_nothing_and_says_what_was_looked_at(page: str) -> None:
     assert_self_contained(page)
     text = Tags(page).text
     assert (
-        "2 labels of 8 are doubtful, 1 of them of pictures under two labels. 1 group of "
-        "images, as of one patient, has several labels: 2 images."
+        "2 labels of 8 are doubtful, 1 of them of pictures under two labels. 1 group "
+        "of images, as of one patient, has several labels: 2 images."
     ) in text
     assert "Groups with several labels" in text
     assert "Not looked at: 2 files that are copies of others." in text
