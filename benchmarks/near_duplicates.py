@@ -34,8 +34,8 @@ from tumorlens.data.near_duplicates import (
     SAME_DETAIL,
     find_near_duplicates,
     hash_thumbnails,
-    likeness,
     make_thumbnail,
+    similarity,
     turned,
 )
 from tumorlens.data.phantom.atlas import load_atlas
@@ -72,7 +72,7 @@ class Pair:
 
     noise: float
     detail: float
-    """Likeness of detail, whether or not the search would compare the two."""
+    """Similarity of detail, whether or not the search would compare the two."""
 
     is_copy: bool
     is_grouped: bool
@@ -178,7 +178,7 @@ def compare(family: str, kind: str, noise: float, one: Image8, other: Image8) ->
         family,
         kind,
         noise,
-        detail=likeness(turned(thumbnails[0], turn), thumbnails[1])[1],
+        detail=similarity(turned(thumbnails[0], turn), thumbnails[1])[1],
         is_copy=any(pair.detail >= SAME_DETAIL for pair in found),
         is_grouped=bool(found),
     )
@@ -231,7 +231,7 @@ def draw_curve(pairs: list[Pair], out: Path) -> None:
     axes.text(1 - SAME_DETAIL, 1.03, f" {SAME_DETAIL:g}", color="0.3")
     axes.set(
         xscale="log",
-        xlabel="1 - least likeness of detail",
+        xlabel="1 - least similarity of detail",
         ylabel="share of pairs taken for copies",
         ylim=(-0.02, 1.1),
     )

@@ -12,8 +12,8 @@ from PIL import Image
 from support.images import CLASSES, draw_head, draw_image
 from tumorlens.data.near_duplicates import (
     find_near_duplicates,
-    likeness,
     make_thumbnail,
+    similarity,
 )
 from tumorlens.data.sketch import SAME_HEAD, make_sketches, similarities
 
@@ -68,7 +68,7 @@ def test_the_distance_of_two_pictures_is_kept_within_a_factor_of_two() -> None:
         (1 - similarities(thumbnails[one], sketches[[other]])[0]) / (1 - exact)
         for one in range(len(slices))
         for other in range(one)
-        if (exact := likeness(thumbnails[one], thumbnails[other])[0]) > 0.98
+        if (exact := similarity(thumbnails[one], thumbnails[other])[0]) > 0.98
     ]
     assert len(ratios) == 12
     assert 0.8 < min(ratios) < max(ratios) < 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from pydicom import uid
 
+from support.handmade_trust import handmade_trust
 from support.mr_volumes import mr_slice, write
 from tumorlens.data.decoding import InputSpec
 from tumorlens.data.dicom.series import Series, Slice, find_series
@@ -19,10 +21,13 @@ from tumorlens.deploy.series import (
     SliceAnswer,
     answer_series,
     check_rule,
+    judge_series,
     no_tumor_class,
+    rows_of,
     summarise,
 )
 from tumorlens.errors import ConfigError
+from tumorlens.runs.trust import NO_BRAIN_MRI, UNCERTAIN, Judged
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -179,3 +184,52 @@ def test_a_slice_above_the_limits_of_the_model_s_run_is_refused(tmp_path: Path) 
     answer = answer_series(predictor, series, rule="mean", no_tumor=1)
     assert answer.probs is None
     assert "limit of 10" in str(answer.slices[0].error)
+
+
+def judged_series(rows: list[list[float] | None], *parts: Judged | None) -> Any:
+    """Return what is answered for a series of slices of which trust says `parts`."""
+    answer = summary(rows)
+    slices = tuple(
+        SliceAnswer(one.probs, one.error, part)
+        for one, part in zip(answer.slices, parts or [None] * len(rows), strict=True)
+    )
+    trusted = handmade_trust(CLASSES, threshold=0.6, least=0.3)
+    return judge_series(replace(answer, slices=slices), trusted)
+
+
+def test_a_series_is_answered_by_the_thresholds_for_its_own_probabilities() -> None:
+    sure = judged_series([[0.9, 0.05, 0.05], [0.5, 0.4, 0.1]])
+    assert (sure.answer, sure.in_set) == ("glioma", ("glioma",))
+    unsure = judged_series([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1]])
+    assert (unsure.answer, unsure.in_set) == (UNCERTAIN, ("glioma", "no_tumor"))
+    assert judged_series([None]) is None
+
+
+@pytest.mark.parametrize(
+    ("num_turned_away", "answer"), [(1, "glioma"), (2, NO_BRAIN_MRI)]
+)
+def test_a_series_is_no_brain_mri_if_most_of_its_slices_are_none(
+    num_turned_away: int, answer: str
+) -> None:
+    away = Judged(NO_BRAIN_MRI, ("glioma",), 1.0, "rim", 0.5)
+    passed = Judged("glioma", ("glioma",), 0.2, None, -0.5)
+    parts = [away] * num_turned_away + [passed] * (3 - num_turned_away)
+    judged = judged_series([[0.9, 0.05, 0.05]] * 3, *parts)
+    assert judged.answer == answer
+    assert judged.objection == ("rim" if num_turned_away == 2 else None)
+    assert judged.gate == (1.0 if num_turned_away == 2 else 0.2)
+
+
+def test_the_row_of_a_series_has_its_answer(tmp_path: Path) -> None:
+    model = by_hand(32)
+    model.trust = handmade_trust(CLASSES, threshold=0.99, least=0.2)
+    pixels = np.full((48, 48), 120, np.uint16)
+    write(
+        tmp_path / "1.dcm",
+        mr_slice(pixels, study_uid="1.2", series_uid="1.3", number=1, depth=0),
+    )
+    (series,) = find_series([tmp_path]).series
+    answer = answer_series(model, series, rule="mean", no_tumor=1)
+    *_, row = rows_of("hand", CLASSES, [answer])
+    assert (row["kind"], row["answer"]) == ("series", UNCERTAIN)
+    assert set(row["set"].split("|")) <= set(CLASSES)

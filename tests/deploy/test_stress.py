@@ -23,6 +23,7 @@ from tumorlens.deploy.stress import stress
 from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.stress import VARIANTS
+from tumorlens.evaluation.trust import Wanted, fit_trust
 from tumorlens.files import sha256_of_bytes
 from tumorlens.runs.folder import Run, open_run
 from tumorlens.runs.stress import Stress, read_stress
@@ -96,6 +97,28 @@ def test_clean_images_give_what_evaluate_gives(run: Run) -> None:
     assert found.worst
 
 
+def test_a_calibrated_run_answers_clean_images_as_evaluate_measures(run: Run) -> None:
+    fit_trust(run, Wanted(coverage=0.5, error=0.4, confidence=0.5))
+    found, _ = stress(run)
+    measured = evaluate(run).trust
+    clean = found.clean_trust
+    assert clean is not None
+    assert measured is not None
+    assert clean.answered.value == measured.answered.value
+    assert clean.error.value == measured.error_of_answers.value
+    assert clean.alarms is not None
+    assert measured.turned_away is not None
+    assert clean.alarms.value == measured.turned_away.value
+    alarms = [
+        level.trust.alarms.value
+        for one in found.corruptions
+        for level in one.levels
+        if level.trust and level.trust.alarms
+    ]
+    assert len(alarms) == len(VARIANTS) - 1
+    assert max(one or 0 for one in alarms) > (clean.alarms.value or 0)
+
+
 def test_an_artefact_gives_what_its_run_gives(run: Run) -> None:
     of_run, _ = stress(run, subset="val")
     of_artefact, path = stress(run, subset="val", model=run.path / "export" / "onnx")
@@ -156,7 +179,7 @@ def test_each_image_is_decoded_once_and_not_long_before_it_is_needed(
     read: list[Path] = []
     at_first: list[int] = []
     sizes: list[int] = []
-    probs_of = Predictor.probs_of
+    judge = Predictor.judge
 
     def reading(path: Path, **options: Any) -> Any:
         read.append(path)
@@ -165,11 +188,11 @@ def test_each_image_is_decoded_once_and_not_long_before_it_is_needed(
     def predicting(self: Predictor, images: Any) -> Any:
         at_first.append(len(read))
         sizes.append(len(images))
-        return probs_of(self, images)
+        return judge(self, images)
 
     monkeypatch.setattr(module, "read_image", reading)
     monkeypatch.setattr(module, "num_processors", lambda: 2)
-    monkeypatch.setattr(Predictor, "probs_of", predicting)
+    monkeypatch.setattr(Predictor, "judge", predicting)
     found = stress(run).found
     assert len(read) == len(set(read)) == found.num_images == 12
     assert at_first[0] <= 5  # two ahead of those in the first batch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from support.handmade_stress import NUM, answers, figures, place
+from support.handmade_stress import NUM, answers, figures, place, trust
 from support.runs_on_images import CLEAN
 from tumorlens.config import parse_config
 from tumorlens.data.corruptions import CORRUPTIONS
@@ -53,6 +53,50 @@ def test_each_level_is_compared_with_the_same_images_clean(run: Run) -> None:
     assert worst.change.p == expected.p
     interval = share(right, groups)
     assert (worst.accuracy.low, worst.accuracy.high) == (interval.low, interval.high)
+
+
+def test_what_is_answered_is_compared_with_the_clean_images(run: Run) -> None:
+    given = answers(
+        trust(clean=[0, 1], blur_5=[0, 1, *range(30, 40)]),
+        clean=[2],
+        blur_5=[2, *range(20, 26), 38],
+    )
+    found = figures(run, given)
+    assert found.clean_trust is not None
+    assert found.clean_trust.answered.value == pytest.approx(38 / 40)
+    assert found.clean_trust.error.value == pytest.approx(1 / 38)
+    assert found.clean_trust.answered_change is None
+    (blur,) = [one for one in found.corruptions if one.name == "blur"]
+    level = blur.levels[4].trust
+    assert level is not None
+    # 28 are answered, of which 2 and 20 to 25 are wrong; 38 is turned away.
+    assert level.answered.value == pytest.approx(28 / 40)
+    assert level.error.value == pytest.approx(7 / 28)
+    assert level.alarms is not None
+    assert level.alarms.value == pytest.approx(12 / 40)
+    changes = (level.answered_change, level.error_change, level.alarms_change)
+    assert all(one is not None for one in changes)
+    assert [one.value for one in changes if one] == pytest.approx(
+        [-10 / 40, 6 / 28, 10 / 40]
+    )
+    both = np.arange(2, 30)
+    expected = paired_difference(
+        np.isin(both, [2, *range(20, 26)]).astype(float),
+        (both == 2).astype(float),
+        both // 2 - 1,
+    )
+    assert level.error_change is not None
+    assert (level.error_change.low, level.error_change.high) == (
+        expected.low,
+        expected.high,
+    )
+    assert found.not_measured == {}
+
+
+def test_a_model_that_is_not_calibrated_says_so(run: Run) -> None:
+    found = figures(run, answers())
+    assert found.clean_trust is None
+    assert set(found.not_measured.values()) == {"the model is not calibrated"}
 
 
 def test_p_is_corrected_for_all_levels_of_all_corruptions(run: Run) -> None:

@@ -3,11 +3,13 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from support.made_once import made_once
 from support.missing_libraries import HEAVY, without
 from tumorlens.deploy.export import export
 from tumorlens.deploy.predictor import Predictor
@@ -15,6 +17,8 @@ from tumorlens.errors import ConfigError, DataError, RunError
 from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.predictions import read_predictions
 from tumorlens.evaluation.trust import Wanted, fit_trust, one_of_each
+from tumorlens.report import write_run_report
+from tumorlens.report.page import write_percent
 from tumorlens.runs.folder import open_run
 from tumorlens.runs.trust import (
     NO_BRAIN_MRI,
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from tumorlens.runs.folder import Run
 
 EASY = Wanted(coverage=0.8, error=0.3, confidence=0.8, specificity=0.9)
+FILES = ("trust.json", "gate.npz", "model.json")
 
 
 @pytest.fixture
@@ -41,10 +46,32 @@ def run(exported_run: Run, tmp_path: Path) -> Run:
     return open_run(tmp_path / "run")
 
 
+@pytest.fixture(scope="module")
+def fitted(
+    exported_run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """The files that fitting writes, fitted once."""
+    run = open_run(
+        made_once(tmp_path_factory, "calibrated", partial(fit, exported_run))
+    )
+    return {name: (run.path / name).read_bytes() for name in FILES}
+
+
+def fit(exported_run: Run, folder: Path) -> None:
+    shutil.copytree(
+        exported_run.path,
+        folder,
+        ignore=shutil.ignore_patterns("export"),
+        dirs_exist_ok=True,
+    )
+    fit_trust(open_run(folder), EASY)
+
+
 @pytest.fixture
-def calibrated(run: Run) -> Run:
-    fit_trust(run, EASY)
-    return run
+def calibrated(run: Run, fitted: dict[str, bytes]) -> Run:
+    for name, content in fitted.items():
+        (run.path / name).write_bytes(content)
+    return open_run(run.path)
 
 
 def test_the_temperature_goes_into_the_card_and_lowers_the_loss(
@@ -63,10 +90,9 @@ def test_the_temperature_goes_into_the_card_and_lowers_the_loss(
 
 
 def test_fitting_again_gives_the_same_files(calibrated: Run) -> None:
-    names = ("trust.json", "gate.npz", "model.json")
-    before = [(calibrated.path / name).read_bytes() for name in names]
+    before = [(calibrated.path / name).read_bytes() for name in FILES]
     fit_trust(calibrated, EASY)
-    assert [(calibrated.path / name).read_bytes() for name in names] == before
+    assert [(calibrated.path / name).read_bytes() for name in FILES] == before
 
 
 def test_measures_are_what_the_table_of_answers_says(calibrated: Run) -> None:
@@ -92,6 +118,28 @@ def test_measures_are_what_the_table_of_answers_says(calibrated: Run) -> None:
     if answered:
         wrong = [truth[path] != answer for path, answer in answered.items()]
         assert found.error_of_answers.value == pytest.approx(np.mean(wrong))
+
+
+def test_the_page_shows_what_the_temperature_changes(calibrated: Run) -> None:
+    evaluate(calibrated)
+    page = write_run_report(calibrated).path.read_text(encoding="utf-8")
+    trusted = trust_of_run(calibrated)
+    assert trusted is not None
+    trust = trusted.trust
+    for found in (trust.before, trust.after):
+        assert found is not None
+        assert found.ece.value is not None
+        assert f"<td>{write_percent(found.ece.value)}" in page
+    assert trust.promise.words in page
+    assert "Operating points, chosen on val" in page
+    assert (calibrated.figures_dir / "reliability.svg").is_file()
+
+
+def test_a_page_of_before_says_that_the_answers_are_not_measured(run: Run) -> None:
+    evaluate(run)
+    fit_trust(run, EASY)
+    page = write_run_report(run).path.read_text(encoding="utf-8")
+    assert "Calibrated after it was measured" in page
 
 
 def test_a_run_without_trust_is_measured_as_before(run: Run) -> None:

@@ -28,6 +28,7 @@ from support.zygote import Zygote
 from tumorlens.deploy.artefact import open_artefact
 from tumorlens.files import sha256_of
 from tumorlens.runs.folder import open_run
+from tumorlens.runs.trust import trust_of_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -188,6 +189,13 @@ def of_external(folder: Path) -> Any:
     return measured, *tables, of_page(folder / "external.html")
 
 
+def of_trust(run: Path) -> Any:
+    trusted = trust_of_run(open_run(run))
+    assert trusted is not None
+    names = ("trust.json", "gate.npz", "model.json")
+    return trusted.trust, [sha256_of(run / name) for name in names]
+
+
 def of_export(run: Path) -> Any:
     artefact = open_artefact(run / "export" / "onnx")
     verdicts = json.loads((run / "export" / "parity.json").read_text())
@@ -273,6 +281,27 @@ COMMANDS = {
         ],
         lambda out: json.loads((out / "compared/external-comparison.json").read_text()),
     ),
+    "trust": Command(
+        lambda _, out: ["trust", out / "run", "--coverage", "0.5"],
+        lambda out: of_trust(out / "run"),
+        partial(copy_run, "trained"),
+    ),
+    "stress": Command(
+        lambda _, out: ["stress", out / "run"],
+        lambda out: (
+            json.loads((out / "run/stress.json").read_text()),
+            of_page(out / "run/stress.html"),
+            open_run(out / "run").looks() != [],
+        ),
+        partial(copy_run, "trained"),
+    ),
+    "explain": Command(
+        lambda place, out: [
+            *("explain", place.run, place.other, "--out", out / "maps"),
+            *("--method", "occlusion"),
+        ],
+        lambda out: json.loads((out / "maps/checks.json").read_text()),
+    ),
     "export": Command(
         lambda _, out: ["export", out / "run", "--format", "onnx"],
         lambda out: of_export(out / "run"),
@@ -335,7 +364,7 @@ COMMANDS = {
 }
 TO_KILL = (
     *("audit", "split", "train", "evaluate", "evaluate-on", "evaluate-predictions"),
-    *("export", "predict", "study"),
+    *("trust", "stress", "explain", "export", "predict", "study"),
 )
 
 

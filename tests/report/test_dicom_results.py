@@ -20,6 +20,7 @@ from pydicom import uid
 import tumorlens
 from support import orthanc as server
 from support.compressed_dicom import compressed
+from support.handmade_trust import handmade_trust
 from support.images import draw_image
 from support.mr_volumes import IDENTITY, mr_slice, write, write_study
 from tumorlens.data.decoding import InputSpec
@@ -29,6 +30,7 @@ from tumorlens.deploy.series import SeriesAnswer, answer_series
 from tumorlens.errors import ConfigError, DataError
 from tumorlens.report.dicom_picture import HEIGHT_PX, WIDTH_PX
 from tumorlens.report.dicom_results import Written, check_results, write_results
+from tumorlens.runs.trust import UNCERTAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +50,11 @@ def corner(squares: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 PREDICTOR = Predictor(
-    "hand", CLASSES, "cd" * 32, [Member(InputSpec(32, "pad", 3), corner, (DIGEST,))]
+    "hand",
+    CLASSES,
+    "cd" * 32,
+    [Member(InputSpec(32, "pad", 3), corner, (DIGEST,))],
+    trust=handmade_trust(CLASSES, threshold=0.9, least=0.2),
 )
 
 
@@ -117,12 +123,31 @@ def test_the_report_holds_the_probabilities_of_series_and_slices(
         assert [one.name.meaning for one in measured][:2] == [
             *("Probability of glioma", "Probability of no_tumor")
         ]
-        (best,) = group.get_qualitative_evaluations()
-        assert best.value.meaning == CLASSES[int(np.argmax(probs))]
-        for code in (best.value, *(one.name for one in measured)):
+        evaluations = group.get_qualitative_evaluations()
+        assert evaluations[0].value.meaning == CLASSES[int(np.argmax(probs))]
+        values = [one.value for one in evaluations]
+        for code in (*values, *(one.name for one in (*evaluations, *measured))):
             assert len(code.value) <= 16
             assert len(code.meaning.encode()) <= 64
     assert groups[0].tracking_identifier == "Series, mean of 3 slices"
+
+
+def test_the_report_holds_what_is_to_be_answered(
+    study: Path, results: list[Written]
+) -> None:
+    answer = answers_for(study)[0]
+    judged = [answer.trust, *(one.trust for one in answer.slices)]
+    for group, one in zip(groups_of(results[0].report), judged, strict=True):
+        assert one is not None
+        found = [
+            (item.name.meaning, item.value.meaning)
+            for item in group.get_qualitative_evaluations()
+        ]
+        possible = [value for name, value in found if name == "Possible class"]
+        assert len(possible) == len(one.in_set)
+        assert possible[0] == found[0][1]  # the likeliest
+        assert ("Answer", one.answer) in found
+        assert one.answer == UNCERTAIN
 
 
 def test_each_group_refers_to_the_instances_that_it_is_about(
@@ -425,7 +450,7 @@ def test_an_archive_keeps_the_results_in_the_study_and_gives_them_back(
     report, picture = paths[:2]
     identifier = instances[pydicom.dcmread(report).SOPInstanceUID]
     again = groups_of(io.BytesIO(archive.get(f"/instances/{identifier}/file")))
-    (best,) = again[0].get_qualitative_evaluations()
+    best, *_ = again[0].get_qualitative_evaluations()
     assert best.value.meaning in CLASSES
     # Orthanc decodes the picture by itself.
     identifier = instances[pydicom.dcmread(picture).SOPInstanceUID]

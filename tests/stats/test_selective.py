@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mapie.risk_control import BinaryRisk, MultiClassificationLTTController
-from scipy.special import expit
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from tumorlens.stats.selective import fewest_for, fit_threshold, provable_error
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_without_a_mistake_it_takes_so_many_answers() -> None:
@@ -58,6 +61,21 @@ def test_equally_certain_images_are_answered_together() -> None:
     assert (found.threshold, found.num_answered, found.num_wrong) == (0.8, 100, 1)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_it_is_that_of_exact_binomial_tests_one_after_the_other(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    certainty = np.sort(rng.uniform(0.5, 1, 200))[::-1]
+    wrong = rng.random(200) < 0.3 * (1 - certainty)
+    num_answered = 0
+    for num in range(29, 201):  # with fewer, no result would prove it
+        test = binomtest(int(wrong[:num].sum()), num, 0.1, alternative="less")
+        if test.pvalue > 0.05:
+            break
+        num_answered = num
+    found = fit_threshold(certainty, wrong, error=0.1, confidence=0.95)
+    assert (found.num_answered if found else 0) == num_answered
+
+
 @given(st.integers(0, 10_000), st.integers(0, 119))
 def test_a_threshold_never_falls_when_a_mistake_is_added(seed: int, place: int) -> None:
     rng = np.random.default_rng(seed)
@@ -96,34 +114,15 @@ def test_mapie_finds_no_laxer_threshold(seed: int) -> None:
     assert ours.threshold <= valid.min() + 1e-9
 
 
-def broken(*, one_of_each: bool, num_groups: int, rng: np.random.Generator) -> bool:
-    """Whether a threshold fitted on some patients breaks its promise on all others."""
-
-    def patients(num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        groups = np.repeat(np.arange(num), rng.integers(1, 13, num))
-        skill = rng.normal(2.5, 2.5, num)
-        sure = skill + rng.normal(0, 1.5, num)
-        wrong = rng.random(num)[groups] > expit(skill)[groups]
-        certainty = expit(sure[groups] + rng.normal(0, 0.2, len(groups)))
-        return groups, certainty, wrong
-
-    groups, certainty, wrong = patients(num_groups)
-    if one_of_each:
-        _, first = np.unique(groups, return_index=True)
-        certainty, wrong = certainty[first], wrong[first]
-    found = fit_threshold(certainty, wrong, error=0.1, confidence=0.9)
-    if found is None:
-        return False
-    _, certainty, wrong = patients(2000)
-    answered = certainty >= found.threshold
-    return bool(wrong[answered].mean() > 0.1)
-
-
-def test_the_promise_holds_for_one_image_of_each_patient_and_not_for_slices() -> None:
+def test_the_promise_holds_for_one_image_of_each_patient_and_not_for_slices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    is_broken = __import__("promises").is_broken
     rng = np.random.default_rng(0)
     shares = {
         one: np.mean(
-            [broken(one_of_each=one, num_groups=120, rng=rng) for _ in range(300)]
+            [is_broken(one_of_each=one, num_patients=120, rng=rng) for _ in range(300)]
         )
         for one in (True, False)
     }

@@ -8,7 +8,12 @@ import numpy as np
 
 from tumorlens.data.corruptions import CORRUPTIONS
 from tumorlens.data.index import SplitRow
-from tumorlens.evaluation.stress import VARIANTS, StressAnswers, stress_figures
+from tumorlens.evaluation.stress import (
+    VARIANTS,
+    StressAnswers,
+    StressedTrust,
+    stress_figures,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,10 +43,11 @@ def place(name: str, level: int) -> int:
     return VARIANTS.index((CORRUPTIONS[name], level))
 
 
-def answers(**wrong: Any) -> StressAnswers:
+def answers(trust: StressedTrust | None = None, **wrong: Any) -> StressAnswers:
     """Return answers that are right but for some.
 
     Args:
+        trust: What is answered, and what is turned away.
         **wrong: Name of a corruption with `_level` -> images that are wrong; `clean`
             likewise, which are wrong everywhere.
     """
@@ -57,7 +63,23 @@ def answers(**wrong: Any) -> StressAnswers:
     confidence: NDArray[np.float32] = np.tile(
         np.linspace(0.6, 0.9, NUM, dtype=np.float32), (len(VARIANTS), 1)
     )
-    return StressAnswers(rows(), predicted, confidence)
+    return StressAnswers(rows(), predicted, confidence, trust)
+
+
+def trust(**parts: Any) -> StressedTrust:
+    """Return trust that answers every image but for some, and turns away those.
+
+    Args:
+        **parts: As for `answers`: images that are turned away; `clean` ones everywhere.
+    """
+    away = np.zeros((len(VARIANTS), NUM), bool)
+    for which, images in parts.items():
+        if which == "clean":
+            away[:, images] = True
+            continue
+        name, _, level = which.rpartition("_")
+        away[place(name.replace("_", "-"), int(level)), images] = True
+    return StressedTrust(~away, away)
 
 
 def figures(run: Run, given: StressAnswers) -> Stress:

@@ -387,10 +387,30 @@ def print_stress(found: Stress) -> None:
         "groups; *: more than chance, corrected for all levels of all corruptions."
     )
     print_line(found.words)
+    if found.clean_trust:
+        _print_stressed_answers(found)
     for reason in dict.fromkeys(found.not_measured.values()):
         print_line(f"No {', '.join(found.not_measured)}: {reason}.")
     if found.leak.leaks:
         print_line(found.leak.words)
+
+
+def _print_stressed_answers(found: Stress) -> None:
+    """Print what is answered at the level of each corruption that costs most."""
+    rows = []
+    for title, trust in [
+        ("clean", found.clean_trust),
+        *(
+            (f"{one.title}, level {one.most_lost.level}", one.most_lost.trust)
+            for one in found.by_loss
+        ),
+    ]:
+        if trust is not None:
+            alarms = trust.alarms.percentage if trust.alarms else "no gate"
+            rows.append(
+                (title, trust.answered.percentage, trust.error.percentage, alarms)
+            )
+    print_table(("", "answered", "wrong among answers", "turned away"), rows)
 
 
 def print_export(verdicts: Sequence[Verdict], sizes: Sequence[int | None]) -> None:

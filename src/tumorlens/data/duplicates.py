@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 SAME_DETAIL_OF_PATIENT = 0.9993
-"""Least likeness of detail of two copies that are of one known patient. Slices of one
+"""Least similarity of detail of two copies that are of one known patient. Slices of one
 patient are alike without being copies, and a copy that is missed leaks nothing: both
 are in one group. All slices of docs/near-duplicates.md stay below, also those half a
 millimetre apart."""

@@ -1,7 +1,7 @@
 """Near duplicates: which of many small grey images show the same picture.
 
 Perceptual hashes in eight orientations propose pairs. These are brought into register,
-and two figures judge them: the correlation of the whole images, and the likeness of
+and two figures judge them: the correlation of the whole images, and the similarity of
 their detail. The cost grows with the number of images and not with its square, whatever
 the images are. Files are the subject of `tumorlens.data.duplicates`.
 
@@ -58,7 +58,7 @@ Bhuvaji set, JPEG down to quality 40 and sizes from a quarter to 1.5 times the o
 changed at most 4 bits."""
 
 SAME_DETAIL = 0.998
-"""Least likeness of detail (`NearDuplicate.detail`) of two images that show one
+"""Least similarity of detail (`NearDuplicate.detail`) of two images that show one
 picture. Of slices of a smooth head without noise, which are the most alike, those 1 mm
 apart end at 0.996, all slices of one patient of the Bhuvaji set at 0.992; copies of
 JPEG quality 30, or half the size, keep 0.998 and more (docs/near-duplicates.md)."""
@@ -124,7 +124,7 @@ class NearDuplicate:
     """Turn of `a`: an index into `ORIENTATIONS`."""
 
     detail: float
-    """Likeness of detail: the correlation, in small windows and after a blur is taken
+    """Similarity of detail: the correlation, in small windows and after a blur is taken
     away, that 70 % of the windows exceed. From `SAME_DETAIL` on, both show one
     picture."""
 
@@ -232,7 +232,7 @@ def hash_thumbnails(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
     )
 
 
-def likeness(
+def similarity(
     moving: NDArray[np.uint8], fixed: NDArray[np.uint8]
 ) -> tuple[float, float]:
     """Return how alike two thumbnails are that are turned the same way.
@@ -299,7 +299,7 @@ def propose_matches(
     """Return which images have a hash near one of the known hashes.
 
     Args:
-        hashes: Of the images in eight orientations, shape (8, N).
+        hashes: Hashes of the images in eight orientations, shape (8, N).
         known: Shape (M,), of pictures as they were.
 
     Returns:
@@ -375,7 +375,7 @@ def _confirmed(
                     best[one, other] = correlation, orientation
     for (one, other), (_, orientation) in best.items():
         moving, fixed = turned(thumbnails[one], orientation), thumbnails[other]
-        correlation, detail = likeness(moving, fixed)
+        correlation, detail = similarity(moving, fixed)
         if detail >= SAME_DETAIL or correlation >= ALIKE:
             yield one, other, correlation, orientation, detail
 
@@ -441,8 +441,8 @@ def _detail(
     shown = (power_a > lowest[0]) & (power_b > lowest[1])
     if not shown.any():
         return 0.0
-    likeness = shared[shown] / np.sqrt(power_a[shown] * power_b[shown])
-    return round(float(np.quantile(likeness, _COVERED)), 6)
+    similarity = shared[shown] / np.sqrt(power_a[shown] * power_b[shown])
+    return round(float(np.quantile(similarity, _COVERED)), 6)
 
 
 def _in_tones_of(

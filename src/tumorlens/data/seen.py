@@ -127,12 +127,12 @@ class Seen:
         """
         num = len(pictures.pixels)
         number = np.full(num, -1)
-        likeness, orientation = np.zeros(num), np.zeros(num, np.int64)
+        similarity, orientation = np.zeros(num), np.zeros(num, np.int64)
         place_of = {row.tobytes(): place for place, row in enumerate(self.pixels)}
         for place, digest in enumerate(pictures.pixels):
             same = place_of.get(_digest(digest, self.salt), -1)
             if same >= 0:
-                number[place], likeness[place] = same, 1
+                number[place], similarity[place] = same, 1
         (left,) = np.nonzero(number < 0)
         proposed = np.empty((0, 3), np.int64)
         if len(left) and len(self):
@@ -145,13 +145,13 @@ class Seen:
                 near.turned(pictures.thumbnails[place], turn), self.sketches[known]
             )
             best = int(found.argmax())
-            if found[best] >= SAME_HEAD and found[best] > likeness[place]:
-                number[place], likeness[place] = known[best], found[best]
+            if found[best] >= SAME_HEAD and found[best] > similarity[place]:
+                number[place], similarity[place] = known[best], found[best]
                 orientation[place] = turn
             done += len(known)
             if progress is not None:
                 progress(done, len(proposed))
-        return Found(number, likeness, orientation)
+        return Found(number, similarity, orientation)
 
     def part(self, is_kept: Sequence[bool]) -> Seen:
         """Return some of the pictures, and their patients.

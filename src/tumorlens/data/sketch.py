@@ -65,7 +65,7 @@ def similarities(
 ) -> NDArray[np.float64]:
     """Return the estimated correlation of a picture with those of sketches.
 
-    It is brought into register as in `near_duplicates.likeness`, with projections in
+    It is brought into register as in `near_duplicates.similarity`, with projections in
     place of pixels. The first step, where most end, is one for all sketches.
 
     Args:

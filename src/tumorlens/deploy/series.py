@@ -11,8 +11,9 @@ Only on request is the patient among them: a series is otherwise a number.
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from tumorlens.data.images import read_image, without_path
 from tumorlens.deploy.prediction_file import OF_TRUST, trust_cells
 from tumorlens.errors import ConfigError, DataError, did_you_mean
+from tumorlens.runs.trust import NO_BRAIN_MRI, Judged
 from tumorlens.system import num_processors
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from tumorlens.data.dicom.series import Series, Slice
     from tumorlens.deploy.prediction_file import Row
     from tumorlens.deploy.predictor import Prediction, Predictor
-    from tumorlens.runs.trust import Judged
+    from tumorlens.runs.trust import TrustedAnswers
 
 Rule = Literal["mean", "most-suspicious"]
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -63,6 +65,9 @@ class SeriesAnswer:
     the rule `mean` the one with the highest probability of the predicted class."""
     rule: str
     """The rule with its numbers, in words."""
+    trust: Judged | None = None
+    """What is to be answered for the series, see `judge_series`; `None` if not
+    calibrated."""
 
 
 def no_tumor_class(classes: Sequence[str], name: str | None = None) -> int | None:
@@ -142,7 +147,10 @@ def answer_series(
             slices += _answers(predictor, pool, some)
             if progress is not None:
                 progress(len(some))
-    return summarise(series, slices, rule=rule, no_tumor=no_tumor)
+    answer = summarise(series, slices, rule=rule, no_tumor=no_tumor)
+    if predictor.trust is None:
+        return answer
+    return replace(answer, trust=judge_series(answer, predictor.trust))
 
 
 def summarise(
@@ -170,13 +178,39 @@ def summarise(
     return SeriesAnswer(series, tuple(slices), probs[at], key, words)
 
 
+def judge_series(answer: SeriesAnswer, trusted: TrustedAnswers) -> Judged | None:
+    """Return what is to be answered for a series; `None` without a readable slice.
+
+    It is no brain MRI if the gate turns away more than half of its slices. Otherwise
+    set and threshold are those of an image with the probabilities of the series. What
+    is proved for images is not proved for series.
+
+    Args:
+        answer: From `summarise`.
+        trusted: Trust of the model that predicted the slices.
+    """
+    if answer.probs is None:
+        return None
+    (judged,) = trusted.judge(answer.probs[None])
+    slices = [one.trust for one in answer.slices if one.trust is not None]
+    shares = [one.gate for one in slices if one.gate is not None]
+    if not shares:
+        return judged
+    judged = judged._replace(gate=float(np.median(shares)))
+    objections = Counter(one.objection for one in slices if one.objection)
+    if objections.total() * 2 <= len(slices):
+        return judged
+    ((objection, _),) = objections.most_common(1)
+    return judged._replace(answer=NO_BRAIN_MRI, objection=objection)
+
+
 def columns_of(classes: Iterable[str], *, identify: bool) -> list[str]:
     """Return the names of the columns, in their order.
 
     `kind` is 'image' for a file without a series, 'slice' or 'series'. `slice` counts
     from 1 in the order of the series, `frame` from 1 in a multi-frame file; in the row
     of a series, `slice` is the one that stands for it. `rule` has the rule behind the
-    row of a series, which has no answer of `runs.trust`: that is proved for images.
+    row of a series, whose answer is that of `judge_series`.
     """
     return [
         *("path", "run", "predicted", *map("prob_{}".format, classes)),
@@ -248,13 +282,14 @@ def _series_row(classes: Sequence[str], answer: SeriesAnswer) -> Row:
     error = None
     if answer.probs is None:
         error = f"none of its {len(answer.slices)} slices could be read"
-    return {
+    row = {
         "kind": "series",
         "slice": None if answer.key is None else answer.key + 1,
         "order": answer.series.order,
         "rule": answer.rule,
         "error": error,
-    } | _prob_columns(classes, answer.probs)
+    }
+    return row | _prob_columns(classes, answer.probs) | trust_cells(answer.trust)
 
 
 def _prob_columns(classes: Sequence[str], probs: NDArray[np.float32] | None) -> Row:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import closing, nullcontext
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,12 @@ from tumorlens.deploy.artefact import open_artefact
 from tumorlens.deploy.predictor import BATCH_SIZE, Predictor
 from tumorlens.errors import ConfigError, RunError
 from tumorlens.evaluation.predictions import round_probs
-from tumorlens.evaluation.stress import VARIANTS, StressAnswers, stress_figures
+from tumorlens.evaluation.stress import (
+    VARIANTS,
+    StressAnswers,
+    StressedTrust,
+    stress_figures,
+)
 from tumorlens.evaluation.subsets import (
     check_classes,
     check_subset,
@@ -28,6 +33,7 @@ from tumorlens.evaluation.subsets import (
     rows_of_subset,
 )
 from tumorlens.files import write_model
+from tumorlens.runs.trust import NO_BRAIN_MRI, UNCERTAIN
 from tumorlens.system import num_processors
 
 if TYPE_CHECKING:
@@ -42,6 +48,7 @@ if TYPE_CHECKING:
     from tumorlens.runs.folder import Run
     from tumorlens.runs.progress import Stage
     from tumorlens.runs.stress import Stress
+    from tumorlens.runs.trust import Judged
 
 
 class Stressed(NamedTuple):
@@ -49,6 +56,17 @@ class Stressed(NamedTuple):
 
     found: Stress
     path: Path
+
+
+class _Batch(NamedTuple):
+    """Answers to B images, each variant an image."""
+
+    predicted: NDArray[np.int16]
+    confidence: NDArray[np.float32]
+    is_answered: NDArray[np.bool_] | None
+    """`None` for a model that is not calibrated."""
+    is_turned_away: NDArray[np.bool_] | None
+    """`None` without a gate."""
 
 
 def stress(
@@ -88,30 +106,24 @@ def stress(
         index = read_data(run, data)
         rows_of = [rows_of_subset(one, one.split(), index, subset) for one in parts]
     done, total = 0, sum(map(len, rows_of)) * len(VARIANTS)
-    predicted, confidence, digests = [], [], []
+    digests, batches = [], []
     with stage("corrupting and predicting") as progress:
         for part, rows in zip(parts, rows_of, strict=True):
             predictor = Predictor.open(model or part.path, device=device)
             check_classes(part, predictor.classes, index)
             digests.append(predictor.digest)
             seed = run.config.train.seed
-            for probs in _answers(predictor, rows, index, seed=seed):
-                predicted.append(probs.argmax(axis=1).astype(np.int16))
-                confidence.append(probs.max(axis=1).astype(np.float32))
-                done += len(probs)
+            for batch in _answers(predictor, rows, index, seed=seed):
+                batches.append(batch)
+                done += len(batch.predicted)
                 if progress is not None:
                     progress(done // len(VARIANTS), total // len(VARIANTS))
     if subset == "test":
         # Logged before the figures exist: none can be seen without an entry.
         run.log_look(subset=subset, command=command)
-    shape = (-1, len(VARIANTS))
     found = stress_figures(
         run,
-        StressAnswers(
-            rows=[row for rows in rows_of for row in rows],
-            predicted=np.concatenate(predicted).reshape(shape).T,
-            confidence=np.concatenate(confidence).reshape(shape).T,
-        ),
+        _pooled([row for rows in rows_of for row in rows], batches),
         classes=index.classes,
         subset=subset,
         model=run.name if artefact is None else predictor.name,
@@ -120,6 +132,22 @@ def stress(
     path = run.stress_path(subset, kind=artefact.card.kind if artefact else "")
     write_model(path, found)
     return Stressed(found, path)
+
+
+def _pooled(rows: Sequence[SplitRow], batches: Sequence[_Batch]) -> StressAnswers:
+    """Return the answers of batches, which have all variants of one image in a row."""
+
+    def whole(name: str) -> NDArray[Any]:
+        parts = [getattr(one, name) for one in batches]
+        return np.concatenate(parts).reshape(-1, len(VARIANTS)).T
+
+    trust = None
+    if all(one.is_answered is not None for one in batches):
+        has_gate = all(one.is_turned_away is not None for one in batches)
+        trust = StressedTrust(
+            whole("is_answered"), whole("is_turned_away") if has_gate else None
+        )
+    return StressAnswers(rows, whole("predicted"), whole("confidence"), trust)
 
 
 def _artefact_of(run: Run, model: Path) -> Artefact:
@@ -150,8 +178,8 @@ def _artefact_of(run: Run, model: Path) -> Artefact:
 
 def _answers(
     predictor: Predictor, rows: Sequence[SplitRow], index: Index, *, seed: int
-) -> Iterator[NDArray[np.float64]]:
-    """Yield probabilities (B, C): those of all variants of an image, then the next's.
+) -> Iterator[_Batch]:
+    """Yield answers: those to all variants of an image, then those to the next's.
 
     Raises:
         DataError: An image cannot be read any more.
@@ -181,4 +209,23 @@ def _answers(
         )
         with closing(changed):
             while batch := list(islice(changed, BATCH_SIZE)):
-                yield round_probs(predictor.probs_of(batch))
+                yield _batch_of(*predictor.judge(batch))
+
+
+def _batch_of(probs: NDArray[np.float32], judged: Sequence[Judged | None]) -> _Batch:
+    rounded = round_probs(probs)
+    sure = [one for one in judged if one is not None]
+    has_trust = len(sure) == len(judged)
+    has_gate = has_trust and all(one.gate is not None for one in sure)
+    return _Batch(
+        predicted=rounded.argmax(axis=1).astype(np.int16),
+        confidence=rounded.max(axis=1).astype(np.float32),
+        is_answered=np.array(
+            [one.answer not in (UNCERTAIN, NO_BRAIN_MRI) for one in sure]
+        )
+        if has_trust
+        else None,
+        is_turned_away=np.array([one.answer == NO_BRAIN_MRI for one in sure])
+        if has_gate
+        else None,
+    )

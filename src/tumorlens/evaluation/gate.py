@@ -37,7 +37,7 @@ def spoil(images: NDArray[np.uint8], *, seed: int) -> dict[str, NDArray[np.uint8
 
     Args:
         images: Shape (N, S, S, C).
-        seed: Of the permutations and the noise.
+        seed: Seed of the permutations and the noise.
 
     Returns:
         Inverted images, images with their pixels shuffled in blocks of an eighth of the

@@ -15,7 +15,13 @@ import numpy as np
 from tumorlens.data.corruptions import CORRUPTIONS
 from tumorlens.runs.estimate import estimate_of_difference, estimate_of_score
 from tumorlens.runs.measures import PairedDifference
-from tumorlens.runs.stress import Stress, StressCorruption, StressLevel, WorstCase
+from tumorlens.runs.stress import (
+    Stress,
+    StressCorruption,
+    StressLevel,
+    StressTrust,
+    WorstCase,
+)
 from tumorlens.stats.intervals import share
 from tumorlens.stats.paired import holm, paired_difference
 
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
 
     from tumorlens.data.corruptions import Corruption
     from tumorlens.data.index import SplitRow
+    from tumorlens.runs.estimate import Estimate
     from tumorlens.runs.folder import Run
     from tumorlens.stats.paired import Difference
 
@@ -57,6 +64,18 @@ class StressAnswers:
     """Class indices, shape (V, N)."""
     confidence: NDArray[np.floating]
     """Probability of the predicted class, shape (V, N)."""
+    trust: StressedTrust | None = None
+    """`None` for a model that is not calibrated."""
+
+
+@dataclass(frozen=True)
+class StressedTrust:
+    """What a calibrated model answers of N images in each of V variants."""
+
+    is_answered: NDArray[np.bool_]
+    """Whether a class is the answer, shape (V, N)."""
+    is_turned_away: NDArray[np.bool_] | None
+    """Whether the input gate turns it away, shape (V, N); `None` without a gate."""
 
 
 def stress_figures(
@@ -85,6 +104,10 @@ def stress_figures(
     labels = np.array([classes.index(row.label) for row in rows])
     unique, groups = np.unique([row.group for row in rows], return_inverse=True)
     right = answers.predicted == labels  # (V, N)
+    trust = [
+        answers.trust and _trust_at(number, right, answers.trust, groups)
+        for number in range(len(VARIANTS))
+    ]
     changes = [
         paired_difference(one.astype(np.float64), right[0].astype(np.float64), groups)
         for one in right[1:]
@@ -101,6 +124,7 @@ def stress_figures(
                 accuracy=estimate_of_score(share(right[number + 1], groups)),
                 change=_as_written(change),
                 p_holm=corrected[number],
+                trust=trust[number + 1],
             )
         )
     return Stress(
@@ -114,6 +138,7 @@ def stress_figures(
         num_images=len(rows),
         num_groups=len(unique),
         clean=estimate_of_score(share(right[0], groups)),
+        clean_trust=trust[0],
         corruptions=tuple(
             StressCorruption(
                 name=name,
@@ -124,9 +149,53 @@ def stress_figures(
             for name, one in CORRUPTIONS.items()
         ),
         worst=tuple(_worst_cases(answers, right, classes)),
-        not_measured=dict.fromkeys(
+        not_measured={}
+        if answers.trust
+        else dict.fromkeys(
             ("share answered", "error among answers", "gate alarms"), NOT_CALIBRATED
         ),
+    )
+
+
+def _trust_at(
+    number: int,
+    right: NDArray[np.bool_],
+    trust: StressedTrust,
+    groups: NDArray[np.integer],
+) -> StressTrust:
+    """Return what is answered of one variant, against the images as they are.
+
+    Args:
+        number: Place of the variant in `VARIANTS`.
+        right: Whether the predicted class is the true one, shape (V, N).
+        trust: Answers to the same images.
+        groups: Group of each image, shape (N,).
+    """
+
+    def among(values: NDArray[np.bool_], part: NDArray[np.bool_]) -> Estimate:
+        if not part.any():
+            return estimate_of_score(None)
+        own = np.unique(groups[part], return_inverse=True)[1]
+        return estimate_of_score(share(values[part], own))
+
+    def change(
+        values: NDArray[np.bool_], part: NDArray[np.bool_]
+    ) -> PairedDifference | None:
+        if number == 0 or not part.any():
+            return None
+        own = np.unique(groups[part], return_inverse=True)[1]
+        first, second = (values[one, part].astype(np.float64) for one in (number, 0))
+        return _as_written(paired_difference(first, second, own))
+
+    everything = np.ones(right.shape[1], bool)
+    answered, away = trust.is_answered, trust.is_turned_away
+    return StressTrust(
+        answered=among(answered[number], everything),
+        answered_change=change(answered, everything),
+        error=among(~right[number], answered[number]),
+        error_change=change(~right, answered[number] & answered[0]),
+        alarms=None if away is None else among(away[number], everything),
+        alarms_change=None if away is None else change(away, everything),
     )
 
 

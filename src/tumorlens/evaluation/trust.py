@@ -228,7 +228,7 @@ def one_of_each(groups: NDArray[np.integer], *, seed: int) -> NDArray[np.int64]:
 
     Args:
         groups: Group of each image, shape (N,).
-        seed: Of the draw.
+        seed: Seed of the draw.
     """
     order = np.random.default_rng(seed).permutation(len(groups))
     _, first = np.unique(groups[order], return_index=True)
@@ -304,7 +304,7 @@ def promise_of(
     """Return when to answer, so that few enough answers are wrong.
 
     Args:
-        probs: Of one image of each group, shape (N, C).
+        probs: Probabilities of one image of each group, shape (N, C).
         labels: True class indices, shape (N,).
         wanted: Error and confidence.
     """
@@ -314,7 +314,7 @@ def promise_of(
     )
     num = len(labels)
     if found is None:
-        words = _words_without(num, is_wrong, wanted)
+        words = _words_without(probs.max(axis=1), is_wrong, wanted)
     else:
         words = (
             f"at most {percent(wanted.error)} of the answers are wrong, with "
@@ -333,7 +333,11 @@ def promise_of(
     )
 
 
-def _words_without(num: int, is_wrong: NDArray[np.bool_], wanted: Wanted) -> str:
+def _words_without(
+    certainty: NDArray[np.float64], is_wrong: NDArray[np.bool_], wanted: Wanted
+) -> str:
+    """Return why nothing is promised. The arguments are those of `fit_threshold`."""
+    num = len(is_wrong)
     promise = (
         f"no threshold proves that at most {percent(wanted.error)} of the answers are "
         f"wrong, with {percent(wanted.confidence, 0)} confidence"
@@ -345,9 +349,11 @@ def _words_without(num: int, is_wrong: NDArray[np.bool_], wanted: Wanted) -> str
             f"{promise}: that takes {needed} groups without a mistake, and val has "
             f"{num}, which without a mistake would prove {percent(could)}"
         )
+    is_surest = certainty >= np.sort(certainty)[-needed]
+    mistakes = counted(int(is_wrong[is_surest].sum()), "mistake")
     return (
-        f"{promise}: among the {needed} surest of {counted(num, 'group')} of val are "
-        f"too many mistakes, of {int(is_wrong.sum())} in all"
+        f"{promise}: the {is_surest.sum()} surest of {counted(num, 'group')} of val "
+        f"have {mistakes}, which is too many; all groups have {is_wrong.sum()}"
     )
 
 

@@ -25,9 +25,15 @@ if TYPE_CHECKING:
 
     from tumorlens.deploy.predictor import Predictor
     from tumorlens.deploy.series import SeriesAnswer
+    from tumorlens.runs.trust import Judged
 
 SCHEME = "99TUMORLENS"
 """Coding scheme of the names that no public scheme has."""
+
+_MOST_PROBABLE = ("most-probable", SCHEME, "Most probable class")
+_ANSWER = ("answer", SCHEME, "Answer")
+_POSSIBLE = ("possible", SCHEME, "Possible class")
+_OBJECTION = ("objection", SCHEME, "Why it was turned away")
 
 
 def report_content(
@@ -82,7 +88,18 @@ def report_content(
         ],
     )
 
-    def group(identifier: str, probs: NDArray[np.floating], images: list[Any]) -> Any:
+    def evaluation(code: tuple[str, str, str], value: tuple[str, str, str]) -> Any:
+        return sr.QualitativeEvaluation(
+            name=sr.CodedConcept(*code), value=sr.CodedConcept(*value)
+        )
+
+    def group(
+        identifier: str,
+        probs: NDArray[np.floating],
+        trust: Judged | None,
+        images: list[Any],
+    ) -> Any:
+        best = predictor.classes[int(probs.argmax())]
         return sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=sr.TrackingIdentifier(
                 uid=generate_uid(prefix=None), identifier=identifier
@@ -98,14 +115,11 @@ def report_content(
                 for name, prob in zip(predictor.classes, probs, strict=True)
             ],
             qualitative_evaluations=[
-                sr.QualitativeEvaluation(
-                    name=sr.CodedConcept(
-                        "most-probable", SCHEME, "Most probable class"
-                    ),
-                    value=sr.CodedConcept(
-                        *_class_code("class", predictor.classes[int(probs.argmax())])
-                    ),
-                )
+                evaluation(_MOST_PROBABLE, _class_code("class", best)),
+                *(
+                    evaluation(name, value)
+                    for name, value in _trust_codes(trust, predictor.classes)
+                ),
             ],
             source_images=images,
         )
@@ -119,9 +133,9 @@ def report_content(
         for one, reference in zip(answer.series.slices, references, strict=True)
     ]
     assert answer.probs is not None
-    groups = [group(f"Series, {answer.rule}", answer.probs, sources)]
+    groups = [group(f"Series, {answer.rule}", answer.probs, answer.trust, sources)]
     groups += [
-        group(f"Slice {number}", one.probs, [source])
+        group(f"Slice {number}", one.probs, one.trust, [source])
         for number, (one, source) in enumerate(
             zip(answer.slices, sources, strict=True), start=1
         )
@@ -154,6 +168,26 @@ def report_content(
 
 def _weights(predictor: Predictor) -> list[str]:
     return [digest for member in predictor.members for digest in member.weights_sha256]
+
+
+def _trust_codes(
+    judged: Judged | None, classes: Sequence[str]
+) -> list[tuple[tuple[str, str, str], tuple[str, str, str]]]:
+    """Return names and values: the answer, each class of the set, the objection."""
+    if judged is None:
+        return []
+    answer = (
+        _class_code("class", judged.answer)
+        if judged.answer in classes
+        else (judged.answer, SCHEME, judged.answer.replace("-", " "))
+    )
+    objection = (
+        [(_OBJECTION, (judged.objection, SCHEME, judged.objection))]
+        if judged.objection
+        else []
+    )
+    possible = [(_POSSIBLE, _class_code("class", name)) for name in judged.in_set]
+    return [(_ANSWER, answer), *possible, *objection]
 
 
 def _class_code(kind: str, name: str) -> tuple[str, str, str]:

@@ -284,7 +284,11 @@ def _page(predictor: Predictor, answer: SeriesAnswer, notes: Sequence[str]) -> P
             (name, float(prob))
             for name, prob in zip(predictor.classes, answer.probs, strict=True)
         ],
-        notes=[f"The bars are of the series: {answer.rule}.", *_sentences(notes)],
+        notes=[
+            f"The bars are of the series: {answer.rule}.",
+            *_answer_words(answer),
+            *_sentences(notes),
+        ],
     )
 
 
@@ -302,6 +306,16 @@ def _heat(
     ]
     mean: NDArray[np.float32] = np.mean(maps, axis=0, dtype=np.float32)
     return mean
+
+
+def _answer_words(answer: SeriesAnswer) -> list[str]:
+    """Return what is to be answered for the series; nothing if not calibrated."""
+    judged = answer.trust
+    if judged is None:
+        return []
+    why = f" ({judged.objection})" if judged.objection else ""
+    words = f"Answer: {judged.answer}{why}; possible: {', '.join(judged.in_set)}."
+    return [f"{words} Neither is proved for series."]
 
 
 def _sentences(notes: Sequence[str]) -> list[str]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from tumorlens.runs.estimate import CalibrationBins
     from tumorlens.runs.measures import RocCurve
+    from tumorlens.runs.trust import Calibration
     from tumorlens.training.lr_find import LrFindResult
 
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
@@ -263,6 +264,53 @@ def draw_calibration(calibration: CalibrationBins, heading: Heading) -> Drawing:
             axes.set_xlim(0, 1.02)
 
     return render(draw, heading, rows=(3, 1.1), body_inches=4.3)
+
+
+def draw_reliability(
+    before: Calibration, after: Calibration, heading: Heading
+) -> Drawing:
+    """Draw accuracy with its interval over confidence, before and after a temperature.
+
+    Args:
+        before: Bins of the probabilities as the network gives them.
+        after: Those divided by the temperature.
+        heading: Text above the figure.
+    """
+
+    def draw(panels: Sequence[Axes]) -> None:
+        (axes,) = panels
+        axes.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=0.9, linestyle=":")
+        for name, found, color, marker in (
+            ("before", before, SERIES[1], "s"),
+            ("after", after, SERIES[0], "o"),
+        ):
+            points = [
+                (confidence, bin_.value, bin_.low, bin_.high)
+                for confidence, bin_ in zip(
+                    found.bins.confidence, found.accuracy_by_bin, strict=True
+                )
+                if confidence is not None and bin_.value is not None
+            ]
+            axes.plot(
+                [one[0] for one in points],
+                [one[1] for one in points],
+                color=LIGHT[color],
+                marker=marker,
+                label=f"{name} the temperature",
+                clip_on=False,
+            )
+            for confidence, _, low, high in points:
+                if low is not None and high is not None:
+                    axes.vlines(
+                        confidence, low, high, color=LIGHT[color], linewidth=1.2
+                    )
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("confidence: probability of the predicted class")
+        axes.set_ylabel("accuracy, with 95 % intervals")
+        _legend_above(axes)
+
+    return render(draw, heading, body_inches=4.3)
 
 
 def write_lr_plot(found: LrFindResult, out: Path) -> tuple[Path, Path]:

@@ -41,7 +41,8 @@ from tumorlens.report.measured import (
     shown_measures,
 )
 from tumorlens.report.page import WrittenPage, render_page
-from tumorlens.report.run_figures import draw_curves
+from tumorlens.report.run_figures import draw_curves, draw_reliability
+from tumorlens.runs.trust import trust_of_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from tumorlens.runs.external import ExternalMetrics
     from tumorlens.runs.folder import Run
     from tumorlens.runs.measures import Metrics
+    from tumorlens.runs.trust import Trust
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def write_run_report(
         The path of the page, and the pictures that it lacks.
 
     Raises:
-        RunError: The run is not evaluated yet, or one of its files cannot be read.
+        RunError: The run is not evaluated yet, or one of its files cannot be read or
+            is of other weights.
         DataError: The page cannot be written.
         MissingExtraError: `explain`, and torch or captum is not installed.
     """
@@ -97,6 +100,11 @@ def write_run_report(
     run.remove_partial_files()
     mistakes, num_mistakes = _read_mistakes(run, data, explain=explain)
     drawings, curves = _draw(run, metrics)
+    trusted = trust_of_run(run)
+    trust = trusted.trust if trusted else None
+    reliability = _draw_reliability(run, trust) if trust else None
+    if reliability:
+        drawings["reliability"] = reliability
     for name, drawing in drawings.items():
         write_text(run.figures_dir / f"{name}.svg", drawing.svg)
         write_bytes(run.figures_dir / f"{name}.png", drawing.png())
@@ -130,6 +138,13 @@ def write_run_report(
             ],
             "figures": shown_measures(metrics, drawings),
             "bins": bins_with_images(metrics),
+            "calibrated": trust,
+            "reliability": PageFigure(
+                Markup(reliability.inline("reliability")),
+                "accuracy over confidence on val, before and after the temperature",
+            )
+            if reliability
+            else None,
             "training_summary": _training_summary(run),
             "folds": metrics.folds,
             "others": _other_sets(run),
@@ -234,6 +249,18 @@ def _draw(run: Run, metrics: Metrics) -> tuple[dict[str, Drawing], dict[str, Dra
             for measure in ("loss", "accuracy")
         }
     return drawings, curves
+
+
+def _draw_reliability(run: Run, trust: Trust) -> Drawing | None:
+    """Return the figure of the temperature; `None` for folds, which have one each."""
+    if trust.before is None or trust.after is None:
+        return None
+    images = f"{trust.num_images:,} images in {trust.num_groups:,} groups"
+    return draw_reliability(
+        trust.before,
+        trust.after,
+        Heading("Calibration on val", f"{run.model_name} · {images}"),
+    )
 
 
 def _training_summary(run: Run) -> str:

@@ -31,6 +31,24 @@ class _Content(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
 
+class StressTrust(_Content):
+    """What a calibrated model answers of the images of one level."""
+
+    answered: Share
+    """Share that gets a class as its answer, neither uncertain nor turned away."""
+    answered_change: PairedDifference | None
+    """That share less that of clean images; `None` for these."""
+    error: Share
+    """Share of wrong ones among the answers."""
+    error_change: PairedDifference | None
+    """Share of wrong ones less that of clean images, among the images that are answered
+    as both; `None` where there is none, and for clean images."""
+    alarms: Share | None
+    """Share that the input gate turns away; `None` without a gate."""
+    alarms_change: PairedDifference | None
+    """That share less that of clean images; `None` for these, or without a gate."""
+
+
 class StressLevel(_Content):
     """One level of a corruption."""
 
@@ -42,6 +60,8 @@ class StressLevel(_Content):
     """Accuracy less that on clean images."""
     p_holm: Fraction
     """p-value corrected for the number of levels of all corruptions."""
+    trust: StressTrust | None = None
+    """`None` for a model that is not calibrated."""
 
     @property
     def is_found(self) -> bool:
@@ -103,6 +123,8 @@ class Stress(_Content):
     num_groups: Count
     clean: Share
     """Accuracy on the images as they are."""
+    clean_trust: StressTrust | None = None
+    """What is answered of them; `None` for a model that is not calibrated."""
     corruptions: tuple[StressCorruption, ...] = Field(min_length=1)
     worst: tuple[WorstCase, ...]
     """For each corruption at most one, of the mildest level that turns any image."""

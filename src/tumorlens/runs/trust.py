@@ -284,7 +284,7 @@ def read_trust(folder: Path, weights_sha256: Sequence[str]) -> TrustedAnswers | 
     """Return the trust of a run or an artefact; `None` where there is none.
 
     Args:
-        folder: Of the run or the artefact.
+        folder: Folder of the run or the artefact.
         weights_sha256: Digests of the weights that are to be trusted.
 
     Raises:
@@ -315,15 +315,17 @@ def trust_of_run(run: Run) -> TrustedAnswers | None:
         RunError: A file is damaged or missing, or of other weights.
     """
     parts = run.folds() if run.is_kfold else (run,)
-    found = []
-    for part in parts:
-        digests = [
-            one.card(check_weights=False).weights_sha256 for one in part.networks()
-        ]
-        trusted = read_trust(part.path, digests)
-        if trusted is None:
-            return None
-        found.append(trusted)
+    if not all((part.path / FILE).is_file() for part in parts):
+        return None
+    digests = [
+        [one.card(check_weights=False).weights_sha256 for one in part.networks()]
+        for part in parts
+    ]
+    found = [
+        trusted
+        for part, own in zip(parts, digests, strict=True)
+        if (trusted := read_trust(part.path, own))
+    ]
     if len(found) == 1:
         return found[0]
     gates = tuple(gate for one in found for gate in one.gates)

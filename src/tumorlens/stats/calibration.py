@@ -29,7 +29,7 @@ def answered_probs(
     """Return the probabilities (N, C) that are answered: the mean over views.
 
     Args:
-        logits: Of each image in each view, shape (N, V, C).
+        logits: Logits of each image in each view, shape (N, V, C).
         temperature: Divisor of the logits.
         weights: Share of each view, shape (V,), sum 1; `None` for equal ones.
     """

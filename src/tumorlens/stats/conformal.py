@@ -55,7 +55,7 @@ def threshold(scores: NDArray[np.floating], coverage: float) -> float:
     The ceil((n + 1) * coverage)-th smallest of n scores.
 
     Args:
-        scores: Of the true classes of calibration images, shape (n,).
+        scores: Scores of the true classes of calibration images, shape (n,).
         coverage: In (0, 1).
 
     Returns:

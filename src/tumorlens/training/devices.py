@@ -144,7 +144,7 @@ def make_accelerator(name: str, **options: Any) -> Accelerator:
 
     Args:
         name: The setting.
-        options: Of the Accelerator.
+        options: Options of the Accelerator.
 
     Raises:
         ConfigError: The device is not there, or Accelerate prefers another.
