@@ -85,3 +85,16 @@ def test_a_side_of_one_group_has_no_interval() -> None:
         np.arange(4) // 2,
     )
     assert (found.low, found.high) == (None, None)
+
+
+def test_groups_whose_images_on_both_sides_are_alike_narrow_the_interval() -> None:
+    # Each group has an image on either side, both right or both wrong: correlation 1.
+    right, groups = np.repeat([1.0, 0.0], [60, 20]), np.arange(80) // 2
+    is_part = np.arange(80) % 2 == 0
+    found = part_against_rest(right, is_part, groups)
+    asymmetry = (found.part.value - found.part.low) - (
+        found.part.high - found.part.value
+    )
+    assert found.value == 0
+    assert (found.low, found.high) == pytest.approx((-abs(asymmetry), abs(asymmetry)))
+    assert found.p == 1
