@@ -20,6 +20,7 @@ from tumorlens.deploy.artefact import Manifest, Parity
 from tumorlens.deploy.benchmark.results import Benchmark
 from tumorlens.evaluation.map_checks import ExplanationChecks
 from tumorlens.evaluation.review_file import Review
+from tumorlens.report.card import Card
 from tumorlens.runs.external import ExternalMetrics
 from tumorlens.runs.folder import ModelCard
 from tumorlens.runs.measures import Metrics, TtaEffect
@@ -31,6 +32,7 @@ from tumorlens.study.external_comparison import ExternalComparison
 MODELS: dict[str, type[BaseModel]] = {
     "audit.json": Audit,
     "benchmark.json": Benchmark,
+    "card.json": Card,
     "checks.json": ExplanationChecks,
     "claim.json": ClaimCheck,
     "comparison.json": Comparison,

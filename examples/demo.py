@@ -21,6 +21,7 @@ COMMANDS = {
     ),
     "evaluate on the test subset": "evaluate demo/run",
     "report: one page": "report demo/run --data demo/images",
+    "card: what the network is, and what is known of it": "card demo/run",
 }
 """Title -> command."""
 

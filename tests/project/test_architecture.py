@@ -166,6 +166,7 @@ def test_a_missing_module_of_our_own_is_no_missing_extra() -> None:
         (["benchmark", "nowhere"], "jinja2", "evaluate"),
         (["compare", "nowhere"], "jinja2", "evaluate"),
         (["lr-find", "--out", "nowhere"], "matplotlib", "evaluate"),
+        (["card", "nowhere"], "huggingface_hub", "train"),
     ],
 )
 def test_the_command_line_names_the_missing_extra(

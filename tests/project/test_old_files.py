@@ -57,6 +57,13 @@ def test_an_old_run_is_reported_from_its_old_figures(old_run: Path) -> None:
     assert "50.0" in (old_run / "report.html").read_text(encoding="utf-8")
 
 
+def test_an_old_run_has_a_card(old_run: Path) -> None:
+    command("card", old_run)
+    card = json.loads((old_run / "card.json").read_text(encoding="utf-8"))
+    metrics = json.loads((old_run / "metrics.json").read_text(encoding="utf-8"))
+    assert card["figures"]["accuracy"]["value"] == metrics["accuracy"]["value"]
+
+
 def test_an_old_run_is_exported_again(old_run: Path) -> None:
     shutil.rmtree(old_run / "export")
     command("export", old_run, "--data", IMAGES, "--format", "onnx")

@@ -81,6 +81,8 @@ def test_files_that_are_handed_on_name_no_user_and_no_machine(
             *("--out", made / "c"),
         ],
         ["export", run, "--format", "onnx"],
+        ["card", run],
+        ["card", run / "export" / "onnx"],
         ["benchmark", run / "export" / "onnx", "--seconds", "0.1", "--out", made / "b"],
         ["compare", run, "--image", image, "--no-latency", "--out", made / "c"],
         ["predict", run, volume, "--dicom-out", made / "dicom"],

@@ -53,6 +53,7 @@ def fitted(false_alarms: float = 0.01) -> tuple[object, np.ndarray, np.ndarray]:
         np.arange(400) % 3,
         val,
         (RNG.normal(0.3, 0.05, (400, 3)), facts),
+        (np.arange(400), np.arange(200)),
         spoilt,
         seed=1,
         false_alarms=false_alarms,
@@ -73,9 +74,41 @@ def test_a_val_of_few_patients_does_not_narrow_what_is_usual() -> None:
     narrow = RNG.normal(0.3, 0.005, (40, 3))  # of heads that look alike
     spoilt = {"far": val + 9}
     labels = np.arange(900) % 3
-    gate, _ = fit_gate(train, labels, val, (usual, narrow), spoilt, seed=1)
+    each = np.arange(900), np.arange(40) // 10
+    gate, _ = fit_gate(train, labels, val, (usual, narrow), each, spoilt, seed=1)
     scores = gate.measure_facts(RNG.normal(0.3, 0.05, (2000, 3))).max(axis=1)
     assert (scores > gate.threshold).mean() < 0.02
+
+
+@pytest.mark.parametrize("num_patients", [8, 24, 400])
+def test_slices_of_new_patients_pass_with_few_patients_as_with_many(
+    num_patients: int,
+) -> None:
+    rng = np.random.default_rng(num_patients)
+
+    def facts_of_patients(num: int) -> tuple[np.ndarray, np.ndarray]:
+        patients = np.repeat(np.arange(num), 10)
+        heads = rng.normal(0.3, 0.05, (num, 3))[patients]
+        return heads + rng.normal(0, 0.005, heads.shape), patients
+
+    shares = []
+    for _ in range(20):
+        facts, patients = facts_of_patients(num_patients)
+        is_val = patients < num_patients // 4
+        train, val = clouds((~is_val).sum()), clouds(is_val.sum())
+        gate, _ = fit_gate(
+            train,
+            np.arange(len(train)) % 3,
+            val,
+            (facts[~is_val], facts[is_val]),
+            (patients[~is_val], patients[is_val]),
+            {"far": val + 9},
+            seed=1,
+        )
+        scores = gate.measure_facts(facts_of_patients(200)[0]).max(axis=1)
+        shares.append((scores > gate.threshold).mean())
+    # Three facts on two sides, each of which 1 % of new patients may exceed.
+    assert np.mean(shares) < 0.06
 
 
 def test_each_part_objects_to_what_it_looks_at() -> None:
@@ -111,7 +144,8 @@ def test_a_large_training_leaves_a_small_file() -> None:
     facts = RNG.normal(0.3, 0.05, (50, 3))
     labels = np.arange(40_000) % 2
     both = RNG.normal(0.3, 0.05, (40_000, 3)), facts
-    gate, _ = fit_gate(train, labels, val, both, {"far": val + 9}, seed=1)
+    each = np.arange(40_000), np.arange(50)
+    gate, _ = fit_gate(train, labels, val, both, each, {"far": val + 9}, seed=1)
     assert len(gates_as_bytes([gate])) < MAX_BYTES
 
 

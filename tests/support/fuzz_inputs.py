@@ -565,7 +565,13 @@ def made_trust() -> tuple[Trust, list[Gate]]:
     facts = rng.normal(0.3, 0.05, (60, 3)), rng.normal(0.3, 0.05, (40, 3))
     train, val = rng.normal(size=(60, 12)), rng.normal(size=(40, 12))
     gate, aurocs = fit_gate(
-        train, np.arange(60) % 4, val, facts, {"far": val + 4}, seed=1
+        train,
+        np.arange(60) % 4,
+        val,
+        facts,
+        (np.arange(60), np.arange(40)),
+        {"far": val + 4},
+        seed=1,
     )
     probs = rng.dirichlet(np.ones(4), 40)
     labels = np.arange(40) % 4

@@ -24,6 +24,7 @@ import typer
 
 import tumorlens
 from tumorlens.cli import (
+    card,
     data,
     deploy,
     evaluate,
@@ -165,6 +166,7 @@ app.command()(evaluate.evaluate)
 app.command()(evaluate.report)
 app.command()(review.review)
 app.command()(stress.stress)
+app.command()(card.card)
 app.command()(predict.predict)
 app.command()(explain.explain)
 app.command()(train.lr_find)

@@ -74,6 +74,10 @@ _BESIDE = ("model.json", "parity.json", "README.md")
 SEEN = "seen.npz"
 """What the training has seen, unless it was left out: see `tumorlens.data.seen`."""
 
+CARD_FILES = ("card.md", "card.json", "checklist.csv")
+"""What `tumorlens card` writes beside it, and a new export removes: it is of the old
+graph."""
+
 _MAX_JSON_BYTES = 64 << 20
 _HINT = "give a folder that export has made, such as RUN/export/onnx"
 _EXPORT_AGAIN = (
@@ -339,7 +343,11 @@ def remove_artefact(folder: Path) -> None:
     What no export wrote stays, and the folder with it.
     """
     seal = folder / "manifest.json"
-    names = {*_BESIDE, *(name for names in GRAPH_FILES.values() for name in names)}
+    names = {
+        *_BESIDE,
+        *CARD_FILES,
+        *(name for names in GRAPH_FILES.values() for name in names),
+    }
     with suppress(ArtefactError):  # there is none, or a damaged one
         names |= _read(seal, Manifest).files.keys()
     seal.unlink(missing_ok=True)

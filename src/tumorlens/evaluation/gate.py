@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 from tumorlens.stats.gate import Gate, Method, distance, products, unit
+from tumorlens.stats.intervals import design_effect
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,6 +69,7 @@ def fit_gate(
     labels: NDArray[np.integer],
     val: NDArray[np.floating],
     facts: tuple[NDArray[np.floating], NDArray[np.floating]],
+    groups: tuple[NDArray[np.integer], NDArray[np.integer]],
     spoilt: Mapping[str, NDArray[np.floating]],
     *,
     seed: int,
@@ -82,12 +84,15 @@ def fit_gate(
         facts: Plain facts of the training and the val images, as from
             `stats.gate.facts_of`, shapes (M, 3) and (N, 3). Nothing learns them, so
             training images tell as much of what is usual as val images do.
+        groups: Group index of each training and each val image, shapes (M,) and (N,);
+            no group is on both sides.
         spoilt: Embeddings of spoilt val images by kind, each of shape (L, E).
         seed: By which training images are left out where they are too many.
         false_alarms: Share of val images that is turned away at most; and of training
             images, for their facts alone.
     """
     val_facts, all_facts = facts[1], np.concatenate(facts)
+    all_groups = np.concatenate([groups[0], groups[1] + groups[0].max() + 1])
     num_kept = min(MAX_COMPONENTS, *train.shape, max(1, len(train) - 1))
     pca = PCA(num_kept, svd_solver="full").fit(train.astype(np.float64))
     mean = pca.mean_.astype(np.float32)
@@ -117,8 +122,8 @@ def fit_gate(
     best: Method = max(known, key=lambda method: found[method])
     low, middle, high = np.column_stack(
         [
-            np.quantile(values, [0.01, 0.5, 0.99])
-            for values in (of_val[best], *all_facts.T)
+            _limits(of_val[best], groups[1], false_alarms),
+            *(_limits(values, all_groups, false_alarms) for values in all_facts.T),
         ]
     )
     spread = np.maximum([middle - low, high - middle], _SMALLEST_SPREAD)
@@ -134,13 +139,38 @@ def fit_gate(
         threshold=0.0,
     )
     scores = np.sort(gate.measure(val, val_facts).max(axis=1))
-    # The facts of training images keep a val of few patients from setting it too low.
+    of_facts = np.sort(gate.measure_facts(all_facts).max(axis=1))
     threshold = max(
-        _exceeded_by(scores, false_alarms),
-        _exceeded_by(np.sort(gate.measure_facts(all_facts).max(axis=1)), false_alarms),
+        1.0, *(_exceeded_by(one, false_alarms) for one in (scores, of_facts))
     )
     gate = replace(gate, scores=scores.astype(np.float32), threshold=threshold)
     return gate, {str(method): value for method, value in found.items()}
+
+
+def _limits(
+    values: NDArray[np.floating], groups: NDArray[np.integer], share: float
+) -> NDArray[np.float64]:
+    """Return what a share of new images is below, the median, and what it is above.
+
+    With few groups the most extreme of them is often exceeded by a new one. So what the
+    images show is widened as for a normal distribution, by the ratio of its prediction
+    limit to what so many independent images reach. Images of one group tell less than
+    independent ones, by their design effect.
+
+    Args:
+        values: Shape (N,).
+        groups: Group index of each image, shape (N,).
+        share: Share on either side, in (0, 0.5).
+    """
+    from scipy import stats
+
+    low, middle, high = np.quantile(values, [share, 0.5, 1 - share])
+    effect = design_effect(values - values.mean(), groups, num_errors=len(values))
+    num = max(2.0, len(values) / effect)
+    limit = stats.t.isf(share, num - 1) * np.sqrt(1 + 1 / num)
+    wider = max(1.0, limit / stats.norm.isf(max(share, 1 / (num + 1))))
+    found = middle + wider * np.array([low - middle, 0, high - middle])
+    return np.asarray(found, np.float64)
 
 
 def _exceeded_by(scores: NDArray[np.float64], share: float) -> float:

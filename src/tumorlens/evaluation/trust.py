@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tumorlens.data.index import Index
+    from tumorlens.data.index import Index, SplitRow
     from tumorlens.runs.folder import ModelCard, Run
     from tumorlens.runs.progress import Progress
     from tumorlens.stats.gate import Gate
@@ -134,7 +134,7 @@ def _fit(
     check_unchanged(data.rows, index)
     rows = data.subset_rows("val")
     _check_val(run, [row.label for row in rows], index.classes)
-    groups = np.unique([row.group for row in rows], return_inverse=True)[1]
+    groups = _group_numbers(rows)
     seed = run.config.train.seed
     chosen = one_of_each(groups, seed=seed)
     _check_coverage(wanted.coverage, len(chosen))
@@ -155,6 +155,7 @@ def _fit(
         of_train.labels,
         of_val.embedding,
         (of_train.facts, of_val.facts),
+        (_group_numbers(data.subset_rows("train")), groups),
         of_val.variants,
         seed=seed,
     )
@@ -221,6 +222,11 @@ def _check_coverage(coverage: float, num_groups: int) -> None:
             f"{num_groups}",
             hint=f"ask for less: --coverage {num_groups / (num_groups + 1):.2g}",
         )
+
+
+def _group_numbers(rows: Sequence[SplitRow]) -> NDArray[np.int64]:
+    _, numbers = np.unique([row.group for row in rows], return_inverse=True)
+    return numbers.astype(np.int64)
 
 
 def one_of_each(groups: NDArray[np.integer], *, seed: int) -> NDArray[np.int64]:

@@ -126,9 +126,9 @@ def as_csv(comparison: Comparison) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     """Return the sentences, the table of the arms and that of the pairs."""
-    parts = [f"# {_markdown(comparison.title)}"]
-    parts += [_markdown(sentence) for sentence in comparison.summary]
-    parts += [_table(rows, _markdown, "pipe") for rows in _tables(comparison)]
+    parts = [f"# {markdown_text(comparison.title)}"]
+    parts += [markdown_text(sentence) for sentence in comparison.summary]
+    parts += [markdown_table(rows) for rows in _tables(comparison)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -168,8 +168,8 @@ def _columns(
     return [
         *columns,
         (f"macro F1, {marked[headline]}", _measure(headline, "macro_f1", _percentage)),
-        (f"log loss, {marked[headline]}", _measure(headline, "log_loss", _decimals)),
-        (f"ECE, {marked[headline]}", _measure(headline, "ece", _decimals)),
+        (f"log loss, {marked[headline]}", _measure(headline, "log_loss", decimals)),
+        (f"ECE, {marked[headline]}", _measure(headline, "ece", decimals)),
         ("parameters", lambda arm: large_number(arm.num_parameters)),
         ("MACs", lambda arm: large_number(arm.macs)),
         ("size", lambda arm: megabytes(arm.size_bytes)),
@@ -199,7 +199,8 @@ def _percentage(estimate: Estimate | None) -> str:
     return NOT_DEFINED if estimate is None else estimate.percentage
 
 
-def _decimals(estimate: Estimate | None) -> str:
+def decimals(estimate: Estimate | None) -> str:
+    """Return a measure and its bounds with three decimals."""
     if estimate is None:
         return NOT_DEFINED
     bounds = ""
@@ -246,6 +247,11 @@ def _csv_measures(measures: ArmMeasures | None) -> dict[str, Any]:
     }
 
 
+def markdown_table(rows: Rows) -> str:
+    """Return a table in Markdown, its columns lined up to be read as text too."""
+    return _table(rows, markdown_text, "pipe")
+
+
 def _table(rows: Rows, escape: Callable[[str], str], kind: str) -> str:
     heading, body = rows
     table: str = tabulate(
@@ -258,8 +264,11 @@ def _table(rows: Rows, escape: Callable[[str], str], kind: str) -> str:
     return table
 
 
-def _markdown(text: str) -> str:
-    # Names are the user's: none may end a cell or become markup.
+def markdown_text(text: str) -> str:
+    """Return a text that Markdown shows as it is.
+
+    Names are the user's: none may end a cell or become markup.
+    """
     special = "\\`*_[]<>|#"
     return "".join(f"\\{sign}" if sign in special else sign for sign in one_line(text))
 

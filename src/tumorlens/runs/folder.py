@@ -23,6 +23,7 @@
         stress.json, stress.html, stress-val-onnx.json ...   accuracy on worse images
         review/              doubtful labels: review.json, review.html, images.csv,
                              suggestions.csv
+        card.md, card.json, checklist.csv   the model card, made from these files
         tracking.json        the run of MLflow that mirrors this one
 
 `open_run` loads no weights and needs no torch: a `Run` reads the files of the folder
