@@ -19,6 +19,7 @@ from tumorlens.data.leakage import LeakVerdict
 from tumorlens.deploy.artefact import Manifest, Parity
 from tumorlens.deploy.benchmark.results import Benchmark
 from tumorlens.evaluation.map_checks import ExplanationChecks
+from tumorlens.evaluation.review_file import Review
 from tumorlens.report.card import Card
 from tumorlens.runs.external import ExternalMetrics
 from tumorlens.runs.folder import ModelCard
@@ -42,6 +43,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "metrics.json": Metrics,
     "model.json": ModelCard,
     "parity.json": Parity,
+    "review.json": Review,
     "stress.json": Stress,
     "trust.json": Trust,
     "tta.json": TtaEffect,

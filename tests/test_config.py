@@ -304,8 +304,8 @@ def test_every_path_becomes_absolute_and_no_other_setting_changes(
 
 def test_the_paths_are_those_that_the_descriptions_speak_of() -> None:
     assert path_settings() == {
-        *("data.path", "data.metadata", "data.split", "data.cache_dir"),
-        "model.pretrained",
+        *("data.path", "data.metadata", "data.labels", "data.split"),
+        *("data.cache_dir", "model.pretrained"),
     }
     assert path_settings() < setting_names().keys()
 

@@ -98,6 +98,13 @@ class DataConfig(_Section):
         "Unset: DATA/metadata.csv if it exists; 'none' ignores that file too.",
         json_schema_extra=_path_or("none"),
     )
+    labels: str | None = Field(
+        None,
+        description="CSV with the columns path, label and reason, such as "
+        "'tumorlens review' suggests: corrected labels, which hold in place of those "
+        "of the data.",
+        json_schema_extra=_path_or(),
+    )
     protocol: Protocol = Field(
         "grouped",
         description="Way to make the subsets: 'as-given' keeps the folders Training "
@@ -812,7 +819,8 @@ def setting_names() -> dict[str, str]:
 
 
 OF_SPLIT = (
-    *("data.path", "data.names", "data.metadata", "data.protocol", "data.split"),
+    *("data.path", "data.names", "data.metadata", "data.labels", "data.protocol"),
+    "data.split",
     *("data.val_fraction", "data.test_fraction", "data.num_folds"),
     *("data.max_unreadable", "data.max_file_mib", "data.max_pixels", "train.seed"),
 )

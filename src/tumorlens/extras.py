@@ -27,6 +27,7 @@ _EXTRA_OF = {
     "accelerate": "train",
     "alembic": "track",
     "captum": "train",
+    "cleanlab": "review",
     "gdcm": "dicom",
     "highdicom": "dicom",
     "huggingface_hub": "train",

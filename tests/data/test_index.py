@@ -22,9 +22,11 @@ from tumorlens.data.index import (
     patient_note,
     read_index,
     read_split,
+    with_labels,
     write_split,
 )
 from tumorlens.errors import DataError
+from tumorlens.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -722,3 +724,70 @@ def test_no_table_is_written_between_the_files_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="is between the files of the run"):
         check_no_work(tmp_path / "split.csv", columns=("path",))
+
+
+# Corrected labels
+
+
+def corrected(root: Path, table: str, **written: Any) -> Index:
+    file = root.parent / "labels.csv"
+    file.write_text(table, encoding="utf-8", **written)
+    return with_labels(read_index(root), file)
+
+
+def test_corrected_labels_hold_in_place_of_those_of_the_data(tmp_path: Path) -> None:
+    root = two_classes(tmp_path / "data", "a/3.png")
+    before = {file: file.read_bytes() for file in root.rglob("*.png")}
+    index = corrected(root, "path,label,reason\n./a/3.png,b,looked again\nb/2.png,b,\n")
+    assert {one.path: one.label for one in index.records} == {
+        **{"a/1.png": "a", "a/3.png": "b", "b/2.png": "b"}
+    }
+    assert index.labels_sha256 == sha256_of(tmp_path / "labels.csv")
+    assert index.digest != read_index(root).digest
+    assert {file: file.read_bytes() for file in root.rglob("*.png")} == before
+    assert with_labels(read_index(root), None) == read_index(root)
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem", "hint"),
+    [
+        pytest.param(
+            ["a/9.png,b,"],
+            "line 2: 'a/9.png' is not among the 2 files of",
+            "write the path as split.csv of a run has it",
+            id="path",
+        ),
+        pytest.param(
+            ["a/1.png,bb,"],
+            "line 2: unknown class 'bb'",
+            "did you mean 'b'?",
+            id="class",
+        ),
+        pytest.param(
+            ["a/1.png,,wrong"], "line 2: no label", "fill it in", id="no label"
+        ),
+        pytest.param(
+            ["a/1.png,b,", "./a/1.png,b,"],
+            "line 3: 'a/1.png' is named before, in line 2",
+            "keep one of the two lines",
+            id="twice",
+        ),
+        pytest.param(["a/1.png,b"], "line 2: expected 3 fields", "", id="fields"),
+    ],
+)
+def test_a_wrong_line_of_corrected_labels_is_named(
+    tmp_path: Path, lines: list[str], problem: str, hint: str
+) -> None:
+    root = two_classes(tmp_path / "data")
+    with pytest.raises(DataError) as caught:
+        corrected(root, "\n".join(["path,label,reason", *lines]))
+    assert problem in caught.value.problem
+    assert hint in caught.value.hint
+
+
+def test_corrected_labels_without_a_reason_are_no_such_table(tmp_path: Path) -> None:
+    root = two_classes(tmp_path / "data")
+    with pytest.raises(DataError, match=r"labels\.csv has no column 'reason' among"):
+        corrected(root, "path,label\na/1.png,b\n")
+    with pytest.raises(DataError, match=r"cannot open the table .*none\.csv"):
+        with_labels(read_index(root), tmp_path / "none.csv")

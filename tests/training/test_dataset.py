@@ -19,7 +19,9 @@ from tumorlens.data.index import (
     read_split,
     write_split,
 )
+from tumorlens.data.seen import read_seen
 from tumorlens.errors import DataError, RunError
+from tumorlens.files import sha256_of
 from tumorlens.runs.folder import Run, create_run
 from tumorlens.training import dataset
 from tumorlens.training.dataset import (
@@ -354,3 +356,74 @@ def test_decoding_tells_its_progress(make_run: Callable[..., Run]) -> None:
         progress=lambda *step: seen.append(step),
     )
     assert seen == [(n, 20) for n in range(1, 21)]
+
+
+# Corrected labels
+
+
+def write_labels(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(["path,label,reason", *lines]), encoding="utf-8")
+    return path
+
+
+def test_corrected_labels_are_those_of_split_seen_and_arrays(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    file = write_labels(tmp_path / "labels.csv", "glioma/3.png,no_tumor,seen again")
+    run = make_run(labels=str(file))
+    prepared = prepare_data(run)
+    (row,) = [one for one in run.split() if one.path == "glioma/3.png"]
+    assert row.label == "no_tumor"
+    assert run.leak().labels_sha256 == sha256_of(file)
+    seen = read_seen(run.seen_path)
+    kept = [one for one in prepared.rows if one.subset in ("train", "val")]
+    assert seen.labels.tolist() == [CLASSES.index(one.label) for one in kept]
+    arrays = load_subset(
+        prepared, row.subset, decoding=DECODING, config=run.config.data
+    )
+    place = paths_of(prepared, row.subset).index("glioma/3.png")
+    assert arrays.labels[place] == 1
+
+
+def test_other_corrected_labels_under_the_same_run_are_refused(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    file = write_labels(tmp_path / "labels.csv", "glioma/3.png,no_tumor,seen again")
+    run = make_run(labels=str(file))
+    prepare_data(run)
+    prepare_data(run)  # the same file again is no change
+    written = run.split_path.read_bytes()
+    write_labels(file, "glioma/4.png,no_tumor,seen again")
+    for now, words in (
+        (run, "was the file with SHA-256 .*, and is the file with"),
+        (
+            replace(run, config=parse_config({"data": {"path": run.config.data.path}})),
+            "was the file with SHA-256 .*, and is no file",
+        ),
+    ):
+        with pytest.raises(RunError, match=words) as caught:
+            prepare_data(now)
+        assert caught.value.hint == "restore the file, or start a new run"
+    assert run.split_path.read_bytes() == written
+
+
+def test_copies_whose_labels_are_corrected_together_stay_in(
+    make_run: Callable[..., Run], data: Path, tmp_path: Path
+) -> None:
+    shutil.copy(data / "glioma" / "3.png", data / "glioma" / "3-copy.png")
+    alone = write_labels(tmp_path / "one.csv", "glioma/3.png,no_tumor,")
+    both = write_labels(
+        tmp_path / "both.csv", "glioma/3.png,no_tumor,", "glioma/3-copy.png,no_tumor,"
+    )
+    reasons = {
+        name: [
+            one.reason.partition(":")[0]
+            for one in prepare_data(make_run(name, labels=str(file))).rows
+            if one.subset == "left-out"
+        ]
+        for name, file in (("alone", alone), ("both", both))
+    }
+    assert reasons == {
+        "alone": ["conflicting labels"] * 2,
+        "both": ["copy of glioma/3-copy.png"],
+    }

@@ -30,6 +30,7 @@ from tumorlens.cli import (
     evaluate,
     explain,
     predict,
+    review,
     stress,
     study,
     terminal,
@@ -163,6 +164,7 @@ app.command()(train.train)
 app.command()(trust.trust)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.report)
+app.command()(review.review)
 app.command()(stress.stress)
 app.command()(card.card)
 app.command()(predict.predict)

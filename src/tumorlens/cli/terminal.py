@@ -264,6 +264,10 @@ def print_measures(measures: Metrics) -> None:
         print_line("Not calibrated: tumorlens trust fits when to answer.")
     else:
         _print_trust(measures.trust)
+    if measures.slices:
+        print_line(measures.slices.words)
+    if measures.leak.labels_sha256:
+        print_line(measures.leak.labels)
     print_line(measures.leak.words)
 
 

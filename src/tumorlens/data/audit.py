@@ -240,7 +240,7 @@ def audit(
     )
     conflicts = _label_conflicts(readable, duplicates)
     num_conflicts = sum(len(a) * len(b) for a, b in conflicts)
-    disputed = _source_label_conflicts(index.records)
+    disputed = source_label_conflicts(index.records)
     found = _shortcuts(readable, duplicates, groups, sides, seed=seed)
     leak = sides.in_full(index.classes)
     num_files, num_unreadable = len(index.records), len(duplicates.unreadable)
@@ -479,7 +479,8 @@ def _pairs(
                 )
 
 
-def _source_label_conflicts(records: Iterable[Record]) -> tuple[DisputedFile, ...]:
+def source_label_conflicts(records: Iterable[Record]) -> tuple[DisputedFile, ...]:
+    """Return the files whose label contradicts the one that their source gives."""
     return tuple(
         DisputedFile(**_place(record), source_label=record.source_label)
         for record in records

@@ -21,11 +21,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, read_image
+from tumorlens.data.images import DEFAULT_LIMITS, ImageLimits, as_grey, read_image
 from tumorlens.data.near_duplicates import (
     ORIENTATIONS,
     SAME_DETAIL,
@@ -299,12 +298,11 @@ def _decode(
         return " ".join(error.problem.replace(str(file), "it").split())
     digest = hashlib.sha256(f"{image.shape}".encode())
     digest.update(np.ascontiguousarray(image).data)
-    grey = image if image.ndim == 2 else np.asarray(Image.fromarray(image).convert("L"))
     facts = FileFacts(
         width=image.shape[1],
         height=image.shape[0],
         num_bytes=record.num_bytes,
-        mean_grey=float(grey.mean()),
+        mean_grey=float(as_grey(image).mean()),
         is_coloured=image.ndim == 3,
         is_plain=bool((image == image[:1, :1]).all()),
     )

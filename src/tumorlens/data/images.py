@@ -173,6 +173,13 @@ def fit_square(
     return np.array(square)
 
 
+def as_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the grey values (H, W) of an image (H, W) or (H, W, 3)."""
+    if image.ndim == 2:
+        return image
+    return np.asarray(Image.fromarray(image).convert("L"))
+
+
 def square_box(image: NDArray[np.uint8], *, fit: Fit) -> tuple[int, int, int, int]:
     """Return the part of an image that `fit_square` shows: left, top, right, bottom.
 

@@ -49,6 +49,9 @@ SUBSET_WORDS = {
 
 SPLIT_COLUMNS = ("path", "sha256", "label", "group", "subset", "reason")
 
+LABEL_COLUMNS = ("path", "label", "reason")
+"""Columns of a file of corrected labels."""
+
 _METADATA_NAME = "metadata.csv"
 _METADATA_COLUMNS = ("patient", "source", "source_label")
 _IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx", _METADATA_NAME}
@@ -112,6 +115,9 @@ class Index:
 
     sets: ImageSets | None = None
     """The sets that are pooled, by absolute paths; `None` for a single one."""
+
+    labels_sha256: str | None = None
+    """SHA-256 of the file of corrected labels; `None` without one."""
 
     def file_of(self, record: Record) -> Path:
         """Return where the file of a record is."""
@@ -233,6 +239,69 @@ def read_index(data: Path | ImageSets, *, metadata: str | None = None) -> Index:
     ]
     places = tuple(place.absolute() for place in sets.places)
     return _index_of(root, rows, ImageSets(places, sets.names))
+
+
+def with_labels(index: Index, table: Path | None) -> Index:
+    """Return an index with corrected labels in place of those of the data.
+
+    The files stay as they are. A line may also confirm the label of a file.
+
+    Args:
+        index: The files.
+        table: CSV or Parquet with the columns of `LABEL_COLUMNS`: path as records have
+            it, a class of the index, and why, which may be empty. `None` changes
+            nothing.
+
+    Raises:
+        DataError: The table cannot be read, lacks a column, names a file twice or one
+            that is not in the index, or a label is none of the classes.
+    """
+    if table is None:
+        return index
+    labels = {path: label for path, (label, _) in read_labels(table, index).items()}
+    records = tuple(
+        replace(record, label=labels.get(record.path, record.label))
+        for record in index.records
+    )
+    return replace(index, records=records, labels_sha256=sha256_of(table))
+
+
+def read_labels(table: Path, index: Index) -> dict[str, tuple[str, str]]:
+    """Return path -> corrected label and reason of a file for `with_labels`.
+
+    Raises:
+        DataError: As for `with_labels`.
+    """
+    labels: dict[str, tuple[str, str]] = {}
+    places: dict[str, str] = {}
+    known = {record.path for record in index.records}
+    for line in read_table(table, required=LABEL_COLUMNS):
+        path = _identity(line.fields["path"], index.root)
+        if path not in known:
+            raise DataError(
+                f"{line.place}: {_shown(line.fields['path'])} is not among the "
+                f"{len(known)} files of {index.sets or index.root}",
+                hint="write the path as split.csv of a run has it, or remove the line",
+            )
+        _check_named_once(path, line.place, places)
+        label = _known_class(line.fields["label"], line.place, index.classes)
+        labels[path] = (label, line.fields["reason"])
+    return labels
+
+
+def _known_class(label: str, place: str, classes: Sequence[str]) -> str:
+    """Return a label after checking it.
+
+    Raises:
+        DataError: It is none of the classes, or empty.
+    """
+    if not label:
+        raise DataError(f"{place}: no label", hint="fill it in, or remove the line")
+    if label not in classes:
+        raise DataError(
+            f"{place}: unknown class {_shown(label)}", hint=did_you_mean(label, classes)
+        )
+    return label
 
 
 def check_outside(out: Path, data: Path | ImageSets, *, is_folder: bool = True) -> None:
@@ -421,6 +490,29 @@ def read_split(path: Path) -> tuple[SplitRow, ...]:
     if not rows:
         raise DataError(f"{path} has no rows", hint="make the split anew")
     return tuple(rows)
+
+
+def check_same_labels(labels_sha256: str | None, index: Index) -> None:
+    """Check that the corrected labels of a run are unchanged.
+
+    Args:
+        labels_sha256: Digest of the file that the run was made with; `None` without.
+        index: The files, with the labels that the settings name now.
+
+    Raises:
+        RunError: It was made with another file, or without one.
+    """
+    if labels_sha256 == index.labels_sha256:
+        return
+    then, now = (
+        f"the file with SHA-256 {digest[:12]}..." if digest else "no file"
+        for digest in (labels_sha256, index.labels_sha256)
+    )
+    raise RunError(
+        "the corrected labels have changed since the run was made: data.labels was "
+        f"{then}, and is {now}",
+        hint="restore the file, or start a new run",
+    )
 
 
 def check_unchanged(rows: Sequence[SplitRow], index: Index) -> None:

@@ -79,6 +79,10 @@ class LeakVerdict(BaseModel):
     """`tumorlens.data.index.split_sha256` of the run's split, which the verdict is of;
     `None` outside of runs and in runs of earlier versions."""
 
+    labels_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of the file of corrected labels (`data.labels`) that the split was made
+    with; `None` without one."""
+
     @property
     def state(self) -> str:
         """The verdict in a word or three, the same in tables and on pages.
@@ -102,6 +106,16 @@ class LeakVerdict(BaseModel):
             return NO_LEAK
         is_all = self.num_test_unknown_patient >= self.num_test
         return NO_PATIENTS if is_all else SOME_PATIENTS
+
+    @property
+    def labels(self) -> str:
+        """Which corrected labels the run has, in a sentence; empty without any."""
+        if self.labels_sha256 is None:
+            return ""
+        return (
+            "Labels were corrected by the file of data.labels, SHA-256 "
+            f"{self.labels_sha256[:12]}."
+        )
 
     @property
     def unknown_patients(self) -> str:
@@ -188,7 +202,8 @@ def judge_leak(
         for row in rows
         if row.subset != "left-out" and row.path in duplicates.pixels
     }
-    return Sides(sides, index, duplicates).verdict()
+    verdict = Sides(sides, index, duplicates).verdict()
+    return verdict.model_copy(update={"labels_sha256": index.labels_sha256})
 
 
 class Sides:

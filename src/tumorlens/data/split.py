@@ -497,7 +497,7 @@ def _check_files(rows: Sequence[SplitRow], index: Index) -> None:
             raise DataError(
                 f"the split labels {row.path} {row.label!r}, the data {record.label!r}",
                 hint="a label is changed in the data: move the file to the folder of "
-                "its class",
+                "its class, or correct it in the file of data.labels",
             )
     missing = sorted(records.keys() - seen)
     if missing:

@@ -2,20 +2,22 @@
 
 `evaluate` predicts each image once and writes the probabilities. Every figure is then
 computed from that table by `metrics_from_predictions`, so that anyone can recompute it
-with another tool. Each look at the test subset is logged in the run, and its figures
-choose no epoch, setting or threshold.
+with another tool; for weak slices, also from `facts.csv` beside it. Each look at the
+test subset is logged in the run, and its figures choose no epoch, setting or threshold.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tumorlens.data.picture_facts import PictureFacts, read_picture_facts
 from tumorlens.evaluation.inference import (
     judge_subset,
     pool_folds,
     predict_subset,
 )
 from tumorlens.evaluation.predictions import Predictions, write_predictions
+from tumorlens.evaluation.slices import measure_slices, write_facts
 from tumorlens.evaluation.subsets import check_subset, read_data
 from tumorlens.evaluation.table_measures import metrics_from_predictions
 from tumorlens.evaluation.trust_measures import (
@@ -27,9 +29,10 @@ from tumorlens.evaluation.trust_measures import (
 from tumorlens.files import write_model
 from tumorlens.runs.measures import Metrics, NetworkSettings
 from tumorlens.runs.trust import trust_of_run
+from tumorlens.training.dataset import image_limits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from tumorlens.runs.folder import Run
@@ -57,7 +60,7 @@ def evaluate(
         device: As for the setting `train.device`.
         command: Command line of the user, for the log of looks.
         progress: Called with images done and images in all: for decoding, where images
-            are not cached, then for inference.
+            are not cached, then for inference, and for their facts.
 
     Returns:
         The content of `metrics.json`.
@@ -74,16 +77,23 @@ def evaluate(
     index = read_data(run, data)
     trust = trust_of_run(run)
 
+    def looked(table: Predictions, judged: JudgedSubset | None) -> _Looked:
+        files = [index.file_at(path) for path in table.paths]
+        facts = read_picture_facts(
+            files, limits=image_limits(run.config.data), progress=progress
+        )
+        return _Looked(table, judged, dict(zip(table.paths, facts, strict=True)))
+
     def look(part: Run) -> _Looked:
         if trust is None:
             table = predict_subset(
                 part, index, subset, device=device, progress=progress
             )
-            return _Looked(table, None)
+            return looked(table, None)
         # Each fold by its own trust, which another fold's images did not help to fit.
         own = trust_of_run(part)
         assert own is not None
-        return _Looked(
+        return looked(
             *judge_subset(part, index, subset, own, device=device, progress=progress)
         )
 
@@ -98,6 +108,7 @@ def evaluate(
     pooled = _Looked(
         pool_folds([part.table for part in parts]),
         pool_judged(judged) if judged else None,
+        {path: fact for part in parts for path, fact in part.facts.items()},
     )
     return _write_results(run, pooled, subset, command=command)
 
@@ -107,6 +118,8 @@ class _Looked(NamedTuple):
 
     table: Predictions
     judged: JudgedSubset | None
+    facts: Mapping[str, PictureFacts]
+    """By path."""
 
 
 def _write_results(run: Run, looked: _Looked, subset: str, *, command: str) -> Metrics:
@@ -120,12 +133,15 @@ def _write_results(run: Run, looked: _Looked, subset: str, *, command: str) -> M
         answers.unlink(missing_ok=True)
     else:
         write_answers(answers, looked.judged)
+    facts = [looked.facts[image] for image in looked.table.paths]
+    write_facts(run.facts_of(subset), looked.table.paths, facts)
     content = Metrics(
         protocol=run.config.data.protocol,
         subset=subset,
         leak=leak,
         settings=_settings(run),
         trust=measure_trust(looked.table, looked.judged) if looked.judged else None,
+        slices=measure_slices(looked.table, facts),
         **dict(metrics_from_predictions(path)),
     )
     write_model(run.metrics_of(subset), content)

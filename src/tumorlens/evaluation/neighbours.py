@@ -59,16 +59,42 @@ class TrainingImages:
             embedding: (D,), of length 1.
             count: Number of images.
         """
-        alike = self.embeddings @ embedding  # (N,)
-        order = np.argsort(-alike, kind="stable")[:count]
-        return tuple(
-            Neighbour(
-                path=self.paths[row],
-                label=self.labels[row],
-                similarity=float(np.clip(alike[row], -1, 1)),
-            )
-            for row in order.tolist()
+        return nearest(
+            embedding,
+            self.embeddings,
+            paths=self.paths,
+            labels=self.labels,
+            count=count,
         )
+
+
+def nearest(
+    embedding: NDArray[np.float32],
+    others: NDArray[np.float32],
+    *,
+    paths: Sequence[str],
+    labels: Sequence[str],
+    count: int,
+) -> tuple[Neighbour, ...]:
+    """Return the nearest of N images, the most alike first; all where there are fewer.
+
+    Args:
+        embedding: (D,), of length 1.
+        others: Embeddings of the images, (N, D), each of length 1.
+        paths: Their paths.
+        labels: Their labels.
+        count: Number of images.
+    """
+    alike = others @ embedding  # (N,)
+    order = np.argsort(-alike, kind="stable")[:count]
+    return tuple(
+        Neighbour(
+            path=paths[row],
+            label=labels[row],
+            similarity=float(np.clip(alike[row], -1, 1)),
+        )
+        for row in order.tolist()
+    )
 
 
 def embed_training(

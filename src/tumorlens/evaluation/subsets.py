@@ -8,7 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tumorlens.data.index import check_unchanged, read_index
+from tumorlens.data.index import (
+    check_same_labels,
+    check_unchanged,
+    read_index,
+    with_labels,
+)
 from tumorlens.data.sets import sets_of
 from tumorlens.errors import ConfigError, DataError, RunError, did_you_mean
 
@@ -57,7 +62,8 @@ def read_data(run: Run, data: Path | Sequence[Path] | None) -> Index:
     Raises:
         ConfigError: A folder is named twice.
         DataError: There is no folder with images, none is named, or more or fewer than
-            the run has sets.
+            the run has sets; the corrected labels cannot be read.
+        RunError: The corrected labels are others than those of the run.
     """
     config = run.config.data
     sets = sets_of(config, data)
@@ -72,7 +78,11 @@ def read_data(run: Run, data: Path | Sequence[Path] | None) -> Index:
             hint="name the folder where they are now: --data DATA"
             + (" for each set" if sets.names else ""),
         )
-    return read_index(sets, metadata=config.metadata)
+    index = read_index(sets, metadata=config.metadata)
+    index = with_labels(index, Path(config.labels) if config.labels else None)
+    if run.leak_path.is_file():
+        check_same_labels(run.leak().labels_sha256, index)
+    return index
 
 
 def rows_of_subset(

@@ -129,6 +129,7 @@ def load_picture(
     *,
     limits: ImageLimits = DEFAULT_LIMITS,
     change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+    side_px: int = SIDE_PX,
 ) -> Picture:
     """Return a small copy of one image, or the reason why there is none.
 
@@ -138,6 +139,7 @@ def load_picture(
         path: As in `predictions.csv` or `audit.json`.
         limits: What is not opened.
         change: What is done to the decoded image before it is shown.
+        side_px: Longer side of the copy.
     """
     if root is None:
         return Picture(path, why_not="not shown: the data folder is not known")
@@ -150,7 +152,8 @@ def load_picture(
         return Picture(path, why_not="not shown: the file cannot be read as an image")
     except MissingExtraError as error:
         return Picture(path, why_not=f"not shown: {error.hint}")
-    return small_copy(path, pixels if change is None else change(pixels))
+    shown = pixels if change is None else change(pixels)
+    return small_copy(path, shown, side_px=side_px)
 
 
 def _percent_bounds(low: float, high: float) -> str:
@@ -186,10 +189,12 @@ def _style() -> Markup:
     return Markup(css_variables() + sheet.read_text(encoding="utf-8"))
 
 
-def small_copy(path: str, pixels: NDArray[np.uint8]) -> Picture:
+def small_copy(
+    path: str, pixels: NDArray[np.uint8], *, side_px: int = SIDE_PX
+) -> Picture:
     """Return a decoded image as a picture of the page."""
     image = Image.fromarray(pixels)
-    image.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
+    image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     content = io.BytesIO()
     # A page may hold a hundred of these, and they are for recognising, not measuring.
     image.save(content, "JPEG", quality=85, subsampling=0)

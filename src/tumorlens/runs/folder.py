@@ -16,10 +16,13 @@
         members/0 ...        in an ensemble: copies of run folders
         predictions.csv, metrics.json, looks.jsonl, report.html, figures/
         answers.csv          what a calibrated run answers for the same images
+        facts.csv            their size, brightness and sharpness
         predictions-val.csv, metrics-val.json   where val (or train) was evaluated
         external/NAME/       measured on another set: predictions, images, external.json
         tta/val.json ...     the effect of test-time augmentation, and its tables
         stress.json, stress.html, stress-val-onnx.json ...   accuracy on worse images
+        review/              doubtful labels: review.json, review.html, images.csv,
+                             suggestions.csv
         card.md, card.json, checklist.csv   the model card, made from these files
         tracking.json        the run of MLflow that mirrors this one
 
@@ -258,6 +261,10 @@ class Run(NotebookView):
         """Return the path of what a calibrated run answers for a subset."""
         return _with_subset(self.path / "answers.csv", subset)
 
+    def facts_of(self, subset: str) -> Path:
+        """Return the path of a subset's facts: size, brightness and sharpness."""
+        return _with_subset(self.path / "facts.csv", subset)
+
     def metrics_of(self, subset: str) -> Path:
         """Return the path of a subset's measures; that of test has no suffix."""
         return _with_subset(self.metrics_path, subset)
@@ -305,6 +312,11 @@ class Run(NotebookView):
         """
         path = _with_subset(self.path / "stress.json", subset)
         return path.with_stem(f"{path.stem}-{kind}") if kind else path
+
+    @property
+    def review_path(self) -> Path:
+        """Folder of the review of labels."""
+        return self.path / "review"
 
     def external_path(self, name: str) -> Path:
         """Return the folder of an evaluation on another set."""

@@ -20,6 +20,7 @@ from tumorlens.files import (
     Number,
 )
 from tumorlens.runs.estimate import CalibrationBins, Estimate, Loss, Share, within
+from tumorlens.runs.slices import Slices
 from tumorlens.text import NotebookView
 
 Subset = Literal["train", "val", "test"]
@@ -204,6 +205,8 @@ class Metrics(NotebookView, Measures, _Header):
 
     trust: TrustMeasures | None = None
     """`None` for a run that is not calibrated."""
+    slices: Slices | None = None
+    """Where it is worse; `None` in files of early versions."""
 
 
 class Percentiles(_Content):

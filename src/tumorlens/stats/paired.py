@@ -104,7 +104,7 @@ def group_mcnemar(
         Research Methodology 13, 2013.
     """
     _check(first, second, groups)
-    return _sign_flips(_group_differences(first, second, groups))
+    return sign_flips(_group_differences(first, second, groups))
 
 
 def paired_difference(
@@ -150,7 +150,7 @@ def paired_difference(
     value = float(differences.mean())
     sums = _group_differences(first, second, groups)
     num_groups = len(np.unique(groups))
-    p = _sign_flips(sums)
+    p = sign_flips(sums)
     num_discordant = int((np.abs(sums) > _ROUNDING).sum())
     if num_groups < 2:
         return Difference(value, None, None, p, num_groups, num_discordant)
@@ -314,7 +314,7 @@ def _group_differences(
     return sums_of_groups(differences, groups)
 
 
-def _sign_flips(sums: NDArray[np.float64]) -> float:
+def sign_flips(sums: NDArray[np.float64]) -> float:
     """Return the two-sided mid-p-value of a sum under random signs of its terms."""
     sums = sums[np.abs(sums) > _ROUNDING]
     if not sums.size:

@@ -19,10 +19,12 @@ from tumorlens.data.images import ImageLimits
 from tumorlens.data.index import (
     Index,
     SplitRow,
+    check_same_labels,
     check_unchanged,
     patient_note,
     read_index,
     read_split,
+    with_labels,
 )
 from tumorlens.data.leakage import judge_leak
 from tumorlens.data.seen import seen_of
@@ -120,6 +122,7 @@ def prepare_data(run: Run, *, progress: Progress | None = None) -> PreparedData:
     if run.split_path.is_file() and run.leak_path.is_file():
         rows = run.split()
         check_unchanged(rows, index)
+        check_same_labels(run.leak().labels_sha256, index)
         if not run.seen_path.is_file():  # a run of an earlier version
             duplicates = find_duplicates(
                 index, limits=image_limits(config), progress=progress
@@ -144,7 +147,7 @@ def prepare_data(run: Run, *, progress: Progress | None = None) -> PreparedData:
 
 
 def read_configured_index(config: DataConfig) -> Index:
-    """Return the index of the sets of images that the settings name.
+    """Return the index of the sets of images that the settings name, labels corrected.
 
     Raises:
         ConfigError: A set is named twice.
@@ -153,7 +156,8 @@ def read_configured_index(config: DataConfig) -> Index:
     sets = sets_of(config)
     if sets is None:
         raise DataError("no data was named", hint="give --data DIR or set data.path")
-    return read_index(sets, metadata=config.metadata)
+    index = read_index(sets, metadata=config.metadata)
+    return with_labels(index, Path(config.labels) if config.labels else None)
 
 
 def split_data(config: Config, *, progress: Progress | None = None) -> Split:

@@ -199,7 +199,10 @@ def _make(
     run.write_environment(
         describe_environment(command=command, seed=first.config.train.seed)
     )
-    leak = _worst_leak(members)
+    leak = _worst_leak(members).model_copy(
+        # Of the settings that the ensemble has, too.
+        update={"labels_sha256": first.leak().labels_sha256}
+    )
     rows = first.split() if first.is_kfold else _joined_split(members)
     run.write_split(rows, leak)
     _copy_seen(members, run)

@@ -424,7 +424,8 @@ def _settings_to_resume(run: Run, config: Config | None) -> Config:
     config = absolute_paths(config)
     free = set(machine_settings())
     if run.split_path.is_file():
-        free.add("data.metadata")  # the groups are known
+        # The groups are known, and other labels are found by their digest.
+        free |= {"data.metadata", "data.labels"}
     found = differences(run.config, config)
     refused = [f"{key}: {words}" for key, words in found.items() if key not in free]
     if refused:
