@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tumorlens.config import DataConfig, load_config, parse_config, set_names
-from tumorlens.data.index import Index, patient_note, check_outside, read_index
+from tumorlens.data.index import Index, check_outside, patient_note, read_index
 from tumorlens.data.sets import ImageSets, pooled, root_of, sets_of
 from tumorlens.errors import ConfigError, DataError
 
