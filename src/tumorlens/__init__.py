@@ -211,6 +211,9 @@ def train(
 ) -> Run:
     """Train one network, or one for each fold, and return its run folder.
 
+    With `trust.fit`, which is the default, it is calibrated at the end; it stays
+    without calibration where val is too small for that.
+
     Args:
         config: TOML file, or the result of `load_config`. Default: good settings.
         out: The run folder to make.
@@ -242,9 +245,11 @@ def train(
         'second'
     """
     errors.check_arguments(train, locals())
+    from contextlib import suppress
     from pathlib import Path
 
     with extras.naming_missing_extras("train"):
+        from tumorlens.evaluation.trust import fit_first_trust
         from tumorlens.runs.progress import TqdmProgress
         from tumorlens.training.fit import train as fit
 
@@ -259,6 +264,8 @@ def train(
     )
     if not result.is_finished:
         raise KeyboardInterrupt
+    with suppress(TumorlensError):
+        fit_first_trust(result.run)
     return result.run
 
 

@@ -32,6 +32,7 @@ OTHER_VALUES: dict[str, Any] = {
         "data.path": "/d",
         "data.names": ["d", "e"],
         "data.metadata": "/m.csv",
+        "data.labels": "/l.csv",
         "data.split": "/s.csv",
     },
     **{"data.protocol": "as-given", "data.val_fraction": 0.3},

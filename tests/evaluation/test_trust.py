@@ -89,10 +89,11 @@ def test_the_temperature_goes_into_the_card_and_lowers_the_loss(
     assert calibrated.looks() == []
 
 
-def test_fitting_again_gives_the_same_files(calibrated: Run) -> None:
-    before = [(calibrated.path / name).read_bytes() for name in FILES]
-    fit_trust(calibrated, EASY)
-    assert [(calibrated.path / name).read_bytes() for name in FILES] == before
+def test_fitting_again_gives_the_same_files(run: Run) -> None:
+    fit_trust(run, EASY)
+    before = [(run.path / name).read_bytes() for name in FILES]
+    fit_trust(run, EASY)
+    assert [(run.path / name).read_bytes() for name in FILES] == before
 
 
 def test_measures_are_what_the_table_of_answers_says(calibrated: Run) -> None:

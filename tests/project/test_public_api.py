@@ -16,6 +16,7 @@ import pytest
 import tumorlens
 from support.handmade_external import write_evaluation
 from support.planted_sets import make_two_sets
+from support.public_examples import TINY
 from tumorlens.config import Config
 from tumorlens.errors import ConfigError
 from tumorlens.report.notebook import view_of
@@ -152,6 +153,18 @@ def test_resuming_takes_the_same_settings_and_no_others(
         tumorlens.train(same, out="runs/first", data="DATA", resume=True)
     with pytest.raises(ConfigError, match=r"epochs: . before, now 77"):
         tumorlens.train(out="runs/first", resume=True, settings={"optim.epochs": 77})
+
+
+@pytest.mark.parametrize("fit", [True, False])
+def test_training_ends_with_trust_where_it_is_wanted(
+    examples: Path, tmp_path: Path, *, fit: bool
+) -> None:
+    run = tumorlens.train(
+        data="DATA",
+        out=tmp_path / "run",
+        settings=TINY | {"trust.coverage": 0.5, "trust.fit": fit},
+    )
+    assert (run.path / "trust.json").is_file() is fit
 
 
 def test_images_are_named_in_one_way() -> None:

@@ -86,30 +86,15 @@ def trust(
 
 def trust_after_training(run: Run) -> None:
     """Fit trust at the end of a training; print why, where that is not possible."""
-    from tumorlens.evaluation.trust import fit_trust
+    from tumorlens.evaluation.trust import fit_first_trust
 
-    if not run.config.trust.fit or _is_in_use(run):
-        return
     try:
         with terminal.counting("calibrating") as progress:
-            found = fit_trust(run, device=run.config.train.device, progress=progress)
+            found = fit_first_trust(run, progress=progress)
     except TumorlensError as error:
         terminal.print_line(f"not calibrated: {error.problem}")
     else:
         print_trust(found)
-
-
-def _is_in_use(run: Run) -> bool:
-    """Whether a finished run is calibrated, measured or exported already.
-
-    Resuming such a run must change none of its answers.
-    """
-    parts = run.folds() if run.is_kfold else (run,)
-    return all((part.path / "trust.json").is_file() for part in parts) or any(
-        (one.path / name).exists()
-        for one in (run, *parts)
-        for name in ("metrics.json", "export")
-    )
 
 
 def print_trust(parts: Sequence[Trust]) -> None:

@@ -27,6 +27,7 @@ from tumorlens.runs.estimate import (
     estimate_of_score,
 )
 from tumorlens.runs.trust import (
+    FILE,
     Calibration,
     GateFacts,
     OperatingPoint,
@@ -125,6 +126,32 @@ def fit_trust(
     return tuple(
         _fit(part, wanted, index, device=device, progress=progress) for part in parts
     )
+
+
+def fit_first_trust(run: Run, *, progress: Progress | None = None) -> tuple[Trust, ...]:
+    """Fit trust at the end of a training, as its settings want it.
+
+    A run that is calibrated, measured or exported already is left alone: resuming it
+    must change none of its answers.
+
+    Args:
+        run: As for `fit_trust`.
+        progress: As for `fit_trust`.
+
+    Returns:
+        As `fit_trust`; nothing where none is to be fitted.
+
+    Raises what `fit_trust` raises.
+    """
+    parts = run.folds() if run.is_kfold else (run,)
+    is_in_use = all((part.path / FILE).is_file() for part in parts) or any(
+        (one.path / name).exists()
+        for one in (run, *parts)
+        for name in ("metrics.json", "export")
+    )
+    if not run.config.trust.fit or is_in_use:
+        return ()
+    return fit_trust(run, device=run.config.train.device, progress=progress)
 
 
 def _fit(
