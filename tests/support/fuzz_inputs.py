@@ -562,7 +562,7 @@ def _trust(folder: Path) -> dict[str, Subject]:
 def made_trust() -> tuple[Trust, list[Gate]]:
     """Return trust in four classes with a gate for embeddings of 12 numbers."""
     rng = np.random.default_rng(0)
-    facts = rng.normal(0.3, 0.05, (60, 3)), rng.normal(0.3, 0.05, (40, 3))
+    facts = rng.normal(0.3, 0.05, (40, 3))
     train, val = rng.normal(size=(60, 12)), rng.normal(size=(40, 12))
     gate, aurocs = fit_gate(
         train, np.arange(60) % 4, val, facts, {"far": val + 4}, seed=1

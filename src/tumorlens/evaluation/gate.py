@@ -67,7 +67,7 @@ def fit_gate(
     train: NDArray[np.floating],
     labels: NDArray[np.integer],
     val: NDArray[np.floating],
-    facts: tuple[NDArray[np.floating], NDArray[np.floating]],
+    val_facts: NDArray[np.floating],
     spoilt: Mapping[str, NDArray[np.floating]],
     *,
     seed: int,
@@ -79,15 +79,11 @@ def fit_gate(
         train: Embeddings of training images, shape (M, E).
         labels: Class indices of training images, shape (M,).
         val: Embeddings of val images, shape (N, E).
-        facts: Plain facts of the training and the val images, as from
-            `stats.gate.facts_of`, shapes (M, 3) and (N, 3). Nothing learns them, so
-            training images tell as much of what is usual as val images do.
+        val_facts: As from `stats.gate.facts_of`, shape (N, 3).
         spoilt: Embeddings of spoilt val images by kind, each of shape (L, E).
         seed: By which training images are left out where they are too many.
-        false_alarms: Share of val images that is turned away at most; and of training
-            images, for their facts alone.
+        false_alarms: Share of val images that is turned away.
     """
-    val_facts, all_facts = facts[1], np.concatenate(facts)
     num_kept = min(MAX_COMPONENTS, *train.shape, max(1, len(train) - 1))
     pca = PCA(num_kept, svd_solver="full").fit(train.astype(np.float64))
     mean = pca.mean_.astype(np.float32)
@@ -115,12 +111,8 @@ def fit_gate(
         ]
         found[method] = float(np.mean(aurocs))
     best: Method = max(known, key=lambda method: found[method])
-    low, middle, high = np.column_stack(
-        [
-            np.quantile(values, [0.01, 0.5, 0.99])
-            for values in (of_val[best], *all_facts.T)
-        ]
-    )
+    values = np.column_stack([of_val[best], val_facts])
+    low, middle, high = np.quantile(values, [0.01, 0.5, 0.99], axis=0)
     spread = np.maximum([middle - low, high - middle], _SMALLEST_SPREAD)
     gate = Gate(
         method=best,
@@ -134,18 +126,17 @@ def fit_gate(
         threshold=0.0,
     )
     scores = np.sort(gate.measure(val, val_facts).max(axis=1))
-    # The facts of training images keep a val of few patients from setting it too low.
-    threshold = max(
-        _exceeded_by(scores, false_alarms),
-        _exceeded_by(np.sort(gate.measure_facts(all_facts).max(axis=1)), false_alarms),
-    )
-    gate = replace(gate, scores=scores.astype(np.float32), threshold=threshold)
-    return gate, {str(method): value for method, value in found.items()}
+    return _with_threshold(gate, scores, false_alarms), {
+        str(method): value for method, value in found.items()
+    }
 
 
-def _exceeded_by(scores: NDArray[np.float64], share: float) -> float:
-    """Return the score that a share of sorted scores exceeds at most."""
-    return float(scores[len(scores) - 1 - int(share * len(scores))])
+def _with_threshold(
+    gate: Gate, scores: NDArray[np.float64], false_alarms: float
+) -> Gate:
+    allowed = int(false_alarms * len(scores))
+    threshold = float(scores[len(scores) - 1 - allowed])
+    return replace(gate, scores=scores.astype(np.float32), threshold=threshold)
 
 
 def _classes(

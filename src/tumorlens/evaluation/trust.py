@@ -181,7 +181,7 @@ def _fit(
         of_train.embedding,
         of_train.labels,
         of_val.embedding,
-        (of_train.facts, of_val.facts),
+        of_val.facts,
         of_val.variants,
         seed=seed,
     )

@@ -2,9 +2,8 @@
 
 Four parts look at it: how far the network's embedding is from those of training images,
 and three plain facts, colour, brightness of the rim and share of black. Each part is
-scaled so that 0 is the median and 1 the 99th percentile, of val images for the
-distance, of training and val images for the facts; the part that is farthest out
-decides. Everything here is numpy alone, as an artefact
+scaled by the val images, so that 0 is their median and 1 their 99th percentile; the
+part that is farthest out decides. Everything here is numpy alone, as an artefact
 applies it; `tumorlens.evaluation.gate` fits it.
 """
 
@@ -48,7 +47,7 @@ class Gate:
     precision: NDArray[np.float32]
     """Inverse covariance, shape (K, K); empty for "neighbour"."""
     middle: NDArray[np.float64]
-    """Median of each part, shape (4,)."""
+    """Median of each part on val, shape (4,)."""
     spread: NDArray[np.float64]
     """From the median down to the 1st and up to the 99th percentile, shape (2, 4)."""
     scores: NDArray[np.float32]
@@ -80,20 +79,11 @@ class Gate:
             embedding: Shape (N, E).
             facts: As from `facts_of`, shape (N, 3).
         """
-        near = self.distance(embedding)[:, None]
-        scaled = self._scaled(near, slice(0, 1)).clip(0)  # near is never odd
-        return np.hstack([scaled, self.measure_facts(facts)])
-
-    def measure_facts(self, facts: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return the three parts of N images that are plain facts, scaled, (N, 3)."""
-        return np.abs(self._scaled(facts, slice(1, None)))
-
-    def _scaled(
-        self, values: NDArray[np.floating], parts: slice
-    ) -> NDArray[np.float64]:
-        off = values - self.middle[parts]
-        lower, upper = self.spread[:, parts]
-        return np.asarray(off / np.where(off < 0, lower, upper), np.float64)
+        values = np.column_stack([self.distance(embedding), facts])
+        off = values - self.middle
+        scaled: NDArray[np.float64] = np.abs(off) / np.where(off < 0, *self.spread)
+        scaled[:, 0] = np.where(off[:, 0] < 0, 0, scaled[:, 0])  # near is never odd
+        return scaled
 
     def percentile(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the share of val images with a lower score, shape (N,)."""
