@@ -250,7 +250,7 @@ class CardTrust(_Part):
     before: CardCalibration | None
     after: CardCalibration | None
     coverage: Fraction
-    """Of the conformal sets."""
+    """Wanted coverage of the conformal sets."""
     promise: Promise
     operating_points: dict[str, OperatingPoint]
     gate: GateFacts | None
@@ -339,7 +339,7 @@ class CardLicence(_Part):
     """That of tumorlens."""
     weights: str
     pretrained: str
-    """Of the weights that the training began with."""
+    """Licence of the weights that the training began with."""
     data: str
 
 

@@ -102,7 +102,7 @@ _STARD_AI = (
     ("1", "title or abstract names AI and accuracy"),
     ("2", "abstract in a fixed order"),
     ("3", "background, intended use and workflow"),
-    ("4", "what the study asks"),
+    ("4", "study question and hypotheses"),
     ("5", "whether data existed before the study"),
     ("6", "ethical approval of the study"),
     ("7", "rules for participants and for images"),
