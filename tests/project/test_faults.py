@@ -302,6 +302,25 @@ COMMANDS = {
         ],
         lambda out: json.loads((out / "maps/checks.json").read_text()),
     ),
+    "review": Command(
+        lambda _, out: ["review", out / "run"],
+        lambda out: (
+            json.loads((out / "run/review/review.json").read_text()),
+            of_table(out / "run/review/images.csv"),
+            of_table(out / "run/review/suggestions.csv"),
+            of_page(out / "run/review/review.html"),
+        ),
+        partial(copy_run, "trained"),
+    ),
+    "card": Command(
+        lambda _, out: ["card", out / "run"],
+        lambda out: (
+            json.loads((out / "run/card.json").read_text()),
+            (out / "run/card.md").read_text(),
+            of_table(out / "run/checklist.csv"),
+        ),
+        partial(copy_run, "run"),
+    ),
     "export": Command(
         lambda _, out: ["export", out / "run", "--format", "onnx"],
         lambda out: of_export(out / "run"),
@@ -364,7 +383,7 @@ COMMANDS = {
 }
 TO_KILL = (
     *("audit", "split", "train", "evaluate", "evaluate-on", "evaluate-predictions"),
-    *("trust", "stress", "explain", "export", "predict", "study"),
+    *("trust", "stress", "explain", "review", "card", "export", "predict", "study"),
 )
 
 

@@ -6,7 +6,6 @@ enlarged and a blurred one stays blurred, whatever the network's size.
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +14,7 @@ from scipy import ndimage
 
 from tumorlens.data.decoding import work_ahead
 from tumorlens.data.images import as_grey, read_image
+from tumorlens.system import num_processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -89,7 +89,7 @@ def read_picture_facts(
     Raises:
         DataError: A file cannot be read.
     """
-    num_threads = os.cpu_count() or 1
+    num_threads = num_processors()
     facts = []
 
     def read(file: Path) -> PictureFacts:
