@@ -81,7 +81,7 @@ def test_metadata_of_each_set_holds_for_it_and_patients_hold_for_all(
     index = read_index(pooled(two))
     note = patient_note(index)
     assert note is not None
-    assert note.startswith("1 patient has the same key in several sets")
+    assert "1 key of patients is in several sets, and each counts" in note
     assert "P-1" not in note
     records = {one.path: one for one in index.records}
     with_facts = {

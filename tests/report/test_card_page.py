@@ -62,13 +62,17 @@ def test_every_number_of_the_text_is_in_a_file_of_the_run(whole: Run) -> None:
 
 def test_a_number_that_is_changed_in_the_text_is_found(whole: Run) -> None:
     text = text_of(whole)
-    places = [one.start() for one in re.finditer(r"\d", text)]
+    # Names of a digest and of a guideline are no figures.
+    figures = re.sub(r"SHA-256|CLAIM 2024", lambda one: "_" * len(one[0]), text)
+    places = [one.start() for one in re.finditer(r"\d", figures)]
     for place in places[::97]:
         digit = str((int(text[place]) + 1) % 10)
-        with pytest.raises(AssertionError):
-            assert_text_is_of_files(
-                text[:place] + digit + text[place + 1 :], whole.path
-            )
+        changed = text[:place] + digit + text[place + 1 :]
+        try:
+            assert_text_is_of_files(changed, whole.path)
+        except AssertionError:
+            continue
+        pytest.fail(f"not found: {changed[place - 60 : place + 60]!r}")
 
 
 def test_a_number_that_is_added_to_the_text_is_found(whole: Run) -> None:

@@ -839,7 +839,8 @@ def test_every_setting_is_sent_but_for_paths(run: Run) -> None:
         for name in values
     }
     assert every - params.keys() == {
-        *("data.path", "data.names", "data.metadata", "data.split", "data.cache_dir")
+        *("data.path", "data.names", "data.metadata", "data.labels", "data.split"),
+        "data.cache_dir",
     }
     assert params["model.pretrained"] == "start.safetensors"
     assert params["model.name"] == "resnet18"

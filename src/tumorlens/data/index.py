@@ -420,10 +420,11 @@ def _shared_keys_note(index: Index) -> str | None:
     num_shared = sum(len(names) > 1 for names in sets_of.values())
     if not num_shared:
         return None
-    keys = f"{counted(num_shared, 'patient')} {'has' if num_shared == 1 else 'have'}"
+    is_are = "is" if num_shared == 1 else "are"
     return (
-        f"{keys} the same key in several sets and count as one person each: if each "
-        "set numbers its own patients, make the keys differ"
+        f"{counted(num_shared, 'key')} of patients {is_are} in several sets, and each "
+        "counts as one person: if the sets number their patients by themselves, make "
+        "the keys differ"
     )
 
 
