@@ -227,6 +227,15 @@ def test_a_damaged_file_is_one_error(calibrated: Run, name: str) -> None:
         trust_of_run(calibrated)
 
 
+def test_a_changed_promise_is_refused(calibrated: Run) -> None:
+    path = calibrated.path / "trust.json"
+    content = json.loads(path.read_text())
+    content["promise"]["threshold"] = 0.01
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"trust\.json is not the file that model\.json"):
+        trust_of_run(calibrated)
+
+
 def test_a_gate_that_is_gone_is_one_error(calibrated: Run) -> None:
     (calibrated.path / "gate.npz").unlink()
     with pytest.raises(RunError, match=r"gate\.npz"):

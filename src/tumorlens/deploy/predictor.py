@@ -440,7 +440,9 @@ def _members_of(
             hint="train the run, or make the ensemble, again",
         )
     # The cards have the digests of the weights.
-    digest = sha256_of_bytes("".join(card.model_dump_json() for card in cards).encode())
+    digest = sha256_of_bytes(
+        "".join(card.model_dump_json(exclude_none=True) for card in cards).encode()
+    )
     return cards[0].classes, digest, members
 
 

@@ -9,6 +9,7 @@ never looked at. What comes of it is applied by `tumorlens.runs.trust`.
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from tumorlens.evaluation.features import load_networks, pass_over
 from tumorlens.evaluation.gate import FALSE_ALARMS, fit_gate, spoil
 from tumorlens.evaluation.inference import card_of
 from tumorlens.evaluation.subsets import read_data
-from tumorlens.files import locked
+from tumorlens.files import locked, sha256_of, write_bytes
 from tumorlens.runs.estimate import (
     CalibrationBins,
     estimate_of,
@@ -28,6 +29,7 @@ from tumorlens.runs.estimate import (
 )
 from tumorlens.runs.trust import (
     FILE,
+    GATE_FILE,
     Calibration,
     GateFacts,
     OperatingPoint,
@@ -43,7 +45,7 @@ from tumorlens.text import counted, percent
 from tumorlens.training.dataset import PreparedData
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -220,10 +222,40 @@ def _fit(
 def _write(
     run: Run, trust: Trust, gate: Gate, networks: Sequence[tuple[Run, ModelCard]]
 ) -> Trust:
-    with locked(run.path):
+    paths = [
+        run.path / GATE_FILE,
+        run.path / FILE,
+        *(one.card_path for one, _ in networks),
+    ]
+    with locked(run.path), _all_or_none(paths):
+        written = write_trust(run.path, trust, [gate])
+        update = {
+            "temperature": trust.temperature,
+            "trust_sha256": sha256_of(run.path / FILE),
+        }
         for one, card in networks:
-            one.write_card(card.model_copy(update={"temperature": trust.temperature}))
-        return write_trust(run.path, trust, [gate])
+            one.write_card(card.model_copy(update=update))
+    return written
+
+
+@contextmanager
+def _all_or_none(paths: Sequence[Path]) -> Iterator[None]:
+    """Put files back as they were if one of them cannot be written.
+
+    Where a disk is full, that may fail for a file that was there; reading then finds
+    that the files do not belong together.
+    """
+    before = {path: path.read_bytes() if path.is_file() else None for path in paths}
+    try:
+        yield
+    except BaseException:
+        for path, content in before.items():
+            with suppress(OSError, DataError):
+                if content is None:
+                    path.unlink(missing_ok=True)
+                elif path.read_bytes() != content:
+                    write_bytes(path, content)
+        raise
 
 
 def _check_val(run: Run, labels: Sequence[str], classes: Sequence[str]) -> None:

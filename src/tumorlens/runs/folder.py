@@ -124,6 +124,9 @@ class ModelCard(BaseModel):
     epoch: int
     """Epoch of the weights, from 1; 0 for imported ones."""
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    trust_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Digest of the `trust.json` that the temperature is of; `None` until the run is
+    calibrated."""
 
     @field_validator("classes")
     @classmethod

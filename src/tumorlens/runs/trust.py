@@ -317,15 +317,17 @@ def trust_of_run(run: Run) -> TrustedAnswers | None:
     parts = run.folds() if run.is_kfold else (run,)
     if not all((part.path / FILE).is_file() for part in parts):
         return None
-    digests = [
-        [one.card(check_weights=False).weights_sha256 for one in part.networks()]
-        for part in parts
-    ]
-    found = [
-        trusted
-        for part, own in zip(parts, digests, strict=True)
-        if (trusted := read_trust(part.path, own))
-    ]
+    found = []
+    for part in parts:
+        cards = [one.card(check_weights=False) for one in part.networks()]
+        known = {card.trust_sha256 for card in cards} - {None}
+        if known and known != {sha256_of(part.path / FILE)}:
+            raise RunError(
+                f"{part.path / FILE} is not the file that model.json names", hint=_HINT
+            )
+        trusted = read_trust(part.path, [card.weights_sha256 for card in cards])
+        assert trusted is not None  # its file is there
+        found.append(trusted)
     if len(found) == 1:
         return found[0]
     gates = tuple(gate for one in found for gate in one.gates)
