@@ -398,12 +398,12 @@ def print_stress(found: Stress) -> None:
 
 
 def _print_stressed_answers(found: Stress) -> None:
-    """Print what is answered at the level of each corruption that costs most."""
+    """Print what is answered at the hardest level of each corruption."""
     rows = []
     for title, trust in [
         ("clean", found.clean_trust),
         *(
-            (f"{one.title}, level {one.most_lost.level}", one.most_lost.trust)
+            (f"{one.title}, level {one.levels[-1].level}", one.levels[-1].trust)
             for one in found.by_loss
         ),
     ]:

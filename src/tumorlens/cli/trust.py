@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from tumorlens.runs.trust import Trust
 
 
+_EXTREME = 10
+"""Temperature from which on, and its inverse below which, val is not to be believed."""
+
+
 def trust(
     path: RunArgument,
     *,
@@ -119,8 +123,14 @@ def print_trust(parts: Sequence[Trust]) -> None:
         if few:
             coverage = percent(one.sets.coverage, 0)
             terminal.print_line(
-                f"{where}too few val groups for a coverage of {coverage} of "
-                f"{', '.join(few)}: always in the set"
+                f"{where}in every set: {', '.join(few)}, of which val has too few "
+                f"groups for a coverage of {coverage}"
+            )
+        if not 1 / _EXTREME < one.temperature < _EXTREME:
+            terminal.print_warning(
+                f"{where}a temperature of {one.temperature:.3g} means that val is too "
+                "small, or the network no better than chance: its probabilities say "
+                "little"
             )
 
 

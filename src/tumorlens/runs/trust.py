@@ -253,11 +253,11 @@ def of_folds(parts: Sequence[Trust]) -> Trust:
         )
         for name in ("lac_by_class", "aps_by_class")
     }
+    words = f"of {len(parts)} folds the strictest, and the proof is that of one fold"
+    if strictest.promise.threshold is None:
+        words = f"not proved in each of {len(parts)} folds"
     promise = strictest.promise.model_copy(
-        update={
-            "words": f"of {len(parts)} folds the strictest, and the proof is that of "
-            f"one fold: {strictest.promise.words}"
-        }
+        update={"words": f"{words}: {strictest.promise.words}"}
     )
     return strictest.model_copy(
         update={
