@@ -383,7 +383,7 @@ COMMANDS = {
 }
 TO_KILL = (
     *("audit", "split", "train", "evaluate", "evaluate-on", "evaluate-predictions"),
-    *("trust", "stress", "explain", "review", "card", "export", "predict", "study"),
+    *("trust", "stress", "review", "card", "export", "predict", "study"),
 )
 
 

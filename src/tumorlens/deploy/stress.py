@@ -130,6 +130,7 @@ def stress(
         model_sha256=digests,
     )
     path = run.stress_path(subset, kind=artefact.card.kind if artefact else "")
+    run.remove_partial_files()
     write_model(path, found)
     return Stressed(found, path)
 

@@ -114,6 +114,7 @@ def review(
     found = _judge(run, index, rows, looked)
     folder, labels = run.review_path, run.config.data.labels
     corrected = read_labels(Path(labels), index) if labels else {}
+    run.remove_partial_files()
     write_tables(folder, found, corrected=corrected)
     write_model(folder / FILE, found)
     return Reviewed(found, folder)

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from tumorlens.deploy.artefact import CARD_FILES, is_artefact
 from tumorlens.errors import DataError
-from tumorlens.files import check_folder, write_model, write_text
+from tumorlens.files import check_folder, remove_leftovers, write_model, write_text
 from tumorlens.report.card import NOT_KNOWN, card_of_artefact, card_of_run
 from tumorlens.report.checklist import COLUMNS, as_csv
 from tumorlens.report.tables import decimals, markdown_table, markdown_text
@@ -92,6 +92,7 @@ def write_card(path: Path, out: Path | None = None) -> WrittenCard:
     check_folder(folder)
     _check_ours(folder)
     text, checklist = as_text(card), as_csv(card)
+    remove_leftovers(folder.glob(".*"))
     write_text(folder / CHECKLIST_FILE, checklist)
     write_model(folder / DATA_FILE, card)
     write_text(folder / TEXT_FILE, text)
