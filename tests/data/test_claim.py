@@ -441,8 +441,10 @@ def test_classes_of_two_sets_may_be_spelt_differently(
         shutil.copytree(leaky / "Training" / label, other / f"{label}_tumor")
     test = leaky / "Testing"
     found = judged(test, "0.75", trained_on=other)
+    expected = judged(leaky, "0.75").look_up.seen
     assert found.look_up.seen is not None
-    assert found.look_up.seen.right == judged(leaky, "0.75").look_up.seen.right  # type: ignore[union-attr]
+    assert expected is not None
+    assert found.look_up.seen.right == expected.right
     assert found.classes_without_training == ("no_tumor",)
     assert found.words[-1] == "No training image is of the class no_tumor."
 

@@ -212,7 +212,7 @@ def damaged(run: Run, kind: Kind, folder: Path, content: bytes | None) -> Artefa
         run: Has the artefact.
         kind: Its format.
         folder: Where the copy goes.
-        content: Of the graph's file; `None` is its first half.
+        content: Bytes of the graph's file; `None` is its first half.
     """
     copy = folder / kind
     shutil.copytree(run.path / "export" / kind, copy)

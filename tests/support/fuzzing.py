@@ -48,7 +48,7 @@ MEMORY_BYTES = 3 << 30
 MAX_GROWTH_MB = 100
 """Memory that a process may have gained between its first and its last cases."""
 SHOW_EVERY = 8
-"""Of so many files that are read in spite of their fault, one gets its page."""
+"""Number of files that are read in spite of their fault to one that gets its page."""
 
 _WEIGHTS = {"jpeg": 12, "png": 12, "tiff": 14, "bmp": 8, "dicom": 14, "csv": 6}
 """Share of the cases of a kind; 3 for all others."""

@@ -225,9 +225,8 @@ def _read_parquet(
     path: Path, choose: Choose, choose_numbers: ChooseNumbers
 ) -> Iterator[TableRow]:
     parquet = require("pyarrow.parquet")
-    # Arrow is a parser in C++ whose errors on damaged files are not one family: seen
-    # were ArrowInvalid, OSError, ArrowNotImplementedError, OverflowError. Only its
-    # calls are inside.
+    # Arrow is a parser in C++ whose errors on damaged files have no base of their own
+    # in common. Only its calls are inside.
     try:
         with parquet.ParquetFile(path) as file:
             num_rows = file.metadata.num_rows

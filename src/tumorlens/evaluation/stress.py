@@ -208,8 +208,8 @@ def _worst_cases(
 ) -> list[WorstCase]:
     """Return for each corruption the most confident mistake of its mildest level.
 
-    Of the images that are right when clean, that which is wrong at the lowest level at
-    which any is, with the highest probability; the path decides between equals.
+    Only images that are right when clean count. The mildest level is the lowest at
+    which one of them is wrong, and the path decides between equals.
     """
     found = []
     for name in CORRUPTIONS:

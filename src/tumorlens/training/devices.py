@@ -180,7 +180,7 @@ def naming_missing_operators(device: torch.device) -> Iterator[None]:
 
     Raises:
         ConfigError: There was one.
-        RuntimeError: There was another error; also a NotImplementedError, which is one.
+        RuntimeError: There was another error.
     """
     try:
         yield
@@ -203,7 +203,7 @@ def missing_operator(error: BaseException) -> str | None:
     """Return the name of an operation that a device lacks, from torch's error.
 
     Example:
-        >>> missing_operator(NotImplementedError(
+        >>> missing_operator(RuntimeError(
         ...     "The operator 'aten::_upsample_bicubic2d_aa.out' is not currently "
         ...     "implemented for the MPS device. If you want this op ..."
         ... ))

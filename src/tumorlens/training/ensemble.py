@@ -200,7 +200,7 @@ def _make(
         describe_environment(command=command, seed=first.config.train.seed)
     )
     leak = _worst_leak(members).model_copy(
-        # Of the settings that the ensemble has, too.
+        # These are settings of the ensemble, too.
         update={"labels_sha256": first.leak().labels_sha256}
     )
     rows = first.split() if first.is_kfold else _joined_split(members)

@@ -163,8 +163,7 @@ def test_a_picture_of_8_bits_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("as_bytes", [True, False])
 def test_lookup_tables_from_12_to_8_bits_are_followed(
-    tmp_path: Path,
-    as_bytes: bool,  # noqa: FBT001
+    tmp_path: Path, *, as_bytes: bool
 ) -> None:
     table = (np.arange(4096) // 16)[::-1].astype("<u2")
     item = Dataset()
@@ -481,7 +480,9 @@ def test_a_frame_of_any_native_kind_is_read_alone_where_bytes_allow(
     elif "syntax" in change:
         dataset = dataset_of(np.zeros((3, 8, 8), np.uint16), **WINDOW)
         dataset.file_meta.TransferSyntaxUID = change["syntax"]
-        dataset.set_original_encoding(False, False, "ascii")  # noqa: FBT003
+        dataset.set_original_encoding(
+            is_implicit_vr=False, is_little_endian=False, character_encoding="ascii"
+        )
         dataset.PixelData = (frames * 4095).astype(">u2").tobytes()
         expected = frames * 255
     else:
@@ -504,9 +505,7 @@ FRAGMENTED = [bytes([n]) * (50 + 10 * n) + b"\xff\xd9" for n in range(6)]
 @pytest.mark.parametrize("num_pieces", [1, 3])
 @pytest.mark.parametrize("num_frames", [1, 6])
 def test_compressed_frames_lie_where_pydicom_finds_them(
-    num_frames: int,
-    num_pieces: int,
-    has_table: bool,  # noqa: FBT001
+    num_frames: int, num_pieces: int, *, has_table: bool
 ) -> None:
     some = FRAGMENTED[:num_frames]
     data = encapsulate(some, fragments_per_frame=num_pieces, has_bot=has_table)

@@ -469,7 +469,7 @@ def _decode(
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)
-    except NotImplementedError:
+    except NotImplementedError:  # pydicom's error for video and the like
         raise DataError(
             f"{path} is compressed as {syntax.name}, which is not an image format",
             hint="convert it to single images",
