@@ -18,8 +18,9 @@ from tumorlens.evaluation.measure import evaluate
 from tumorlens.evaluation.predictions import read_predictions
 from tumorlens.evaluation.trust import Wanted, fit_trust, one_of_each
 from tumorlens.report import write_run_report
+from tumorlens.report.card import card_of_run
 from tumorlens.report.page import write_percent
-from tumorlens.runs.folder import open_run
+from tumorlens.runs.folder import Run, open_run
 from tumorlens.runs.trust import (
     NO_BRAIN_MRI,
     UNCERTAIN,
@@ -32,7 +33,6 @@ from tumorlens.runs.trust import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tumorlens.runs.folder import Run
 
 EASY = Wanted(coverage=0.8, error=0.3, confidence=0.8, specificity=0.9)
 FILES = ("trust.json", "gate.npz", "model.json")
@@ -234,6 +234,28 @@ def test_a_changed_promise_is_refused(calibrated: Run) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(RunError, match=r"trust\.json is not the file that model\.json"):
         trust_of_run(calibrated)
+
+
+def test_a_changed_promise_is_in_no_card(calibrated: Run) -> None:
+    path = calibrated.path / "trust.json"
+    path.write_text(path.read_text().replace('"confidence": 0.8', '"confidence": 0.9'))
+    with pytest.raises(RunError, match=r"trust\.json is not the file that model\.json"):
+        card_of_run(calibrated)
+
+
+def test_files_are_as_they_were_if_one_cannot_be_written(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in run.path.glob("*.*")}
+
+    def fail(*_: object) -> None:
+        raise DataError("the disk is full", hint="free some space")
+
+    monkeypatch.setattr(Run, "write_card", fail)
+    with pytest.raises(DataError, match="the disk is full"):
+        fit_trust(run, EASY)
+    after = {path.name: path.read_bytes() for path in run.path.glob("*.*")}
+    assert after == before
 
 
 def test_a_gate_that_is_gone_is_one_error(calibrated: Run) -> None:

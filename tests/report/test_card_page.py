@@ -103,7 +103,7 @@ def test_a_kfold_run_has_the_pooled_figures_and_the_networks_of_its_folds(
 def test_model_hubs_read_the_figures_of_the_head(whole: Run) -> None:
     head = head_of(text_of(whole))
     assert head.model_name == whole.name
-    assert head.to_dict()["library_name"] == "tumorlens"
+    assert "\nlibrary_name: tumorlens\n" in text_of(whole)
     metrics = read(whole.path / "metrics.json")
     external = read(whole.path / "external" / "hospital-b" / "external.json")
     assert head.eval_results

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from tumorlens.deploy.benchmark.results import Benchmark, read_benchmark
-from tumorlens.files import write_bytes, write_text
+from tumorlens.files import write_text
 from tumorlens.report.comparison_figures import Bar, draw_bars
 from tumorlens.report.drawing import Heading
 from tumorlens.report.page import (
@@ -44,8 +44,7 @@ def write_benchmark_page(path_of_benchmark_json: Path, *, out: Path) -> Path:
     found = read_benchmark(path_of_benchmark_json)
     shown = []
     for name, (drawing, alt) in _draw(found).items():
-        write_text(out.parent / "figures" / f"{name}.svg", drawing.svg)
-        write_bytes(out.parent / "figures" / f"{name}.png", drawing.png())
+        drawing.write(out.parent / "figures", name)
         shown.append({"svg": Markup(drawing.inline(name)), "alt": alt})
     page = render_page(
         "benchmark.html.j2",

@@ -53,6 +53,7 @@ from tumorlens.runs.trust import (
     Promise,
     Trust,
     read_trust,
+    trust_by_part,
 )
 from tumorlens.system import without_user
 from tumorlens.text import natural_key
@@ -405,7 +406,7 @@ def card_of_run(run: Run) -> Card:
             f"the training of {run.path} is not finished",
             hint=f"finish it with: tumorlens train --resume --out {run.path}",
         )
-    networks = {_place(run, one): _network(one) for one in run.networks()}
+    networks = {_place(run, one.path): _network(one) for one in run.networks()}
     environment = run.environment()
     is_imported = "imported_from" in environment
     metrics = run.metrics() if run.metrics_path.is_file() else None
@@ -414,7 +415,7 @@ def card_of_run(run: Run) -> Card:
     external, folders = run.external_metrics(), _exports(run)
     stress = {one.name: read_stress(one) for one in _stress_files(run)}
     checks = {
-        one.relative_to(run.path).as_posix(): _read_checks(one)
+        _place(run, one): _read_checks(one)
         for one in sorted(run.path.glob(f"*/{CHECKS_FILE}"))
     }
     licence, base_model = _licence(run.config, is_imported=is_imported)
@@ -526,8 +527,9 @@ def _gaps(run: Run, names: Iterable[str]) -> dict[str, CardGap]:
     return gaps
 
 
-def _place(run: Run, part: Run) -> str:
-    return part.path.relative_to(run.path).as_posix()
+def _place(run: Run, path: Path) -> str:
+    """Return where a folder or file of a run is, from the run."""
+    return path.relative_to(run.path).as_posix()
 
 
 def _network(run: Run) -> CardNetwork:
@@ -622,7 +624,7 @@ def _protocol(run: Run) -> CardProtocol:
 
 def _training(run: Run) -> CardTraining:
     """Return what training took. Raises what `Run.history` raises."""
-    histories = {_place(run, one): one.history() for one in run.networks()}
+    histories = {_place(run, one.path): one.history() for one in run.networks()}
     config = run.config
     return CardTraining(
         epochs={place: len(rows) for place, rows in histories.items()},
@@ -697,19 +699,13 @@ def _figures(found: Metrics) -> CardFigures:
 def _trust(run: Run) -> dict[str, CardTrust]:
     """Return the trust of a run, or of each fold; empty where one has none.
 
-    Raises what `read_trust` raises.
+    Raises what `trust_by_part` raises.
     """
-    parts = run.folds() if run.is_kfold else (run,)
-    found = {}
-    for part in parts:
-        digests = [
-            one.card(check_weights=False).weights_sha256 for one in part.networks()
-        ]
-        trusted = read_trust(part.path, digests)
-        if trusted is None:
-            return {}
-        found[_place(run, part)] = _of_trust(trusted.trust)
-    return found
+    parts, found = run.folds() or (run,), trust_by_part(run)
+    return {
+        _place(run, part.path): _of_trust(one.trust)
+        for part, one in zip(parts, found, strict=bool(found))
+    }
 
 
 def _of_trust(trust: Trust) -> CardTrust:
@@ -806,11 +802,7 @@ def _explanations(found: ExplanationChecks) -> CardExplanations:
 def _exports(run: Run) -> dict[str, Artefact]:
     """Return the artefacts of a run. Raises what `open_artefact` raises."""
     folders = sorted(path.parent for path in run.path.glob("export/*/manifest.json"))
-    return {_relative(run, folder): open_artefact(folder) for folder in folders}
-
-
-def _relative(run: Run, path: Path) -> str:
-    return path.relative_to(run.path).as_posix()
+    return {_place(run, folder): open_artefact(folder) for folder in folders}
 
 
 def _export(artefact: Artefact) -> CardExport:
@@ -849,4 +841,4 @@ def _files(run: Run, others: Iterable[str]) -> dict[str, str]:
         ]
     paths += sorted(run.path.glob(f"external/*/{EXTERNAL_FILE}"))
     paths += sorted(run.path.glob("export/*/manifest.json"))
-    return {_relative(run, path): sha256_of(path) for path in paths if path.is_file()}
+    return {_place(run, path): sha256_of(path) for path in paths if path.is_file()}

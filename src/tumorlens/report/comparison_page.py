@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from tumorlens.data.leakage import NO_PATIENTS, SOME_PATIENTS
 from tumorlens.data.sets import root_of
-from tumorlens.files import write_bytes, write_text
+from tumorlens.files import write_text
 from tumorlens.report.comparison_figures import (
     ArmCurves,
     Bar,
@@ -101,8 +101,7 @@ def write_comparison_page(
         files[name] = drawing
         others[name] = _shown(name, drawing, alt)
     for name, drawing in files.items():
-        write_text(out.parent / "figures" / f"{name}.svg", drawing.svg)
-        write_bytes(out.parent / "figures" / f"{name}.png", drawing.png())
+        drawing.write(out.parent / "figures", name)
 
     script = _script()
     page = render_page(

@@ -16,8 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tumorlens.files import write_bytes, write_text
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -151,6 +154,17 @@ class Drawing:
                 content, format="png", dpi=200, metadata={"Software": None}
             )
         return content.getvalue()
+
+    def write(self, folder: Path, name: str) -> tuple[Path, Path]:
+        """Write `name.svg` and `name.png` into a folder, and return their paths.
+
+        Raises:
+            DataError: They cannot be written.
+        """
+        svg, png = folder / f"{name}.svg", folder / f"{name}.png"
+        write_text(svg, self.svg)
+        write_bytes(png, self.png())
+        return svg, png
 
     def inline(self, name: str) -> str:
         """Return the SVG for use inside a page: themed, with ids of its own.

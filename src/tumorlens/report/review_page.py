@@ -21,7 +21,7 @@ from tumorlens.evaluation.review_file import (
     ReviewedImage,
     read_review,
 )
-from tumorlens.files import write_bytes, write_text
+from tumorlens.files import write_text
 from tumorlens.report.drawing import LIGHT, SERIES, Drawing, Heading, render, shortened
 from tumorlens.report.measured import PageFigure
 from tumorlens.report.page import (
@@ -95,8 +95,7 @@ def write_review_page(
     maps = []
     for part, variance in enumerate(found.shown_variance):
         drawing = draw_map(found, part)
-        write_text(run.figures_dir / f"review-map-{part}.svg", drawing.svg)
-        write_bytes(run.figures_dir / f"review-map-{part}.png", drawing.png())
+        drawing.write(run.figures_dir, f"review-map-{part}")
         svg = Markup(drawing.inline(_map_name(part)))
         maps.append((PageFigure(svg, _in_words(found, part)), variance))
     shown = _shown(run, found, data)

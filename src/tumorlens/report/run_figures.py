@@ -11,7 +11,6 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from tumorlens.files import write_bytes, write_text
 from tumorlens.report.drawing import (
     LIGHT,
     PANEL_INCHES,
@@ -326,11 +325,7 @@ def write_lr_plot(found: LrFindResult, out: Path) -> tuple[Path, Path]:
     Raises:
         DataError: They cannot be written.
     """
-    drawing = draw_lr_curve(found)
-    svg, png = out / "lr_find.svg", out / "lr_find.png"
-    write_text(svg, drawing.svg)
-    write_bytes(png, drawing.png())
-    return svg, png
+    return draw_lr_curve(found).write(out, "lr_find")
 
 
 def draw_lr_curve(found: LrFindResult) -> Drawing:

@@ -27,7 +27,7 @@ from tumorlens.data.leakage import (
 )
 from tumorlens.data.sets import sets_of
 from tumorlens.evaluation.predictions import read_predictions
-from tumorlens.files import write_bytes, write_text
+from tumorlens.files import write_text
 from tumorlens.report.drawing import Drawing, Heading
 from tumorlens.report.external_page import PAGE as EXTERNAL_PAGE
 from tumorlens.report.measured import (
@@ -106,8 +106,7 @@ def write_run_report(
     if reliability:
         drawings["reliability"] = reliability
     for name, drawing in drawings.items():
-        write_text(run.figures_dir / f"{name}.svg", drawing.svg)
-        write_bytes(run.figures_dir / f"{name}.png", drawing.png())
+        drawing.write(run.figures_dir, name)
 
     environment = run.environment()
     page = render_page(

@@ -17,7 +17,7 @@ from matplotlib.ticker import PercentFormatter
 from tumorlens.data.corruptions import CORRUPTIONS, EQUAL_SIZES, bounded, corrupt
 from tumorlens.data.images import ImageLimits
 from tumorlens.data.sets import sets_of
-from tumorlens.files import write_bytes, write_text
+from tumorlens.files import write_text
 from tumorlens.report.drawing import LIGHT, SERIES, Drawing, Heading, render
 from tumorlens.report.measured import PageFigure
 from tumorlens.report.page import (
@@ -76,8 +76,7 @@ def write_stress_page(
     """
     found = read_stress(path)
     drawing = draw_stress(found)
-    write_text(run.figures_dir / f"{path.stem}.svg", drawing.svg)
-    write_bytes(run.figures_dir / f"{path.stem}.png", drawing.png())
+    drawing.write(run.figures_dir, path.stem)
     cases = _cases(run, found, data)
     equal = next((one for one in found.corruptions if one.name == EQUAL_SIZES), None)
     page = render_page(

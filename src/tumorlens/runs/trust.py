@@ -311,27 +311,38 @@ def read_trust(folder: Path, weights_sha256: Sequence[str]) -> TrustedAnswers | 
 def trust_of_run(run: Run) -> TrustedAnswers | None:
     """Return the trust of a run; `None` where it, or one of its folds, has none.
 
+    Raises what `trust_by_part` raises.
+    """
+    found = trust_by_part(run)
+    if not found:
+        return None
+    if len(found) == 1:
+        return found[0]
+    gates = tuple(gate for one in found for gate in one.gates)
+    return TrustedAnswers(of_folds([one.trust for one in found]), gates)
+
+
+def trust_by_part(run: Run) -> list[TrustedAnswers]:
+    """Return the trust of a run, or that of each fold; none where one has none.
+
     Raises:
-        RunError: A file is damaged or missing, or of other weights.
+        RunError: A file is damaged, missing or changed, or of other weights.
     """
     parts = run.folds() if run.is_kfold else (run,)
     if not all((part.path / FILE).is_file() for part in parts):
-        return None
+        return []
     found = []
     for part in parts:
         cards = [one.card(check_weights=False) for one in part.networks()]
+        trusted = read_trust(part.path, [card.weights_sha256 for card in cards])
+        assert trusted is not None  # its file is there
         known = {card.trust_sha256 for card in cards} - {None}
         if known and known != {sha256_of(part.path / FILE)}:
             raise RunError(
                 f"{part.path / FILE} is not the file that model.json names", hint=_HINT
             )
-        trusted = read_trust(part.path, [card.weights_sha256 for card in cards])
-        assert trusted is not None  # its file is there
         found.append(trusted)
-    if len(found) == 1:
-        return found[0]
-    gates = tuple(gate for one in found for gate in one.gates)
-    return TrustedAnswers(of_folds([one.trust for one in found]), gates)
+    return found
 
 
 def write_trust(folder: Path, trust: Trust, gates: Sequence[Gate]) -> Trust:

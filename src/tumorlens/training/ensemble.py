@@ -200,7 +200,7 @@ def _make(
         describe_environment(command=command, seed=first.config.train.seed)
     )
     leak = _worst_leak(members).model_copy(
-        # These are settings of the ensemble, too.
+        # The ensemble has the settings of its first member, data.labels among them.
         update={"labels_sha256": first.leak().labels_sha256}
     )
     rows = first.split() if first.is_kfold else _joined_split(members)
